@@ -1,0 +1,85 @@
+"""Errors that say what was got, what was expected, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read.
+
+    Parameters
+    ----------
+    reason : str
+        What is wrong with the picture, and the remedy.
+    row : int or None
+        Position of the picture in `X`, once it is known.
+    source : str
+        What the row holds, in a few words: a path, `"bytes"`, `"array of shape (0, 0)"`.
+    """
+
+    def __init__(self, reason: str, row: int | None = None, source: str = "") -> None:
+        super().__init__(reason, row, source)
+        self.reason = reason
+        self.row = row
+        self.source = source
+
+    def __str__(self) -> str:
+        where = "Picture" if self.row is None else f"Picture in row {self.row}"
+        source = f" ({self.source})" if self.source else ""
+        return f"{where}{source}: {self.reason}"
+
+
+class WeightsNotFoundError(FileNotFoundError):
+    """Pretrained weights are not on this machine and could not be fetched."""
+
+
+def did_you_mean(name: object, options: Iterable[str]) -> str:
+    """Suggest the closest of `options`, or nothing where none is close.
+
+    Examples
+    --------
+    >>> did_you_mean("resnet5O", ["resnet18", "resnet50"])
+    "; did you mean 'resnet50'?"
+    >>> did_you_mean("zzz", ["resnet18", "resnet50"])
+    ''
+    """
+    close = difflib.get_close_matches(str(name), list(options), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(parameter: str, value: object, options: Iterable[str]) -> None:
+    """Refuse a `value` that is none of `options`.
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter, the value, the options, and the closest of them.
+    """
+    options = list(options)
+    if not isinstance(value, str) or value not in options:
+        expected = ", ".join(repr(option) for option in options)
+        raise ValueError(
+            f"Got {parameter}={value!r}, but expected one of {expected}"
+            f"{did_you_mean(value, options)}"
+        )
+
+
+def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import a module that only some users need.
+
+    Raises
+    ------
+    ImportError
+        Naming the purpose and the command that installs the module.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{purpose} needs {name!r}, which is not installed. "
+            f"Install it with: pip install 'sktransfer[{extra}]'"
+        ) from error
