@@ -1,0 +1,120 @@
+"""The machine that a run finds: device, precision, threads, progress."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+from typing import Any
+
+import joblib
+import torch
+from tqdm.auto import tqdm
+
+from sktransfer._errors import check_choice
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_IMPORTED_IN = os.getpid()
+
+
+def settle_after_fork() -> None:
+    """Let torch compute in a process that was forked after torch had used its threads.
+
+    They did not survive the fork, and torch would wait for them for ever; with one thread of its
+    own it has nobody to wait for.
+    """
+    if os.getpid() != _IMPORTED_IN and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Find the device to compute on, in the process that computes.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        `"auto"` takes a CUDA device where there is one, else Apple's MPS, else the CPU. Workers of
+        a parallel search spread over the CUDA devices that they see.
+
+    Raises
+    ------
+    ValueError
+        Where the device is unknown or not on this machine.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", _worker_number() % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"Got device={device!r}, but expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
+        ) from error
+    missing = {
+        "cuda": not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+    }
+    if missing.get(found.type, False):
+        raise ValueError(
+            f"Got device={str(device)!r}, but this machine has no such device; "
+            "device='auto' takes the fastest one that there is"
+        )
+    return found
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Find the arithmetic to compute in.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16", "float16"}
+        `"auto"` is float32 but on CUDA, where it is bfloat16, or float16 where the device is older.
+    device : torch.device
+
+    Examples
+    --------
+    >>> resolve_precision("auto", torch.device("cpu"))
+    torch.float32
+    """
+    check_choice("precision", precision, ["auto", *PRECISIONS])
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def resolve_threads(n_jobs: int | None) -> int:
+    """Find the number of threads that decode pictures.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        As in joblib, -1 for one a core; `None` is one a core too, but a single one inside a worker
+        of a parallel search, whose siblings keep the other cores busy.
+    """
+    if n_jobs is None:
+        return 1 if multiprocessing.parent_process() is not None else joblib.cpu_count()
+    return max(1, joblib.effective_n_jobs(n_jobs))
+
+
+def progress_bar(total: int, verbose: int, description: str) -> Any:
+    """Open a bar that counts pictures; silent where `verbose` is 0."""
+    return tqdm(total=total, desc=description, unit="picture", disable=not verbose)
+
+
+def _worker_number() -> int:
+    """Count from 0 in the workers of one pool (their names end in a number), 0 elsewhere."""
+    number = re.search(r"(\d+)$", multiprocessing.current_process().name)
+    return int(number.group(1)) - 1 if number else 0

@@ -1,0 +1,288 @@
+"""Backbones by name: ordered blocks, the preprocessing of their weights, and a digest."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sktransfer._config import settle_after_fork
+from sktransfer._errors import did_you_mean, import_optional
+from sktransfer.architectures import (
+    Anatomy,
+    build_torchvision,
+    dissect,
+    list_torchvision,
+    torchvision_weights,
+)
+from sktransfer.efficientnet_lite import efficientnet_lite0, weights_path
+from sktransfer.split import freeze
+from sktransfer.transforms import Preprocessing
+from sktransfer.weights import digest_tensors, fetch, load_state_dict, require_reachable
+
+LITE0 = "efficientnet_lite0"
+
+# (x - 127) / 128 on pixels of 0-255.
+_LITE0_PREPROCESSING = Preprocessing(
+    interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+)
+
+# Backbones kept in memory by a process, so that clones and folds share one copy.
+_KEPT = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen network as an ordered list of blocks, and what it expects of a picture.
+
+    Parameters
+    ----------
+    name : str
+    anatomy : Anatomy
+        Blocks from picture to last feature map, and what follows.
+    preprocessing : Preprocessing
+        Comes with the weights.
+    digest : bytes
+        16 bytes that identify architecture and weights, BatchNorm statistics included.
+    categories : tuple of str
+        Names of the logits; empty where unknown.
+    """
+
+    name: str
+    anatomy: Anatomy
+    preprocessing: Preprocessing
+    digest: bytes
+    categories: tuple[str, ...] = ()
+
+
+class _Loaded(NamedTuple):
+    """What a source of backbones gives: a network and what is known about it."""
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    categories: tuple[str, ...] = ()
+
+
+def load_backbone(
+    backbone: str | nn.Module | Callable[[], nn.Module], weights: Any = "default"
+) -> Backbone:
+    """Load a backbone, or find it where this process has loaded it before.
+
+    Parameters
+    ----------
+    backbone : str, Module or callable
+        A name of `list_backbones`, `"timm:NAME"`, a module (which is copied and left as it is), or
+        a callable that makes one. A module may say what it expects of a picture in an attribute
+        `preprocessing` (a `Preprocessing`); otherwise it gets ImageNet's.
+    weights : str, path or None
+        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
+        file, or `None` for random values, the same ones every time.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    ValueError
+        Where backbone or weights are unknown, or do not fit each other.
+    WeightsNotFoundError
+        Within a second, where the weights are neither here nor within reach.
+
+    Examples
+    --------
+    >>> backbone = load_backbone("efficientnet_lite0")
+    >>> [name for name, _ in backbone.anatomy.blocks][:3]
+    ['stem', 'block0', 'block1']
+    """
+    settle_after_fork()
+    if isinstance(backbone, str):
+        return _load_named(backbone, *_stamp(weights))
+    if not callable(backbone):
+        raise TypeError(
+            f"Got backbone={backbone!r}, but expected a name (see list_backbones()), "
+            "'timm:NAME', a torch.nn.Module, or a callable that makes one"
+        )
+    loaded = _from_user(backbone, weights)
+    digest = digest_tensors(loaded.model.state_dict().items(), *_code(loaded.model))
+    if digest not in _user_backbones:
+        _user_backbones[digest] = _assemble(loaded, digest)
+        while len(_user_backbones) > _KEPT:
+            _user_backbones.popitem(last=False)
+    return _user_backbones[digest]
+
+
+_user_backbones: OrderedDict[bytes, Backbone] = OrderedDict()
+
+
+@lru_cache(maxsize=_KEPT)
+def _load_named(name: str, weights: str | None, stamp: tuple[int, int] | None) -> Backbone:
+    """Load by name; `stamp` makes a weights file that changed another one."""
+    if name == LITE0:
+        loaded = _load_lite0(weights)
+    elif name.startswith("timm:"):
+        loaded = _load_timm(name, weights)
+    elif name in list_torchvision():
+        loaded = _load_torchvision(name, weights)
+    else:
+        names = [LITE0, *list_torchvision()]
+        raise ValueError(
+            f"Got backbone={name!r}, but expected one of list_backbones() or 'timm:NAME'"
+            f"{did_you_mean(name, names)}"
+        )
+    return _assemble(loaded, digest_tensors(loaded.model.state_dict().items(), name))
+
+
+def _stamp(weights: Any) -> tuple[str | None, tuple[int, int] | None]:
+    """Make weights a key: their name, and size and time where they are a file."""
+    if weights is None:
+        return None, None
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(
+            f"Got weights={weights!r}, but expected 'default', a name of torchvision's such as "
+            "'IMAGENET1K_V2', the path of a .safetensors or .pth file, or None for random values"
+        )
+    if not _is_file_name(weights):
+        return str(weights), None
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        load_state_dict(path)  # says what is missing
+    status = path.stat()
+    return str(path), (status.st_size, status.st_mtime_ns)
+
+
+def _is_file_name(weights: str | os.PathLike[str]) -> bool:
+    path = Path(weights)
+    return isinstance(weights, os.PathLike) or path.suffix in (".safetensors", ".pth", ".pt")
+
+
+def _assemble(loaded: _Loaded, digest: bytes) -> Backbone:
+    model = freeze(loaded.model.to(memory_format=torch.channels_last))
+    return Backbone(loaded.name, dissect(model), loaded.preprocessing, digest, loaded.categories)
+
+
+def _load_lite0(weights: str | None) -> _Loaded:
+    state = None
+    if weights is not None:
+        state = load_state_dict(weights_path() if weights == "default" else _file(LITE0, weights))
+    categories = _imagenet_categories() if weights == "default" else ()
+    return _Loaded(LITE0, efficientnet_lite0(state), _LITE0_PREPROCESSING, categories)
+
+
+def _load_torchvision(name: str, weights: str | None) -> _Loaded:
+    own_file = weights is not None and _is_file_name(weights)
+    member = torchvision_weights(name, "default" if weights is None or own_file else weights)
+    preprocessing = Preprocessing.from_torchvision(member.transforms())
+    if weights is None:
+        return _Loaded(name, build_torchvision(name), preprocessing)
+    state = load_state_dict(weights if own_file else fetch(member.url, name))
+    model = build_torchvision(name, state_dict=state)
+    categories = () if own_file else tuple(member.meta["categories"])
+    return _Loaded(name, model, preprocessing, categories)
+
+
+def _load_timm(name: str, weights: str | None) -> _Loaded:
+    timm = import_optional("timm", extra="timm", purpose=f"backbone={name!r}")
+    architecture = name.removeprefix("timm:")
+    if not timm.is_model(architecture):
+        options = timm.list_models()
+        raise ValueError(
+            f"Got backbone={name!r}, but timm has no such model"
+            f"{did_you_mean(architecture, options)}; timm.list_models() lists them all"
+        )
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model = timm.create_model(architecture)
+    else:
+        config = timm.get_pretrained_cfg(architecture)
+        path = _timm_file(name, config) if weights == "default" else _file(name, weights)
+        overlay = {"state_dict": load_state_dict(path)}
+        model = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay)
+    data = timm.data.resolve_model_data_config(model)
+    height, width = data["input_size"][1:]
+    preprocessing = Preprocessing(
+        round(min(height, width) / data["crop_pct"]),
+        (height, width),
+        data["interpolation"],
+        tuple(data["mean"]),
+        tuple(data["std"]),
+    )
+    return _Loaded(name, model, preprocessing)
+
+
+def _timm_file(name: str, config: Any) -> Path:
+    """Find a timm model's file in the Hugging Face cache, or fetch it."""
+    hub = import_optional("huggingface_hub", extra="timm", purpose=f"backbone={name!r}")
+    repository, file = config.hf_hub_id, config.hf_hub_filename or "model.safetensors"
+    if not repository:
+        raise ValueError(
+            f"Got backbone={name!r} with weights='default', but timm has no pretrained weights "
+            "for it; give a file (weights='model.safetensors') or weights=None"
+        )
+    cached = hub.try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    require_reachable(
+        f"https://huggingface.co/{repository}/resolve/main/{file}",
+        f"The weights of {name!r} are not on this machine: {file} of {repository} is not in "
+        f"{hub.constants.HF_HUB_CACHE}",
+    )
+    return Path(hub.hf_hub_download(repository, file))
+
+
+def _from_user(source: nn.Module | Callable[[], nn.Module], weights: Any) -> _Loaded:
+    name = getattr(source, "__name__", type(source).__name__).lower()
+    if isinstance(source, nn.Module):
+        model = copy.deepcopy(source).cpu()
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model = source()
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"Got backbone={source!r}, which made a {type(model).__name__}, but expected a "
+            "torch.nn.Module"
+        )
+    if weights != "default":
+        model.load_state_dict(load_state_dict(_file(name, weights)))
+    return _Loaded(name, model, getattr(model, "preprocessing", Preprocessing()))
+
+
+def _file(name: str, weights: Any) -> str:
+    if weights is None or not _is_file_name(weights):
+        raise ValueError(
+            f"Got weights={weights!r} for the backbone {name!r}, but expected 'default' or the "
+            "path of a .safetensors or .pth file"
+        )
+    return str(weights)
+
+
+def _code(model: nn.Module) -> list[str]:
+    """Describe what a user's modules compute: their code, their layout, their plain settings."""
+    described = [repr(model)]
+    for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: repr(kind)):
+        if kind.__module__.split(".")[0] not in ("torch", "torchvision", "timm"):
+            try:
+                described.append(inspect.getsource(kind))
+            except (OSError, TypeError):
+                described.append(f"{kind.__module__}.{kind.__qualname__}")
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple))}
+        described.append(f"{name}{sorted((k, v) for k, v in plain.items() if k != 'training')}")
+    return described
+
+
+@lru_cache(maxsize=1)
+def _imagenet_categories() -> tuple[str, ...]:
+    return tuple(torchvision_weights("resnet50", "default").meta["categories"])

@@ -1,0 +1,318 @@
+"""PretrainedFeatureExtractor: the boundary at the very end."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from sktransfer._config import resolve_device, resolve_precision, resolve_threads
+from sktransfer._errors import PictureError, check_choice
+from sktransfer.backbones import Backbone, load_backbone
+from sktransfer.domain import BatchNormState, estimate_batch_norm, with_batch_norm
+from sktransfer.features import Recipe, embed, output_width
+from sktransfer.images import Pictures
+from sktransfer.reading import Faults, PictureReader
+from sktransfer.session import resolve_store, share_session
+from sktransfer.split import POOLINGS
+from sktransfer.validation import check_pictures
+
+# Pictures whose BatchNorm statistics are estimated together by batch_norm="adapt".
+_ADAPT_BATCH = 32
+
+
+class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
+    """Embed pictures with a frozen pretrained network, each picture once.
+
+    The embeddings are computed on the GPU where there is one, and kept in a store that clones,
+    folds, candidates and worker processes share, so that a search runs every picture through the
+    network a single time.
+
+    Parameters
+    ----------
+    backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
+        A name of `list_backbones`, `"timm:NAME"` where timm is installed, a module of your own
+        (it is copied, and left as it is), or a callable that makes one.
+    weights : str, path or None, default="default"
+        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
+        file (no code of a file is ever run), or `None` for random values.
+    layer : str, list of str or None, default=None
+        What to emit: `None` for the penultimate vector, the name of a block (an error lists them),
+        `"logits"` for the output of the pretrained classifier, or several, side by side.
+    pooling : {"avg", "max", "avgmax"} or None, default="avg"
+        How a feature map becomes a vector: mean or maximum over positions, or both. With
+        `layer=None`, `"avg"` is the network's own way to its penultimate vector. `None` keeps
+        every value of the map.
+    image_size : int, (int, int) or None, default=None
+        Side in pixels of what the network sees; a pair (height, width) squeezes pictures to just
+        that. `None`: as the weights were made for.
+    image_shape : tuple of int or None, default=None
+        Shape (H, W) or (H, W, C) of the pictures in the rows of a 2-D `X`; one of the numbers may
+        be -1.
+    pixel_range : (float, float) or "auto", default="auto"
+        Values of black and white in arrays that are not uint8. `"auto"` learns it in `fit`: the
+        smallest of 0 to 1, -1 to 1, 0 to 16, 0 to 255 and 0 to 65535 that holds the data, and the
+        data's own minimum and maximum where none does.
+    batch_norm : {"frozen", "adapt"}, default="frozen"
+        `"adapt"` estimates BatchNorm statistics anew on the pictures given to `fit` (AdaBN), for
+        pictures that look different from those that the network knows.
+    device : str or torch.device, default="auto"
+        `"auto"` takes CUDA, else MPS, else the CPU, wherever the extractor happens to run.
+    engine : {"auto", "torch"}, default="auto"
+        What runs the network.
+    precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        Arithmetic of the network: float32, but on CUDA bfloat16 where the device has it.
+    batch_size : int or "auto", default="auto"
+        Pictures that go through the network at once; halved by itself where memory ends.
+    n_jobs : int or None, default=None
+        Threads that decode pictures; `None` is one a core (one in all inside a parallel search).
+    cache : "auto", path, EmbeddingStore or None, default="auto"
+        Where embeddings are kept. `"auto"` is one store for this process and the processes that it
+        starts, gone at exit; a directory is kept; `None` computes each time.
+    on_error : {"raise", "nan"}, default="raise"
+        What a broken picture does: raise a `PictureError` that names row and file, or give a row of
+        NaN and an entry in `errors_`.
+    verbose : int, default=0
+        Shows a progress bar where it is not 0.
+
+    Attributes
+    ----------
+    preprocessing_ : Preprocessing
+        How pictures are resized, cropped and normalised: it comes with the weights.
+    pixel_range_ : (float, float) or None
+        The range in use for arrays that are not uint8; `None` where the data needed none.
+    batch_norm_ : BatchNormState or None
+        The statistics that `batch_norm="adapt"` found.
+    digest_ : str
+        Identifies the network and its weights.
+    errors_ : list of PictureError
+        The broken pictures of the last `transform`, where `on_error="nan"`.
+    n_features_in_ : int
+        Columns seen in `fit`, where `X` was 2-D.
+    feature_names_in_ : ndarray of str
+        Column names seen in `fit`, where `X` had them.
+
+    See Also
+    --------
+    list_backbones : The names that `backbone` takes.
+    load_image_folder : Paths and labels of a folder of pictures.
+
+    Notes
+    -----
+    `X` may hold paths, PIL images, arrays of one or of many sizes (uint8 or float; NHWC, NHW or
+    NCHW), tensors, encoded bytes, the dicts of Hugging Face `datasets`; it may be a one-column
+    DataFrame of these, a torch Dataset, or flattened rows (see `image_shape`). The same picture
+    gives the same embedding in whatever container it comes, and in whatever batch.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_sample_images
+    >>> from sktransfer import PretrainedFeatureExtractor
+    >>> pictures = load_sample_images().images
+    >>> extractor = PretrainedFeatureExtractor()
+    >>> extractor.fit_transform(pictures).shape
+    (2, 1280)
+    >>> print(extractor.preprocessing_)
+    resize 256 bicubic, crop 224x224, mean (0.498, 0.498, 0.498), std (0.502, 0.502, 0.502)
+    """
+
+    def __init__(
+        self,
+        backbone: Any = "efficientnet_lite0",
+        *,
+        weights: Any = "default",
+        layer: Any = None,
+        pooling: str | None = "avg",
+        image_size: Any = None,
+        image_shape: Any = None,
+        pixel_range: Any = "auto",
+        batch_norm: str = "frozen",
+        device: Any = "auto",
+        engine: str = "auto",
+        precision: str = "auto",
+        batch_size: Any = "auto",
+        n_jobs: int | None = None,
+        cache: Any = "auto",
+        on_error: str = "raise",
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layer = layer
+        self.pooling = pooling
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.batch_norm = batch_norm
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+        self.batch_size = batch_size
+        self.n_jobs = n_jobs
+        self.cache = cache
+        self.on_error = on_error
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> PretrainedFeatureExtractor:
+        """Find the network, and learn what depends on the data: pixel range, adapted BatchNorm.
+
+        Parameters
+        ----------
+        X : pictures in any of the containers above
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
+        self._check_parameters()
+        pictures = check_pictures(self, X, reset=True)
+        self.errors_: list[PictureError] = []
+        backbone = load_backbone(self.backbone, self.weights)
+        self.batch_norm_ = self._adapt(backbone, pictures)
+        self._plan = _Plan(
+            backbone=self.backbone,
+            weights=self.weights,
+            taps=tuple(self.layer) if isinstance(self.layer, (list, tuple)) else (self.layer,),
+            pooling=self.pooling,
+            image_size=self.image_size,
+            batch_norm=self.batch_norm_,
+            digest=backbone.digest,
+        )
+        self.digest_ = backbone.digest.hex()
+        self.preprocessing_ = self._plan.recipe().preprocessing
+        self._widths = self._plan.widths()
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Embed pictures, or look their embeddings up.
+
+        Parameters
+        ----------
+        X : pictures in any of the containers above
+
+        Returns
+        -------
+        ndarray of shape (N, D)
+            float32.
+
+        Raises
+        ------
+        PictureError
+            At the first broken picture, where `on_error="raise"`; all batches before it are kept.
+        """
+        check_is_fitted(self)
+        self._check_parameters()
+        pictures = check_pictures(self, X, reset=False)
+        device = resolve_device(self.device)
+        embeddings, errors = embed(
+            pictures,
+            self._plan.recipe(resolve_precision(self.precision, device)),
+            device=device,
+            engine=self.engine,
+            batch_size=None if self.batch_size == "auto" else self.batch_size,
+            threads=resolve_threads(self.n_jobs),
+            store=resolve_store(self.cache),
+            on_error=self.on_error,
+            verbose=self.verbose,
+        )
+        self.errors_ = errors
+        return embeddings
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Name the columns of the embedding.
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        ndarray of str
+            Such as `"resnet50_0"`, `"resnet50_layer3_0"`, or `"resnet50_logits_goldfish"` where
+            the categories of the weights are known.
+        """
+        check_is_fitted(self)
+        return self._plan.feature_names(self._widths)
+
+    def _adapt(self, backbone: Backbone, pictures: Pictures) -> BatchNormState | None:
+        if self.batch_norm == "frozen":
+            return None
+        preprocessing = backbone.preprocessing.with_image_size(self.image_size)
+        reader = PictureReader(
+            pictures, preprocessing, resolve_threads(self.n_jobs), Faults(self.on_error)
+        )
+        # Shuffled: folders come class by class, and a batch should look like the whole.
+        rows = np.random.RandomState(0).permutation(len(pictures)).tolist()
+        batches = (batch for _, batch in reader.batches(rows, _ADAPT_BATCH))
+        return estimate_batch_norm(backbone, batches, resolve_device(self.device))
+
+    def _check_parameters(self) -> None:
+        check_choice("batch_norm", self.batch_norm, ["frozen", "adapt"])
+        check_choice("on_error", self.on_error, ["raise", "nan"])
+        if self.pooling is not None:
+            check_choice("pooling", self.pooling, POOLINGS)
+        whole = isinstance(self.batch_size, numbers.Integral) and self.batch_size > 0
+        if self.batch_size != "auto" and not whole:
+            raise ValueError(
+                f"Got batch_size={self.batch_size!r}, but expected a positive integer or 'auto'"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy that is pickled may wake up in a worker, which then looks for this process's store.
+        if isinstance(self.cache, str) and self.cache == "auto":
+            share_session()
+        return super().__getstate__()
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `fit` decided; light enough to be pickled, the network itself is looked up again."""
+
+    backbone: Any
+    weights: Any
+    taps: tuple[str | None, ...]
+    pooling: str | None
+    image_size: Any
+    batch_norm: BatchNormState | None
+    digest: bytes
+
+    def load(self) -> Backbone:
+        backbone = load_backbone(self.backbone, self.weights)
+        if backbone.digest != self.digest:
+            raise ValueError(
+                f"Got weights of {backbone.name} with digest {backbone.digest.hex()}, but fit saw "
+                f"{self.digest.hex()}: they changed since. Call fit again, or bring them back"
+            )
+        return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
+
+    def recipe(self, precision: torch.dtype = torch.float32) -> Recipe:
+        backbone = self.load()
+        preprocessing = backbone.preprocessing.with_image_size(self.image_size)
+        return Recipe(backbone, preprocessing, self.taps, self.pooling, precision)
+
+    def widths(self) -> list[int]:
+        """Count the features of each tap."""
+        recipe = self.recipe()
+        return [output_width(replace(recipe, taps=(tap,))) for tap in self.taps]
+
+    def feature_names(self, widths: list[int]) -> np.ndarray:
+        backbone = self.load()
+        names = []
+        for tap, width in zip(self.taps, widths, strict=True):
+            prefix = backbone.name if tap is None else f"{backbone.name}_{tap}"
+            known = tap == "logits" and len(set(backbone.categories)) == width
+            labels = backbone.categories if known else range(width)
+            names += [f"{prefix}_{label}" for label in labels]
+        return np.asarray(names, dtype=object)

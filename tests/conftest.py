@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from sktransfer.store import EmbeddingStore
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs a CUDA device where there is none."""
+    if torch.cuda.is_available():
+        return
+    out = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Give a store of its own to a test that counts."""
+    store = EmbeddingStore(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Give the file in which `CountingTiny` counts."""
+    return tmp_path / "pictures.log"

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from tiny import Tiny, cosine
+
+from sktransfer.architectures import dissect
+from sktransfer.engines import TorchEngine, auto_batch_size, create_engine
+from sktransfer.split import FrozenPrefix, freeze
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def network():
+    return freeze(Tiny())
+
+
+def pixels(n=5):
+    return torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8)
+
+
+def engine(network, precision=torch.float32, device=CPU):
+    prefix = FrozenPrefix(dissect(network))
+    return create_engine(prefix, Tiny.preprocessing, device=device, precision=precision)
+
+
+def test_equals_plain_eager_torch(network):
+    batch = pixels()
+    plain = network.embed(Tiny.preprocessing.normalize(batch)).numpy()
+    fast = engine(network).run(batch)
+    assert fast.dtype == np.float32
+    assert cosine(fast, plain).min() >= 0.9999
+
+
+def test_bfloat16_is_close_and_comes_out_as_float32(network):
+    batch = pixels()
+    low = engine(network, torch.bfloat16).run(batch)
+    assert low.dtype == np.float32
+    assert cosine(low, engine(network).run(batch)).min() >= 0.999
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(network, monkeypatch):
+    batch, sizes = pixels(11), []
+    runner = engine(network)
+    expected = runner.run(batch)
+    forward = TorchEngine._forward
+
+    def scarce(self, part):
+        sizes.append(len(part))
+        if len(part) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, part)
+
+    monkeypatch.setattr(TorchEngine, "_forward", scarce)
+    np.testing.assert_allclose(runner.run(batch), expected, rtol=1e-5, atol=1e-6)
+    assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    sizes.clear()
+    runner.run(batch)
+    assert max(sizes) <= 3, "the engine tried again what had failed"
+
+
+def test_out_of_memory_for_a_single_picture_is_an_error(network, monkeypatch):
+    def never(self, part):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TorchEngine, "_forward", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine(network).run(pixels(2))
+
+
+def test_an_unknown_engine():
+    with pytest.raises(ValueError, match="Got engine='tensorflow', but expected one of 'auto', "):
+        create_engine(None, None, engine="tensorflow", device=CPU, precision=torch.float32)
+
+
+def test_batches_fit_the_device_and_the_size_of_the_pictures():
+    cuda = torch.device("cuda")
+    assert auto_batch_size(cuda, (224, 224)) > auto_batch_size(CPU, (224, 224))
+    assert auto_batch_size(CPU, (448, 448)) < auto_batch_size(CPU, (224, 224))
+    assert auto_batch_size(CPU, (5000, 5000)) == 1
+    assert auto_batch_size(cuda, (8, 8)) <= 1024
+
+
+@pytest.mark.gpu
+def test_cuda_equals_the_cpu(network):
+    batch = pixels(32)
+    cuda = torch.device("cuda")
+    expected = engine(network).run(batch)
+    assert cosine(engine(network, device=cuda).run(batch), expected).min() >= 0.9999
+    low = engine(network, torch.bfloat16, cuda).run(batch)
+    assert cosine(low, expected).min() >= 0.999
+    assert all(parameter.device == CPU for parameter in network.parameters())

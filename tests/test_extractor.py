@@ -1,0 +1,444 @@
+import io
+import os
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+from tiny import SIZE, CountingTiny, Tiny, cosine, counted, pictures
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer._errors import PictureError, WeightsNotFoundError
+from sktransfer.backbones import load_backbone
+
+
+def tiny(**parameters):
+    return PretrainedFeatureExtractor(Tiny(), **parameters)
+
+
+# --- scikit-learn means scikit-learn -------------------------------------------------------------
+
+
+def test_check_estimator_on_real_rows():
+    # The class is a callable that makes the module. (A module as a parameter passes all but one of
+    # the checks: that one compares joblib.hash of parameters with that of deep copies, which differ
+    # for every torch tensor.)
+    extractor = PretrainedFeatureExtractor(Tiny, image_shape=(1, -1))
+    results = check_estimator(extractor, on_fail=None, on_skip=None)
+    status = [result["status"] for result in results]
+    failed = [(r["check_name"], str(r["exception"])) for r in results if r["status"] == "failed"]
+    assert failed == []
+    assert status.count("xfail") == 0
+    assert status.count("passed") >= 45
+    # PCA skips the same: the array API checks, which need a package of their own.
+    skipped = {r["check_name"] for r in results if r["status"] == "skipped"}
+    assert skipped <= {"check_array_api_input", "check_array_api_input_and_values"}
+
+
+def test_unfitted():
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        tiny().transform(pictures(2))
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        tiny().get_feature_names_out()
+
+
+def test_nothing_is_loaded_before_fit():
+    extractor = clone(PretrainedFeatureExtractor("no_such_network", weights="nor_such_weights"))
+    assert "no_such_network" in repr(extractor)
+    with pytest.raises(ValueError, match="Got backbone='no_such_network'"):
+        extractor.fit(pictures(2))
+
+
+def test_set_params_and_fit_takes_the_new_backbone():
+    X = pictures(3)
+    extractor = tiny(cache=None).fit(X)
+    before = extractor.transform(X)
+    extractor.set_params(backbone="mobilenet_v3_small", weights=None, image_size=64)
+    np.testing.assert_array_equal(extractor.transform(X), before)
+    after = extractor.fit_transform(X)
+    assert after.shape == (3, 1024)
+    again = PretrainedFeatureExtractor(
+        "mobilenet_v3_small", weights=None, image_size=64, cache=None
+    ).fit_transform(X)
+    np.testing.assert_allclose(after, again, rtol=1e-5)
+
+
+def test_names_match_the_width_and_set_output_uses_them():
+    X = pictures(3)
+    extractor = tiny(layer=["0", None, "logits"], pooling="avg")
+    embeddings = extractor.fit_transform(X)
+    names = extractor.get_feature_names_out()
+    assert embeddings.shape == (3, len(names)) == (3, 8 + 12 + 5)
+    assert len(set(names)) == len(names)
+    assert list(names[[0, 8, 20]]) == ["tiny_0_0", "tiny_0", "tiny_logits_0"]
+    frame = extractor.set_output(transform="pandas").fit_transform(X)
+    assert list(frame.columns) == list(names)
+    np.testing.assert_array_equal(frame.to_numpy(), embeddings)
+    assert extractor.set_output(transform="polars").transform(X).shape == embeddings.shape
+
+
+def test_logits_carry_the_names_of_their_categories():
+    extractor = PretrainedFeatureExtractor(layer="logits").fit(pictures(1))
+    names = list(extractor.get_feature_names_out())
+    assert len(set(names)) == 1000
+    assert names[1] == "efficientnet_lite0_logits_goldfish"
+
+
+def test_a_column_transformer_sends_a_column_of_paths(tmp_path):
+    paths = saved(pictures(6), tmp_path)
+    frame = pd.DataFrame({"path": paths, "age": np.arange(6.0)})
+    columns = ColumnTransformer(
+        [("picture", tiny(), ["path"]), ("number", StandardScaler(), ["age"])]
+    )
+    embedded = columns.fit_transform(frame)
+    assert embedded.shape == (6, 13)
+    np.testing.assert_allclose(embedded[:, :12], tiny().fit_transform(paths), rtol=1e-5)
+    assert columns.get_feature_names_out()[0] == "picture__tiny_0"
+    with pytest.raises(ValueError, match="feature names should match those that were passed"):
+        tiny().fit(frame[["path"]]).transform(frame[["path"]].rename(columns={"path": "file"}))
+
+
+def test_flattened_rows_equal_the_pictures():
+    digits = load_digits()
+    rows = tiny(image_shape=(8, 8)).fit_transform(digits.data[:20])
+    np.testing.assert_array_equal(rows, tiny().fit_transform(digits.images[:20]))
+    np.testing.assert_array_equal(
+        rows, tiny(image_shape=(-1, 8)).fit_transform(pd.DataFrame(digits.data[:20]))
+    )
+    with pytest.raises(ValueError, match="image_shape"):
+        tiny().fit(digits.data)
+
+
+def test_folds_of_float_pictures_share_their_range():
+    digits = load_digits().images
+    dark = digits[digits.max(axis=(1, 2)) < 16]
+    assert len(dark) > 0
+    whole = tiny().fit(digits)
+    assert whole.pixel_range_ == tiny().fit(dark).pixel_range_ == (0, 16)
+
+
+# --- the same picture in every container ----------------------------------------------------------
+
+
+def saved(arrays, folder):
+    paths = []
+    for number, array in enumerate(arrays):
+        paths.append(str(folder / f"{number:03}.png"))
+        Image.fromarray(array).save(paths[-1])
+    return paths
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        return self.items[row], row % 3
+
+
+def encoded(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+CONTAINERS = {
+    "paths": lambda X, paths: paths,
+    "Path objects": lambda X, paths: [__import__("pathlib").Path(p) for p in paths],
+    "array of paths": lambda X, paths: np.array(paths),
+    "series": lambda X, paths: pd.Series(paths, index=range(5, 5 + len(paths))),
+    "pandas": lambda X, paths: pd.DataFrame({"path": paths}),
+    "polars": lambda X, paths: pl.DataFrame({"path": paths}),
+    "PIL": lambda X, paths: [Image.fromarray(x) for x in X],
+    "list of arrays": lambda X, paths: list(X),
+    "NHWC": lambda X, paths: X,
+    "NCHW tensor": lambda X, paths: torch.from_numpy(X).permute(0, 3, 1, 2),
+    "list of tensors": lambda X, paths: [torch.from_numpy(x).permute(2, 0, 1) for x in X],
+    "floats": lambda X, paths: X / 255,
+    "float32 NCHW": lambda X, paths: (X / 255).astype(np.float32).transpose(0, 3, 1, 2),
+    "int64": lambda X, paths: X.astype(np.int64),
+    "uint16": lambda X, paths: X.astype(np.uint16) * 257,
+    "bytes": lambda X, paths: [encoded(x) for x in X],
+    "dicts of PIL": lambda X, paths: [{"image": Image.fromarray(x), "label": 1} for x in X],
+    "dicts of bytes": lambda X, paths: [{"bytes": encoded(x), "path": None} for x in X],
+    "torch Dataset": lambda X, paths: Items([torch.from_numpy(x).permute(2, 0, 1) for x in X]),
+    "Dataset of PIL": lambda X, paths: Items([Image.fromarray(x) for x in X]),
+    "mixture": lambda X, paths: [paths[0], X[1], Image.fromarray(X[2]), encoded(X[3]), *X[4:]],
+}
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Five different crops of real photographs."""
+    china, flower = load_sample_images().images
+    return np.stack(
+        [image[y : y + 240, y : y + 240] for image in (china, flower) for y in (0, 150)]
+    )
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_the_same_picture_gives_the_same_embedding(container, photographs, tmp_path):
+    reference = PretrainedFeatureExtractor().fit_transform(photographs)
+    X = CONTAINERS[container](photographs, saved(photographs, tmp_path))
+    embedded = PretrainedFeatureExtractor().fit_transform(X)
+    assert cosine(embedded, reference).min() >= 0.9999
+    assert cosine(embedded, reference[::-1]).max() < 0.99
+
+
+# --- guarantees ------------------------------------------------------------------------------------
+
+
+def test_frozen_is_frozen_after_fit_transform_and_search(log):
+    from sklearn.model_selection import GridSearchCV
+
+    module = Tiny()
+    module.train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    X, y = pictures(12), np.arange(12) % 2
+    pipeline = make_pipeline(PretrainedFeatureExtractor(module, cache=None), LogisticRegression())
+    GridSearchCV(pipeline, {"logisticregression__C": [1, 2]}, cv=2).fit(X, y)
+    PretrainedFeatureExtractor(module).fit(X).transform(X)
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_named_backbone_stays_as_its_file_has_it():
+    from sktransfer.efficientnet_lite import efficientnet_lite0, weights_path
+    from sktransfer.weights import load_state_dict
+
+    extractor = PretrainedFeatureExtractor(cache=None).fit(pictures(4))
+    extractor.transform(pictures(4))
+    reference = efficientnet_lite0(load_state_dict(weights_path())).state_dict()
+    anatomy = load_backbone("efficientnet_lite0").anatomy
+    kept = [t for _, block in anatomy.blocks for t in block.state_dict().values()]
+    kept += anatomy.logits.state_dict().values()
+    assert len(kept) == len(reference)
+    assert all(torch.equal(a, b) for a, b in zip(kept, reference.values(), strict=True))
+
+
+def test_the_embedding_does_not_depend_on_the_batch(photographs):
+    X = [*photographs, photographs[0][:100, :50]]
+    together = PretrainedFeatureExtractor(cache=None, batch_size=5).fit(X)
+    alone = np.concatenate([together.transform([x]) for x in X])
+    assert cosine(together.transform(X), alone).min() >= 0.9999
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_and_threads_change_nothing(batch_size):
+    X = pictures(20)
+    expected = tiny(cache=None).fit_transform(X)
+    got = tiny(cache=None, batch_size=batch_size, n_jobs=4).fit_transform(X)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_pickles_are_small_and_work_in_a_fresh_process(tmp_path, photographs):
+    extractor = PretrainedFeatureExtractor().fit(photographs)
+    pickled = pickle.dumps(extractor)
+    assert len(pickled) < 64 * 1024
+    (tmp_path / "extractor.pickle").write_bytes(pickled)
+    np.save(tmp_path / "X.npy", photographs)
+    script = (
+        "import pickle, sys, numpy as np\n"
+        "extractor = pickle.load(open('extractor.pickle', 'rb'))\n"
+        "extractor.set_params(cache=None)\n"
+        "np.save('embeddings.npy', extractor.transform(np.load('X.npy')))\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    again = np.load(tmp_path / "embeddings.npy")
+    assert cosine(again, extractor.transform(photographs)).min() >= 0.9999
+
+
+def test_weights_that_changed_since_fit_are_an_error(tmp_path):
+    module = Tiny()
+    extractor = PretrainedFeatureExtractor(module).fit(pictures(2))
+    with torch.no_grad():
+        module[0][0].weight += 1
+    with pytest.raises(ValueError, match="they changed since. Call fit again"):
+        extractor.transform(pictures(2))
+
+
+def test_offline_without_weights_is_one_clear_error_within_a_second(tmp_path, monkeypatch):
+    import socket
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: time.sleep(30))
+    start = time.perf_counter()
+    with pytest.raises(WeightsNotFoundError, match=r"resnet50-11ad3fa6\.pth is not in "):
+        PretrainedFeatureExtractor("resnet50").fit(pictures(2))
+    assert time.perf_counter() - start < 1.5
+
+
+def test_weights_in_the_hub_folder_are_used(tmp_path, monkeypatch):
+    from sktransfer.architectures import build_torchvision, torchvision_weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    member = torchvision_weights("mobilenet_v3_small", "default")
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    state = build_torchvision("mobilenet_v3_small", seed=5).state_dict()
+    torch.save(state, folder / os.path.basename(member.url))
+    X = pictures(3)
+    got = PretrainedFeatureExtractor("mobilenet_v3_small", image_size=64).fit_transform(X)
+    file = tmp_path / "own.safetensors"
+    __import__("safetensors.torch").torch.save_file(state, file)
+    own = PretrainedFeatureExtractor("mobilenet_v3_small", weights=file, image_size=64)
+    np.testing.assert_allclose(own.fit_transform(X), got, rtol=1e-4, atol=1e-5)
+    other = PretrainedFeatureExtractor("mobilenet_v3_small", weights=None, image_size=64)
+    assert cosine(other.fit_transform(X), got).max() < 0.5
+
+
+def test_the_seed_of_others_is_left_alone():
+    adapting, X = tiny(batch_norm="adapt"), pictures(8)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    PretrainedFeatureExtractor("squeezenet1_1", weights=None, image_size=64).fit_transform(X)
+    adapting.fit_transform(X)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+# --- broken pictures -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_broken(tmp_path):
+    paths = saved(pictures(6), tmp_path)
+    (tmp_path / "002.png").write_bytes(b"no picture")
+    paths[4] = str(tmp_path / "gone.png")
+    return paths
+
+
+def test_a_broken_picture_is_named(with_broken):
+    with pytest.raises(PictureError, match=r"Picture in row 2 \(.*002\.png\): ") as caught:
+        tiny(batch_size=2, cache=None).fit(with_broken[:4]).transform(with_broken[:4])
+    assert caught.value.row == 2
+    with pytest.raises(PictureError, match=r"Picture in row 4 \(.*gone\.png\): "):
+        tiny().fit(with_broken).transform(with_broken)
+
+
+@pytest.mark.parametrize("cache", [None, "auto"])
+def test_broken_pictures_become_rows_of_nan(with_broken, cache):
+    extractor = tiny(on_error="nan", cache=cache, batch_size=2)
+    embedded = extractor.fit_transform(with_broken)
+    assert np.isnan(embedded).any(axis=1).tolist() == [False, False, True, False, True, False]
+    assert [error.row for error in extractor.errors_] == [2, 4]
+    assert "002.png" in str(extractor.errors_[0])
+    good = [0, 1, 3, 5]
+    np.testing.assert_allclose(
+        embedded[good], tiny(cache=None).fit_transform([with_broken[i] for i in good]), rtol=1e-5
+    )
+    extractor.transform(with_broken[:2])
+    assert extractor.errors_ == []
+
+
+def test_what_was_computed_before_a_broken_picture_is_kept(with_broken, log, store):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, batch_size=1, n_jobs=1)
+    with pytest.raises(PictureError):
+        extractor.fit_transform(with_broken[:4])
+    assert counted(log) == 2
+    extractor.set_params(on_error="nan").fit_transform(with_broken[:4])
+    assert counted(log) == 3
+
+
+# --- parameters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"pooling": "mean"}, "Got pooling='mean', but expected one of 'avg', 'max', 'avgmax'"),
+        ({"on_error": "skip"}, "Got on_error='skip', but expected one of 'raise', 'nan'"),
+        ({"batch_norm": "ada"}, "Got batch_norm='ada', but expected one of 'frozen', 'adapt'"),
+        ({"batch_size": 0}, "Got batch_size=0, but expected a positive integer or 'auto'"),
+        ({"device": "tpu"}, "Got device='tpu', but expected 'auto', 'cpu', 'cuda', 'cuda:0' or"),
+        ({"engine": "onnx"}, "Got engine='onnx', but expected one of 'auto', 'torch'"),
+        ({"precision": "fp8"}, "Got precision='fp8', but expected one of 'auto', 'float32'"),
+        ({"image_size": -3}, "Got image_size=-3, but expected a side in pixels such as 224"),
+        ({"layer": "7"}, "Got layer='7', but the backbone has blocks 0, 1"),
+        ({"pixel_range": (1, 0)}, r"Got pixel_range=\(1, 0\), but expected 'auto' or the values"),
+        ({"cache": 3}, "Got cache=3"),
+    ],
+)
+def test_bad_parameters(parameters, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        tiny(**parameters).fit_transform(pictures(2) / 255)
+
+
+def test_a_size_that_the_backbone_does_not_take():
+    with pytest.raises(ValueError, match="Got image_size=100x100, but vit_b_16 cannot take such"):
+        PretrainedFeatureExtractor("vit_b_16", weights=None, image_size=100).fit(pictures(1))
+
+
+def test_pooling_none_keeps_the_whole_map():
+    embedded = tiny(pooling=None).fit_transform(pictures(2))
+    assert embedded.shape == (2, 12 * (SIZE // 4) ** 2)
+
+
+def test_adapted_statistics_are_those_of_the_pictures():
+    X = pictures(64)
+    extractor = tiny(batch_norm="adapt").fit(X)
+    statistics = extractor.batch_norm_.statistics
+    first = Tiny()[0][0]
+    preprocessing = Tiny.preprocessing
+    batch = torch.stack([preprocessing.prepare(x) for x in X])
+    with torch.no_grad():
+        maps = first(preprocessing.normalize(batch))
+    mean = next(v for name, v in statistics.items() if name.endswith("running_mean"))
+    torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    adapted = extractor.transform(X)
+    frozen = tiny().fit_transform(X)
+    assert not np.allclose(adapted, frozen, rtol=0.05)
+    copied = pickle.loads(pickle.dumps(extractor))
+    np.testing.assert_allclose(copied.transform(X), adapted, rtol=1e-5)
+
+
+def test_adapting_needs_batch_norm():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
+        PretrainedFeatureExtractor(module, batch_norm="adapt").fit(pictures(4))
+
+
+def test_a_callable_makes_the_same_module_every_time():
+    embedded = [
+        PretrainedFeatureExtractor(random_module, image_size=SIZE, cache=None).fit_transform(
+            pictures(2)
+        )
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*embedded)
+
+
+def random_module():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1))
+
+
+def test_timm_by_name(photographs):
+    extractor = PretrainedFeatureExtractor("timm:mobilenetv3_small_050", weights=None)
+    assert extractor.fit_transform(photographs).shape == (4, 1024)
+    with pytest.raises(ValueError, match="but timm has no such model; did you mean 'resnet50'"):
+        PretrainedFeatureExtractor("timm:resnet5O", weights=None).fit(photographs)
+
+
+def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[timm\]'"):
+        PretrainedFeatureExtractor("timm:resnet18", weights=None).fit(pictures(1))
