@@ -101,11 +101,12 @@ def resolve_threads(n_jobs: int | None) -> int:
     Parameters
     ----------
     n_jobs : int or None
-        As in joblib, -1 for one a core; `None` is one a core too, but a single one inside a worker
-        of a parallel search, whose siblings keep the other cores busy.
+        As in joblib, -1 for one a core; `None` is one for every two cores, since the network
+        keeps the cores busy too, and a single one inside a worker of a parallel search.
     """
     if n_jobs is None:
-        return 1 if multiprocessing.parent_process() is not None else joblib.cpu_count()
+        worker = multiprocessing.parent_process() is not None
+        return 1 if worker else max(1, joblib.cpu_count() // 2)
     return max(1, joblib.effective_n_jobs(n_jobs))
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from sktransfer._config import settle_after_fork
 from sktransfer._errors import did_you_mean, import_optional
+from sktransfer.anatomy import Anatomy
 from sktransfer.architectures import (
-    Anatomy,
     build_torchvision,
     dissect,
     list_torchvision,
@@ -167,8 +167,12 @@ def _is_file_name(weights: str | os.PathLike[str]) -> bool:
 
 
 def _assemble(loaded: _Loaded, digest: bytes) -> Backbone:
-    model = freeze(loaded.model.to(memory_format=torch.channels_last))
-    return Backbone(loaded.name, dissect(model), loaded.preprocessing, digest, loaded.categories)
+    anatomy = dissect(freeze(loaded.model.to(memory_format=torch.channels_last)))
+    preprocessing = loaded.preprocessing
+    if anatomy.image_size not in (None, *preprocessing.crop):
+        # A vision transformer of another size than the one that is usual under its name.
+        preprocessing = preprocessing.with_image_size(anatomy.image_size)
+    return Backbone(loaded.name, anatomy, preprocessing, digest, loaded.categories)
 
 
 def _load_lite0(weights: str | None) -> _Loaded:
@@ -187,7 +191,7 @@ def _load_torchvision(name: str, weights: str | None) -> _Loaded:
         return _Loaded(name, build_torchvision(name), preprocessing)
     state = load_state_dict(weights if own_file else fetch(member.url, name))
     model = build_torchvision(name, state_dict=state)
-    categories = () if own_file else tuple(member.meta["categories"])
+    categories = () if own_file else tuple(member.meta["categories"] or ())
     return _Loaded(name, model, preprocessing, categories)
 
 

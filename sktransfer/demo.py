@@ -141,7 +141,8 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
 
     names = np.asarray(data.target_names)
     figure = Figure(figsize=(15, 7.5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = halves
     accuracy = np.mean(predicted == y)
     left.suptitle(f"{accuracy:.1%} of {len(y)} pictures held back are right", fontsize=15)
     axes = left.subplots()
@@ -152,8 +153,9 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
     confidence = search.predict_proba(X)
     of_truth = confidence[np.arange(len(y)), np.searchsorted(search.classes_, y)]
     hardest = np.argsort(of_truth)[:_GALLERY]
-    right.suptitle("The hardest: truth, and what was predicted with which confidence", fontsize=15)
-    pictures = as_pictures([X[row] for row in hardest], pixel_range=search[0].pixel_range_)
+    right.suptitle("The hardest of them", fontsize=15)
+    pixel_range = search.best_estimator_["embed"].pixel_range_
+    pictures = as_pictures([X[row] for row in hardest], pixel_range=pixel_range)
     for place, axes in enumerate(right.subplots(4, 6, squeeze=False).flat):
         axes.axis("off")
         if place < len(hardest):
@@ -161,7 +163,9 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
             wrong = predicted[row] != y[row]
             axes.imshow(pictures[place])
             axes.set_title(
-                f"{names[y[row]]}\n{names[predicted[row]]} {confidence[row].max():.0%}",
+                f"{names[y[row]]}"
+                + (f" taken for {names[predicted[row]]}" if wrong else "")
+                + f"\n({confidence[row].max():.0%} sure)",
                 color="tab:red" if wrong else "black",
                 fontsize=9,
             )

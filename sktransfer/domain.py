@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sktransfer.architectures import Anatomy
+from sktransfer.anatomy import Anatomy
 from sktransfer.backbones import Backbone
 from sktransfer.split import freeze
 from sktransfer.weights import digest_tensors

@@ -19,7 +19,7 @@ ENGINES = ("torch",)
 
 # Pictures of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
 # accelerator wants many at once, and halves the batch where its memory ends.
-_CPU_BATCH = 8
+_CPU_BATCH = 4
 _ACCELERATOR_BATCH = 256
 
 
@@ -68,7 +68,7 @@ def auto_batch_size(device: torch.device, size: tuple[int, int]) -> int:
     Examples
     --------
     >>> auto_batch_size(torch.device("cpu"), (224, 224))
-    8
+    4
     """
     at_224 = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
     scaled = at_224 * 224 * 224 // (size[0] * size[1])

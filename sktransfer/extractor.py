@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,7 +70,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     batch_size : int or "auto", default="auto"
         Pictures that go through the network at once; halved by itself where memory ends.
     n_jobs : int or None, default=None
-        Threads that decode pictures; `None` is one a core (one in all inside a parallel search).
+        Threads that decode pictures, -1 for one a core; `None` is one for every two cores, and a
+        single one inside a worker of a parallel search.
     cache : "auto", path, EmbeddingStore or None, default="auto"
         Where embeddings are kept. `"auto"` is one store for this process and the processes that it
         starts, gone at exit; a directory is kept; `None` computes each time.
@@ -258,7 +258,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         check_choice("on_error", self.on_error, ["raise", "nan"])
         if self.pooling is not None:
             check_choice("pooling", self.pooling, POOLINGS)
-        whole = isinstance(self.batch_size, numbers.Integral) and self.batch_size > 0
+        whole = isinstance(self.batch_size, (int, np.integer)) and self.batch_size > 0
         if self.batch_size != "auto" and not whole:
             raise ValueError(
                 f"Got batch_size={self.batch_size!r}, but expected a positive integer or 'auto'"

@@ -162,7 +162,7 @@ def output_width(recipe: Recipe) -> int:
         height, width = recipe.preprocessing.crop
         raise ValueError(
             f"Got image_size={height}x{width}, but {recipe.backbone.name} cannot take such "
-            f"pictures ({str(error).splitlines()[0]}); image_size=None is the size that it was made for"
+            f"pictures ({str(error).splitlines()[0]}); image_size=None takes the right size"
         ) from error
 
 

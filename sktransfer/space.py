@@ -26,7 +26,7 @@ from sktransfer.database import FAILURES, Connection, Database
 T = TypeVar("T")
 
 LEASE_SECONDS = 60.0
-_KEYS_PER_QUERY = 500
+_ITEMS_PER_QUERY = 500
 _BYTES_PER_READ = 2**23
 
 
@@ -86,9 +86,13 @@ class Space:
         """
         first, source = first_rows(keys)
         found = np.zeros(len(keys), bool)
-        for chunk in chunks(list(first), max(1, _BYTES_PER_READ // self.row_bytes)):
-            select = functools.partial(self._select, "embeddings", "key, value", chunk)
-            stored = self.database.transact(select, write=False)
+        # In the order of the file: shuffled rows would fetch each of its pages many times.
+        find = "SELECT id FROM embeddings WHERE space = ? AND key IN"
+        fetch = "SELECT key, value FROM embeddings WHERE space = ? AND id IN"
+        places = sorted(place for (place,) in self._look_up(find, list(first)))
+        for chunk in chunks(places, max(1, _BYTES_PER_READ // self.row_bytes)):
+            # A place may have been given to another picture since it was found.
+            stored = [row for row in self._look_up(fetch, chunk) if row[0] in first]
             rows = [first[key] for key, _ in stored]
             values = np.frombuffer(b"".join(value for _, value in stored), self.dtype)
             out[rows] = values.reshape(len(rows), self.width)
@@ -137,8 +141,10 @@ class Space:
 
     def _free(self, keys: list[bytes], connection: Connection) -> list[bytes]:
         others = {token for token, alive in _owners(connection) if alive} - {self._token}
-        taken = {key for (key,) in self._select("embeddings", "key", keys, connection)}
-        claims = self._select("claims", "key, owner", keys, connection)
+        stored = "SELECT key FROM embeddings WHERE space = ? AND key IN"
+        claimed = "SELECT key, owner FROM claims WHERE space = ? AND key IN"
+        taken = {key for (key,) in self._select(stored, keys, connection)}
+        claims = self._select(claimed, keys, connection)
         taken |= {key for key, owner in claims if owner in others}
         return [key for key in keys if key not in taken]
 
@@ -230,17 +236,18 @@ class Space:
             ),
         ).lastrowid
 
+    def _look_up(self, query: str, items: list[Any]) -> list[tuple[Any, ...]]:
+        select = functools.partial(self._select, query, items)
+        return self.database.transact(select, write=False)
+
     def _select(
-        self, table: str, columns: str, keys: list[bytes], connection: Connection
+        self, query: str, items: list[Any], connection: Connection
     ) -> list[tuple[Any, ...]]:
         space = self._id(connection)
         rows: list[tuple[Any, ...]] = []
-        for chunk in chunks(keys, _KEYS_PER_QUERY):
+        for chunk in chunks(items, _ITEMS_PER_QUERY):
             marks = ", ".join("?" * len(chunk))
-            rows += connection.execute(
-                f"SELECT {columns} FROM {table} WHERE space = ? AND key IN ({marks})",
-                (space, *chunk),
-            )
+            rows += connection.execute(f"{query} ({marks})", (space, *chunk))
         return rows
 
     def _evict(self, connection: Connection, current: int) -> bool:

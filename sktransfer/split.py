@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sktransfer._errors import did_you_mean
-from sktransfer.architectures import Anatomy
+from sktransfer.anatomy import Anatomy
 
 POOLINGS = ("avg", "max", "avgmax")
 

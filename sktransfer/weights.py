@@ -120,7 +120,7 @@ def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *more: str) -> byt
     for name, tensor in named:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         values = tensor.detach().cpu().contiguous()
-        digest.update(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

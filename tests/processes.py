@@ -33,6 +33,9 @@ def start(script, *arguments, **options):
 def finish(process):
     """Wait for a process, and give what it has printed."""
     with process:
-        output, _ = process.communicate(timeout=120)
+        try:
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
     return output

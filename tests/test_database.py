@@ -181,13 +181,17 @@ thread.start()
 for child in range(20):
     pid = os.fork()
     if pid == 0:
+        assert file._connection is None
         note(b"child %d" % child)
+        thread = threading.Thread(target=note, args=(b"its thread %d" % child,))
+        thread.start()
+        thread.join()
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
 stop.set()
 thread.join()
 count = "SELECT COUNT(*) FROM spaces"
-assert file.transact(lambda c: c.execute(count).fetchone()) == (20 + len(written),)
+assert file.transact(lambda c: c.execute(count).fetchone()) == (40 + len(written),)
 assert file.transact(lambda c: c.execute("PRAGMA integrity_check").fetchone()) == ("ok",)
 """
     finish(start(script, tmp_path / "file"))

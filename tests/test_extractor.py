@@ -202,7 +202,7 @@ def test_the_same_picture_gives_the_same_embedding(container, photographs, tmp_p
     assert cosine(embedded, reference[::-1]).max() < 0.99
 
 
-# --- guarantees ------------------------------------------------------------------------------------
+# --- guarantees ----------------------------------------------------------------------------------
 
 
 def test_frozen_is_frozen_after_fit_transform_and_search(log):
@@ -271,7 +271,7 @@ def test_weights_that_changed_since_fit_are_an_error(tmp_path):
     extractor = PretrainedFeatureExtractor(module).fit(pictures(2))
     with torch.no_grad():
         module[0][0].weight += 1
-    with pytest.raises(ValueError, match="they changed since. Call fit again"):
+    with pytest.raises(ValueError, match=r"they changed since\. Call fit again"):
         extractor.transform(pictures(2))
 
 
@@ -359,7 +359,7 @@ def test_what_was_computed_before_a_broken_picture_is_kept(with_broken, log, sto
     assert counted(log) == 3
 
 
-# --- parameters ------------------------------------------------------------------------------------
+# --- parameters ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from processes import finish, start
 
 from sktransfer import space as space_module
-from sktransfer.store import EmbeddingStore
+from sktransfer.store import EmbeddingStore, Space
 
 A, B, C, D, E = (letter.encode() * 16 for letter in "ABCDE")
 
@@ -65,6 +65,34 @@ def test_no_keys(space):
     assert space.claim([]) == []
     space.write([], rows().reshape(0, 2))
     space.release([])
+
+
+def test_a_place_that_changes_hands_while_it_is_read(store, space, monkeypatch):
+    space.write([A, B], rows(1, 2))
+    look_up = Space._look_up
+
+    def disturbed(self, query, items):
+        answer = look_up(self, query, items)
+        if query.startswith("SELECT id"):
+            store.clear()
+            self.write([C, B], rows(3, 2))
+        return answer
+
+    monkeypatch.setattr(Space, "_look_up", disturbed)
+    out = np.zeros((2, 2), np.float32)
+    assert space.read([A, B], out).tolist() == [False, True]
+    assert out.tolist() == [[0, 0], [2, -2]]
+
+
+def test_what_is_stored_stays(store, space):
+    """Whoever lost its claim may come late."""
+    space.write([A], rows(1))
+    space.write([A, B], rows(3, 2))
+    out = np.empty((2, 2), np.float32)
+    assert space.read([A, B], out).all()
+    assert out.tolist() == [[1, -1], [2, -2]]
+    assert store.info().spaces[0].pictures == 2
+    assert store.info().computed == 3
 
 
 def test_spaces_are_apart(store, space):
@@ -158,7 +186,7 @@ def test_a_lease_runs_out_unless_it_is_renewed(space, monkeypatch):
 def test_claims_of_a_dead_process_are_free(store, space):
     script = """
 import os, sys
-from sktransfer.store import EmbeddingStore
+from sktransfer.store import EmbeddingStore, Space
 space = EmbeddingStore(sys.argv[1]).space(b"digest", "a space", width=2)
 print(len(space.claim([b"A" * 16, b"B" * 16])), flush=True)
 sys.stdin.readline()
@@ -169,6 +197,8 @@ os._exit(0)
     assert space.claim([A, B, C]) == [C]
     finish(process)
     assert space.claim([A, B, C]) == [A, B, C]
+    owners = space.database.transact(lambda c: c.execute("SELECT COUNT(*) FROM owners").fetchone())
+    assert owners == (1,)
 
 
 def test_a_process_number_says_nothing_about_another_machine(space, monkeypatch):

@@ -63,7 +63,7 @@ def test_blocks_after_the_boundary_are_left_out(network):
 def test_a_layer_that_is_none_of_the_blocks_names_them(network):
     anatomy = dissect(network)
     names = ", ".join(name for name, _ in anatomy.blocks)
-    with pytest.raises(ValueError, match="^Got layer='logit', but the backbone has blocks ") as e:
+    with pytest.raises(ValueError, match=r"^Got layer='logit', but the backbone has blocks ") as e:
         FrozenPrefix(anatomy, ("logit",))
     assert str(e.value) == (
         f"Got layer='logit', but the backbone has blocks {names}, besides 'logits' and None for "

@@ -283,6 +283,7 @@ def test_a_store_that_fails_in_the_middle(space, monkeypatch, operation):
     assert np.flatnonzero(np.isnan(embeddings[:, 0])).tolist() == [50]
     assert np.nanmax(np.abs(embeddings - expected(range(200)))) == 0
     assert sorted(backbone.rows) == [row for row in range(10, 200) if row != 50]
+    assert len(calls) == 2  # a locked store would take a minute each time
 
 
 def test_what_was_read_counts_although_it_cannot_be_counted(space, monkeypatch):

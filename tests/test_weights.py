@@ -81,9 +81,9 @@ def test_offline_is_an_error_within_a_second_that_says_what_to_do(hub, monkeypat
         weights.fetch(URL, "resnet18")
     assert time.perf_counter() - start < 1
     assert str(caught.value) == (
-        f"The weights of 'resnet18' are not on this machine: resnet18-f37072fd.pth is not in {hub}, "
-        "and download.pytorch.org cannot be reached to fetch it. On a machine with a network, "
-        f"download {URL} and put it there; or give a file of your own "
+        "The weights of 'resnet18' are not on this machine: resnet18-f37072fd.pth is not in "
+        f"{hub}, and download.pytorch.org cannot be reached to fetch it. On a machine with a "
+        f"network, download {URL} and put it there; or give a file of your own "
         "(weights='model.safetensors'), random values (weights=None), or the backbone whose "
         "weights come with the installation (backbone='efficientnet_lite0')"
     )

@@ -1,0 +1,104 @@
+"""Time to read the embeddings of many pictures, shuffled, from a store in a fresh process.
+
+Run with ``python benchmarks/store_read.py [--pictures 50000] [--width 1280] [--json PATH]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sktransfer.store import EmbeddingStore, Space, embed_once
+
+BATCH_SIZE = 32
+
+
+def keys(order: np.ndarray) -> list[bytes]:
+    # As random as the digests of pictures: neighbours in a folder are no neighbours in an index.
+    names = np.random.RandomState(0).bytes(16 * len(order))
+    return [names[16 * number : 16 * number + 16] for number in order]
+
+
+def values(order: np.ndarray, width: int) -> np.ndarray:
+    # Every value differs from its neighbours, and all of them are exact in float32.
+    return (order[:, None] * 7 + np.arange(width) * 3).astype(np.float32)
+
+
+def space(store: EmbeddingStore, width: int) -> Space:
+    return store.space(b"benchmark", "benchmark", width)
+
+
+def write(store: EmbeddingStore, pictures: int, width: int) -> float:
+    order = np.arange(pictures)
+
+    def compute(rows: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for start in range(0, len(rows), BATCH_SIZE):
+            batch = rows[start : start + BATCH_SIZE]
+            yield batch, values(order[batch], width)
+
+    start = time.perf_counter()
+    embed_once(space(store, width), keys(order), compute, batch_size=BATCH_SIZE)
+    return time.perf_counter() - start
+
+
+def read(directory: str, pictures: int, width: int) -> float:
+    order = np.random.RandomState(1).permutation(pictures)
+    wanted = keys(order)
+
+    def compute(rows: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        raise AssertionError(f"{len(rows)} pictures are not in the store")
+
+    start = time.perf_counter()
+    store = EmbeddingStore(directory)
+    found = embed_once(space(store, width), wanted, compute, batch_size=BATCH_SIZE)
+    seconds = time.perf_counter() - start
+    assert (found == values(order, width)).all(), "what was read is not what was written"
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--read", metavar="DIRECTORY", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        print(read(options.read, options.pictures, options.width))
+        return
+    size = ["--pictures", str(options.pictures), "--width", str(options.width)]
+    with tempfile.TemporaryDirectory() as directory:
+        store = EmbeddingStore(directory)
+        written = write(store, options.pictures, options.width)
+        store.close()
+        stored = store.info().bytes
+        store.close()
+        command = [sys.executable, __file__, "--read", directory, *size]
+        seconds = [float(subprocess.check_output(command)) for _ in range(3)]
+    figures = {
+        "pictures": options.pictures,
+        "width": options.width,
+        "read_seconds": statistics.median(seconds),
+        "write_seconds": written,
+        "bytes_per_picture": stored / options.pictures,
+    }
+    print(
+        f"{options.pictures:,} x {options.width:,} float32: read in "
+        f"{figures['read_seconds']:.2f} s (median of {', '.join(f'{s:.2f}' for s in seconds)}), "
+        f"written in {written:.2f} s, {figures['bytes_per_picture']:,.0f} bytes per picture"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
