@@ -132,6 +132,7 @@ def embed(
         if store:
             space = store.space(recipe.digest, str(recipe), width)
             found = embed_once(space, keys, compute, batch_size=batch_size)
+            faults.spread(rows, keys)
         else:
             found = np.full((len(rows), width), np.nan, dtype=np.float32)
             for places, values in compute(range(len(rows))):

@@ -37,6 +37,19 @@ class Faults:
             raise error
         self._errors[row] = error
 
+    def spread(self, rows: Sequence[int], keys: Sequence[bytes]) -> None:
+        """Give the error of a broken picture to the other rows that hold the same picture."""
+        if not self._errors:
+            return
+        broken = {
+            key: self._errors[row]
+            for row, key in zip(rows, keys, strict=True)
+            if row in self._errors
+        }
+        for row, key in zip(rows, keys, strict=True):
+            if key in broken and row not in self._errors:
+                self._errors[row] = PictureError(broken[key].reason, row, broken[key].source)
+
     def sorted(self) -> list[PictureError]:
         """Give the errors that were kept, by row."""
         return [self._errors[row] for row in sorted(self._errors)]

@@ -348,6 +348,9 @@ def test_broken_pictures_become_rows_of_nan(with_broken, cache):
     )
     extractor.transform(with_broken[:2])
     assert extractor.errors_ == []
+    twice = [*with_broken[:3], with_broken[2]]
+    assert np.isnan(extractor.transform(twice)).any(axis=1).tolist() == [False, False, True, True]
+    assert [error.row for error in extractor.errors_] == [2, 3]
 
 
 def test_what_was_computed_before_a_broken_picture_is_kept(with_broken, log, store):
