@@ -168,6 +168,8 @@ def _is_file_name(weights: str | os.PathLike[str]) -> bool:
 
 def _assemble(loaded: _Loaded, digest: bytes) -> Backbone:
     anatomy = dissect(freeze(loaded.model.to(memory_format=torch.channels_last)))
+    for part in (*(block for _, block in anatomy.blocks), anatomy.neck, anatomy.logits):
+        freeze(part)  # the modules that group others into blocks are new
     preprocessing = loaded.preprocessing
     if anatomy.image_size not in (None, *preprocessing.crop):
         # A vision transformer of another size than the one that is usual under its name.
@@ -241,6 +243,7 @@ def _timm_file(name: str, config: Any) -> Path:
         f"https://huggingface.co/{repository}/resolve/main/{file}",
         f"The weights of {name!r} are not on this machine: {file} of {repository} is not in "
         f"{hub.constants.HF_HUB_CACHE}",
+        f"pass its path (weights='{file}')",
     )
     return Path(hub.hf_hub_download(repository, file))
 

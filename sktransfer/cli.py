@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             run_demo(options.images, options.output, backbone=options.backbone, n_jobs=options.jobs)
     except (OSError, ValueError, ImportError) as error:
-        print(f"sktransfer: {error}")
+        print(f"sktransfer: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -155,10 +155,11 @@ def output_width(recipe: Recipe) -> int:
     ValueError
         Where the backbone does not take pictures of the recipe's size.
     """
+    prefix = _prefix(recipe)
     blank = torch.zeros(1, 3, *recipe.preprocessing.crop)
     try:
         with torch.inference_mode():
-            return int(_prefix(recipe)(blank).shape[1])
+            return int(prefix(blank).shape[1])
     except (RuntimeError, AssertionError, ValueError) as error:
         height, width = recipe.preprocessing.crop
         raise ValueError(

@@ -95,20 +95,28 @@ def fetch(url: str, name: str) -> Path:
     return path
 
 
-def require_reachable(url: str, missing: str) -> None:
+def require_reachable(url: str, missing: str, remedy: str) -> None:
     """Refuse to wait for a host that does not answer.
+
+    Parameters
+    ----------
+    url : str
+        Address of the file.
+    missing : str
+        What is not there and where it was looked for: the beginning of the message.
+    remedy : str
+        What to do with the file, once it was downloaded elsewhere.
 
     Raises
     ------
     WeightsNotFoundError
-        With `missing` as its beginning: what is not there and where it was looked for.
     """
     if not _reachable(url):
         raise WeightsNotFoundError(
             f"{missing}, and {urlparse(url).hostname} cannot be reached to fetch it. On a machine "
-            f"with a network, download {url} and put it there; or give a file of your own "
-            "(weights='model.safetensors'), random values (weights=None), or the backbone whose "
-            "weights come with the installation (backbone='efficientnet_lite0')"
+            f"with a network, download {url} and {remedy}; or take random values (weights=None), "
+            "or the backbone whose weights come with the installation "
+            "(backbone='efficientnet_lite0')"
         )
 
 
@@ -126,7 +134,9 @@ def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *more: str) -> byt
 
 def _download(url: str, path: Path, name: str) -> None:
     require_reachable(
-        url, f"The weights of {name!r} are not on this machine: {path.name} is not in {path.parent}"
+        url,
+        f"The weights of {name!r} are not on this machine: {path.name} is not in {path.parent}",
+        f"put it there, or pass its path (weights='{path.name}')",
     )
     expected = path.stem.rpartition("-")[2]
     try:

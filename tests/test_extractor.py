@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
-from tiny import SIZE, CountingTiny, Tiny, cosine, counted, pictures
+from tiny import SIZE, CountingTiny, Tiny, cosine, counted, pictures, unreachable
 
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer._errors import PictureError, WeightsNotFoundError
@@ -279,7 +279,7 @@ def test_offline_without_weights_is_one_clear_error_within_a_second(tmp_path, mo
     import socket
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: time.sleep(30))
+    monkeypatch.setattr(socket, "create_connection", unreachable)
     start = time.perf_counter()
     with pytest.raises(WeightsNotFoundError, match=r"resnet50-11ad3fa6\.pth is not in "):
         PretrainedFeatureExtractor("resnet50").fit(pictures(2))
@@ -376,7 +376,7 @@ def test_what_was_computed_before_a_broken_picture_is_kept(with_broken, log, sto
         ({"engine": "onnx"}, "Got engine='onnx', but expected one of 'auto', 'torch'"),
         ({"precision": "fp8"}, "Got precision='fp8', but expected one of 'auto', 'float32'"),
         ({"image_size": -3}, "Got image_size=-3, but expected a side in pixels such as 224"),
-        ({"layer": "7"}, "Got layer='7', but the backbone has blocks 0, 1"),
+        ({"layer": "7"}, "^Got layer='7', but the backbone has blocks 0, 1"),
         ({"pixel_range": (1, 0)}, r"Got pixel_range=\(1, 0\), but expected 'auto' or the values"),
         ({"cache": 3}, "Got cache=3"),
     ],

@@ -3,6 +3,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny import unreachable
 
 from sktransfer import weights
 from sktransfer._errors import WeightsNotFoundError
@@ -75,7 +76,7 @@ def test_fetch_takes_what_is_in_the_hub_folder(hub):
 
 def test_offline_is_an_error_within_a_second_that_says_what_to_do(hub, monkeypatch):
     # A name that never resolves and an address that never answers are the two ways to be offline.
-    monkeypatch.setattr(weights.socket, "create_connection", lambda *a, **k: time.sleep(30))
+    monkeypatch.setattr(weights.socket, "create_connection", unreachable)
     start = time.perf_counter()
     with pytest.raises(WeightsNotFoundError) as caught:
         weights.fetch(URL, "resnet18")
@@ -83,9 +84,9 @@ def test_offline_is_an_error_within_a_second_that_says_what_to_do(hub, monkeypat
     assert str(caught.value) == (
         "The weights of 'resnet18' are not on this machine: resnet18-f37072fd.pth is not in "
         f"{hub}, and download.pytorch.org cannot be reached to fetch it. On a machine with a "
-        f"network, download {URL} and put it there; or give a file of your own "
-        "(weights='model.safetensors'), random values (weights=None), or the backbone whose "
-        "weights come with the installation (backbone='efficientnet_lite0')"
+        f"network, download {URL} and put it there, or pass its path "
+        "(weights='resnet18-f37072fd.pth'); or take random values (weights=None), or the backbone "
+        "whose weights come with the installation (backbone='efficientnet_lite0')"
     )
 
 

@@ -1,6 +1,7 @@
 """Small backbones for the tests: fast, random but fixed, one of them counting its pictures."""
 
 import os
+import time
 
 import numpy as np
 import torch
@@ -72,6 +73,12 @@ class Counter(nn.Module):
 def counted(log):
     """Sum the pictures of a log."""
     return sum(map(int, log.read_text().split())) if log.exists() else 0
+
+
+def unreachable(*arguments, **options):
+    """Stand in for `socket.create_connection` where nobody answers."""
+    time.sleep(3)
+    raise OSError("timed out")
 
 
 def pictures(n, side=20, seed=0):
