@@ -1,0 +1,137 @@
+"""The pages of docs/: every python block runs, in order, and gives what the page says it gives.
+
+A ```python block that is followed by a ```text block must print that text, or, where the text
+begins with the name of an error, raise it. "..." stands for anything, and line breaks are free.
+"""
+
+import doctest
+import inspect
+import io
+import re
+import socket
+from contextlib import redirect_stdout
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sktransfer
+from sktransfer.cli import main
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^```(?:python|text)\n(?P<code>.*?)^```$", re.M | re.S)
+ERROR = re.compile(r"\w+Error: ")
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def blocks(page):
+    """List the python blocks of a page: line, code, and the text that directly follows or None."""
+    text = (DOCS / page).read_text()
+    found = list(BLOCK.finditer(text))
+    listed = []
+    for block, following in zip_longest(found, found[1:]):
+        if not block.group().startswith("```python"):
+            continue
+        follows = (
+            following is not None
+            and following.group().startswith("```text")
+            and not text[block.end() : following.start()].strip()
+        )
+        line = text[: block.start()].count("\n") + 1
+        listed.append((line, block["code"], following["code"] if follows else None))
+    return listed
+
+
+def run(line, code, expected, page, namespace):
+    """Run a block, and compare what it prints or raises."""
+    printed = io.StringIO()
+    compiled = compile("\n" * line + code, str(DOCS / page), "exec")
+    raises = expected is not None and ERROR.match(expected)
+    try:
+        with redirect_stdout(printed):
+            exec(compiled, namespace)
+        got = printed.getvalue()
+    except Exception as error:
+        if not raises:
+            raise
+        got = f"{type(error).__name__}: {error}\n"
+    if expected is not None:
+        assert doctest.OutputChecker().check_output(expected, got, FLAGS), (
+            f"{page}:{line} says\n{expected}\nbut gave\n{got}"
+        )
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """Work in an empty folder, on a machine that reaches nobody."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("the documentation must run without a network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_every_python_block_does_what_the_page_says(page, offline):
+    namespace = {"__name__": "__main__"}
+    for line, code, expected in blocks(page):
+        run(line, code, expected, page, namespace)
+    if page == "pictures.md":
+        check_containers(namespace)
+
+
+def check_containers(namespace):
+    """The examples in the table of containers give the embeddings that the page begins with."""
+    table = (DOCS / "pictures.md").read_text().partition("## Containers")[2]
+    examples = re.findall(r"^\| .* \| `(.*)` \|$", table.partition("\n## ")[0], re.M)
+    assert len(examples) > 15
+    expected = namespace["PretrainedFeatureExtractor"]().fit_transform(["a.png", "b.png"])
+    for example in examples:
+        X = eval(example, namespace)
+        found = namespace["PretrainedFeatureExtractor"](cache=None).fit_transform(X)
+        np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=example)
+
+
+def test_there_are_pages_with_blocks():
+    assert sum(len(blocks(page)) for page in PAGES) > 40
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
+    for name in sktransfer.__all__:
+        if name != "__version__":
+            assert f":: sktransfer.{name}\n" in pages
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (DOCS / "index.md").read_text()
+    for page in PAGES:
+        assert page == "index.md" or re.search(f"^{page.removesuffix('.md')}$", index, re.M), page
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        text = (DOCS / page).read_text()
+        for target in re.findall(r"\]\(([^)#:]+\.md)\)", text):
+            assert (DOCS / page).parent.joinpath(target).resolve().is_file(), (page, target)
+
+
+def test_parameters_that_the_pages_name_exist():
+    known = set(inspect.signature(sktransfer.PretrainedFeatureExtractor).parameters)
+    for page in PAGES:
+        text = (DOCS / page).read_text()
+        for call in re.findall(r"PretrainedFeatureExtractor\(([^()]*)\)", text):
+            assert set(re.findall(r"(\w+)=", call)) <= known, (page, call)
+
+
+@pytest.mark.parametrize("command", ["demo", "backbones"])
+def test_the_page_of_the_command_line_names_its_options(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    options = set(re.findall(r"--\w+", capsys.readouterr().out)) - {"--help"}
+    page = (DOCS / "api" / "command_line.md").read_text()
+    section = page.partition(f"## {command}")[2].partition("\n## ")[0]
+    assert options == set(re.findall(r"--\w+", section))

@@ -1,0 +1,92 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from tiny import pictures
+
+from sktransfer import reading
+from sktransfer._errors import PictureError
+from sktransfer.images import as_pictures
+from sktransfer.reading import Faults, PictureReader
+from sktransfer.transforms import Preprocessing
+
+PREPROCESSING = Preprocessing(resize=16, crop=(16, 16))
+
+
+class Watched(torch.utils.data.Dataset):
+    """Counts what was read; row 5 may be broken."""
+
+    def __init__(self, n=40, broken=()):
+        self.items = pictures(n)
+        self.broken = broken
+        self.read = 0
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        self.read += 1
+        return (
+            "nowhere.png"
+            if row in self.broken
+            else torch.from_numpy(self.items[row]).permute(2, 0, 1)
+        )
+
+
+def reader(dataset, threads=2, on_error="raise"):
+    return PictureReader(as_pictures(dataset), PREPROCESSING, threads, Faults(on_error))
+
+
+def test_batches_come_in_order_and_hold_prepared_pictures():
+    dataset = Watched()
+    got = list(reader(dataset, threads=4).batches([3, 1, 2, 30, 4], 2))
+    assert [rows for rows, _ in got] == [[3, 1], [2, 30], [4]]
+    expected = [PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])) for row in (2, 30)]
+    assert torch.equal(got[1][1], torch.stack(expected))
+    assert got[1][1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_a_few_batches_are_read_ahead():
+    dataset = Watched()
+    batches = reader(dataset).batches(range(40), 4)
+    for consumed in range(1, 11):
+        next(batches)
+        time.sleep(0.01)
+        assert dataset.read <= 4 * (consumed + reading._AHEAD)
+    assert next(batches, None) is None
+
+
+def test_the_threads_end_with_the_batches():
+    before = threading.active_count()
+    batches = reader(Watched()).batches(range(40), 4)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_a_broken_picture_ends_the_run_after_the_batches_before_it():
+    batches = reader(Watched(broken=[5])).batches(range(12), 4)
+    assert next(batches)[0] == [0, 1, 2, 3]
+    with pytest.raises(PictureError, match=r"Picture in row 5 \(nowhere\.png\)"):
+        next(batches)
+
+
+def test_broken_pictures_are_left_out_and_kept():
+    faults = Faults("nan")
+    dataset = as_pictures(Watched(broken=[5, 8, 9, 10, 11]))
+    batches = list(PictureReader(dataset, PREPROCESSING, 2, faults).batches(range(12), 4))
+    assert [rows for rows, _ in batches] == [[0, 1, 2, 3], [4, 6, 7]]
+    assert batches[1][1].shape == (3, 3, 16, 16)
+    assert [error.row for error in faults.sorted()] == [5, 8, 9, 10, 11]
+
+
+def test_errors_of_a_dataset_name_the_row():
+    class Failing(Watched):
+        def __getitem__(self, row):
+            raise KeyError("label")
+
+    with pytest.raises(PictureError, match=r"row 0 .*cannot read it: KeyError\('label'\)"):
+        list(reader(Failing()).batches(range(4), 2))
