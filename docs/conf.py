@@ -28,6 +28,8 @@ autodoc_typehints = "none"
 numpydoc_show_class_members = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"sktransfer {release}"
 html_show_sphinx = False
 html_show_copyright = False

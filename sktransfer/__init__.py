@@ -33,6 +33,7 @@ from sktransfer._version import __version__
 from sktransfer.catalogue import list_backbones
 from sktransfer.datasets import load_image_folder
 from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.session import session_store
 from sktransfer.store import EmbeddingStore
 from sktransfer.transforms import Preprocessing
 
@@ -45,4 +46,5 @@ __all__ = [
     "__version__",
     "list_backbones",
     "load_image_folder",
+    "session_store",
 ]

@@ -51,7 +51,7 @@ def did_you_mean(name: object, options: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_choice(parameter: str, value: object, options: Iterable[str]) -> None:
+def check_choice(parameter: str, value: object, options: Iterable[str | None]) -> None:
     """Refuse a `value` that is none of `options`.
 
     Raises
@@ -60,11 +60,11 @@ def check_choice(parameter: str, value: object, options: Iterable[str]) -> None:
         Naming the parameter, the value, the options, and the closest of them.
     """
     options = list(options)
-    if not isinstance(value, str) or value not in options:
+    if not isinstance(value, str | None) or value not in options:
         expected = ", ".join(repr(option) for option in options)
+        names = [option for option in options if option is not None]
         raise ValueError(
-            f"Got {parameter}={value!r}, but expected one of {expected}"
-            f"{did_you_mean(value, options)}"
+            f"Got {parameter}={value!r}, but expected one of {expected}{did_you_mean(value, names)}"
         )
 
 

@@ -64,7 +64,8 @@ def torchvision_weights(name: str, weights: str = "default") -> models.WeightsEn
     """
     _check_name(name)
     members = models.get_model_weights(name).__members__
-    check_choice("weights", weights, ["default", *members])
+    weights = "default" if weights == "DEFAULT" else weights
+    check_choice("weights", weights, ["default", *(name for name in members if name != "DEFAULT")])
     return members["DEFAULT" if weights == "default" else weights]
 
 

@@ -201,10 +201,10 @@ def _load_timm(name: str, weights: str | None) -> _Loaded:
     timm = import_optional("timm", extra="timm", purpose=f"backbone={name!r}")
     architecture = name.removeprefix("timm:")
     if not timm.is_model(architecture):
-        options = timm.list_models()
+        options = [f"timm:{model}" for model in timm.list_models()]
         raise ValueError(
-            f"Got backbone={name!r}, but timm has no such model"
-            f"{did_you_mean(architecture, options)}; timm.list_models() lists them all"
+            f"Got backbone={name!r}, but timm has no such model (timm.list_models() lists them all)"
+            f"{did_you_mean(name, options)}"
         )
     if weights is None:
         with torch.random.fork_rng(devices=[]):

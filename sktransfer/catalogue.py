@@ -110,7 +110,12 @@ class BackboneTable(tuple[BackboneInfo, ...]):
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: tuple[str, ...]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+            sides = ["left", *["right"] * (len(cells) - 2), "left"]
+            styled = "".join(
+                f'<{tag} style="text-align: {side}; padding: 0.1em 0.8em">{cell}</{tag}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
+            return f"<tr>{styled}</tr>"
 
         body = "".join(line("td", cells) for cells in self._cells())
         return f"<table><thead>{line('th', self._HEADER)}</thead><tbody>{body}</tbody></table>"

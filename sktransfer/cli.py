@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sktransfer._version import __version__
-from sktransfer.catalogue import list_backbones
+from sktransfer.catalogue import BackboneTable, list_backbones
 from sktransfer.demo import run_demo
 
 
@@ -28,13 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "backbones":
-            print(list_backbones(options.contains))
+            print(_table(options.contains))
         else:
             run_demo(options.images, options.output, backbone=options.backbone, n_jobs=options.jobs)
     except (OSError, ValueError, ImportError) as error:
         print(f"sktransfer: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _table(contains: str) -> BackboneTable:
+    table = list_backbones(contains)
+    if not table:
+        raise ValueError(f"no backbone has {contains!r} in its name")
+    return table
 
 
 def _parser() -> argparse.ArgumentParser:

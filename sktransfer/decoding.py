@@ -213,9 +213,7 @@ def _refuse_bomb(image: Image.Image) -> None:
     # Pillow itself only warns up to twice its limit.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        raise Image.DecompressionBombError(
-            f"{image.width} x {image.height} pixels exceed the limit of {limit}"
-        )
+        raise Image.DecompressionBombError
 
 
 @contextmanager
@@ -236,8 +234,8 @@ def _why(error: Exception, picture: Picture) -> str:
         return "Got a folder, but expected a picture. load_image_folder lists those below a folder."
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (
-            f"Refused as a possible decompression bomb: {error}. "
-            "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            f"Refused as a possible decompression bomb: it has more pixels than "
+            f"PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}. Raise that if you trust it."
         )
     if isinstance(error, UnidentifiedImageError):
         return "Pillow cannot identify this as a picture."

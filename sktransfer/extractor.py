@@ -15,6 +15,7 @@ from sktransfer._config import resolve_device, resolve_precision, resolve_thread
 from sktransfer._errors import PictureError, check_choice
 from sktransfer.backbones import Backbone, load_backbone
 from sktransfer.domain import BatchNormState, estimate_batch_norm, with_batch_norm
+from sktransfer.engines import ENGINES
 from sktransfer.features import Recipe, embed, output_width
 from sktransfer.images import Pictures
 from sktransfer.reading import Faults, PictureReader
@@ -89,6 +90,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         The range in use for arrays that are not uint8; `None` where the data needed none.
     batch_norm_ : BatchNormState or None
         The statistics that `batch_norm="adapt"` found.
+    layers_ : list of str
+        Names of the network's blocks from the picture on, which `layer` takes.
     digest_ : str
         Identifies the network and its weights.
     errors_ : list of PictureError
@@ -185,6 +188,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
             batch_norm=self.batch_norm_,
             digest=backbone.digest,
         )
+        self.layers_ = [name for name, _ in backbone.anatomy.blocks]
         self.digest_ = backbone.digest.hex()
         self.preprocessing_ = self._plan.recipe().preprocessing
         self._widths = self._plan.widths()
@@ -256,8 +260,13 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     def _check_parameters(self) -> None:
         check_choice("batch_norm", self.batch_norm, ["frozen", "adapt"])
         check_choice("on_error", self.on_error, ["raise", "nan"])
-        if self.pooling is not None:
-            check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("pooling", self.pooling, [*POOLINGS, None])
+        check_choice("engine", self.engine, ["auto", *ENGINES])
+        resolve_precision(self.precision, resolve_device(self.device))
+        if isinstance(self.layer, (list, tuple)) and not self.layer:
+            raise ValueError(
+                f"Got layer={self.layer!r}, but expected None, a name, or a list with at least one"
+            )
         whole = isinstance(self.batch_size, (int, np.integer)) and self.batch_size > 0
         if self.batch_size != "auto" and not whole:
             raise ValueError(

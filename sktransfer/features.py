@@ -5,9 +5,9 @@ Shapes: N pictures, D features.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -27,7 +27,7 @@ from sktransfer.transforms import Preprocessing
 _EDITION = 1
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything but the picture that an embedding depends on; each field is part of the key.
 
@@ -61,7 +61,7 @@ class Recipe:
         parts = (
             _EDITION,
             self.backbone.digest.hex(),
-            repr(self.preprocessing),
+            dataclasses.astuple(self.preprocessing),
             self.taps,
             self.pooling,
             str(self.precision),

@@ -102,8 +102,8 @@ class EmbeddingStore:
         self.temporary = temporary
         if self.directory.exists() and not self.directory.is_dir():
             raise NotADirectoryError(
-                f"Got directory={str(self.directory)!r}, which is a file, but expected a "
-                "directory for embeddings; give another path, or move that file away."
+                f"Got the file {str(self.directory)!r}, but expected a directory for embeddings; "
+                "give another path, or move that file away."
             )
         self._database = Database(self.directory / "embeddings.sqlite", temporary)
 

@@ -23,7 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _STRIP = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preprocessing:
     """What the weights expect of a picture.
 
@@ -61,6 +61,9 @@ class Preprocessing:
         crop = "{}x{}".format(*self.crop)
         mean, std = (tuple(round(value, 4) for value in values) for values in (self.mean, self.std))
         return f"resize {resize} {self.interpolation}, crop {crop}, mean {mean}, std {std}"
+
+    def __repr__(self) -> str:
+        return f"Preprocessing({self})"
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocessing:
@@ -117,8 +120,8 @@ class Preprocessing:
 
         Returns
         -------
-        Tensor of shape (3, *crop)
-            uint8, 0-255.
+        Tensor of shape (3, H, W)
+            uint8, 0-255, with the height and width of `crop`.
         """
         picture = self._cut_strip(picture)
         if not picture.flags.writeable:  # torch has no read-only tensors

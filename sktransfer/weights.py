@@ -49,9 +49,10 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"Got weights={str(path)!r}, but the file could not be read as a state dict "
-            f"({str(error).splitlines()[0]}); save one with torch.save(model.state_dict(), path) "
-            "or safetensors.torch.save_file(model.state_dict(), path)"
+            f"Got weights={str(path)!r}, but the file could not be read as a state dict: it is "
+            "damaged, or holds objects whose code would have to be run "
+            f"({type(error).__name__}). Save one with torch.save(model.state_dict(), path) or "
+            "safetensors.torch.save_file(model.state_dict(), path)"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -88,6 +89,11 @@ def fetch(url: str, name: str) -> Path:
     path = hub_path(url)
     if path.is_file():
         return path
+    require_reachable(
+        url,
+        f"The weights of {name!r} are not on this machine: {path.name} is not in {path.parent}",
+        f"put it there, or pass its path (weights='{path.name}')",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
@@ -133,11 +139,6 @@ def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *more: str) -> byt
 
 
 def _download(url: str, path: Path, name: str) -> None:
-    require_reachable(
-        url,
-        f"The weights of {name!r} are not on this machine: {path.name} is not in {path.parent}",
-        f"put it there, or pass its path (weights='{path.name}')",
-    )
     expected = path.stem.rpartition("-")[2]
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from sktransfer.store import EmbeddingStore
 
@@ -11,6 +12,15 @@ def pytest_collection_modifyitems(config, items):
     out = [item for item in items if item.get_closest_marker("gpu")]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in a folder of the test's own, and so do worker processes, which keep theirs."""
+    get_reusable_executor().shutdown(wait=True)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    get_reusable_executor().shutdown(wait=True)
 
 
 @pytest.fixture

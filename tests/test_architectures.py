@@ -250,7 +250,7 @@ def test_published_weights_by_name():
         torchvision_weights("resnet50", "IMAGENET1K_V3")
     assert str(error.value) == (
         "Got weights='IMAGENET1K_V3', but expected one of 'default', 'IMAGENET1K_V1', "
-        "'IMAGENET1K_V2', 'DEFAULT'; did you mean 'IMAGENET1K_V2'?"
+        "'IMAGENET1K_V2'; did you mean 'IMAGENET1K_V2'?"
     )
 
 

@@ -40,6 +40,6 @@ def test_the_table_shows_and_becomes_a_frame():
     assert lines[1].split()[:6] == ["mobilenet_v2", "3.5", "M", "0.30", "1280", "72.2%"]
     html = table._repr_html_()
     assert html.count("<tr>") == 2
-    assert "<td>mobilenet_v2</td>" in html
+    assert ">mobilenet_v2</td>" in html
     frame = pd.DataFrame(list_backbones())
     assert frame.set_index("name").loc["vgg16", "features"] == 4096

@@ -11,7 +11,7 @@ from sktransfer.cli import main
 
 
 @pytest.fixture
-def folder(tmp_path):
+def photos(tmp_path):
     """Make a folder of two classes, 14 crops of two photographs each."""
     random = np.random.RandomState(0)
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
@@ -23,8 +23,8 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-def test_the_demo_on_a_folder(folder, tmp_path, capsys):
-    assert main(["demo", "--images", str(folder), "--output", str(tmp_path / "out")]) == 0
+def test_the_demo_on_a_folder(photos, tmp_path, capsys):
+    assert main(["demo", "--images", str(photos), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "21 pictures to learn from and 7 held back, 2 classes" in printed
     # 31 fits on 21 pictures and 7 predictions.
@@ -34,22 +34,22 @@ def test_the_demo_on_a_folder(folder, tmp_path, capsys):
         assert picture.size == (1500, 750)
 
 
-def test_the_demo_takes_the_folders_train_and_test(folder, tmp_path, capsys):
+def test_the_demo_takes_the_folders_train_and_test(photos, tmp_path, capsys):
     for name in ("temple", "flower"):
         for split, numbers in (("train", range(10)), ("test", range(10, 14))):
             (tmp_path / "splits" / split / name).mkdir(parents=True)
             for number in numbers:
                 file = f"{number}.jpg"
-                (folder / name / file).rename(tmp_path / "splits" / split / name / file)
+                (photos / name / file).rename(tmp_path / "splits" / split / name / file)
     arguments = ["demo", "--images", str(tmp_path / "splits"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert "20 pictures to learn from and 8 held back" in capsys.readouterr().out
 
 
-def test_a_class_that_is_too_small_is_said_before_anything_is_embedded(folder, capsys):
+def test_a_class_that_is_too_small_is_said_before_anything_is_embedded(photos, capsys):
     for number in range(6):
-        (folder / "temple" / f"{number}.jpg").unlink()
-    assert main(["demo", "--images", str(folder)]) == 1
+        (photos / "temple" / f"{number}.jpg").unlink()
+    assert main(["demo", "--images", str(photos)]) == 1
     assert "Got a class of 8 pictures, but the demo needs 10 of each" in capsys.readouterr().err
 
 
@@ -61,6 +61,11 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
 def test_backbones(capsys):
     assert main(["backbones", "lite"]) == 0
     assert "efficientnet_lite0       4.7 M    0.41      1280" in capsys.readouterr().out
+
+
+def test_backbones_that_are_none(capsys):
+    assert main(["backbones", "zzz"]) == 1
+    assert capsys.readouterr() == ("", "sktransfer: no backbone has 'zzz' in its name\n")
 
 
 def test_the_module_is_a_command():

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 
 import sktransfer
 from sktransfer.cli import main
@@ -64,14 +66,21 @@ def run(line, code, expected, page, namespace):
 
 
 @pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """Work in an empty folder, on a machine that reaches nobody."""
+def offline(monkeypatch, folder):
+    """Work in an empty folder, on a machine that reaches nobody, and with one thread.
+
+    Threads that wait for each other on cores that others use too cost more than they give.
+    """
 
     def refuse(*args, **kwargs):
         raise OSError("the documentation must run without a network")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])

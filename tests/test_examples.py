@@ -1,5 +1,6 @@
 """The scripts of examples/ run from start to end, and print what can be believed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ def run(script, tmp_path, *arguments):
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        # One thread: those that wait for each other on shared cores cost more than they give.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         timeout=600,
         check=False,
     )

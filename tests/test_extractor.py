@@ -368,7 +368,8 @@ def test_what_was_computed_before_a_broken_picture_is_kept(with_broken, log, sto
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"pooling": "mean"}, "Got pooling='mean', but expected one of 'avg', 'max', 'avgmax'"),
+        ({"pooling": "mean"}, "pooling='mean', but expected one of 'avg', 'max', 'avgmax', None"),
+        ({"layer": []}, r"Got layer=\[\], but expected None, a name, or a list"),
         ({"on_error": "skip"}, "Got on_error='skip', but expected one of 'raise', 'nan'"),
         ({"batch_norm": "ada"}, "Got batch_norm='ada', but expected one of 'frozen', 'adapt'"),
         ({"batch_size": 0}, "Got batch_size=0, but expected a positive integer or 'auto'"),
@@ -437,7 +438,9 @@ def random_module():
 def test_timm_by_name(photographs):
     extractor = PretrainedFeatureExtractor("timm:mobilenetv3_small_050", weights=None)
     assert extractor.fit_transform(photographs).shape == (4, 1024)
-    with pytest.raises(ValueError, match="but timm has no such model; did you mean 'resnet50'"):
+    with pytest.raises(
+        ValueError, match=r"but timm has no such model .*did you mean 'timm:resnet50'"
+    ):
         PretrainedFeatureExtractor("timm:resnet5O", weights=None).fit(photographs)
 
 

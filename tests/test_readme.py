@@ -20,14 +20,13 @@ def save_crops(folder, name, photograph, count):
         crop.save(folder / f"{name}{number}.jpg")
 
 
-def test_every_block_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_block_runs(folder):
     china, flower = load_sample_images().images
-    save_crops(tmp_path, "cat", china, 2)
-    save_crops(tmp_path, "dog", flower, 1)
-    save_crops(tmp_path / "photos" / "cat", "", china, 6)
-    save_crops(tmp_path / "photos" / "dog", "", flower, 6)
-    products = pd.DataFrame({"photo": sorted(map(str, tmp_path.rglob("photos/*/*.jpg")))})
+    save_crops(folder, "cat", china, 2)
+    save_crops(folder, "dog", flower, 1)
+    save_crops(folder / "photos" / "cat", "", china, 6)
+    save_crops(folder / "photos" / "dog", "", flower, 6)
+    products = pd.DataFrame({"photo": sorted(map(str, folder.rglob("photos/*/*.jpg")))})
     products = products.assign(price=np.arange(12.0), weight=np.arange(12.0)[::-1])
     products["category"] = products["photo"].map(lambda path: Path(path).parent.name)
 
@@ -37,7 +36,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block.replace(", ...]", "]"), "README.md", "exec"), names)
     assert names["search"].best_score_ == 1.0
-    assert (tmp_path / "embeddings" / "embeddings.sqlite").is_file()
+    assert (folder / "embeddings" / "embeddings.sqlite").is_file()
 
 
 def test_the_commands_it_names_exist():

@@ -395,7 +395,7 @@ def test_a_file_is_not_a_directory(tmp_path):
     with pytest.raises(NotADirectoryError) as error:
         EmbeddingStore(tmp_path / "file")
     assert str(error.value) == (
-        f"Got directory='{tmp_path / 'file'}', which is a file, but expected a directory for "
+        f"Got the file '{tmp_path / 'file'}', but expected a directory for "
         "embeddings; give another path, or move that file away."
     )
 
