@@ -123,6 +123,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     (2, 1280)
     >>> print(extractor.preprocessing_)
     resize 256 bicubic, crop 224x224, mean (0.498, 0.498, 0.498), std (0.502, 0.502, 0.502)
+    >>> extractor.layers_[-2:]
+    ['block15', 'conv_head']
     """
 
     def __init__(
@@ -272,6 +274,11 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"Got batch_size={self.batch_size!r}, but expected a positive integer or 'auto'"
             )
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        preprocessing = vars(self).get("preprocessing_")  # there once fitted
+        shown = super().__repr__(N_CHAR_MAX)
+        return shown if preprocessing is None else f"{shown} <{preprocessing}>"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy that is pickled may wake up in a worker, which then looks for this process's store.

@@ -63,6 +63,15 @@ def test_nothing_is_loaded_before_fit():
         extractor.fit(pictures(2))
 
 
+def test_the_preprocessing_shows_in_the_repr():
+    extractor = PretrainedFeatureExtractor(batch_size=3)
+    assert repr(extractor) == "PretrainedFeatureExtractor(batch_size=3)"
+    shown = repr(extractor.fit(pictures(1)))
+    assert shown.startswith(
+        "PretrainedFeatureExtractor(batch_size=3) <resize 256 bicubic, crop 224x224, mean (0.498, "
+    )
+
+
 def test_set_params_and_fit_takes_the_new_backbone():
     X = pictures(3)
     extractor = tiny(cache=None).fit(X)
