@@ -7,7 +7,7 @@ import inspect
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,9 +114,11 @@ def load_backbone(
             "'timm:NAME', a torch.nn.Module, or a callable that makes one"
         )
     loaded = _from_user(backbone, weights)
-    digest = digest_tensors(loaded.model.state_dict().items(), *_code(loaded.model))
+    described = [*_code(loaded.model), repr(astuple(loaded.preprocessing))]
+    digest = digest_tensors(loaded.model.state_dict().items(), *described)
     if digest not in _user_backbones:
-        _user_backbones[digest] = _assemble(loaded, digest)
+        own = loaded._replace(model=copy.deepcopy(loaded.model).cpu())
+        _user_backbones[digest] = _assemble(own, digest)
         while len(_user_backbones) > _KEPT:
             _user_backbones.popitem(last=False)
     return _user_backbones[digest]
@@ -251,7 +253,7 @@ def _timm_file(name: str, config: Any) -> Path:
 def _from_user(source: nn.Module | Callable[[], nn.Module], weights: Any) -> _Loaded:
     name = getattr(source, "__name__", type(source).__name__).lower()
     if isinstance(source, nn.Module):
-        model = copy.deepcopy(source).cpu()
+        model = source if weights == "default" else copy.deepcopy(source)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)

@@ -146,15 +146,24 @@ def embed(
     return embeddings, faults.sorted()
 
 
-@lru_cache(maxsize=16)
+_widths: dict[bytes, int] = {}
+
+
 def output_width(recipe: Recipe) -> int:
-    """Count the features of a recipe, by sending one blank picture through the backbone.
+    """Count the features of a recipe, by sending a blank picture through the backbone, once.
 
     Raises
     ------
     ValueError
         Where the backbone does not take pictures of the recipe's size.
     """
+    digest = recipe.digest
+    if digest not in _widths:
+        _widths[digest] = _measure_width(recipe)
+    return _widths[digest]
+
+
+def _measure_width(recipe: Recipe) -> int:
     prefix = _prefix(recipe)
     blank = torch.zeros(1, 3, *recipe.preprocessing.crop)
     try:

@@ -72,6 +72,10 @@ def test_code_and_settings_of_a_module_are_in_its_digest():
 def test_a_module_may_bring_its_preprocessing():
     assert load_backbone(Tiny()).preprocessing is Tiny.preprocessing
     assert load_backbone(Scaled(1.0)).preprocessing == Preprocessing()
+    other = Scaled(1.0)
+    other.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    assert load_backbone(other).preprocessing is other.preprocessing
+    assert load_backbone(other).digest != load_backbone(Scaled(1.0)).digest
 
 
 def test_a_fine_tuned_torchvision_network_keeps_its_blocks():

@@ -33,7 +33,6 @@ def parameters():
 def _forget_networks():
     yield
     features.engine_for.cache_clear()
-    features.output_width.cache_clear()
     backbones._load_named.cache_clear()
     gc.collect()
 
