@@ -76,8 +76,8 @@ def counted(log):
 
 
 def unreachable(*arguments, **options):
-    """Stand in for `socket.create_connection` where nobody answers."""
-    time.sleep(3)
+    """Stand in for `socket.create_connection` where nobody answers for a long time."""
+    time.sleep(30)
     raise OSError("timed out")
 
 
