@@ -192,8 +192,9 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         )
         self.layers_ = [name for name, _ in backbone.anatomy.blocks]
         self.digest_ = backbone.digest.hex()
-        self.preprocessing_ = self._plan.recipe().preprocessing
-        self._widths = self._plan.widths()
+        recipe = self._plan.recipe()
+        self.preprocessing_ = recipe.preprocessing
+        self._widths = [output_width(replace(recipe, taps=(tap,))) for tap in recipe.taps]
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -317,11 +318,6 @@ class _Plan:
         backbone = self.load()
         preprocessing = backbone.preprocessing.with_image_size(self.image_size)
         return Recipe(backbone, preprocessing, self.taps, self.pooling, precision)
-
-    def widths(self) -> list[int]:
-        """Count the features of each tap."""
-        recipe = self.recipe()
-        return [output_width(replace(recipe, taps=(tap,))) for tap in self.taps]
 
     def feature_names(self, widths: list[int]) -> np.ndarray:
         backbone = self.load()

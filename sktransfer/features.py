@@ -117,7 +117,9 @@ def embed(
     width = output_width(recipe)
     batch_size = batch_size or auto_batch_size(device, recipe.preprocessing.crop)
     faults = Faults(on_error)
-    rows, keys = _fingerprints(pictures, faults) if store else (list(range(len(pictures))), [])
+    rows, keys = list(range(len(pictures))), list[bytes]()
+    if store is not None:
+        rows, keys = _fingerprints(pictures, faults)
 
     with progress_bar(len(pictures), verbose, f"Embedding with {recipe.backbone.name}") as bar:
 
@@ -129,7 +131,7 @@ def embed(
                 yield [place_of[row] for row in batch_rows], run(batch)
                 bar.update(len(batch_rows))
 
-        if store:
+        if store is not None:
             space = store.space(recipe.digest, str(recipe), width)
             found = embed_once(space, keys, compute, batch_size=batch_size)
             faults.spread(rows, keys)
