@@ -10,7 +10,7 @@ datasets
     folders of pictures -> paths and labels
 transforms, reading
     pictures -> batches of pixels, prepared as the weights expect
-architectures (efficientnet_lite), split
+architectures (anatomy, efficientnet_lite), split
     networks as ordered blocks; the boundary and what is frozen before it
 weights, backbones, catalogue
     backbones by name, with their weights, preprocessing and digest
@@ -18,7 +18,7 @@ domain
     BatchNorm statistics of another domain
 engines
     what runs the frozen blocks
-store (session)
+store (database, space, session)
     picture -> embedding, shared by processes
 features
     the one road: pictures -> embeddings, through store and engine

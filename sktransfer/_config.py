@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import joblib
@@ -30,6 +32,15 @@ def settle_after_fork() -> None:
     """
     if os.getpid() != _IMPORTED_IN and torch.get_num_threads() > 1:
         torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Draw the same random numbers every time, and leave torch's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the generators of all GPUs too.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

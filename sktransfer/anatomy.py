@@ -15,9 +15,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from sktransfer.transforms import IMAGENET_MEAN, IMAGENET_STD
+
 # Sizes at which an unknown network is tried; most take the first.
 _PROBE_SIZES = (224, 64, 32, 128, 96, 256, 299, 384, 512)
-_POSITIONS: dict[str, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "vector": ()}
+# The axes of a feature map, in each layout, that are positions in the picture.
+POSITIONS: dict[str, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "vector": ()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +100,8 @@ class Rescale(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
-        std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+        mean = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1)
+        std = torch.tensor(IMAGENET_STD).reshape(3, 1, 1)
         self.register_buffer("scale", std / 0.5, persistent=False)
         self.register_buffer("shift", (mean - 0.5) / 0.5, persistent=False)
 
@@ -215,7 +218,7 @@ def _chain(
             version = x._version
             y = module(x)
             layout = _layout(y)
-            gives_map = math.prod(y.shape[axis] for axis in _POSITIONS[layout]) > 1
+            gives_map = math.prod(y.shape[axis] for axis in POSITIONS[layout]) > 1
             links.append(_Link(name, module, layout, gives_map, x._version != version))
             x = y
     except Exception:
@@ -334,7 +337,7 @@ class _Average(nn.Module):
 
     def __init__(self, layout: str) -> None:
         super().__init__()
-        self.axes = _POSITIONS[layout]
+        self.axes = POSITIONS[layout]
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(self.axes) if self.axes else x

@@ -16,6 +16,7 @@ import torchvision.models as models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sktransfer._config import seeded
 from sktransfer._errors import check_choice, did_you_mean
 from sktransfer.anatomy import Anatomy, ClassToken, Rescale, assemble, dissect_unknown
 from sktransfer.efficientnet_lite import EfficientNetLite, load_strictly
@@ -125,9 +126,7 @@ def build_torchvision(
     """
     if state_dict is not None:
         return _build_from(name, state_dict)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reseed the generators of all GPUs too.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = _construct(name, image_size)
         if name in _INCEPTIONS:
             for layer in network.modules():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sktransfer._config import settle_after_fork
+from sktransfer._config import seeded, settle_after_fork
 from sktransfer._errors import did_you_mean, import_optional
 from sktransfer.anatomy import Anatomy
 from sktransfer.architectures import (
@@ -209,8 +209,7 @@ def _load_timm(name: str, weights: str | None) -> _Loaded:
             f"{did_you_mean(name, options)}"
         )
     if weights is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+        with seeded():
             model = timm.create_model(architecture)
     else:
         config = timm.get_pretrained_cfg(architecture)
@@ -255,8 +254,7 @@ def _from_user(source: nn.Module | Callable[[], nn.Module], weights: Any) -> _Lo
     if isinstance(source, nn.Module):
         model = source if weights == "default" else copy.deepcopy(source)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+        with seeded():
             model = source()
     if not isinstance(model, nn.Module):
         raise TypeError(

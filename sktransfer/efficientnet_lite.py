@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from sktransfer._config import seeded
 from sktransfer._errors import WeightsNotFoundError
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -200,8 +200,7 @@ def efficientnet_lite0(
     >>> network(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 1000])
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = EfficientNetLite()
     if state_dict is not None:
         # The published names differ from ours by underscores: "_blocks.0._bn1.weight".

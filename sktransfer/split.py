@@ -15,12 +15,9 @@ import torch
 from torch import nn
 
 from sktransfer._errors import did_you_mean
-from sktransfer.anatomy import Anatomy
+from sktransfer.anatomy import POSITIONS, Anatomy
 
 POOLINGS = ("avg", "max", "avgmax")
-
-# Where the feature maps of each layout have their positions, and where their channels.
-_POSITIONS = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,)}
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -108,7 +105,7 @@ def pool(
         return x
     if pooling is None:
         return x.flatten(1)
-    positions = _POSITIONS[layout]
+    positions = POSITIONS[layout]
     x = x[:, prefix_tokens:] if layout == "NLC" else x
     pooled = {"avg": lambda: x.mean(positions), "max": lambda: x.amax(positions)}
     parts = ["avg", "max"] if pooling == "avgmax" else [pooling]
