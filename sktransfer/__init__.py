@@ -8,8 +8,8 @@ images (decoding, items, containers, validation)
     anything image-like -> a lazy sequence of uint8 pictures
 datasets
     folders of pictures -> paths and labels
-transforms, reading
-    pictures -> batches of pixels, prepared as the weights expect
+transforms (augmentation, views), reading
+    pictures -> batches of pixels, prepared as the weights expect, or augmented
 architectures (anatomy, efficientnet_lite), split
     networks as ordered blocks; the boundary and what is frozen before it
 weights, backbones, catalogue
@@ -24,21 +24,38 @@ features
     the one road: pictures -> embeddings, through store and engine
 extractor
     PretrainedFeatureExtractor
+schedule
+    which blocks each stage trains, from where, and how fast
+activations, feeds
+    what crosses a boundary, in a memory-mapped file; batches of it
+labels, examples, head
+    class numbers and weights; pictures with them; stage 0, which is convex
+training (checkpoint, progress), network, tuning
+    one stage; the whole way of a picture; stage after stage
+classifier (parameters)
+    FineTunedImageClassifier
+display
+    augmented pictures to look at
 demo, cli
     the command line
 """
 
 from sktransfer._errors import PictureError, WeightsNotFoundError
 from sktransfer._version import __version__
+from sktransfer.augmentation import resolve_augmentation
 from sktransfer.catalogue import list_backbones
+from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.datasets import load_image_folder
+from sktransfer.display import AugmentationDisplay
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.session import session_store
 from sktransfer.store import EmbeddingStore
 from sktransfer.transforms import Preprocessing
 
 __all__ = [
+    "AugmentationDisplay",
     "EmbeddingStore",
+    "FineTunedImageClassifier",
     "PictureError",
     "Preprocessing",
     "PretrainedFeatureExtractor",
@@ -46,5 +63,6 @@ __all__ = [
     "__version__",
     "list_backbones",
     "load_image_folder",
+    "resolve_augmentation",
     "session_store",
 ]

@@ -35,9 +35,13 @@ def settle_after_fork() -> None:
 
 
 @contextlib.contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """Draw the same random numbers every time, and leave torch's random state as it was."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Draw the same random numbers every time, and leave torch's random state as it was.
+
+    The state of `device` is brought back too; seeding it is left to whoever draws from it.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # torch.manual_seed would reseed the generators of all GPUs too.
         torch.default_generator.manual_seed(seed)
         yield
@@ -104,6 +108,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Compute in mixed precision where `precision` is less than float32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
 
 
 def resolve_threads(n_jobs: int | None) -> int:

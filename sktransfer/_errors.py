@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
+import numbers
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -66,6 +68,23 @@ def check_choice(parameter: str, value: object, options: Iterable[str | None]) -
         raise ValueError(
             f"Got {parameter}={value!r}, but expected one of {expected}{did_you_mean(value, names)}"
         )
+
+
+def check_number(
+    parameter: str, value: object, kind: type, low: float, high: float | None = None
+) -> None:
+    """Raise a ValueError where a parameter is no number of a kind, or out of its range.
+
+    >>> check_number("lr", -1, numbers.Real, 0)
+    Traceback (most recent call last):
+        ...
+    ValueError: Got lr=-1, but expected a number of at least 0
+    """
+    right = isinstance(value, kind) and not isinstance(value, bool)
+    if not right or not low <= value <= (math.inf if high is None else high):  # type: ignore[operator]
+        what = "an integer" if kind is numbers.Integral else "a number"
+        limits = f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+        raise ValueError(f"Got {parameter}={value!r}, but expected {what} {limits}")
 
 
 def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:

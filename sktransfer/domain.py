@@ -6,15 +6,23 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktransfer.anatomy import Anatomy
-from sktransfer.backbones import Backbone
+from sktransfer.backbones import Backbone, load_backbone
+from sktransfer.reading import Faults, PictureReader
 from sktransfer.split import freeze
+from sktransfer.transforms import Preprocessing
+from sktransfer.views import Views
 from sktransfer.weights import digest_tensors
+
+# Pictures whose statistics are estimated together.
+_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +83,27 @@ def estimate_batch_norm(
     return BatchNormState({name: value.cpu() for name, value in _statistics(anatomy)})
 
 
+def adapt_batch_norm(
+    backbone: Backbone, views: Views, device: torch.device, threads: int, faults: Faults
+) -> BatchNormState:
+    """Estimate BatchNorm statistics on pictures, in a shuffled order.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    views : Views
+    device : torch.device
+    threads : int
+        Threads that decode pictures.
+    faults : Faults
+        Takes the errors of broken pictures.
+    """
+    # Shuffled: folders come class by class, and a batch should look like the whole.
+    rows = np.random.RandomState(0).permutation(len(views)).tolist()
+    batches = PictureReader(views, threads, faults).batches(rows, _BATCH)
+    return estimate_batch_norm(backbone, (batch for _, batch in batches), device)
+
+
 @lru_cache(maxsize=2)
 def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
     """Copy a backbone, with other BatchNorm statistics."""
@@ -85,6 +114,48 @@ def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
         freeze(block)
     digest = digest_tensors(state.statistics.items(), backbone.digest.hex())
     return replace(backbone, anatomy=anatomy, digest=digest)
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """What a fitted estimator remembers of its backbone, which is looked up again when needed.
+
+    Parameters
+    ----------
+    backbone, weights
+        As `load_backbone` takes them.
+    image_size : int, (int, int) or None
+    batch_norm : BatchNormState or None
+        The statistics that replace those of the weights.
+    digest : bytes
+        Of the weights that `fit` saw.
+    """
+
+    backbone: Any
+    weights: Any
+    image_size: Any
+    batch_norm: BatchNormState | None
+    digest: bytes
+
+    def load(self) -> Backbone:
+        """Load the backbone, or find it where this process has loaded it before.
+
+        Raises
+        ------
+        ValueError
+            Where the weights are others than those that `fit` saw.
+        """
+        backbone = load_backbone(self.backbone, self.weights)
+        if backbone.digest != self.digest:
+            raise ValueError(
+                f"Got weights of {backbone.name} with digest {backbone.digest.hex()}, but fit saw "
+                f"{self.digest.hex()}: they changed since. Call fit again, or bring them back"
+            )
+        return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
+
+    def preprocessing(self) -> Preprocessing:
+        """Tell what is done to a picture before it is seen."""
+        return self.load().preprocessing.with_image_size(self.image_size)
 
 
 def _batch_norms(anatomy: Anatomy) -> Iterator[tuple[str, _BatchNorm]]:

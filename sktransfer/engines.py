@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sktransfer._config import autocast
 from sktransfer._errors import check_choice
 from sktransfer.split import FrozenPrefix
 from sktransfer.transforms import Preprocessing
@@ -126,7 +127,6 @@ class TorchEngine:
             batch = batch.pin_memory()
         batch = batch.to(self._device, non_blocking=True)
         x = self._preprocessing.normalize(batch.contiguous(memory_format=torch.channels_last))
-        mixed = self._precision != torch.float32
-        with torch.autocast(self._device.type, dtype=self._precision, enabled=mixed):
+        with autocast(self._device, self._precision):
             embeddings = self._prefix(x)
         return embeddings.float().cpu().numpy()

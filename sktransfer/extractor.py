@@ -14,17 +14,15 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer._config import resolve_device, resolve_precision, resolve_threads
 from sktransfer._errors import PictureError, check_choice
 from sktransfer.backbones import Backbone, load_backbone
-from sktransfer.domain import BatchNormState, estimate_batch_norm, with_batch_norm
+from sktransfer.domain import BackboneSource, BatchNormState, adapt_batch_norm
 from sktransfer.engines import ENGINES
 from sktransfer.features import Recipe, embed, output_width
 from sktransfer.images import Pictures
-from sktransfer.reading import Faults, PictureReader
+from sktransfer.reading import Faults
 from sktransfer.session import resolve_store, share_session
 from sktransfer.split import POOLINGS
 from sktransfer.validation import check_pictures
-
-# Pictures whose BatchNorm statistics are estimated together by batch_norm="adapt".
-_ADAPT_BATCH = 32
+from sktransfer.views import Views
 
 
 class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
@@ -182,13 +180,11 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         backbone = load_backbone(self.backbone, self.weights)
         self.batch_norm_ = self._adapt(backbone, pictures)
         self._plan = _Plan(
-            backbone=self.backbone,
-            weights=self.weights,
+            source=BackboneSource(
+                self.backbone, self.weights, self.image_size, self.batch_norm_, backbone.digest
+            ),
             taps=tuple(self.layer) if isinstance(self.layer, (list, tuple)) else (self.layer,),
             pooling=self.pooling,
-            image_size=self.image_size,
-            batch_norm=self.batch_norm_,
-            digest=backbone.digest,
         )
         self.layers_ = [name for name, _ in backbone.anatomy.blocks]
         self.digest_ = backbone.digest.hex()
@@ -218,9 +214,10 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         self._check_parameters()
         pictures = check_pictures(self, X, reset=False)
         device = resolve_device(self.device)
+        recipe = self._plan.recipe(resolve_precision(self.precision, device))
         embeddings, errors = embed(
-            pictures,
-            self._plan.recipe(resolve_precision(self.precision, device)),
+            Views(pictures, recipe.preprocessing),
+            recipe,
             device=device,
             engine=self.engine,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
@@ -251,14 +248,14 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     def _adapt(self, backbone: Backbone, pictures: Pictures) -> BatchNormState | None:
         if self.batch_norm == "frozen":
             return None
-        preprocessing = backbone.preprocessing.with_image_size(self.image_size)
-        reader = PictureReader(
-            pictures, preprocessing, resolve_threads(self.n_jobs), Faults(self.on_error)
+        views = Views(pictures, backbone.preprocessing.with_image_size(self.image_size))
+        return adapt_batch_norm(
+            backbone,
+            views,
+            resolve_device(self.device),
+            resolve_threads(self.n_jobs),
+            Faults(self.on_error),
         )
-        # Shuffled: folders come class by class, and a batch should look like the whole.
-        rows = np.random.RandomState(0).permutation(len(pictures)).tolist()
-        batches = (batch for _, batch in reader.batches(rows, _ADAPT_BATCH))
-        return estimate_batch_norm(backbone, batches, resolve_device(self.device))
 
     def _check_parameters(self) -> None:
         check_choice("batch_norm", self.batch_norm, ["frozen", "adapt"])
@@ -297,30 +294,16 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
 class _Plan:
     """What `fit` decided; light enough to be pickled, the network itself is looked up again."""
 
-    backbone: Any
-    weights: Any
+    source: BackboneSource
     taps: tuple[str | None, ...]
     pooling: str | None
-    image_size: Any
-    batch_norm: BatchNormState | None
-    digest: bytes
-
-    def load(self) -> Backbone:
-        backbone = load_backbone(self.backbone, self.weights)
-        if backbone.digest != self.digest:
-            raise ValueError(
-                f"Got weights of {backbone.name} with digest {backbone.digest.hex()}, but fit saw "
-                f"{self.digest.hex()}: they changed since. Call fit again, or bring them back"
-            )
-        return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
 
     def recipe(self, precision: torch.dtype = torch.float32) -> Recipe:
-        backbone = self.load()
-        preprocessing = backbone.preprocessing.with_image_size(self.image_size)
+        backbone, preprocessing = self.source.load(), self.source.preprocessing()
         return Recipe(backbone, preprocessing, self.taps, self.pooling, precision)
 
     def feature_names(self, widths: list[int]) -> np.ndarray:
-        backbone = self.load()
+        backbone = self.source.load()
         names = []
         for tap, width in zip(self.taps, widths, strict=True):
             prefix = backbone.name if tap is None else f"{backbone.name}_{tap}"

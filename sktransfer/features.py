@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +20,17 @@ from sktransfer._config import progress_bar
 from sktransfer._errors import PictureError
 from sktransfer.backbones import Backbone
 from sktransfer.engines import FrozenEngine, auto_batch_size, create_engine
-from sktransfer.images import Pictures
 from sktransfer.reading import Faults, PictureReader
 from sktransfer.split import FrozenPrefix
 from sktransfer.store import EmbeddingStore, embed_once
 from sktransfer.transforms import Preprocessing
+from sktransfer.views import Views
+
+# Largest activations between which float16, of 6e-5 to 65504 in full precision, has room to spare.
+_SMALL, _LARGE = 0.1, 2000.0
 
 # Part of every key: raise it when the same recipe begins to give other numbers.
-_EDITION = 1
+_EDITION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Recipe:
         The layers to emit.
     pooling : {"avg", "max", "avgmax"} or None
     precision : torch.dtype
+    dtype : {"float32", "float16"}
+        What the values are kept in.
     """
 
     backbone: Backbone
@@ -46,6 +54,7 @@ class Recipe:
     taps: tuple[str | None, ...] = (None,)
     pooling: str | None = "avg"
     precision: torch.dtype = torch.float32
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         layers = " + ".join("penultimate" if tap is None else tap for tap in self.taps)
@@ -54,6 +63,12 @@ class Recipe:
             f"{self.backbone.name} {self.backbone.digest.hex()[:8]}, layer {layers}, "
             f"pooling {self.pooling}, {precision}, {self.preprocessing}"
         )
+
+    @property
+    def emits_map(self) -> bool:
+        """Whether what is emitted is one whole feature map, flattened."""
+        (tap, *more), pooling = self.taps, self.pooling
+        return pooling is None and not more and tap not in (None, "logits")
 
     @property
     def digest(self) -> bytes:
@@ -65,12 +80,35 @@ class Recipe:
             self.taps,
             self.pooling,
             str(self.precision),
+            self.dtype,
         )
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
+def recipe_at(
+    backbone: Backbone, preprocessing: Preprocessing, boundary: int, precision: torch.dtype
+) -> Recipe:
+    """Make the recipe of what crosses a boundary.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    preprocessing : Preprocessing
+    boundary : int
+        How many blocks lie before it, at least 1. After the last block it is the penultimate
+        vector that crosses, the same as the extractor's, in float32; before, the feature map, in
+        float16 where its values lie well within the range of that.
+    precision : torch.dtype
+    """
+    if boundary == len(backbone.anatomy.blocks):
+        return Recipe(backbone, preprocessing, precision=precision)
+    taps = (backbone.anatomy.blocks[boundary - 1][0],)
+    recipe = Recipe(backbone, preprocessing, taps, None, precision)
+    return replace(recipe, dtype="float16" if _probe(recipe).fits_float16 else "float32")
+
+
 def embed(
-    pictures: Pictures,
+    views: Views,
     recipe: Recipe,
     *,
     device: torch.device,
@@ -80,12 +118,14 @@ def embed(
     store: EmbeddingStore | None = None,
     on_error: str = "raise",
     verbose: int = 0,
+    steady: bool = False,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[PictureError]]:
-    """Embed pictures, each of them once.
+    """Embed pictures, or views of them, each of them once.
 
     Parameters
     ----------
-    pictures : Pictures of length N
+    views : Views of length N
     recipe : Recipe
     device : torch.device
     engine : str
@@ -101,11 +141,15 @@ def embed(
         give a row of NaN.
     verbose : int
         Shows a progress bar where it is not 0.
+    steady : bool
+        Fills the last batch up, so that every bit is the same in whatever company a picture comes.
+    out : ndarray of shape (N, D) or None
+        Where to put the embeddings, such as a memory-mapped file.
 
     Returns
     -------
     embeddings : ndarray of shape (N, D)
-        float32.
+        With the `dtype` of the recipe.
     errors : list of PictureError
         The broken pictures, by row.
 
@@ -117,66 +161,96 @@ def embed(
     width = output_width(recipe)
     batch_size = batch_size or auto_batch_size(device, recipe.preprocessing.crop)
     faults = Faults(on_error)
-    rows, keys = list(range(len(pictures))), list[bytes]()
+    rows, keys = list(range(len(views))), list[bytes]()
     if store is not None:
-        rows, keys = _fingerprints(pictures, faults)
+        rows, keys = _fingerprints(views, faults)
+    if out is None:
+        out = np.full((len(views), width), np.nan, dtype=recipe.dtype)
+    found = out if len(rows) == len(views) else np.full((len(rows), width), np.nan, out.dtype)
 
-    with progress_bar(len(pictures), verbose, f"Embedding with {recipe.backbone.name}") as bar:
+    with progress_bar(len(views), verbose, f"Embedding with {recipe.backbone.name}") as bar:
 
         def compute(places: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray]]:
             run = engine_for(recipe, engine, device).run
-            reader = PictureReader(pictures, recipe.preprocessing, threads, faults)
+            reader = PictureReader(views, threads, faults)
             place_of = {rows[place]: place for place in places}
             for batch_rows, batch in reader.batches(list(place_of), batch_size):
-                yield [place_of[row] for row in batch_rows], run(batch)
+                full = _filled(batch, batch_size) if steady else batch
+                yield [place_of[row] for row in batch_rows], run(full)[: len(batch)]
                 bar.update(len(batch_rows))
 
         if store is not None:
-            space = store.space(recipe.digest, str(recipe), width)
-            found = embed_once(space, keys, compute, batch_size=batch_size)
+            space = store.space(recipe.digest, str(recipe), width, recipe.dtype)
+            embed_once(space, keys, compute, batch_size=batch_size, out=found)
             faults.spread(rows, keys)
         else:
-            found = np.full((len(rows), width), np.nan, dtype=np.float32)
             for places, values in compute(range(len(rows))):
                 found[places] = values
-        bar.update(len(pictures) - bar.n)
+        bar.update(len(views) - bar.n)
 
-    if len(rows) == len(pictures):
-        return found, faults.sorted()
-    embeddings = np.full((len(pictures), width), np.nan, dtype=np.float32)
-    embeddings[rows] = found
-    return embeddings, faults.sorted()
+    if found is not out:
+        out[rows] = found
+    return out, faults.sorted()
 
 
-_widths: dict[bytes, int] = {}
+def _filled(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """Append black pictures to a batch until it has `size`."""
+    if len(batch) == size:
+        return batch
+    full = batch.new_zeros(size, *batch.shape[1:]).contiguous(memory_format=torch.channels_last)
+    full[: len(batch)] = batch
+    return full
+
+
+class _Probed(NamedTuple):
+    """What a recipe makes of a picture."""
+
+    shape: tuple[int, ...]
+    fits_float16: bool
+
+
+_probed: dict[bytes, _Probed] = {}
 
 
 def output_width(recipe: Recipe) -> int:
-    """Count the features of a recipe, by sending a blank picture through the backbone, once.
+    """Count the features of a recipe.
 
     Raises
     ------
     ValueError
         Where the backbone does not take pictures of the recipe's size.
     """
-    digest = recipe.digest
-    if digest not in _widths:
-        _widths[digest] = _measure_width(recipe)
-    return _widths[digest]
+    return math.prod(_probe(recipe).shape)
 
 
-def _measure_width(recipe: Recipe) -> int:
+def map_shape(recipe: Recipe) -> tuple[int, ...]:
+    """Tell the shape of what crosses a boundary, of which the embedding is the flattened form."""
+    return _probe(recipe).shape
+
+
+def _probe(recipe: Recipe) -> _Probed:
+    """Send a picture of noise through the backbone, once."""
+    digest = replace(recipe, dtype="float32").digest
+    if digest not in _probed:
+        _probed[digest] = _look(recipe)
+    return _probed[digest]
+
+
+def _look(recipe: Recipe) -> _Probed:
     prefix = _prefix(recipe)
-    blank = torch.zeros(1, 3, *recipe.preprocessing.crop)
+    height, width = recipe.preprocessing.crop
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.inference_mode():
-            return int(prefix(blank).shape[1])
+        with torch.no_grad():
+            x = recipe.preprocessing.normalize((255 * noise).to(torch.uint8))
+            emitted = prefix.feature_map(x) if recipe.emits_map else prefix(x)
     except (RuntimeError, AssertionError, ValueError) as error:
-        height, width = recipe.preprocessing.crop
         raise ValueError(
             f"Got image_size={height}x{width}, but {recipe.backbone.name} cannot take such "
             f"pictures ({str(error).splitlines()[0]}); image_size=None takes the right size"
         ) from error
+    largest = float(emitted.abs().max())
+    return _Probed(tuple(emitted.shape[1:]), _SMALL < largest < _LARGE)
 
 
 @lru_cache(maxsize=2)
@@ -195,12 +269,12 @@ def _prefix(recipe: Recipe) -> FrozenPrefix:
     return FrozenPrefix(recipe.backbone.anatomy, recipe.taps, recipe.pooling)
 
 
-def _fingerprints(pictures: Pictures, faults: Faults) -> tuple[list[int], list[bytes]]:
+def _fingerprints(views: Views, faults: Faults) -> tuple[list[int], list[bytes]]:
     """Identify the pictures that can be found: their rows and their keys."""
     rows, keys = [], []
-    for row in range(len(pictures)):
+    for row in range(len(views)):
         try:
-            keys.append(pictures.fingerprint(row))
+            keys.append(views.fingerprint(row))
             rows.append(row)
         except PictureError as error:
             faults.add(row, error)

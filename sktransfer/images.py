@@ -6,6 +6,7 @@ Shapes: N pictures of H x W pixels with C channels.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, TypeVar, overload
@@ -100,14 +101,26 @@ class Pictures(Sequence[np.ndarray]):
         """
         return self._apply(decoding.fingerprint, row)
 
+    def order_key(self, row: int) -> bytes:
+        """Give what orders pictures wherever they lie: a path, or else the content.
+
+        The items of a dataset, which would have to be read for it, stay in their order.
+        """
+        if isinstance(self.source, DatasetSource):
+            return self._origin(row).to_bytes(8, "big")
+        item = self._apply(lambda picture, _: picture, row)
+        return (
+            os.fsencode(os.path.abspath(item)) if isinstance(item, str) else self.fingerprint(row)
+        )
+
     def describe(self, row: int) -> str:
         """Say in a few words what a row holds: its path, `"bytes"`, `"array of shape (8, 8)"`."""
         if isinstance(self.source, DatasetSource):
             return f"item of {type(self.source.dataset).__name__}"
         return describe(self._read(row))
 
-    def take(self, rows: Sequence[int]) -> Pictures:
-        """Select pictures, which are numbered from 0 again; nothing is read.
+    def take(self, rows: Sequence[int] | np.ndarray) -> Pictures:
+        """Select pictures, numbered from 0 again, but not in errors; nothing is read.
 
         Parameters
         ----------
@@ -123,8 +136,11 @@ class Pictures(Sequence[np.ndarray]):
         )
 
     def _read(self, row: int) -> Any:
+        return self.source[self._origin(row)]
+
+    def _origin(self, row: int) -> int:
         position = range(len(self))[row]
-        return self.source[position if self.rows is None else int(self.rows[position])]
+        return position if self.rows is None else int(self.rows[position])
 
     def _apply(
         self, function: Callable[[Picture, PixelRange | None], _Result], row: int
@@ -136,7 +152,7 @@ class Pictures(Sequence[np.ndarray]):
             return function(resolve(item, self.image_shape), self.pixel_range)
         except PictureError as error:
             source = self.describe(row) if item is None else describe(item)
-            raise PictureError(error.reason, int(row), source) from error.__cause__
+            raise PictureError(error.reason, self._origin(row), source) from error.__cause__
 
 
 def as_pictures(

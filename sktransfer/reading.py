@@ -12,8 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from sktransfer._errors import PictureError
-from sktransfer.images import Pictures
-from sktransfer.transforms import Preprocessing
+from sktransfer.views import Views
 
 # Batches that are read ahead of the one that is consumed.
 _AHEAD = 3
@@ -62,18 +61,15 @@ class PictureReader:
 
     Parameters
     ----------
-    pictures : Pictures
-    preprocessing : Preprocessing
+    views : Views
+        Its items are the rows.
     threads : int
     faults : Faults
         Takes the errors of broken pictures.
     """
 
-    def __init__(
-        self, pictures: Pictures, preprocessing: Preprocessing, threads: int, faults: Faults
-    ) -> None:
-        self._pictures, self._preprocessing = pictures, preprocessing
-        self._threads, self._faults = threads, faults
+    def __init__(self, views: Views, threads: int, faults: Faults) -> None:
+        self._views, self._threads, self._faults = views, threads, faults
 
     def batches(
         self, rows: Sequence[int], batch_size: int
@@ -95,7 +91,7 @@ class PictureReader:
             pool.shutdown(cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, rows: Sequence[int]) -> _Batch:
-        crop = self._preprocessing.crop
+        crop = self._views.preprocessing.crop
         pixels = torch.empty((len(rows), *crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         slots = enumerate(rows)
         return [
@@ -103,7 +99,7 @@ class PictureReader:
         ], pixels
 
     def _read_into(self, slot: torch.Tensor, row: int) -> None:
-        slot.copy_(self._preprocessing.prepare(self._pictures[row]))
+        slot.copy_(self._views.prepare(row))
 
     def _finish(
         self, reads: list[tuple[int, Future[None]]], pixels: torch.Tensor

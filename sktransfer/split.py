@@ -1,4 +1,4 @@
-"""The boundary: what is frozen before it.
+"""The boundary: what is frozen before it, and what is trained after it.
 
 A backbone is an ordered list of blocks; this room draws the line through it. It is the only one
 that touches `requires_grad` and `eval()`, so that "frozen" means one thing: no gradient, no moving
@@ -9,13 +9,18 @@ Shapes: N pictures, C channels, H x W positions or L tokens of a feature map, D 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from sktransfer._config import autocast
 from sktransfer._errors import did_you_mean
 from sktransfer.anatomy import POSITIONS, Anatomy
+from sktransfer.schedule import HEAD, NECK
 
 POOLINGS = ("avg", "max", "avgmax")
 
@@ -72,6 +77,12 @@ class FrozenPrefix(nn.Module):
                     emitted[place] = self._emit(self.taps[place], x)
         return torch.cat([emitted[place] for place in range(len(self.taps))], dim=1)
 
+    def feature_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Map normalised pictures (N, 3, H, W) to what leaves the last block."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
     def _emit(self, tap: str | None, x: torch.Tensor) -> torch.Tensor:
         if tap == "logits":
             return self.logits(x)
@@ -122,3 +133,155 @@ def _depth(tap: str | None, names: list[str]) -> int:
             f"and None for the penultimate vector{did_you_mean(tap, [*names, 'logits'])}"
         )
     return names.index(tap) + 1
+
+
+class FrozenSpan(nn.Module):
+    """The blocks between two boundaries, frozen: activations at the one -> those at the other.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+    start, stop : int
+        Boundaries, as numbers of blocks before them. Past the last block lies the neck, and the
+        span gives the penultimate vector.
+    """
+
+    def __init__(self, anatomy: Anatomy, start: int, stop: int) -> None:
+        super().__init__()
+        parts = [block for _, block in anatomy.blocks[start:stop]]
+        if stop == len(anatomy.blocks):
+            parts.append(anatomy.neck)
+        self.parts = nn.Sequential(*parts)
+        freeze(self)
+
+    def train(self, mode: bool = True) -> FrozenSpan:
+        """Stay frozen."""
+        return super().train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map activations (N, ...) to activations (N, ...)."""
+        return self.parts(x)
+
+
+class TrainedSuffix(nn.Module):
+    """What lies after the last boundary of a fine-tuning: blocks, neck and a new head.
+
+    The blocks are copies; the backbone stays as it is. `move_boundary` says which of them are
+    trained, and from where the activations come; all others stay frozen whatever mode is set.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+    boundary : int
+        How many blocks lie before the suffix; all of them leaves the head alone.
+    n_classes : int
+        Number of logits, K.
+    width : int
+        Of the penultimate vector, D.
+    shapes : dict of int to tuple of int
+        Shape of the activations at each boundary where they may come in, flattened or not.
+    dropout : float
+        Share of the penultimate vector that training drops.
+    learn_statistics : bool
+        Whether BatchNorm of trained blocks normalises by the batch and moves its statistics;
+        otherwise it keeps those that it has.
+    precision : torch.dtype
+        float32, or bfloat16 for mixed precision.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        boundary: int,
+        n_classes: int,
+        width: int,
+        shapes: dict[int, tuple[int, ...]],
+        dropout: float = 0.0,
+        learn_statistics: bool = False,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        end = len(anatomy.blocks)
+        self.names = [name for name, _ in anatomy.blocks[boundary:]]
+        self.blocks = nn.ModuleList(copy.deepcopy(block) for _, block in anatomy.blocks[boundary:])
+        self.neck = nn.Identity() if boundary == end else copy.deepcopy(anatomy.neck)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, n_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.boundary, self.end, self.shapes = boundary, end, shapes
+        self.learn_statistics, self.precision = learn_statistics, precision
+        self.move_boundary(boundary, ())
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the parts that can be trained, from the first block to the head."""
+        blocks = dict(zip(self.names, self.blocks, strict=True))
+        return {**blocks, NECK: self.neck, HEAD: self.head}
+
+    def move_boundary(self, boundary: int, trained: Collection[str]) -> None:
+        """Let activations come in at `boundary`, and train just the parts named in `trained`."""
+        self.start, self.trained = boundary, frozenset(trained)
+        for name, part in self.parts().items():
+            part.requires_grad_(name in self.trained)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TrainedSuffix:
+        """Set the mode of the trained parts; frozen ones have only one."""
+        super().train(mode)
+        for name, part in self.parts().items():
+            if name not in self.trained:
+                part.train(False)
+            elif not self.learn_statistics:
+                for module in part.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.train(False)
+        return self
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Map activations at the boundary, (N, ...), to penultimate vectors (N, D)."""
+        if self.start == self.end:
+            return x.flatten(1)
+        shape = self.shapes[self.start]
+        x = x.reshape(len(x), *shape)
+        if len(shape) == 3:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks[self.start - self.boundary :]:
+            x = block(x)
+        return self.neck(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map activations at the boundary, (N, ...), to logits (N, K), float32."""
+        with autocast(x.device, self.precision):
+            return self.head(self.dropout(self.embed(x))).float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the suffix lies."""
+        return self.head.weight.device
+
+    @torch.no_grad()
+    def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Give the head its weight (K, D) and bias (K,)."""
+        self.head.weight.copy_(torch.from_numpy(weight))
+        self.head.bias.copy_(torch.from_numpy(bias))
+
+    def count_trained(self) -> int:
+        """Count the parameters that are trained."""
+        return sum(each.numel() for each in self.parameters() if each.requires_grad)
+
+    def state_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Copy all tensors of some parts, to the CPU."""
+        return {
+            f"{name}.{key}": tensor.detach().to("cpu", copy=True)
+            for name, part in self.parts().items()
+            if name in names
+            for key, tensor in part.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Put back what `state_of` gave."""
+        for name, part in self.parts().items():
+            for key, tensor in part.state_dict().items():
+                if f"{name}.{key}" in state:
+                    tensor.copy_(state[f"{name}.{key}"])

@@ -163,6 +163,7 @@ def embed_once(
     compute: Compute,
     *,
     batch_size: int,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Read the embeddings that are stored, compute the others, each of them once.
 
@@ -181,11 +182,13 @@ def embed_once(
         batch is stored at once. Rows that it never yields are those that it cannot compute.
     batch_size : int
         Pictures in a batch, as a measure for how much to claim at once.
+    out : ndarray of shape (N, D) or None
+        Where to put the embeddings; `None` makes an array that is filled with NaN.
 
     Returns
     -------
     embeddings : ndarray of shape (N, D)
-        NaN in the rows that `compute` did not yield.
+        Unchanged in the rows that `compute` did not yield.
 
     Raises
     ------
@@ -194,7 +197,7 @@ def embed_once(
     Exception
         Whatever `compute` raises. What it had yielded is stored, what it had not is released.
     """
-    call = _Call(space, keys, compute)
+    call = _Call(space, keys, compute, out)
     missing = call.read_all()
     if missing:
         # Few batches at a time, so that processes that start together share the work; but enough
@@ -202,18 +205,22 @@ def embed_once(
         size = batch_size * min(16, max(2, len(missing) // (4 * batch_size)))
         with call:
             call.work_through(list(chunks(missing, size)))
-    return call.result if len(call.first) == len(keys) else call.result[call.source]
+    call.repeat()
+    return call.result
 
 
 class _Call:
     """One call of `embed_once`; inside its ``with`` block it keeps its claims alive."""
 
-    def __init__(self, space: Space, keys: Sequence[bytes], compute: Compute) -> None:
+    def __init__(
+        self, space: Space, keys: Sequence[bytes], compute: Compute, out: np.ndarray | None
+    ) -> None:
         self.space = copy.copy(space)  # a claimant of its own
         self.keys = keys
         self.compute = compute
         self.first, self.source = first_rows(keys)
-        self.result = np.full((len(keys), space.width), np.nan, space.dtype)
+        blank = np.full((len(keys), space.width), np.nan, space.dtype) if out is None else out
+        self.result: np.ndarray = blank
         self.store_failed = False
         self.finished = threading.Event()
         self.heart = threading.Thread(target=self._beat, daemon=True)
@@ -250,6 +257,11 @@ class _Call:
             elif look >= len(chunks):  # what is left is with others
                 time.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
+
+    def repeat(self) -> None:
+        """Give the rows whose picture came before the same embedding."""
+        rows = np.flatnonzero(self.source != np.arange(len(self.keys)))
+        self.result[rows] = self.result[self.source[rows]]
 
     def read_all(self) -> list[int]:
         """Read what is stored; return the other rows, one for each key."""

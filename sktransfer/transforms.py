@@ -123,14 +123,40 @@ class Preprocessing:
         Tensor of shape (3, H, W)
             uint8, 0-255, with the height and width of `crop`.
         """
+        return self.cropped(self.resized(picture))
+
+    def resized(self, picture: np.ndarray) -> torch.Tensor:
+        """Resize one picture, (H, W, 3) as `prepare` takes it, and cut nothing away.
+
+        Returns
+        -------
+        Tensor of shape (3, h, w)
+            uint8, 0-255, in a size out of which `crop` can be cut.
+        """
         picture = self._cut_strip(picture)
         if not picture.flags.writeable:  # torch has no read-only tensors
             picture = picture.copy()
         tensor = torch.from_numpy(picture).permute(2, 0, 1)
-        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        return self._resize(tensor, self.resize)
+
+    def cropped(self, picture: torch.Tensor) -> torch.Tensor:
+        """Cut the middle out of a picture (3, h, w), uint8; what is too small for it is enlarged.
+
+        Returns
+        -------
+        Tensor of shape (3, H, W)
+            uint8, 0-255, with the height and width of `crop`.
+        """
+        height, width = picture.shape[1:]
+        if height < self.crop[0] or width < self.crop[1]:
+            factor = max(self.crop[0] / height, self.crop[1] / width)
+            picture = self._resize(picture, (math.ceil(factor * height), math.ceil(factor * width)))
+        return tvf.center_crop(picture, list(self.crop))
+
+    def _resize(self, picture: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
+        sides = [size] if isinstance(size, int) else list(size)
         mode = InterpolationMode(self.interpolation)
-        resized = tvf.resize(tensor, size, interpolation=mode, antialias=True)
-        return tvf.center_crop(resized, list(self.crop))
+        return tvf.resize(picture, sides, interpolation=mode, antialias=True)
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """Turn a batch of pixels into what the backbone takes, on the batch's own device.

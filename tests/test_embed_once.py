@@ -116,6 +116,7 @@ def test_every_field_of_a_recipe_is_in_its_key():
         "taps": ("0",),
         "pooling": "max",
         "precision": torch.bfloat16,
+        "dtype": "float16",
     }
     assert {field.name for field in dataclasses.fields(Recipe)} == set(others)
     digests = {dataclasses.replace(recipe, **{k: v}).digest for k, v in others.items()}

@@ -198,13 +198,13 @@ def test_sequence(paths, pixels):
         pictures[0.0]
 
 
-def test_take_numbers_rows_again():
+def test_take_numbers_rows_again_but_errors_name_those_of_x():
     pictures = as_pictures(["a.jpg", "b.jpg", "c.jpg"])
     taken = pictures.take([2, 0, 2]).take(np.array([1, 2]))
     assert [taken.describe(row) for row in range(len(taken))] == ["a.jpg", "c.jpg"]
     with pytest.raises(PictureError) as caught:
         taken[1]
-    assert (caught.value.row, caught.value.source) == (1, "c.jpg")
+    assert (caught.value.row, caught.value.source) == (2, "c.jpg")
     assert len(pictures.take([])) == 0
     with pytest.raises(IndexError):
         pictures.take([3])

@@ -11,6 +11,7 @@ from sktransfer._errors import PictureError
 from sktransfer.images import as_pictures
 from sktransfer.reading import Faults, PictureReader
 from sktransfer.transforms import Preprocessing
+from sktransfer.views import Views
 
 PREPROCESSING = Preprocessing(resize=16, crop=(16, 16))
 
@@ -36,7 +37,7 @@ class Watched(torch.utils.data.Dataset):
 
 
 def reader(dataset, threads=2, on_error="raise"):
-    return PictureReader(as_pictures(dataset), PREPROCESSING, threads, Faults(on_error))
+    return PictureReader(Views(as_pictures(dataset), PREPROCESSING), threads, Faults(on_error))
 
 
 def test_batches_come_in_order_and_hold_prepared_pictures():
@@ -79,7 +80,7 @@ def test_a_broken_picture_ends_the_run_after_the_batches_before_it():
 def test_broken_pictures_are_left_out_and_kept():
     faults = Faults("nan")
     dataset = as_pictures(Watched(broken=[5, 8, 9, 10, 11]))
-    batches = list(PictureReader(dataset, PREPROCESSING, 2, faults).batches(range(12), 4))
+    batches = list(PictureReader(Views(dataset, PREPROCESSING), 2, faults).batches(range(12), 4))
     assert [rows for rows, _ in batches] == [[0, 1, 2, 3], [4, 6, 7]]
     assert batches[1][1].shape == (3, 3, 16, 16)
     assert [error.row for error in faults.sorted()] == [5, 8, 9, 10, 11]

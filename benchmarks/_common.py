@@ -1,0 +1,112 @@
+"""What the benchmarks of fine-tuning share: the split, the clock, fresh processes, the results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from photographs import photographs
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.efficientnet_lite import EfficientNetLite, efficientnet_lite0, weights_path
+from sktransfer.weights import load_state_dict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What the weights of EfficientNet-Lite0 expect, in every channel of pixels scaled to 0-1.
+MEAN, STD = [127 / 255] * 3, [128 / 255] * 3
+
+
+class ChildError(RuntimeError):
+    """A fresh process failed; it has said why on stderr."""
+
+
+def first_fold() -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    """Split the photographs into 345 to train on and 87 to test with: paths and labels of both."""
+    paths, y = photographs()
+    train, test = next(StratifiedKFold(5, shuffle=True, random_state=0).split(paths, y))
+    return [paths[row] for row in train], y[train], [paths[row] for row in test], y[test]
+
+
+def lite0() -> EfficientNetLite:
+    """Build the backbone of all variants, with its ImageNet weights."""
+    return efficientnet_lite0(load_state_dict(weights_path()))
+
+
+def make_probe(**parameters: Any) -> Pipeline:
+    """Build what fine-tuning has to beat: a linear classifier on frozen embeddings."""
+    return make_pipeline(
+        PretrainedFeatureExtractor(**parameters),
+        StandardScaler(),
+        LogisticRegression(C=0.03, max_iter=2000),
+    )
+
+
+def measure(estimator: Any, X: Any, y: np.ndarray, X_test: Any, y_test: np.ndarray) -> dict:
+    """Time `fit` and `predict`, and score the prediction."""
+    start = time.perf_counter()
+    estimator.fit(X, y)
+    fitted = time.perf_counter()
+    accuracy = np.mean(estimator.predict(X_test) == y_test)
+    return {
+        "fit_seconds": round(fitted - start, 2),
+        "accuracy": round(float(accuracy), 4),
+        "predict_seconds": round(time.perf_counter() - fitted, 2),
+    }
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """Begin a parser with the options that all of these benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--threads", type=int, default=joblib.cpu_count(), help="of each process; default: all"
+    )
+    return parser
+
+
+def in_fresh_process(
+    script: str, *arguments: str, threads: int, python: str | Path = sys.executable
+) -> dict:
+    """Run a script of this folder by itself, and read the JSON of its last line.
+
+    What it keeps in the user's cache folders goes into an empty one that is removed afterwards.
+    """
+    command = [str(python), str(ROOT / "benchmarks" / script), *arguments]
+    with tempfile.TemporaryDirectory() as home:
+        caches = dict.fromkeys(("XDG_CACHE_HOME", "FASTAI_HOME", "MPLCONFIGDIR"), home)
+        # The environment of a peer has the dependencies of sktransfer, but not itself.
+        environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | caches
+        child = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+        )
+    lines = child.stdout.splitlines()
+    if child.returncode or not lines:
+        raise ChildError(f"{script} {' '.join(arguments)} ended with code {child.returncode}")
+    return json.loads(lines[-1])
+
+
+def finish(result: dict, failures: Sequence[str], path: Path | None) -> None:
+    """Write the figures, say which bars were missed, and end the process accordingly."""
+    result["machine"] = {"cores": joblib.cpu_count(), "torch": torch.__version__}
+    result["failures"] = list(failures)
+    if path:
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    sys.exit("\n".join(failures) or 0)

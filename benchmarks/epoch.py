@@ -1,0 +1,120 @@
+"""An epoch of fine-tuning on cached activations, against epochs of plain torch.
+
+The last two blocks of EfficientNet-Lite0 (block15, conv_head) and the head, on the 345 training
+photographs of benchmarks/tuning.py. Ours is FineTunedImageClassifier(unfreeze=(0, 2)), as its
+history tells. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm, and
+the batch size that turns out fastest; it is measured with gradients
+
+everything  for all blocks: a full forward and backward pass,
+last two    for those two blocks and the head: the other blocks still run forward each epoch.
+
+Seconds are medians of several epochs, without the first one, in fresh processes. Fails where ours
+is not 5 times as fast as "everything"; the other ratio is for information.
+
+    python benchmarks/epoch.py [--epochs 4] [--threads 2] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+
+import torch
+from _common import (
+    MEAN,
+    STD,
+    command_line,
+    finish,
+    first_fold,
+    in_fresh_process,
+    lite0,
+)
+from torch import nn
+from torchvision.transforms import v2
+
+from sktransfer.decoding import decode
+
+BATCH_SIZES = (4, 8, 16, 32)
+KINDS = ("everything", "last two")
+FASTER = 5
+
+
+def ours(epochs: int) -> list[float]:
+    """Give the seconds of each epoch of the stage that trains the last two blocks."""
+    from sktransfer import FineTunedImageClassifier
+
+    paths, y, _, _ = first_fold()
+    classifier = FineTunedImageClassifier(
+        unfreeze=(0, 2), max_epochs=epochs, early_stopping=False, random_state=0
+    )
+    return [row["dur"] for row in classifier.fit(paths, y).history_ if "dur" in row]
+
+
+def plain(kind: str, batch_size: int, epochs: int) -> list[float]:
+    """Give the seconds of each epoch of plain torch."""
+    paths, y, _, _ = first_fold()
+    prepare = v2.Compose(
+        [
+            v2.Resize(256, antialias=True),
+            v2.CenterCrop(224),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    pictures = torch.stack([prepare(torch.from_numpy(decode(p)).permute(2, 0, 1)) for p in paths])
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    labels = torch.from_numpy(y)
+    net = lite0()
+    net.fc = nn.Linear(net.fc.in_features, len(labels.unique()))
+    net = net.to(memory_format=torch.channels_last).eval().requires_grad_(kind == "everything")
+    for module in (net.blocks[-1], net.conv_head, net.bn1, net.fc):
+        module.requires_grad_(True)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 1e-4)
+    seconds = []
+    for _ in range(epochs):
+        start = time.perf_counter()
+        for rows in torch.randperm(len(labels)).split(batch_size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(pictures[rows]), labels[rows]).backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--epochs", type=int, default=4, help="of each; default: %(default)s")
+    parser.add_argument("--kind", choices=("ours", *KINDS), help="measure it, in this process")
+    parser.add_argument("--batch-size", type=int, default=8, help="with --kind; default: 8")
+    options = parser.parse_args()
+    if options.epochs < 2:
+        parser.error("Got --epochs below 2, but the first one does not count")
+    if options.kind == "ours":
+        print(json.dumps({"seconds": ours(options.epochs)}))
+        return
+    if options.kind:
+        print(json.dumps({"seconds": plain(options.kind, options.batch_size, options.epochs)}))
+        return
+
+    def median(kind: str, batch_size: int = 8) -> float:
+        arguments = ["--kind", kind, "--batch-size", str(batch_size)]
+        arguments += ["--epochs", str(options.epochs)]
+        seconds = in_fresh_process("epoch.py", *arguments, threads=options.threads)["seconds"]
+        return round(statistics.median(seconds[1:]), 3)
+
+    result = {"ours": median("ours")}
+    print(f"ours: {result['ours']:.2f} s an epoch")
+    for kind in KINDS:
+        by_batch = {size: median(kind, size) for size in BATCH_SIZES}
+        times = round(min(by_batch.values()) / result["ours"], 2)
+        result[kind] = {"seconds_by_batch_size": by_batch, "times_ours": times}
+        print(f"{kind}: {by_batch}, the fastest {times} times ours")
+    failures = []
+    if result["everything"]["times_ours"] < FASTER:
+        failures.append(f"ours is not {FASTER} times as fast as a full epoch")
+    finish(result, failures, options.json)
+
+
+if __name__ == "__main__":
+    main()

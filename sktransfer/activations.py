@@ -1,0 +1,141 @@
+"""What crosses a boundary: activations of many views, in a memory-mapped file.
+
+Shapes: N views, W values of one view's activations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sktransfer._config import autocast
+from sktransfer.engines import auto_batch_size
+from sktransfer.features import Recipe, embed, map_shape, output_width, recipe_at
+from sktransfer.split import FrozenSpan
+from sktransfer.store import EmbeddingStore
+from sktransfer.views import Views
+
+# Share of the free disk that the activations of one fit may take.
+_DISK_SHARE = 0.5
+
+
+class Activations:
+    """Activations of views at a boundary, in a file of their own that goes with the object.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N, W)
+        Memory-mapped.
+    recipe : Recipe
+        What made them.
+    boundary : int
+        How many blocks lie before them.
+    """
+
+    def __init__(self, values: np.ndarray, recipe: Recipe, boundary: int) -> None:
+        self.values, self.recipe, self.boundary = values, recipe, boundary
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one view's activations, of which a row is the flattened form."""
+        return map_shape(self.recipe)
+
+    def advance(self, boundary: int, device: torch.device) -> Activations:
+        """Carry the activations through the frozen blocks to a later boundary."""
+        if boundary == self.boundary:
+            return self
+        old = self.recipe
+        recipe = recipe_at(old.backbone, old.preprocessing, boundary, old.precision)
+        span = FrozenSpan(old.backbone.anatomy, self.boundary, boundary)
+        if device.type != "cpu":
+            span = copy.deepcopy(span).to(device)
+        out = scratch_array((len(self.values), output_width(recipe)), recipe.dtype)
+        size = auto_batch_size(device, old.preprocessing.crop)
+        for start, x in self._batches(size):
+            y = run_span(span, x, device, recipe.precision)
+            out[start : start + size] = y[: len(out) - start]
+        return Activations(out, recipe, boundary)
+
+    def _batches(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give all rows as full batches, the last one filled up with zeros."""
+        for start in range(0, len(self.values), size):
+            rows = np.zeros((size, self.values.shape[1]), np.float32)
+            part = self.values[start : start + size]
+            rows[: len(part)] = part
+            yield start, torch.from_numpy(rows).reshape(size, *self.shape)
+
+
+def gather(
+    views: Views,
+    recipe: Recipe,
+    boundary: int,
+    *,
+    device: torch.device,
+    engine: str,
+    threads: int,
+    store: EmbeddingStore | None,
+    verbose: int = 0,
+) -> Activations:
+    """Send views through the frozen blocks before a boundary, each of them once.
+
+    Raises
+    ------
+    PictureError
+        At the first broken picture.
+    """
+    out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
+    embed(
+        views,
+        recipe,
+        device=device,
+        engine=engine,
+        threads=threads,
+        store=store,
+        verbose=verbose,
+        steady=True,
+        out=out,
+    )
+    return Activations(out, recipe, boundary)
+
+
+def fits_on_disk(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> str | None:
+    """Say why the activations of so many views cannot be kept, or None where they can."""
+    wanted = n_views * output_width(recipe) * np.dtype(recipe.dtype).itemsize
+    free = _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
+    if wanted > free:
+        return f"{wanted:,} bytes, and half of what is free on the disk is {free:,.0f}"
+    if store is not None and wanted > store.max_bytes:
+        return f"{wanted:,} bytes, and the store is limited to {store.max_bytes:,}"
+    return None
+
+
+@torch.inference_mode()
+def run_span(
+    span: FrozenSpan, x: torch.Tensor, device: torch.device, precision: torch.dtype
+) -> np.ndarray:
+    """Carry a batch of activations (N, ...) through frozen blocks: float32 of shape (N, W)."""
+    x = x.to(device)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with autocast(device, precision):
+        return span(x).flatten(1).float().cpu().numpy()
+
+
+def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
+    """Make an array in a temporary file, which goes when the array goes."""
+    with tempfile.NamedTemporaryFile(prefix="sktransfer-", delete=False) as file:
+        path = Path(file.name)
+    array = np.memmap(path, dtype=dtype, mode="w+", shape=shape)
+    with contextlib.suppress(OSError):  # Windows keeps the name as long as the file is open
+        path.unlink()
+        return array
+    weakref.finalize(array, path.unlink, missing_ok=True)
+    return array

@@ -1,0 +1,32 @@
+"""Checkpoints: one file, replaced in one step, so that at every moment a whole one is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values; until all of it is on the disk the old file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    with open(unfinished, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read what `save_checkpoint` wrote, tensors on the CPU; None where nothing was written.
+
+    No code of the file is run.
+    """
+    for unfinished in path.parent.glob(f"{path.stem}.*.tmp"):
+        unfinished.unlink(missing_ok=True)
+    if not path.is_file():
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True)

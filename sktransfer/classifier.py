@@ -1,0 +1,436 @@
+"""FineTunedImageClassifier: the boundary moves toward the input, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from sktransfer._config import resolve_device, resolve_threads
+from sktransfer.augmentation import resolve_augmentation
+from sktransfer.backbones import load_backbone
+from sktransfer.domain import BackboneSource, adapt_batch_norm
+from sktransfer.examples import Examples, hold_back
+from sktransfer.labels import check_labels, encode
+from sktransfer.network import Machine, Network
+from sktransfer.parameters import check_parameters, checkpoint_of, draw_seed
+from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
+from sktransfer.reading import Faults
+from sktransfer.schedule import Stage, resolve_stages
+from sktransfer.session import share_session
+from sktransfer.training import make_net, restore_history
+from sktransfer.tuning import FineTuning
+from sktransfer.validation import check_pictures
+from sktransfer.views import Views
+
+
+class FineTunedImageClassifier(
+    CallbackSupport,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    """Classify pictures with a pretrained network, unfrozen from the head on, stage by stage.
+
+    Stage 0 solves a new head on cached embeddings. Every later stage moves the boundary toward the
+    input: the blocks behind it are trained on cached activations of the pictures and of augmented
+    copies, the blocks before it stay as they are, to the last bit.
+
+    Parameters
+    ----------
+    backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
+        A name of `list_backbones`, `"timm:NAME"` where timm is installed, a module of your own
+        (it is copied, and left as it is), or a callable that makes one.
+    weights : str, path or None, default="default"
+        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
+        file, or `None` for random values: then all trained blocks learn at `lr`, and so do their
+        BatchNorm statistics.
+    unfreeze : int, str or sequence, default=(0, 1, 2)
+        What each stage trains besides the head: a number of blocks counted from the head, `"all"`,
+        the name of a block or a list of names. 0, which can only come first, solves the head; in a
+        fit without it the head starts at zero. `("all",)` is full fine-tuning from the start, and
+        with `weights=None` training from scratch.
+    max_epochs : int, default=20
+        Epochs of each stage at most; an epoch shows each picture once, in one of its views.
+    lr : float, default=1e-3
+        Highest learning rate of the head. Within a stage all rates rise for a tenth of the epochs,
+        and then fall along a half cosine.
+    lr_drop : float, default=10.0
+        How much slower than the head the last block learns. Less than 10 warns.
+    lr_decay : float, default=2.6
+        How much slower than the block after it each block learns, but the first trained block no
+        more than 10 times slower than the last. Source: Howard and Ruder, "Universal Language
+        Model Fine-tuning for Text Classification", 2018.
+    optimizer : {"adam", "sgd"} or torch.optim.Optimizer class, default="adam"
+        `"adam"` is the one with decoupled weight decay, `"sgd"` the one with Nesterov's momentum
+        of 0.9.
+    weight_decay : float or "auto", default="auto"
+        `"auto"` is 0.01, and 0.1 where some class has fewer than 10 training pictures.
+    batch_size : int, default=32
+        Pictures of a training step.
+    batch_norm : {"frozen", "adapt", "train"}, default="frozen"
+        Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the pictures
+        given to `fit` (AdaBN); or, in the trained blocks only, learnt. Blocks before the boundary
+        never change.
+    augment : {"light", "standard", "aggressive", "industrial"}, callable or None, \
+default="standard"
+        How copies of the training pictures are made: see `AugmentationDisplay`. `"light"` mirrors
+        nothing, for digits and text. A transform of torchvision or any other callable maps a
+        picture (3, H, W), uint8, to another one.
+    n_views : int or None, default=4
+        Augmented copies of each training picture, which are cached besides the picture itself.
+        `None` makes fresh ones in every epoch, which costs a pass of all pictures through the whole
+        network each time.
+    dropout : float, default=0.2
+        Share of the penultimate vector that training drops.
+    label_smoothing : float, default=0.0
+        Share of each label that is spread over all classes.
+    mixup : float, default=0.0
+        Parameter of the Beta distribution by which pairs of pictures are mixed where they cross the
+        boundary.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, as everywhere in scikit-learn.
+    validation_fraction : float, default=0.1
+        Share of the pictures of each class that is held back to choose the head's regularisation
+        and the best epoch; not used where `X_val` is given, or without `early_stopping`.
+    early_stopping : bool, default=True
+        Ends a stage when the loss on the validation pictures has not improved for
+        `n_iter_no_change` epochs, and goes back to the best weights, which may be those that the
+        stage began with. `False` trains on all pictures for `max_epochs` epochs.
+    n_iter_no_change : int, default=5
+        Epochs without improvement that end a stage.
+    checkpoint_dir : path or None, default=None
+        Where the state of the fit is saved after every epoch. The same fit on the same data goes
+        on from there, to the same result as if nothing had ended it; another fit has a file of its
+        own.
+    image_size, image_shape, pixel_range, device, engine, precision, n_jobs, cache
+        As in `PretrainedFeatureExtractor`.
+    callbacks : list of skorch callbacks or None, default=None
+        Called in every stage that trains blocks.
+    random_state : int, RandomState or None, default=None
+        Seed of split, order, dropout and mixup. The cached copies of a picture do not depend on it,
+        so that folds and candidates share them.
+    verbose : int, default=0
+        Shows a bar for each stage where it is not 0, but not inside a search. Callbacks of
+        scikit-learn's own (`set_callbacks`) hear of stages and epochs too.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (K,)
+        The labels, sorted.
+    stages_ : list of dict
+        What each stage was: trained blocks, boundary, number of trained parameters, epochs, the
+        best of them, its loss and accuracy on the validation pictures, seconds, and the head's
+        `C`.
+    net_ : skorch.NeuralNet
+        Trained blocks and head; it takes activations at the last boundary.
+    history_ : skorch.history.History
+        What every epoch came to.
+    preprocessing_ : Preprocessing
+        How pictures are resized, cropped and normalised: it comes with the weights.
+    pixel_range_ : (float, float) or None
+        The range in use for arrays that are not uint8; `None` where the data needed none.
+    batch_norm_ : BatchNormState or None
+        The statistics that `batch_norm="adapt"` found.
+    n_features_in_ : int
+        Columns seen in `fit`, where `X` was 2-D.
+    feature_names_in_ : ndarray of str
+        Column names seen in `fit`, where `X` had them.
+
+    See Also
+    --------
+    PretrainedFeatureExtractor : Embeddings for any other classifier.
+    AugmentationDisplay : Shows the augmented copies.
+
+    Notes
+    -----
+    Solving the head before anything is tuned follows Kumar et al., "Fine-Tuning can Distort
+    Pretrained Features and Underperform Out-of-Distribution", ICLR 2022.
+
+    A set with fewer than 10 training pictures in some class is regularised more by default: weight
+    decay is 0.1 instead of 0.01, and the head's `C` at most 0.1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktransfer import FineTunedImageClassifier
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> classifier = FineTunedImageClassifier(
+    ...     image_shape=(8, 8), image_size=32, augment="light", n_views=1, max_epochs=2,
+    ...     random_state=0,
+    ... )
+    >>> classifier.fit(X[:60], y[:60]).score(X[60:90], y[60:90]) > 0.9
+    True
+    >>> [stage["stage"] for stage in classifier.stages_]
+    ['head', 'last block', 'last 2 blocks']
+    """
+
+    _net: Any
+
+    def __init__(
+        self,
+        backbone: Any = "efficientnet_lite0",
+        *,
+        weights: Any = "default",
+        unfreeze: Any = (0, 1, 2),
+        max_epochs: int = 20,
+        lr: float = 1e-3,
+        lr_drop: float = 10.0,
+        lr_decay: float = 2.6,
+        optimizer: Any = "adam",
+        weight_decay: Any = "auto",
+        batch_size: int = 32,
+        batch_norm: str = "frozen",
+        augment: Any = "standard",
+        n_views: int | None = 4,
+        dropout: float = 0.2,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        class_weight: Any = None,
+        validation_fraction: float = 0.1,
+        early_stopping: bool = True,
+        n_iter_no_change: int = 5,
+        checkpoint_dir: Any = None,
+        image_size: Any = None,
+        image_shape: Any = None,
+        pixel_range: Any = "auto",
+        device: Any = "auto",
+        engine: str = "auto",
+        precision: str = "auto",
+        n_jobs: int | None = None,
+        cache: Any = "auto",
+        callbacks: Any = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.unfreeze = unfreeze
+        self.max_epochs = max_epochs
+        self.lr = lr
+        self.lr_drop = lr_drop
+        self.lr_decay = lr_decay
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.batch_norm = batch_norm
+        self.augment = augment
+        self.n_views = n_views
+        self.dropout = dropout
+        self.label_smoothing = label_smoothing
+        self.mixup = mixup
+        self.class_weight = class_weight
+        self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
+        self.checkpoint_dir = checkpoint_dir
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+        self.n_jobs = n_jobs
+        self.cache = cache
+        self.callbacks = callbacks
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sample_weight: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+    ) -> FineTunedImageClassifier:
+        """Train the classifier.
+
+        Parameters
+        ----------
+        X : pictures in any container that `PretrainedFeatureExtractor` takes
+        y : array-like of shape (N,)
+            Class labels: numbers, strings or booleans.
+        sample_weight : array-like of shape (N,), default=None
+            How much each picture counts. A weight of 0 leaves it out.
+        X_val, y_val : pictures and their labels, default=None
+            Validation pictures; then none of `X` is held back.
+
+        Returns
+        -------
+        self
+        """
+        check_parameters(self)
+        pictures = check_pictures(self, X, reset=True)
+        labels = check_labels(
+            pictures, y, sample_weight, self.class_weight, estimator=type(self).__name__
+        )
+        self.classes_ = labels.classes
+        seed = draw_seed(self.random_state)
+        train, valid = self._divide(Examples.of(pictures, labels), X_val, y_val, seed)
+        network, stages = self._plan(train)
+        fit = FineTuning(
+            self,
+            network,
+            stages,
+            train,
+            valid,
+            machine=Machine.of(self),
+            augmentation=resolve_augmentation(self.augment),
+            seed=seed,
+            checkpoint=checkpoint_of(self, seed, network.backbone, train, valid),
+        )
+        plan = {"sample_weight": sample_weight} if sample_weight is not None else None
+        with FitProgress(
+            self, n_stages=len(stages), verbose=self.verbose, X=X, y=y, metadata=plan
+        ) as progress:
+            net, self.stages_ = fit.run(progress)
+        self._keep(net, fit)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Give the most probable class of each picture.
+
+        Returns
+        -------
+        ndarray of shape (N,)
+            Of `classes_`.
+        """
+        logits = self._logits(X)
+        return self.classes_[logits.argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Give the probability of each class.
+
+        Returns
+        -------
+        ndarray of shape (N, K)
+            float32; columns in the order of `classes_`.
+        """
+        return softmax(self._logits(X), axis=1)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Give the logits.
+
+        Returns
+        -------
+        ndarray of shape (N, K), or (N,) for two classes
+            float32; for two classes, the log-odds of the second one.
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Embed pictures with the tuned network: the penultimate vectors.
+
+        Returns
+        -------
+        ndarray of shape (N, D)
+            float32.
+        """
+        check_is_fitted(self)
+        return self._apply(X, self.net_.module_.embed)
+
+    @property
+    def net_(self) -> Any:
+        """The skorch net, which takes activations at the last boundary."""
+        if "_tuned" not in vars(self):
+            raise AttributeError(f"This {type(self).__name__} is not fitted yet")
+        if self._net is None:
+            machine = Machine.of(self)
+            suffix = self._network().suffix({self._boundary}, machine)
+            suffix.restore(self._tuned)
+            self._net = make_net(suffix, device=machine.device, optimizer=self.optimizer)
+            restore_history(self._net, self._history)
+        return self._net
+
+    @property
+    def history_(self) -> Any:
+        """What every epoch came to: the history of `net_`."""
+        return self.net_.history_
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return self._apply(X, self.net_.module_)
+
+    def _apply(self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        pictures = check_pictures(self, X, reset=False)
+        return self._network().apply(pictures, layer, Machine.of(self), self.verbose)
+
+    def _divide(
+        self, examples: Examples, X_val: Any, y_val: Any, seed: int
+    ) -> tuple[Examples, Examples | None]:
+        if (X_val is None) != (y_val is None):
+            raise ValueError("Got only one of X_val and y_val, but expected both or none of them")
+        if X_val is not None:
+            pictures = check_pictures(self, X_val, reset=False)
+            check_consistent_length(pictures, y_val)
+            ones = np.ones(len(pictures))
+            return examples, Examples(pictures, encode(y_val, self.classes_), ones, ones)
+        fraction = self.validation_fraction if self.early_stopping else 0
+        return hold_back(examples, fraction, seed, self.classes_)
+
+    def _plan(self, train: Examples) -> tuple[Network, tuple[Stage, ...]]:
+        """Find the backbone, decide on the stages, and remember what prediction needs."""
+        backbone = load_backbone(self.backbone, self.weights)
+        stages = resolve_stages(self.unfreeze, [name for name, _ in backbone.anatomy.blocks])
+        self.batch_norm_ = None
+        if self.batch_norm == "adapt":
+            self.batch_norm_ = adapt_batch_norm(
+                backbone,
+                Views(train.pictures, backbone.preprocessing.with_image_size(self.image_size)),
+                resolve_device(self.device),
+                resolve_threads(self.n_jobs),
+                Faults("raise"),
+            )
+        self._source = BackboneSource(
+            self.backbone, self.weights, self.image_size, self.batch_norm_, backbone.digest
+        )
+        self._boundary = stages[-1].boundary
+        self.preprocessing_ = self._source.preprocessing()
+        return self._network(), stages
+
+    def _network(self) -> Network:
+        return Network(
+            self._source.load(),
+            self.preprocessing_,
+            self._boundary,
+            len(self.classes_),
+            self.dropout,
+            # Random weights come with no statistics worth keeping.
+            self.batch_norm == "train" or self.weights is None,
+        )
+
+    def _keep(self, net: Any, fit: FineTuning) -> None:
+        self._net = net
+        self._history: list[dict[str, Any]] = list(net.history_)
+        self._tuned: dict[str, torch.Tensor] = net.module_.state_of(fit.trained)
+        self._n_features_out = net.module_.head.in_features
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy that is pickled may wake up in a worker, which then looks for this process's store.
+        if isinstance(self.cache, str) and self.cache == "auto":
+            share_session()
+        state = super().__getstate__()
+        if "_net" in state:
+            state = {**state, "_net": None}
+        return state

@@ -1,0 +1,176 @@
+"""Stage 0: the head is a convex problem, solved by scikit-learn's LogisticRegression.
+
+Shapes: N pictures, V views of each, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+# Inverse strengths of the regularisation that are tried, from strong to weak.
+STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
+# The greatest of them for a tiny set.
+_TINY_BOUND = 0.1
+# What is taken where nothing can be held back to choose by.
+_UNCHOSEN = 0.03
+_FOLDS = 3
+_ITERATIONS = 1000
+_TOLERANCE = 1e-4
+# The search ends where the loss is this many times the least one.
+_CLEARLY = 1.1
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier on embeddings: ``logits = embeddings @ weight.T + bias``.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (K, D)
+    bias : ndarray of shape (K,)
+    strength : float
+        The inverse strength of regularisation, C, that was chosen.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    strength: float
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Embeddings with what is known about them.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (N, V, D)
+    y : ndarray of shape (N,)
+        Class numbers, 0 to K - 1.
+    weights : ndarray of shape (N,)
+    """
+
+    embeddings: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Labelled:
+        """Select pictures."""
+        return Labelled(self.embeddings[rows], self.y[rows], self.weights[rows])
+
+    def originals(self) -> Labelled:
+        """Leave out the augmented copies."""
+        return Labelled(self.embeddings[:, :1], self.y, self.weights)
+
+
+def solve_head(
+    train: Labelled,
+    valid: Labelled | None,
+    n_classes: int,
+    *,
+    tiny: bool = False,
+) -> Head:
+    """Solve the head.
+
+    The embeddings are centred, and scaled by ``sqrt(sd**2 + (0.5 * mean(sd))**2)``: without that
+    floor, a dimension which is all but constant in training would explode once the blocks before
+    it move. Centre and scale are then folded into weight and bias.
+
+    The regularisation is the one with the least log-loss on `valid`, or by cross-validation on the
+    pictures of `train` where there is none.
+
+    Parameters
+    ----------
+    train : Labelled
+        Every view counts as a V-th of its picture.
+    valid : Labelled or None
+    n_classes : int
+        All of which occur in `train`.
+    tiny : bool
+        Regularises more: C is at most 0.1.
+    """
+    flat = train.embeddings.reshape(-1, train.embeddings.shape[-1])
+    views = train.embeddings.shape[1]
+    weights = np.repeat(train.weights / views, views)
+    centre = np.average(flat, axis=0, weights=weights)
+    deviation = np.sqrt(np.average((flat - centre) ** 2, axis=0, weights=weights))
+    scale = np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
+    scale[scale == 0] = 1.0
+
+    def scaled(data: Labelled) -> Labelled:
+        return Labelled((data.embeddings - centre) / scale, data.y, data.weights)
+
+    train = scaled(train)
+    strengths = np.array(STRENGTHS)
+    if tiny:
+        strengths = strengths[strengths <= _TINY_BOUND * 1.001]
+    originals = train.originals()
+    divisions = [(originals, scaled(valid))] if valid is not None else _folds(originals, n_classes)
+    strength = _choose(divisions, strengths)
+    model = _fit(_model(), train, strength)
+    weight, bias = model.coef_, model.intercept_
+    if n_classes == 2:  # one logit for two classes
+        weight, bias = np.vstack([-weight / 2, weight / 2]), np.hstack([-bias / 2, bias / 2])
+    weight = weight / scale
+    return Head(weight, bias - weight @ centre, float(strength))
+
+
+def _choose(divisions: list[tuple[Labelled, Labelled]], strengths: np.ndarray) -> float:
+    """Find the strength with the least log-loss on what each division holds back."""
+    if not divisions:
+        return min(_UNCHOSEN, strengths[-1])
+    models = [_model(warm_start=True) for _ in divisions]
+    losses: list[float] = []
+    for strength in strengths:
+        losses.append(
+            sum(
+                _log_loss(_fit(model, train, strength), valid)
+                for model, (train, valid) in zip(models, divisions, strict=True)
+            )
+        )
+        if losses[-1] > _CLEARLY * min(losses):
+            break
+    return float(strengths[int(np.argmin(losses))])
+
+
+def _log_loss(model: LogisticRegression, valid: Labelled) -> float:
+    p = model.predict_proba(valid.embeddings.reshape(-1, valid.embeddings.shape[-1]))
+    p = p[np.arange(len(p)), np.searchsorted(model.classes_, valid.y)]
+    return -float((valid.weights * np.log(np.clip(p, 1e-15, 1))).sum())
+
+
+def _folds(data: Labelled, n_classes: int) -> list[tuple[Labelled, Labelled]]:
+    """Divide the pictures of each class by content, so that copies stay together.
+
+    Gives nothing where some class has too few pictures to be in every part.
+    """
+    fold_of = np.zeros(len(data.y), dtype=int)
+    names = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in data.embeddings]
+    for label in range(n_classes):
+        rows = np.flatnonzero(data.y == label)
+        rank = {name: place for place, name in enumerate(sorted({names[row] for row in rows}))}
+        if len(rank) < 2:
+            return []
+        fold_of[rows] = [(rank[names[row]] + label) % _FOLDS for row in rows]
+    parts = [(data.take(fold_of != fold), data.take(fold_of == fold)) for fold in range(_FOLDS)]
+    return [(train, valid) for train, valid in parts if len(valid.y)]
+
+
+def _model(*, warm_start: bool = False) -> LogisticRegression:
+    return LogisticRegression(max_iter=_ITERATIONS, tol=_TOLERANCE, warm_start=warm_start)
+
+
+def _fit(model: LogisticRegression, data: Labelled, strength: float) -> LogisticRegression:
+    views = data.embeddings.shape[1]
+    x = data.embeddings.reshape(-1, data.embeddings.shape[-1])
+    with warnings.catch_warnings():
+        # What is left to gain is less than what the later stages gain.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.set_params(C=strength).fit(
+            x, np.repeat(data.y, views), np.repeat(data.weights / views, views)
+        )

@@ -1,0 +1,169 @@
+"""A backbone that is cut at a boundary: the machine that runs it, and the way through all of it.
+
+Shapes: N pictures, B in a batch, W values at a boundary, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sktransfer._config import resolve_device, resolve_precision, resolve_threads
+from sktransfer.backbones import Backbone
+from sktransfer.engines import auto_batch_size
+from sktransfer.features import Recipe, embed, engine_for, map_shape, output_width, recipe_at
+from sktransfer.images import Pictures
+from sktransfer.reading import Faults, PictureReader
+from sktransfer.session import resolve_store
+from sktransfer.split import TrainedSuffix
+from sktransfer.store import EmbeddingStore
+from sktransfer.transforms import Preprocessing
+from sktransfer.views import Views
+
+# Pictures whose activations are in memory at once when predicting.
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes, resolved in the process that does it.
+
+    Parameters
+    ----------
+    device : torch.device
+    engine : str
+    precision : torch.dtype
+        Of the frozen blocks.
+    threads : int
+        Threads that decode pictures.
+    store : EmbeddingStore or None
+    """
+
+    device: torch.device
+    engine: str
+    precision: torch.dtype
+    threads: int
+    store: EmbeddingStore | None
+
+    @classmethod
+    def of(cls, estimator: Any) -> Machine:
+        """Resolve the parameters of an estimator."""
+        device = resolve_device(estimator.device)
+        return cls(
+            device,
+            estimator.engine,
+            resolve_precision(estimator.precision, device),
+            resolve_threads(estimator.n_jobs),
+            resolve_store(estimator.cache),
+        )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone, cut at the last boundary of a fine-tuning.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    preprocessing : Preprocessing
+    boundary : int
+        How many blocks lie before it.
+    n_classes : int
+    dropout : float
+    learn_statistics : bool
+        Whether BatchNorm of trained blocks moves its statistics.
+    """
+
+    backbone: Backbone
+    preprocessing: Preprocessing
+    boundary: int
+    n_classes: int
+    dropout: float
+    learn_statistics: bool
+
+    def recipe(self, boundary: int, machine: Machine) -> Recipe:
+        """Make the recipe of what crosses a boundary, which lies after the first block."""
+        return recipe_at(self.backbone, self.preprocessing, boundary, machine.precision)
+
+    def suffix(self, boundaries: set[int], machine: Machine) -> TrainedSuffix:
+        """Make what lies after the boundary, ready for activations at some boundaries."""
+        end = len(self.backbone.anatomy.blocks)
+        shapes: dict[int, tuple[int, ...]] = {0: (3, *self.preprocessing.crop)}
+        shapes |= {b: map_shape(self.recipe(b, machine)) for b in boundaries if b > 0}
+        suffix = TrainedSuffix(
+            self.backbone.anatomy,
+            self.boundary,
+            self.n_classes,
+            output_width(self.recipe(end, machine)),
+            shapes,
+            self.dropout,
+            self.learn_statistics,
+            # float16 would lose small gradients.
+            torch.bfloat16 if machine.precision == torch.bfloat16 else torch.float32,
+        )
+        return suffix.to(machine.device).to(memory_format=torch.channels_last)
+
+    def runner(self, boundary: int, machine: Machine) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Make what carries pixels (B, 3, H, W), uint8, to float32 activations on the device."""
+        device = machine.device
+        if boundary == 0:
+            return lambda batch: self.preprocessing.normalize(batch.to(device))
+        engine = engine_for(self.recipe(boundary, machine), machine.engine, device)
+        return lambda batch: torch.from_numpy(engine.run(batch)).to(device)
+
+    def apply(
+        self,
+        pictures: Pictures,
+        layer: Callable[[torch.Tensor], torch.Tensor],
+        machine: Machine,
+        verbose: int,
+    ) -> np.ndarray:
+        """Send pictures through the whole network: what `layer` makes of their activations.
+
+        Parameters
+        ----------
+        pictures : Pictures of length N
+        layer : callable
+            Maps activations at the boundary to a tensor (B, ...).
+        machine : Machine
+        verbose : int
+
+        Returns
+        -------
+        ndarray of shape (N, ...)
+            float32.
+        """
+        size = auto_batch_size(machine.device, self.preprocessing.crop)
+        outputs = []
+        for start in range(0, len(pictures), _CHUNK):
+            views = Views(pictures[start : start + _CHUNK], self.preprocessing)
+            for x in self._activations(views, size, machine, verbose):
+                with torch.inference_mode():
+                    outputs.append(layer(x).float().cpu().numpy())
+        return np.concatenate(outputs)
+
+    def _activations(
+        self, views: Views, size: int, machine: Machine, verbose: int
+    ) -> Iterator[torch.Tensor]:
+        if self.boundary == 0:
+            run = self.runner(0, machine)
+            reader = PictureReader(views, machine.threads, Faults("raise"))
+            yield from (run(batch) for _, batch in reader.batches(range(len(views)), size))
+            return
+        alone = len(views) < size  # not worth a look into the store
+        values, _ = embed(
+            views,
+            self.recipe(self.boundary, machine),
+            device=machine.device,
+            engine=machine.engine,
+            threads=machine.threads,
+            store=None if alone else machine.store,
+            verbose=verbose,
+            steady=not alone,
+        )
+        for start in range(0, len(values), 4 * size):
+            yield torch.from_numpy(values[start : start + 4 * size]).to(machine.device).float()

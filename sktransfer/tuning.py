@@ -1,0 +1,274 @@
+"""Fine-tuning: for each stage, move the boundary, bring what crosses it, and train.
+
+Shapes: N pictures, V views of each, W values at a boundary, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sktransfer.activations import Activations, fits_on_disk, gather
+from sktransfer.augmentation import Augmentation
+from sktransfer.examples import Examples
+from sktransfer.feeds import CachedFeed, Feed, PictureFeed, Targets
+from sktransfer.head import Labelled, solve_head
+from sktransfer.network import Machine, Network
+from sktransfer.progress import FitProgress
+from sktransfer.schedule import HEAD, NECK, Stage, peak_rates
+from sktransfer.training import (
+    Lesson,
+    Run,
+    evaluate,
+    make_net,
+    resume_run,
+    save_run,
+    train_stage,
+)
+from sktransfer.views import Views
+
+# Weight decay where the estimator leaves it open; more where some class has few pictures.
+DECAY, TINY_DECAY = 0.01, 0.1
+
+
+class FineTuning:
+    """One fit of a classifier.
+
+    Parameters
+    ----------
+    estimator : FineTunedImageClassifier
+        Its parameters are read, and nothing is written.
+    network : Network
+    stages : tuple of Stage
+    train : Examples
+    valid : Examples or None
+    machine : Machine
+    augmentation : Augmentation or None
+    seed : int
+    checkpoint : Path or None
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        network: Network,
+        stages: tuple[Stage, ...],
+        train: Examples,
+        valid: Examples | None,
+        *,
+        machine: Machine,
+        augmentation: Augmentation | None,
+        seed: int,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.estimator, self.network, self.stages = estimator, network, stages
+        self.train, self.valid, self.machine = train, valid, machine
+        self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
+        self.end = len(network.backbone.anatomy.blocks)
+        cached = augmentation is not None and estimator.n_views is not None
+        self.n_views = estimator.n_views if cached else 0
+        self.fresh = augmentation is not None and estimator.n_views is None
+        names = {block for stage in stages for block in stage.blocks}
+        self.trained = (*sorted(names, key=self._depth), *([NECK] if names else []), HEAD)
+
+    def _depth(self, block: str) -> int:
+        return [name for name, _ in self.network.backbone.anatomy.blocks].index(block)
+
+    def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
+        """Train all stages; give the net, and what each stage did."""
+        net = make_net(
+            self.network.suffix({stage.boundary for stage in self.stages}, self.machine),
+            device=self.machine.device,
+            optimizer=self.estimator.optimizer,
+            weight_decay=self.weight_decay,
+            callbacks=self.estimator.callbacks or (),
+        )
+        run = resume_run(self.checkpoint, net) or Run(seed=self.seed)
+        for number in range(len(run.reports), len(self.stages)):
+            start = time.perf_counter()
+            going_on = self._run_stage(net, run, number, progress)
+            run.reports.append(self._report(net, run, number, time.perf_counter() - start))
+            save_run(self.checkpoint, net, run, self.trained)
+            if not going_on:
+                warnings.warn(
+                    f"Interrupted in stage {self.stages[number].name!r}; the classifier has the "
+                    "best weights up to there",
+                    stacklevel=2,
+                )
+            if not going_on or progress.stop:
+                break
+        net.module_.move_boundary(self.network.boundary, ())
+        return net, run.reports
+
+    @property
+    def weight_decay(self) -> float:
+        """The weight decay in use."""
+        asked = self.estimator.weight_decay
+        if asked != "auto":
+            return float(asked)
+        return TINY_DECAY if self.train.tiny else DECAY
+
+    def _run_stage(self, net: Any, run: Run, number: int, progress: FitProgress) -> bool:
+        stage, options = self.stages[number], self.estimator
+        rates = peak_rates(
+            stage,
+            lr=options.lr,
+            lr_drop=options.lr_drop,
+            lr_decay=options.lr_decay,
+            scratch=options.weights is None,
+        )
+        net.module_.move_boundary(stage.boundary, rates)
+        trainable = net.module_.count_trained()
+        if stage.solves_head:
+            with progress.stage(stage.name, 0, trainable=trainable) as epochs:
+                self._solve_head(net, run)
+                epochs.update({"valid_loss": run.best_loss, "valid_acc": run.best_accuracy})
+            return True
+        lesson = Lesson(
+            number=number,
+            stage=stage,
+            rates=rates,
+            train=self._train_feed(stage),
+            valid=self._valid_feed(stage),
+            max_epochs=options.max_epochs,
+            patience=options.n_iter_no_change if options.early_stopping else None,
+            checkpoint=self.checkpoint,
+            kept=self.trained,
+        )
+        shown = (max(rates.values()), min(rates.values()))
+        with progress.stage(stage.name, lesson.max_epochs, trainable=trainable, lr=shown) as epochs:
+            return train_stage(net, run, lesson, epochs)
+
+    def _solve_head(self, net: Any, run: Run) -> None:
+        train = self._at(self.end, self.train_activations)
+        embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
+        valid = None
+        if self.valid is not None:
+            values = self._at(self.end, self.valid_activations).values
+            valid = Labelled(values[:, None], self.valid.y, self.valid.weights)
+        head = solve_head(
+            Labelled(embeddings, self.train.y, self.train.weights),
+            valid,
+            self.network.n_classes,
+            tiny=self.train.tiny,
+        )
+        net.module_.set_head(head.weight, head.bias)
+        self._strength = head.strength
+        feed = self._valid_feed(self.stages[0])
+        if feed is not None:
+            run.best_loss, run.best_accuracy = evaluate(net, feed)
+
+    # What a stage learns from, and is judged by.
+
+    def _train_feed(self, stage: Stage) -> Feed:
+        options = self.estimator
+        targets = Targets(
+            self.train.y, self.train.weights, self.network.n_classes, options.label_smoothing
+        )
+        settings = {"mixup": options.mixup}
+        common = (targets, options.batch_size, self.machine.device)
+        if stage.boundary > 0 and not self.fresh and self.does_fit:
+            values = self._at(stage.boundary, self.train_activations).values
+            values = values.reshape(len(targets.y), 1 + self.n_views, -1)
+            return CachedFeed(values, *common, **settings)
+        run = self.network.runner(stage.boundary, self.machine)
+        views_of = self._fresh_views if self.fresh or stage.boundary == 0 else self._fixed_views
+        return PictureFeed(views_of, run, self.machine.threads, *common, **settings)
+
+    def _valid_feed(self, stage: Stage) -> Feed | None:
+        if self.valid is None:
+            return None
+        targets = Targets(self.valid.y, self.valid.weights, self.network.n_classes)
+        common = (targets, self.estimator.batch_size, self.machine.device)
+        if stage.boundary > 0:
+            values = self._at(stage.boundary, self.valid_activations).values
+            return CachedFeed(values[:, None], *common, shuffle=False)
+        views = Views(self.valid.pictures, self.network.preprocessing)
+        run = self.network.runner(0, self.machine)
+        return PictureFeed(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
+
+    def _fixed_views(self, epoch: int) -> tuple[Views, int]:
+        """Give all views that could be cached."""
+        return self._views(self.train, self.n_views), 1 + self.n_views
+
+    def _fresh_views(self, epoch: int) -> tuple[Views, int]:
+        """Give a view of each picture that no other epoch sees."""
+        salt = self.seed.to_bytes(8, "little")
+        fresh = Views(
+            self.train.pictures,
+            self.network.preprocessing,
+            self.augmentation,
+            only=1 + epoch,
+            salt=salt,
+        )
+        return fresh, 1
+
+    def _views(self, examples: Examples, n_views: int) -> Views:
+        return Views(examples.pictures, self.network.preprocessing, self.augmentation, n_views)
+
+    # What crosses the boundaries.
+
+    @cached_property
+    def first_boundary(self) -> int:
+        """The earliest boundary behind which something lies that can be cached."""
+        return min((stage.boundary for stage in self.stages if stage.boundary > 0), default=0)
+
+    @cached_property
+    def does_fit(self) -> bool:
+        """Whether the activations of all views can be kept; a warning says where they cannot."""
+        recipe = self.network.recipe(self.first_boundary, self.machine)
+        count = len(self.train.y) * (1 + self.n_views)
+        problem = fits_on_disk(count, recipe, self.machine.store)
+        if problem is not None:
+            warnings.warn(
+                f"The activations of {count} views before block "
+                f"{self.network.backbone.anatomy.blocks[self.first_boundary][0]!r} take {problem}; "
+                "they are computed again in every epoch. A smaller n_views, later blocks in "
+                "unfreeze, or cache= a store with more room make it fast again",
+                stacklevel=2,
+            )
+        return problem is None
+
+    @cached_property
+    def train_activations(self) -> Activations:
+        """What the training views are at the first boundary, or behind all blocks."""
+        boundary = self.first_boundary if self.does_fit and not self.fresh else self.end
+        return self._gather(self._views(self.train, self.n_views), boundary)
+
+    @cached_property
+    def valid_activations(self) -> Activations:
+        """What the validation pictures are at the first boundary."""
+        assert self.valid is not None
+        return self._gather(self._views(self.valid, 0), self.first_boundary)
+
+    def _gather(self, views: Views, boundary: int) -> Activations:
+        return gather(
+            views,
+            self.network.recipe(boundary, self.machine),
+            boundary,
+            device=self.machine.device,
+            engine=self.machine.engine,
+            threads=self.machine.threads,
+            store=self.machine.store,
+        )
+
+    def _at(self, boundary: int, activations: Activations) -> Activations:
+        return activations.advance(boundary, self.machine.device)
+
+    def _report(self, net: Any, run: Run, number: int, seconds: float) -> dict[str, Any]:
+        stage = self.stages[number]
+        return {
+            "stage": stage.name,
+            "blocks": list(stage.blocks),
+            "boundary": stage.boundary,
+            "trainable": net.module_.count_trained(),
+            "epochs": 0 if stage.solves_head else run.epoch,
+            "best_epoch": 0 if stage.solves_head else run.best_epoch or run.epoch,
+            "valid_loss": None if self.valid is None else run.best_loss,
+            "valid_acc": None if self.valid is None else run.best_accuracy,
+            "C": self._strength if stage.solves_head else None,
+            "seconds": round(seconds, 2),
+        }
