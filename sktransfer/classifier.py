@@ -275,7 +275,7 @@ default="standard"
         self
         """
         check_parameters(self)
-        pictures = check_pictures(self, X, reset=True)
+        pictures = check_pictures(self, X, reset=True, sample_weight=sample_weight)
         labels = check_labels(
             pictures, y, sample_weight, self.class_weight, estimator=type(self).__name__
         )

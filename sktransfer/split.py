@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sktransfer._config import autocast
+from sktransfer._config import autocast, seeded
 from sktransfer._errors import did_you_mean
 from sktransfer.anatomy import POSITIONS, Anatomy
 from sktransfer.schedule import HEAD, NECK
@@ -206,11 +206,13 @@ class TrainedSuffix(nn.Module):
         self.blocks = nn.ModuleList(copy.deepcopy(block) for _, block in anatomy.blocks[boundary:])
         self.neck = nn.Identity() if boundary == end else copy.deepcopy(anatomy.neck)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, n_classes)
+        with seeded():
+            self.head = nn.Linear(width, n_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.boundary, self.end, self.shapes = boundary, end, shapes
         self.learn_statistics, self.precision = learn_statistics, precision
+        self.training = False
         self.move_boundary(boundary, ())
 
     def parts(self) -> dict[str, nn.Module]:

@@ -266,7 +266,7 @@ class FineTuning:
             "boundary": stage.boundary,
             "trainable": net.module_.count_trained(),
             "epochs": 0 if stage.solves_head else run.epoch,
-            "best_epoch": 0 if stage.solves_head else run.best_epoch or run.epoch,
+            "best_epoch": 0 if stage.solves_head else (run.best_epoch if self.valid else run.epoch),
             "valid_loss": None if self.valid is None else run.best_loss,
             "valid_acc": None if self.valid is None else run.best_accuracy,
             "C": self._strength if stage.solves_head else None,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from sktransfer.images import Pictures, as_pictures, is_rows, learn_pixel_range
 
 
-def check_pictures(estimator: BaseEstimator, X: Any, *, reset: bool) -> Pictures:
+def check_pictures(
+    estimator: BaseEstimator, X: Any, *, reset: bool, sample_weight: Any = None
+) -> Pictures:
     """Validate `X` and turn it into pictures; in `fit`, learn its columns and its pixel range.
 
     Parameters
@@ -21,6 +24,8 @@ def check_pictures(estimator: BaseEstimator, X: Any, *, reset: bool) -> Pictures
     X : pictures in any container
     reset : bool
         True in `fit`.
+    sample_weight : array-like of shape (N,), float or None
+        The pixel range is learnt without the pictures whose weight is 0.
 
     Raises
     ------
@@ -32,13 +37,20 @@ def check_pictures(estimator: BaseEstimator, X: Any, *, reset: bool) -> Pictures
     elif hasattr(X, "columns"):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
     if reset:
-        estimator.pixel_range_ = _pixel_range(estimator, X)
+        estimator.pixel_range_ = _pixel_range(estimator, X, sample_weight)
     return as_pictures(X, image_shape=estimator.image_shape, pixel_range=estimator.pixel_range_)
 
 
-def _pixel_range(estimator: BaseEstimator, X: Any) -> tuple[float, float] | None:
+def _pixel_range(
+    estimator: BaseEstimator, X: Any, sample_weight: Any
+) -> tuple[float, float] | None:
     asked = estimator.pixel_range
     if isinstance(asked, str) and asked == "auto":
+        weights = np.asarray(sample_weight)
+        if weights.ndim == 1 and not weights.all():
+            X = as_pictures(X, image_shape=estimator.image_shape)
+            if len(X) == len(weights):  # where not, an error follows
+                X = X.take(np.flatnonzero(weights))
         return learn_pixel_range(X, image_shape=estimator.image_shape)
     try:
         black, white = (float(value) for value in asked)

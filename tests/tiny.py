@@ -64,9 +64,10 @@ class Counter(nn.Module):
         self.log = str(log)
 
     def forward(self, x):
-        if torch.is_inference_mode_enabled() and x.abs().sum() > 0:
+        shown = int((x.flatten(2).std(dim=2).sum(dim=1) > 0).sum())  # not what fills a batch up
+        if torch.is_inference_mode_enabled() and shown:
             with open(self.log, "a") as file:
-                os.write(file.fileno(), f"{len(x)}\n".encode())
+                os.write(file.fileno(), f"{shown}\n".encode())
         return self.block(x)
 
 

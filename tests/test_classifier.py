@@ -1,0 +1,462 @@
+"""FineTunedImageClassifier as a user of scikit-learn meets it."""
+
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import check_estimator
+from skorch.callbacks import Callback, EarlyStopping
+from tiny import CountingTiny, Tiny, counted, pictures
+
+from sktransfer import FineTunedImageClassifier, PictureError
+from sktransfer.backbones import load_backbone
+
+NAMES = np.array(["cat", "dog", "owl"])
+
+
+def coloured(n=60, seed=0):
+    """Make noisy pictures of three kinds, told apart by their colour, and their names."""
+    y = np.arange(n) % 3
+    X = pictures(n, seed=seed).astype(np.int64)
+    X[np.arange(n), :, :, y] += 90
+    return X.clip(0, 255).astype(np.uint8), NAMES[y]
+
+
+def tiny(backbone=Tiny, **parameters):
+    defaults = {"unfreeze": (0, 1, 2), "max_epochs": 3, "n_views": 2, "random_state": 0}
+    return FineTunedImageClassifier(backbone, **{**defaults, "cache": None, **parameters})
+
+
+def weights(classifier):
+    return {name: tensor.clone() for name, tensor in classifier.net_.module_.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+X, Y = coloured()
+X_TEST, Y_TEST = coloured(30, seed=1)
+
+
+# scikit-learn means scikit-learn
+
+
+@pytest.mark.parametrize("unfreeze", [(0,), (0, 1, 2)])
+def test_check_estimator_on_real_rows(unfreeze):
+    estimator = FineTunedImageClassifier(
+        Tiny,
+        image_shape=(1, -1),
+        unfreeze=unfreeze,
+        max_epochs=2,
+        lr=1e-4,
+        augment=None,  # what is no picture is none when it is turned
+        early_stopping=False,  # a few rows are too few to hold some of them back
+    )
+    results = check_estimator(estimator, on_fail=None, on_skip=None)
+    statuses = [result["status"] for result in results]
+    failed = [(r["check_name"], r["exception"]) for r in results if r["status"] == "failed"]
+    assert not failed
+    assert "xfail" not in statuses
+    assert statuses.count("passed") >= 50
+    skipped = {result["check_name"] for result in results if result["status"] == "skipped"}
+    assert skipped <= {"check_array_api_input"}  # which scikit-learn's PCA skips too
+
+
+def test_it_learns_and_speaks_in_the_users_labels():
+    classifier = tiny(max_epochs=10).fit(X, Y)
+    assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
+    assert classifier.score(X_TEST, Y_TEST) > 0.9
+    p = classifier.predict_proba(X_TEST)
+    assert p.shape == (30, 3)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+    assert (classifier.predict(X_TEST) == NAMES[p.argmax(axis=1)]).all()
+    assert (classifier.decision_function(X_TEST).argmax(axis=1) == p.argmax(axis=1)).all()
+
+
+def test_two_classes_have_one_decision():
+    rows = np.flatnonzero(Y != "owl")
+    classifier = tiny().fit(X[rows], Y[rows])
+    decision, p = classifier.decision_function(X_TEST), classifier.predict_proba(X_TEST)
+    assert decision.shape == (30,)
+    np.testing.assert_allclose(1 / (1 + np.exp(-decision)), p[:, 1], rtol=1e-4)
+
+
+def test_it_gives_the_tuned_embedding_with_names():
+    classifier = tiny().set_output(transform="pandas").fit(X, Y)
+    frame = classifier.transform(X_TEST)
+    assert list(frame.columns[:2]) == ["finetunedimageclassifier0", "finetunedimageclassifier1"]
+    assert frame.shape == (30, 12)
+    head = classifier.net_.module_.head
+    logits = head(torch.tensor(frame.to_numpy())).detach().numpy()
+    np.testing.assert_allclose(logits, classifier.decision_function(X_TEST), rtol=1e-4, atol=1e-4)
+
+
+def test_stages_and_history_tell_what_was_done():
+    classifier = tiny().fit(X, Y)
+    head, last, both = classifier.stages_
+    assert (head["stage"], head["boundary"], head["epochs"]) == ("head", 2, 0)
+    assert (last["blocks"], last["boundary"]) == (["1"], 1)
+    assert (both["blocks"], both["boundary"]) == (["0", "1"], 0)
+    module = classifier.net_.module_
+    sizes = {k: sum(p.numel() for p in part.parameters()) for k, part in module.parts().items()}
+    assert head["trainable"] == sizes["head"]
+    assert last["trainable"] == sizes["head"] + sizes["neck"] + sizes["1"]
+    assert both["trainable"] == sum(sizes.values())
+    stages = [row["stage"] for row in classifier.history_]
+    assert stages == ["last block"] * last["epochs"] + ["last 2 blocks"] * both["epochs"]
+    for row in classifier.history_:
+        rates = row["lr"]
+        assert max(rate for name, rate in rates.items() if name != "head") <= rates["head"] / 9.99
+
+
+def test_clone_and_set_params_start_anew():
+    classifier = tiny().fit(X, Y)
+    with pytest.raises(NotFittedError):
+        clone(classifier).predict(X)
+    assert not hasattr(clone(classifier), "net_")
+    classifier.set_params(unfreeze=(0,)).fit(X, Y)
+    assert [stage["stage"] for stage in classifier.stages_] == ["head"]
+
+
+# Frozen is frozen
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+@pytest.mark.parametrize("augment", [None, "standard"])
+def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm, augment):
+    backbone = Tiny()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    loaded = load_backbone(backbone).anatomy
+    kept = [{k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks]
+    classifier = tiny(backbone, unfreeze=(0, 1), batch_norm=batch_norm, augment=augment)
+    classifier.set_params(early_stopping=False).fit(X, Y)
+    assert same(before, backbone.state_dict())
+    for (_, block), values in zip(loaded.blocks, kept, strict=True):
+        assert same(values, block.state_dict())
+    trained = classifier.net_.module_.parts()["1"].state_dict()
+    for name, value in kept[1].items():
+        statistic = "running" in name or "num_batches" in name
+        changed = not torch.equal(value, trained[name])
+        assert changed == (batch_norm == "train" or not statistic), name
+
+
+def test_only_named_blocks_change():
+    classifier = tiny(unfreeze=(0, "0"), early_stopping=False).fit(X, Y)
+    original = dict(load_backbone(Tiny).anatomy.blocks)
+    parts = classifier.net_.module_.parts()
+    assert not same(original["0"].state_dict(), parts["0"].state_dict())
+    assert same(original["1"].state_dict(), parts["1"].state_dict())
+
+
+def test_batch_norm_adapts():
+    classifier = tiny(batch_norm="adapt", unfreeze=(0, 1)).fit(X, Y)
+    assert classifier.batch_norm_ is not None
+    assert classifier.score(X_TEST, Y_TEST) > 0.9
+
+
+# Same seed, same result
+
+
+def test_same_seed_same_bits_and_the_global_state_is_untouched():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = tiny(mixup=0.2).fit(X, Y)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()
+    torch.manual_seed(6)
+    second = tiny(mixup=0.2).fit(X, Y)
+    assert (first.predict_proba(X_TEST) == second.predict_proba(X_TEST)).all()
+    other = tiny(mixup=0.2, random_state=1).fit(X, Y)
+    assert (first.predict_proba(X_TEST) != other.predict_proba(X_TEST)).any()
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    order = np.random.RandomState(3).permutation(len(X))
+    one, other = tiny().fit(X, Y), tiny().fit(X[order], Y[order])
+    assert (one.predict_proba(X_TEST) == other.predict_proba(X_TEST)).all()
+
+
+def test_a_weight_is_a_number_of_copies():
+    repeats = np.arange(len(X)) % 3
+    weighted = tiny().fit(X, Y, sample_weight=repeats)
+    repeated = tiny().fit(np.repeat(X, repeats, axis=0), np.repeat(Y, repeats))
+    assert (weighted.predict_proba(X_TEST) == repeated.predict_proba(X_TEST)).all()
+
+
+def test_class_weight_moves_the_decision():
+    even = tiny(unfreeze=(0, 1)).fit(X, Y).predict_proba(X_TEST).mean(axis=0)
+    heavy = {"cat": 20, "dog": 1, "owl": 1}
+    uneven = tiny(unfreeze=(0, 1), class_weight=heavy).fit(X, Y).predict_proba(X_TEST).mean(axis=0)
+    assert uneven[0] > even[0]
+
+
+# Cached is the same as computed
+
+
+@pytest.mark.parametrize("augment", [None, "standard"])
+def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monkeypatch, augment):
+    backbone, settings = "efficientnet_lite0", {"image_size": 64, "unfreeze": (0, 2)}
+    cached = tiny(backbone, augment=augment, **settings).fit(X, Y)
+    monkeypatch.setattr("sktransfer.tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free")
+    with pytest.warns(UserWarning, match="computed again in every epoch"):
+        recomputed = tiny(backbone, augment=augment, **settings).fit(X, Y)
+    np.testing.assert_allclose(
+        cached.predict_proba(X_TEST), recomputed.predict_proba(X_TEST), rtol=1e-2, atol=1e-3
+    )
+    for one, other in zip(cached.history_, recomputed.history_, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2, abs=1e-3)
+
+
+def test_training_equals_a_plain_loop():
+    """Two epochs of one batch each, without anything random, against plain torch."""
+    settings = {"augment": None, "dropout": 0.0, "batch_size": 100, "early_stopping": False}
+    classifier = tiny(unfreeze=(0, 2), max_epochs=2, weight_decay=0.1, **settings).fit(X, Y)
+    start = tiny(unfreeze=(0,), **settings).fit(X, Y)
+
+    network = Tiny().eval()
+    network[5] = torch.nn.Linear(12, 3)
+    network[5].load_state_dict(start.net_.module_.head.state_dict())
+    groups = [{"params": list(network[part].parameters())} for part in (0, 1, 5)]
+    optimizer = torch.optim.AdamW(groups, lr=0, weight_decay=0.1)
+    x = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X])
+    y = torch.from_numpy(np.searchsorted(NAMES, Y))
+    for row in classifier.history_:
+        for group, name in zip(optimizer.param_groups, ("0", "1", "head"), strict=True):
+            group["lr"] = row["lr"][name]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(Tiny.preprocessing.normalize(x)), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        test = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X_TEST])
+        plain = network(Tiny.preprocessing.normalize(test)).softmax(1).numpy()
+    np.testing.assert_allclose(classifier.predict_proba(X_TEST), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_fresh_augmentation_reads_every_picture_in_every_epoch(log):
+    settings = {"unfreeze": (0, 1), "max_epochs": 3, "early_stopping": False}
+    tiny(CountingTiny(log), n_views=None, **settings).fit(X, Y)
+    fresh = counted(log)
+    log.unlink()
+    tiny(CountingTiny(log), n_views=2, **settings).fit(X, Y)
+    assert (fresh, counted(log)) == (60 + 3 * 60, 3 * 60)
+
+
+# Guards
+
+
+def test_blocks_that_learn_too_fast_are_warned_of():
+    with pytest.warns(UserWarning, match=r"Got lr_drop=2, so the blocks learn at 0\.0005, less tha"):
+        tiny(lr_drop=2, unfreeze=(0,)).fit(X, Y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny(lr_drop=10, unfreeze=(0,)).fit(X, Y)
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(ValueError, match="Got 1 class in y, 'cat', but a classifier needs at least"):
+        tiny().fit(X[:5], ["cat"] * 5)
+
+
+def test_a_class_too_small_to_hold_back_is_warned_of():
+    y = Y.copy()
+    y[0] = "yak"
+    with pytest.warns(UserWarning, match="Got no more than 2 pictures of the classes 'yak'"):
+        tiny(unfreeze=(0,)).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"unfreeze": (0, 3)}, "Got 3 in unfreeze, but the backbone has 2 blocks"),
+        ({"unfreeze": (0, "layer")}, "Got 'layer' in unfreeze, but the backbone has blocks 0, 1"),
+        ({"unfreeze": ()}, "Got unfreeze=(), but expected one entry a stage"),
+        ({"unfreeze": (1, 0)}, "0, which solves the head, can only come first"),
+        ({"lr": -1}, "Got lr=-1, but expected a number of at least 0"),
+        ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
+        ({"dropout": 2}, "Got dropout=2, but expected a number from 0 to 1"),
+        ({"n_views": -1}, "Got n_views=-1, but expected an integer of at least 0"),
+        ({"batch_norm": "no"}, "Got batch_norm='no', but expected"),
+        ({"optimizer": "adma"}, "did you mean 'adam'?"),
+        ({"augment": "standrad"}, "did you mean 'standard'?"),
+        ({"random_state": "x"}, "Got random_state='x', but expected None, an int"),
+        ({"class_weight": "balance"}, "did you mean 'balanced'?"),
+    ],
+)
+def test_bad_parameters_are_explained(parameters, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny(**parameters).fit(X, Y)
+
+
+class Explode(Callback):
+    """Makes the weights infinite in an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch, self.epochs = epoch, 0
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epochs += 1
+        if self.epochs == self.epoch:
+            with torch.no_grad():
+                net.module_.head.weight.fill_(torch.inf)
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_with_the_best_weights():
+    with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of the stage"):
+        classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
+    assert np.isfinite(classifier.predict_proba(X_TEST)).all()
+    with pytest.raises(FloatingPointError, match="lower lr, raise lr_drop"):
+        tiny(unfreeze=(0, 1), callbacks=[Explode(1)], early_stopping=False).fit(X, Y)
+
+
+def test_broken_pictures_are_named_by_their_row(tmp_path):
+    from PIL import Image
+
+    paths = []
+    for row, picture in enumerate(X):
+        paths.append(str(tmp_path / f"{97 - row}.png"))
+        Image.fromarray(picture).save(paths[-1])
+    (tmp_path / "90.png").write_bytes(b"no picture")
+    with pytest.raises(PictureError) as caught:
+        tiny().fit(paths, Y)
+    assert (caught.value.row, caught.value.source) == (7, paths[7])
+
+
+def test_labels_and_validation_pictures_must_fit():
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        tiny().fit(X, Y[:-1])
+    with pytest.raises(ValueError, match="Got only one of X_val and y_val"):
+        tiny().fit(X, Y, X_val=X_TEST)
+    with pytest.raises(ValueError, match=re.escape("Got ['yak'] in y_val, but expected only classe")):
+        tiny().fit(X, Y, X_val=X_TEST[:1], y_val=["yak"])
+
+
+# Validation, early stopping, interruption
+
+
+def test_given_validation_pictures_are_used():
+    classifier = tiny(unfreeze=(0, 1)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
+    p = classifier.predict_proba(X_TEST)[np.arange(30), np.searchsorted(NAMES, Y_TEST)]
+    assert classifier.stages_[-1]["valid_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-2)
+
+
+def test_a_stage_never_ends_worse_than_it_began():
+    classifier = tiny(unfreeze=(0, 1, 2), lr=10.0, max_epochs=4).fit(X, Y)
+    losses = [stage["valid_loss"] for stage in classifier.stages_]
+    assert losses[1] <= losses[0] * 1.01
+    assert losses[2] <= losses[1] * 1.01
+
+
+def test_a_stage_ends_when_nothing_improves():
+    classifier = tiny(unfreeze=(0, 1), lr=1.0, max_epochs=50, n_iter_no_change=2).fit(X, Y)
+    stage = classifier.stages_[-1]
+    assert stage["epochs"] == stage["best_epoch"] + 2 < 50
+
+
+def test_without_early_stopping_all_pictures_train_all_epochs():
+    classifier = tiny(unfreeze=(0, 1), max_epochs=4, early_stopping=False).fit(X, Y)
+    assert len(classifier.history_) == 4
+    assert sum(batch["train_batch_size"] for batch in classifier.history_[0]["batches"]) == 60
+    assert classifier.stages_[-1]["valid_loss"] is None
+
+
+def test_callbacks_of_skorch_stop_a_stage():
+    stopping = EarlyStopping(monitor="train_loss", patience=1, threshold=1e9)
+    classifier = tiny(unfreeze=(0, 1, 2), max_epochs=9, callbacks=[stopping]).fit(X, Y)
+    assert [stage["epochs"] for stage in classifier.stages_[1:]] != [9, 9]
+    assert len(classifier.stages_) == 3
+
+
+class Interrupt(Callback):
+    """Stands in for Ctrl-C in the third epoch."""
+
+    epochs = 0
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epochs += 1
+
+    def on_batch_end(self, net, **kwargs):
+        if self.epochs == 3:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_fit_keeps_its_best():
+    with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
+        classifier = tiny(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
+    assert [stage["stage"] for stage in classifier.stages_] == ["head", "last block"]
+    assert classifier.score(X_TEST, Y_TEST) > 0.9
+
+
+# From scratch, and all at once
+
+
+@pytest.mark.parametrize("weights", [None, "default"])
+def test_everything_at_once(weights):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = "efficientnet_lite0"
+        classifier = FineTunedImageClassifier(
+            backbone, weights=weights, unfreeze="all", image_size=32, max_epochs=2, random_state=0
+        ).fit(X[:30], Y[:30])
+    (stage,) = classifier.stages_
+    assert (stage["boundary"], stage["stage"]) == (0, "all")
+    module = classifier.net_.module_
+    original = dict(load_backbone(backbone, weights).anatomy.blocks)
+    for name, block in original.items():
+        for key, value in block.named_parameters():
+            tuned = dict(module.parts()[name].named_parameters())[key]
+            assert not torch.equal(value, tuned), f"{name}.{key}"
+
+
+def test_from_scratch_everything_learns_at_the_same_rate():
+    classifier = tiny(lambda: Tiny(), unfreeze="all", weights="default").fit(X, Y)
+    assert min(classifier.history_[0]["lr"].values()) < classifier.history_[0]["lr"]["head"]
+    scratch = FineTunedImageClassifier(
+        "efficientnet_lite0", weights=None, unfreeze="all", image_size=32, max_epochs=1
+    ).fit(X[:12], Y[:12])
+    assert len(set(scratch.history_[0]["lr"].values())) == 1
+
+
+# Pickles
+
+
+def test_a_pickle_carries_the_trained_blocks_alone_and_predicts_the_same_elsewhere(tmp_path):
+    settings = {"unfreeze": (0, 1), "image_size": 64, "max_epochs": 1, "augment": None}
+    classifier = FineTunedImageClassifier(random_state=0, **settings).fit(X[:30], Y[:30])
+    saved = pickle.dumps(classifier)
+    trained = sum(4 * p.numel() for p in classifier.net_.module_.parameters())
+    assert trained < len(saved) < trained + 100_000
+    (tmp_path / "classifier.pkl").write_bytes(saved)
+    np.save(tmp_path / "X.npy", X_TEST)
+    script = (
+        "import numpy as np, pickle, sys\n"
+        "classifier = pickle.load(open('classifier.pkl', 'rb'))\n"
+        "np.save('p.npy', classifier.predict_proba(np.load('X.npy')))\n"
+        "assert [row['stage'] for row in classifier.history_] == ['last block']\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    assert (np.load(tmp_path / "p.npy") == classifier.predict_proba(X_TEST)).all()
+
+
+def test_a_pickle_holds_no_tensor_of_another_device():
+    state = tiny().fit(X, Y).__getstate__()
+    assert state["_net"] is None
+    assert {tensor.device.type for tensor in state["_tuned"].values()} == {"cpu"}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_learns_the_same():
+    gpu = tiny(device="cuda", precision="float32", max_epochs=10).fit(X, Y)
+    assert gpu.score(X_TEST, Y_TEST) > 0.9
+    loaded = pickle.loads(pickle.dumps(gpu)).set_params(device="cpu")
+    np.testing.assert_allclose(
+        loaded.predict_proba(X_TEST), gpu.predict_proba(X_TEST), rtol=1e-2, atol=1e-3
+    )
