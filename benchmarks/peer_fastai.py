@@ -48,7 +48,10 @@ class FastaiPeer:
             item_tfms=Resize(256),
             batch_tfms=[*aug_transforms(size=224), Normalize.from_stats(MEAN, STD)],
         ).dataloaders(paths, bs=32, num_workers=0)
-        self.learner = vision_learner(dls, backbone, normalize=False, cbs=ChannelsLast())
+        # With train_bn, gradients would run through the whole body while it is frozen.
+        self.learner = vision_learner(
+            dls, backbone, normalize=False, train_bn=False, cbs=ChannelsLast()
+        )
         with self.learner.no_bar(), self.learner.no_logging():
             self.learner.fine_tune(5, freeze_epochs=3)
         return self

@@ -79,22 +79,22 @@ class Photographs(Dataset):
 class TextbookLoop:
     """Train the head, then the head and the last three blocks, as tutorials do it.
 
-    `batch_size`, `workers` and the memory format are those that were fastest on 2 cores.
+    On a CPU batches of 8 are faster than batches of 32: their feature maps stay in its caches.
     """
 
-    epochs, batch_size, workers = 10, 8, 0
+    epochs, batch_size = 10, 8
 
     def fit(self, paths: list[str], y: np.ndarray) -> TextbookLoop:
         """Train from the ImageNet weights on."""
         torch.manual_seed(0)
         augmentation = [
-            v2.RandomResizedCrop(224, scale=(0.5, 1.0), antialias=True),
+            v2.RandomResizedCrop(224, scale=(0.8, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomRotation(15, fill=255),
             v2.ColorJitter(brightness=0.2, contrast=0.2),
         ]
         photographs = Photographs(paths, y, v2.Compose([*augmentation, *self._normalise()]))
-        loader = DataLoader(photographs, self.batch_size, shuffle=True, num_workers=self.workers)
+        loader = DataLoader(photographs, self.batch_size, shuffle=True)
         net = lite0()
         net.fc = nn.Linear(net.fc.in_features, len(np.unique(y)))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import multiprocessing
 import os
+import platform
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,9 @@ PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+# What <malloc.h> calls them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _IMPORTED_IN = os.getpid()
 
@@ -45,6 +51,21 @@ def seeded(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
         # torch.manual_seed would reseed the generators of all GPUs too.
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@functools.cache
+def keep_pages() -> None:
+    """Let the C library keep the memory that tensors give back; at most once in a process.
+
+    Feature maps are large, so glibc would fetch each from the system and return it, and most of
+    the time would go into clearing fresh pages. It is a setting of the whole process, made when a
+    network first runs on the CPU; ``SKTRANSFER_KEEP_PAGES=0`` in the environment leaves it alone.
+    """
+    if os.environ.get("SKTRANSFER_KEEP_PAGES") == "0" or platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_M_MMAP_THRESHOLD, 2**30)
+    library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

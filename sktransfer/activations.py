@@ -133,7 +133,11 @@ def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
     """Make an array in a temporary file, which goes when the array goes."""
     with tempfile.NamedTemporaryFile(prefix="sktransfer-", delete=False) as file:
         path = Path(file.name)
-    array = np.memmap(path, dtype=dtype, mode="w+", shape=shape)
+    try:
+        array = np.memmap(path, dtype=dtype, mode="w+", shape=shape)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     with contextlib.suppress(OSError):  # Windows keeps the name as long as the file is open
         path.unlink()
         return array

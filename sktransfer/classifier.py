@@ -15,24 +15,19 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from sktransfer._config import resolve_device, resolve_threads
 from sktransfer.augmentation import resolve_augmentation
-from sktransfer.backbones import load_backbone
-from sktransfer.domain import BackboneSource, adapt_batch_norm
-from sktransfer.examples import Examples, hold_back
-from sktransfer.labels import check_labels, encode
+from sktransfer.examples import Examples
+from sktransfer.labels import check_labels
 from sktransfer.network import Machine, Network
-from sktransfer.parameters import check_parameters, checkpoint_of, draw_seed
+from sktransfer.parameters import check_parameters, checkpoint_of, divide, find_source
 from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
-from sktransfer.reading import Faults
-from sktransfer.schedule import Stage, resolve_stages
+from sktransfer.schedule import resolve_stages
 from sktransfer.session import share_session
 from sktransfer.training import make_net, restore_history
 from sktransfer.tuning import FineTuning
 from sktransfer.validation import check_pictures
-from sktransfer.views import Views
 
 
 class FineTunedImageClassifier(
@@ -57,12 +52,12 @@ class FineTunedImageClassifier(
         `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
         file, or `None` for random values: then all trained blocks learn at `lr`, and so do their
         BatchNorm statistics.
-    unfreeze : int, str or sequence, default=(0, 1, 2)
+    unfreeze : int, str or sequence, default=(0, 3)
         What each stage trains besides the head: a number of blocks counted from the head, `"all"`,
         the name of a block or a list of names. 0, which can only come first, solves the head; in a
         fit without it the head starts at zero. `("all",)` is full fine-tuning from the start, and
         with `weights=None` training from scratch.
-    max_epochs : int, default=20
+    max_epochs : int, default=10
         Epochs of each stage at most; an epoch shows each picture once, in one of its views.
     lr : float, default=1e-3
         Highest learning rate of the head. Within a stage all rates rise for a tenth of the epochs,
@@ -89,7 +84,7 @@ default="standard"
         How copies of the training pictures are made: see `AugmentationDisplay`. `"light"` mirrors
         nothing, for digits and text. A transform of torchvision or any other callable maps a
         picture (3, H, W), uint8, to another one.
-    n_views : int or None, default=4
+    n_views : int or None, default=3
         Augmented copies of each training picture, which are cached besides the picture itself.
         `None` makes fresh ones in every epoch, which costs a pass of all pictures through the whole
         network each time.
@@ -105,10 +100,12 @@ default="standard"
     validation_fraction : float, default=0.1
         Share of the pictures of each class that is held back to choose the head's regularisation
         and the best epoch; not used where `X_val` is given, or without `early_stopping`.
-    early_stopping : bool, default=True
+    early_stopping : bool or "auto", default="auto"
         Ends a stage when the loss on the validation pictures has not improved for
         `n_iter_no_change` epochs, and goes back to the best weights, which may be those that the
-        stage began with. `False` trains on all pictures for `max_epochs` epochs.
+        stage began with. `False` trains on all pictures for `max_epochs` epochs, and chooses the
+        head's regularisation by cross-validation. `"auto"` is `True` where validation pictures are
+        given, or there are at least 2,000 pictures: fewer can better be used for training.
     n_iter_no_change : int, default=5
         Epochs without improvement that end a stage.
     checkpoint_dir : path or None, default=None
@@ -156,11 +153,9 @@ default="standard"
 
     Notes
     -----
-    Solving the head before anything is tuned follows Kumar et al., "Fine-Tuning can Distort
-    Pretrained Features and Underperform Out-of-Distribution", ICLR 2022.
-
-    A set with fewer than 10 training pictures in some class is regularised more by default: weight
-    decay is 0.1 instead of 0.01, and the head's `C` at most 0.1.
+    Solving the head first follows Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+    Underperform Out-of-Distribution", ICLR 2022. A set with fewer than 10 training pictures in some
+    class is regularised more by default: weight decay is 0.1, and the head's `C` at most 0.1.
 
     Examples
     --------
@@ -174,18 +169,20 @@ default="standard"
     >>> classifier.fit(X[:60], y[:60]).score(X[60:90], y[60:90]) > 0.9
     True
     >>> [stage["stage"] for stage in classifier.stages_]
-    ['head', 'last block', 'last 2 blocks']
+    ['head', 'last 3 blocks']
     """
 
     _net: Any
+    _history: list[dict[str, Any]]
+    _tuned: dict[str, torch.Tensor]
 
     def __init__(
         self,
         backbone: Any = "efficientnet_lite0",
         *,
         weights: Any = "default",
-        unfreeze: Any = (0, 1, 2),
-        max_epochs: int = 20,
+        unfreeze: Any = (0, 3),
+        max_epochs: int = 10,
         lr: float = 1e-3,
         lr_drop: float = 10.0,
         lr_decay: float = 2.6,
@@ -194,13 +191,13 @@ default="standard"
         batch_size: int = 32,
         batch_norm: str = "frozen",
         augment: Any = "standard",
-        n_views: int | None = 4,
+        n_views: int | None = 3,
         dropout: float = 0.2,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         class_weight: Any = None,
         validation_fraction: float = 0.1,
-        early_stopping: bool = True,
+        early_stopping: bool | str = "auto",
         n_iter_no_change: int = 5,
         checkpoint_dir: Any = None,
         image_size: Any = None,
@@ -280,26 +277,32 @@ default="standard"
             pictures, y, sample_weight, self.class_weight, estimator=type(self).__name__
         )
         self.classes_ = labels.classes
-        seed = draw_seed(self.random_state)
-        train, valid = self._divide(Examples.of(pictures, labels), X_val, y_val, seed)
-        network, stages = self._plan(train)
+        examples = Examples.of(pictures, labels)
+        self._source = find_source(self, examples.pictures)
+        self.batch_norm_ = self._source.batch_norm
+        self.preprocessing_ = self._source.preprocessing()
+        checkpoint, seed = checkpoint_of(self, self._source, examples)
+        train, valid = divide(self, examples, X_val, y_val, seed)
+        stages = resolve_stages(self.unfreeze, self._source.block_names())
+        self._boundary = stages[-1].boundary
         fit = FineTuning(
             self,
-            network,
+            self._network(),
             stages,
             train,
             valid,
             machine=Machine.of(self),
             augmentation=resolve_augmentation(self.augment),
             seed=seed,
-            checkpoint=checkpoint_of(self, seed, network.backbone, train, valid),
+            checkpoint=checkpoint,
         )
-        plan = {"sample_weight": sample_weight} if sample_weight is not None else None
-        with FitProgress(
-            self, n_stages=len(stages), verbose=self.verbose, X=X, y=y, metadata=plan
-        ) as progress:
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        plan = {"n_stages": len(stages), "verbose": self.verbose}
+        with FitProgress(self, X=X, y=y, metadata=metadata, **plan) as progress:
             net, self.stages_ = fit.run(progress)
-        self._keep(net, fit)
+        self._net, self._history = net, list(net.history_)
+        self._tuned = net.module_.state_of(fit.trained)
+        self._n_features_out = net.module_.head.in_features
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -371,39 +374,6 @@ default="standard"
         pictures = check_pictures(self, X, reset=False)
         return self._network().apply(pictures, layer, Machine.of(self), self.verbose)
 
-    def _divide(
-        self, examples: Examples, X_val: Any, y_val: Any, seed: int
-    ) -> tuple[Examples, Examples | None]:
-        if (X_val is None) != (y_val is None):
-            raise ValueError("Got only one of X_val and y_val, but expected both or none of them")
-        if X_val is not None:
-            pictures = check_pictures(self, X_val, reset=False)
-            check_consistent_length(pictures, y_val)
-            ones = np.ones(len(pictures))
-            return examples, Examples(pictures, encode(y_val, self.classes_), ones, ones)
-        fraction = self.validation_fraction if self.early_stopping else 0
-        return hold_back(examples, fraction, seed, self.classes_)
-
-    def _plan(self, train: Examples) -> tuple[Network, tuple[Stage, ...]]:
-        """Find the backbone, decide on the stages, and remember what prediction needs."""
-        backbone = load_backbone(self.backbone, self.weights)
-        stages = resolve_stages(self.unfreeze, [name for name, _ in backbone.anatomy.blocks])
-        self.batch_norm_ = None
-        if self.batch_norm == "adapt":
-            self.batch_norm_ = adapt_batch_norm(
-                backbone,
-                Views(train.pictures, backbone.preprocessing.with_image_size(self.image_size)),
-                resolve_device(self.device),
-                resolve_threads(self.n_jobs),
-                Faults("raise"),
-            )
-        self._source = BackboneSource(
-            self.backbone, self.weights, self.image_size, self.batch_norm_, backbone.digest
-        )
-        self._boundary = stages[-1].boundary
-        self.preprocessing_ = self._source.preprocessing()
-        return self._network(), stages
-
     def _network(self) -> Network:
         return Network(
             self._source.load(),
@@ -414,12 +384,6 @@ default="standard"
             # Random weights come with no statistics worth keeping.
             self.batch_norm == "train" or self.weights is None,
         )
-
-    def _keep(self, net: Any, fit: FineTuning) -> None:
-        self._net = net
-        self._history: list[dict[str, Any]] = list(net.history_)
-        self._tuned: dict[str, torch.Tensor] = net.module_.state_of(fit.trained)
-        self._n_features_out = net.module_.head.in_features
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -153,6 +153,10 @@ class BackboneSource:
             )
         return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
 
+    def block_names(self) -> list[str]:
+        """Name the blocks, from the picture on."""
+        return [name for name, _ in self.load().anatomy.blocks]
+
     def preprocessing(self) -> Preprocessing:
         """Tell what is done to a picture before it is seen."""
         return self.load().preprocessing.with_image_size(self.image_size)

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sktransfer._config import autocast
+from sktransfer._config import autocast, keep_pages
 from sktransfer._errors import check_choice
 from sktransfer.split import FrozenPrefix
 from sktransfer.transforms import Preprocessing
@@ -101,6 +101,8 @@ class TorchEngine:
         self._prefix = prefix if device.type == "cpu" else copy.deepcopy(prefix).to(device)
         self._preprocessing = preprocessing
         self._device, self._precision = device, precision
+        if device.type == "cpu":
+            keep_pages()
         self._most: int | None = None
 
     def run(self, batch: torch.Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ Shapes: N pictures, K classes.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -61,10 +62,8 @@ class Examples:
             merged.setdefault(key, []).append(place)
         places = [merged[key] for key in sorted(merged)]
         first = np.array([same[0] for same in places])
-        counts, weights = (
-            np.array([values[same].sum() for same in places])
-            for values in (labels.sample_weight, labels.weights)
-        )
+        counts = np.array([math.fsum(labels.sample_weight[same]) for same in places])
+        weights = counts * (labels.weights / labels.sample_weight)[first]
         return cls(pictures.take(labels.rows[first]), labels.y[first], counts, weights)
 
     def take(self, rows: np.ndarray) -> Examples:

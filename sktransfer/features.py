@@ -142,7 +142,8 @@ def embed(
     verbose : int
         Shows a progress bar where it is not 0.
     steady : bool
-        Fills the last batch up, so that every bit is the same in whatever company a picture comes.
+        Fills the last batch up on a CPU, so that every bit is the same in whatever company a
+        picture comes.
     out : ndarray of shape (N, D) or None
         Where to put the embeddings, such as a memory-mapped file.
 
@@ -175,7 +176,7 @@ def embed(
             reader = PictureReader(views, threads, faults)
             place_of = {rows[place]: place for place in places}
             for batch_rows, batch in reader.batches(list(place_of), batch_size):
-                full = _filled(batch, batch_size) if steady else batch
+                full = _filled(batch, batch_size) if steady and device.type == "cpu" else batch
                 yield [place_of[row] for row in batch_rows], run(full)[: len(batch)]
                 bar.update(len(batch_rows))
 

@@ -162,5 +162,6 @@ class PictureFeed(Feed):
         views, count = self.views_of(self._epoch)
         items = order * count + (order + self._epoch) % count
         reader = PictureReader(views, self.threads, Faults("raise"))
-        for read, batch in reader.batches(items.tolist(), self.batch_size):
+        batches = [part.tolist() for part in np.array_split(items, self.n_batches)]
+        for read, batch in reader.read(batches):
             yield np.asarray(read) // count, self.run(batch)

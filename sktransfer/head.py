@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 # Inverse strengths of the regularisation that are tried, from strong to weak.
 STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
@@ -22,7 +23,10 @@ _UNCHOSEN = 0.03
 _FOLDS = 3
 _ITERATIONS = 1000
 _TOLERANCE = 1e-4
-# The search ends where the loss is this many times the least one.
+# Numbers in the embeddings below which one thread is many times faster than several, which would
+# spend their time waiting for each other.
+_SMALL = 2**24
+# The search ends where the loss has risen twice, to this many times the least one.
 _CLEARLY = 1.1
 
 
@@ -99,18 +103,21 @@ def solve_head(
     weights = np.repeat(train.weights / views, views)
     centre = np.average(flat, axis=0, weights=weights)
     deviation = np.sqrt(np.average((flat - centre) ** 2, axis=0, weights=weights))
+    # What does not vary is not to be told from its rounding.
+    deviation[deviation <= np.finfo(np.float32).eps * np.abs(centre)] = 0
     scale = np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
     scale[scale == 0] = 1.0
 
     def scaled(data: Labelled) -> Labelled:
         return Labelled((data.embeddings - centre) / scale, data.y, data.weights)
 
+    originals = train.originals()
+    divisions = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
+    divisions = [(scaled(one), scaled(other)) for one, other in divisions]
     train = scaled(train)
     strengths = np.array(STRENGTHS)
     if tiny:
         strengths = strengths[strengths <= _TINY_BOUND * 1.001]
-    originals = train.originals()
-    divisions = [(originals, scaled(valid))] if valid is not None else _folds(originals, n_classes)
     strength = _choose(divisions, strengths)
     model = _fit(_model(), train, strength)
     weight, bias = model.coef_, model.intercept_
@@ -133,7 +140,8 @@ def _choose(divisions: list[tuple[Labelled, Labelled]], strengths: np.ndarray) -
                 for model, (train, valid) in zip(models, divisions, strict=True)
             )
         )
-        if losses[-1] > _CLEARLY * min(losses):
+        rising = len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]
+        if rising and losses[-1] > _CLEARLY * min(losses):
             break
     return float(strengths[int(np.argmin(losses))])
 
@@ -168,7 +176,8 @@ def _model(*, warm_start: bool = False) -> LogisticRegression:
 def _fit(model: LogisticRegression, data: Labelled, strength: float) -> LogisticRegression:
     views = data.embeddings.shape[1]
     x = data.embeddings.reshape(-1, data.embeddings.shape[-1])
-    with warnings.catch_warnings():
+    threads = 1 if x.size < _SMALL else None
+    with warnings.catch_warnings(), threadpool_limits(threads):
         # What is left to gain is less than what the later stages gain.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.set_params(C=strength).fit(

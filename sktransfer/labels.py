@@ -5,6 +5,7 @@ Shapes: N pictures, K classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +99,8 @@ def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray
         return compute_sample_weight(class_weight, y)
     check_choice("class_weight", class_weight, ["balanced", None])
     _, codes = np.unique(y, return_inverse=True)
-    totals = np.bincount(codes, weights=counts)
-    return (counts.sum() / (len(totals) * totals))[codes]
+    totals = np.array([math.fsum(counts[codes == code]) for code in range(codes.max() + 1)])
+    return (math.fsum(totals) / (len(totals) * totals))[codes]
 
 
 def encode(y: Any, classes: np.ndarray) -> np.ndarray:

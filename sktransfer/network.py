@@ -154,16 +154,15 @@ class Network:
             reader = PictureReader(views, machine.threads, Faults("raise"))
             yield from (run(batch) for _, batch in reader.batches(range(len(views)), size))
             return
-        alone = len(views) < size  # not worth a look into the store
         values, _ = embed(
             views,
             self.recipe(self.boundary, machine),
             device=machine.device,
             engine=machine.engine,
             threads=machine.threads,
-            store=None if alone else machine.store,
+            store=machine.store,
             verbose=verbose,
-            steady=not alone,
+            steady=machine.store is not None,  # what others read must not depend on who wrote it
         )
         for start in range(0, len(values), 4 * size):
             yield torch.from_numpy(values[start : start + 4 * size]).to(machine.device).float()

@@ -9,18 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_consistent_length
 
-from sktransfer._config import resolve_device, resolve_precision
+from sktransfer._config import resolve_device, resolve_precision, resolve_threads
 from sktransfer._errors import check_choice, check_number
 from sktransfer._version import __version__
-from sktransfer.augmentation import resolve_augmentation
-from sktransfer.backbones import Backbone
+from sktransfer.augmentation import Augmentation, resolve_augmentation
+from sktransfer.backbones import load_backbone
+from sktransfer.checkpoint import load_checkpoint
+from sktransfer.domain import BackboneSource, adapt_batch_norm
 from sktransfer.engines import ENGINES
-from sktransfer.examples import Examples
+from sktransfer.examples import Examples, hold_back
+from sktransfer.images import Pictures
+from sktransfer.labels import encode
+from sktransfer.reading import Faults
 from sktransfer.training import resolve_optimizer
+from sktransfer.validation import check_pictures
+from sktransfer.views import Views
 
 # How much slower than the head the blocks should learn at least.
 SAFE_DROP = 10.0
+# Pictures of which a tenth can be spared, with early_stopping="auto".
+ENOUGH_TO_HOLD_BACK = 2000
 # Kind, least and greatest value of the parameters that are numbers.
 _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "max_epochs": (Integral, 1, None),
@@ -63,6 +73,8 @@ def check_parameters(estimator: Any) -> None:
     """
     check_choice("batch_norm", estimator.batch_norm, ["frozen", "adapt", "train"])
     check_choice("engine", estimator.engine, ["auto", *ENGINES])
+    if not isinstance(estimator.early_stopping, bool):
+        check_choice("early_stopping", estimator.early_stopping, ["auto"])
     resolve_optimizer(estimator.optimizer)
     resolve_precision(estimator.precision, resolve_device(estimator.device))
     for name, (kind, low, high) in _RANGES.items():
@@ -81,7 +93,7 @@ def check_parameters(estimator: Any) -> None:
         )
 
 
-def draw_seed(random_state: Any) -> int:
+def _draw_seed(random_state: Any) -> int:
     """Make a seed of what scikit-learn calls a random state; the global one stays untouched.
 
     Raises
@@ -101,22 +113,75 @@ def draw_seed(random_state: Any) -> int:
     )
 
 
+def divide(
+    estimator: Any, examples: Examples, X_val: Any, y_val: Any, seed: int
+) -> tuple[Examples, Examples | None]:
+    """Find the pictures to validate on: those that are given, or some that are held back.
+
+    Raises
+    ------
+    ValueError
+        Where only one of `X_val` and `y_val` is given, or they do not fit the training data.
+    """
+    if (X_val is None) != (y_val is None):
+        raise ValueError("Got only one of X_val and y_val, but expected both or none of them")
+    if X_val is not None:
+        pictures = check_pictures(estimator, X_val, reset=False)
+        check_consistent_length(pictures, y_val)
+        ones = np.ones(len(pictures))
+        return examples, Examples(pictures, encode(y_val, estimator.classes_), ones, ones)
+    asked = estimator.early_stopping
+    enough = asked is True or len(examples.y) >= ENOUGH_TO_HOLD_BACK
+    fraction = estimator.validation_fraction if asked and enough else 0
+    return hold_back(examples, fraction, seed, estimator.classes_)
+
+
+def find_source(estimator: Any, pictures: Pictures) -> BackboneSource:
+    """Find the backbone of an estimator, and adapt its BatchNorm where asked."""
+    backbone = load_backbone(estimator.backbone, estimator.weights)
+    batch_norm = None
+    if estimator.batch_norm == "adapt":
+        preprocessing = backbone.preprocessing.with_image_size(estimator.image_size)
+        batch_norm = adapt_batch_norm(
+            backbone,
+            Views(pictures, preprocessing),
+            resolve_device(estimator.device),
+            resolve_threads(estimator.n_jobs),
+            Faults("raise"),
+        )
+    return BackboneSource(
+        estimator.backbone, estimator.weights, estimator.image_size, batch_norm, backbone.digest
+    )
+
+
 def checkpoint_of(
-    estimator: Any, seed: int, backbone: Backbone, train: Examples, valid: Examples | None
-) -> Path | None:
-    """Find the file of a fit in its `checkpoint_dir`: other parameters or data, another file."""
+    estimator: Any, source: BackboneSource, examples: Examples
+) -> tuple[Path | None, int]:
+    """Find the file of a fit in its `checkpoint_dir`, and the seed to use.
+
+    Other parameters or other data have another file. A fit without a `random_state` goes on with
+    the seed that it drew when it began.
+    """
+    seed = _draw_seed(estimator.random_state)
     if estimator.checkpoint_dir is None:
-        return None
+        return None, seed
     ours = estimator.get_params(deep=False)
     augmentation = resolve_augmentation(estimator.augment)
     parts = [
         __version__,
         repr(sorted((name, str(value)) for name, value in ours.items() if name not in _APART)),
-        backbone.digest.hex(),
-        "" if augmentation is None else augmentation.digest.hex(),
-        # A fit without a seed goes on with the one that it drew.
+        source.load().digest.hex(),
+        "" if augmentation is None else _identify(estimator.augment, augmentation),
         "" if estimator.random_state is None else str(seed),
-        *(examples.digest() for examples in (train, valid) if examples is not None),
+        examples.digest(),
     ]
     name = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-    return Path(estimator.checkpoint_dir).expanduser() / f"{name}.pt"
+    path = Path(estimator.checkpoint_dir).expanduser() / f"{name}.pt"
+    begun = load_checkpoint(path) if estimator.random_state is None else None
+    return path, begun["seed"] if begun else seed
+
+
+def _identify(augment: Any, augmentation: Augmentation) -> str:
+    """Name an augmentation; a function of the user's own, by its name, in whatever process."""
+    known = isinstance(augment, str) or resolve_augmentation(augment) == augmentation
+    return augmentation.digest.hex() if known else augmentation.name

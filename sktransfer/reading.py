@@ -6,7 +6,7 @@ Shapes: N pictures of H x W pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -75,13 +75,18 @@ class PictureReader:
         self, rows: Sequence[int], batch_size: int
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield the readable rows and their pixels (N, 3, H, W), uint8, a batch at a time."""
+        starts = range(0, len(rows), batch_size)
+        return self.read(rows[start : start + batch_size] for start in starts)
+
+    def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Yield the same for batches that are made already."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sktransfer-read")
-        starts = iter(range(0, len(rows), batch_size))
+        waiting = iter(batches)
         ahead: deque[_Batch] = deque()
         try:
             while True:
-                while len(ahead) < _AHEAD and (start := next(starts, None)) is not None:
-                    ahead.append(self._submit(pool, rows[start : start + batch_size]))
+                while len(ahead) < _AHEAD and (rows := next(waiting, None)) is not None:
+                    ahead.append(self._submit(pool, rows))
                 if not ahead:
                     return
                 batch_rows, batch = self._finish(*ahead.popleft())

@@ -158,7 +158,7 @@ def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgres
     """Train one stage, from its beginning or from where `run` says that it was left.
 
     Afterwards the net has the best weights of the stage, by validation loss, which may be those
-    that it began with; without validation, the last ones.
+    that it began with; without validation, or without patience, the last ones.
 
     Returns
     -------
@@ -176,7 +176,7 @@ def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgres
         if run.stage != lesson.number:
             _begin(net, run, lesson)
         going_on = _loop(net, run, lesson, progress)
-    if run.best:
+    if run.best and lesson.patience is not None:
         suffix.restore(run.best)
     suffix.train(False)
     return going_on
@@ -339,9 +339,18 @@ def save_run(path: Path | None, net: NeuralNet, run: Run, kept: Sequence[str]) -
         **dataclasses.asdict(run),
         "weights": net.module_.state_of(kept),
         "optimizer": net.optimizer_.state_dict(),
-        "history": list(net.history_),
+        "history": _plain(list(net.history_)),
     }
     save_checkpoint(path, content)
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's numbers, which callbacks may record, into Python's."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def resume_run(path: Path | None, net: NeuralNet) -> Run | None:

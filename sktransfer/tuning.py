@@ -91,7 +91,8 @@ class FineTuning:
             start = time.perf_counter()
             going_on = self._run_stage(net, run, number, progress)
             run.reports.append(self._report(net, run, number, time.perf_counter() - start))
-            save_run(self.checkpoint, net, run, self.trained)
+            if going_on and not progress.stop:  # otherwise, the last epoch is what to resume from
+                save_run(self.checkpoint, net, run, self.trained)
             if not going_on:
                 warnings.warn(
                     f"Interrupted in stage {self.stages[number].name!r}; the classifier has the "
@@ -260,13 +261,15 @@ class FineTuning:
 
     def _report(self, net: Any, run: Run, number: int, seconds: float) -> dict[str, Any]:
         stage = self.stages[number]
+        epochs = 0 if stage.solves_head else run.epoch
+        restored = self.valid is not None and self.estimator.early_stopping
         return {
             "stage": stage.name,
             "blocks": list(stage.blocks),
             "boundary": stage.boundary,
             "trainable": net.module_.count_trained(),
-            "epochs": 0 if stage.solves_head else run.epoch,
-            "best_epoch": 0 if stage.solves_head else (run.best_epoch if self.valid else run.epoch),
+            "epochs": epochs,
+            "best_epoch": run.best_epoch if epochs and restored else epochs,
             "valid_loss": None if self.valid is None else run.best_loss,
             "valid_acc": None if self.valid is None else run.best_accuracy,
             "C": self._strength if stage.solves_head else None,

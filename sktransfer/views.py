@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 import torch
@@ -77,7 +78,7 @@ class Views:
         self.pictures, self.preprocessing = pictures, preprocessing
         self._augmentation, self._salt = augmentation, salt
         self._numbers: Sequence[int] = range(1 + n_views) if only is None else [only]
-        self._resized: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._resized: OrderedDict[int, Future[torch.Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -125,11 +126,13 @@ class Views:
         if len(self._numbers) == 1:
             return self.preprocessing.resized(self.pictures[row])
         with self._lock:
-            found = self._resized.get(row)
-        if found is None:
-            found = self.preprocessing.resized(self.pictures[row])
-            with self._lock:
-                self._resized[row] = found
-                while len(self._resized) > _KEPT:
-                    self._resized.popitem(last=False)
-        return found
+            mine = row not in self._resized
+            picture = self._resized.setdefault(row, Future())
+            while len(self._resized) > _KEPT:
+                self._resized.popitem(last=False)
+        if mine:
+            try:
+                picture.set_result(self.preprocessing.resized(self.pictures[row]))
+            except Exception as error:
+                picture.set_exception(error)
+        return picture.result()

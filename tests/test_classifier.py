@@ -30,7 +30,8 @@ def coloured(n=60, seed=0):
 
 
 def tiny(backbone=Tiny, **parameters):
-    defaults = {"unfreeze": (0, 1, 2), "max_epochs": 3, "n_views": 2, "random_state": 0}
+    defaults = {"unfreeze": (0, 1, 2), "max_epochs": 3, "n_views": 2, "early_stopping": True}
+    defaults["random_state"] = 0
     return FineTunedImageClassifier(backbone, **{**defaults, "cache": None, **parameters})
 
 
@@ -254,7 +255,9 @@ def test_fresh_augmentation_reads_every_picture_in_every_epoch(log):
 
 
 def test_blocks_that_learn_too_fast_are_warned_of():
-    with pytest.warns(UserWarning, match=r"Got lr_drop=2, so the blocks learn at 0\.0005, less tha"):
+    with pytest.warns(
+        UserWarning, match=r"Got lr_drop=2, so the blocks learn at 0\.0005, less tha"
+    ):
         tiny(lr_drop=2, unfreeze=(0,)).fit(X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -262,7 +265,9 @@ def test_blocks_that_learn_too_fast_are_warned_of():
 
 
 def test_one_class_is_an_error():
-    with pytest.raises(ValueError, match="Got 1 class in y, 'cat', but a classifier needs at least"):
+    with pytest.raises(
+        ValueError, match="Got 1 class in y, 'cat', but a classifier needs at least"
+    ):
         tiny().fit(X[:5], ["cat"] * 5)
 
 
@@ -335,7 +340,9 @@ def test_labels_and_validation_pictures_must_fit():
         tiny().fit(X, Y[:-1])
     with pytest.raises(ValueError, match="Got only one of X_val and y_val"):
         tiny().fit(X, Y, X_val=X_TEST)
-    with pytest.raises(ValueError, match=re.escape("Got ['yak'] in y_val, but expected only classe")):
+    with pytest.raises(
+        ValueError, match=re.escape("Got ['yak'] in y_val, but expected only classe")
+    ):
         tiny().fit(X, Y, X_val=X_TEST[:1], y_val=["yak"])
 
 

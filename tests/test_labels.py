@@ -96,13 +96,13 @@ def test_balanced_weights_do_not_change_when_pictures_come_as_weights():
     ],
 )
 def test_what_cannot_be_learnt_from(y, options, message):
-    with pytest.raises(ValueError, match="^Got ") as caught:
+    with pytest.raises(ValueError, match=r"^Got ") as caught:
         labels(y, **options)
     assert str(caught.value) == message
 
 
 def test_no_labels_at_all_names_who_asks():
-    with pytest.raises(ValueError, match="^Picky requires y to be passed, but the target y is"):
+    with pytest.raises(ValueError, match=r"^Picky requires y to be passed, but the target y is"):
         check_labels(range(3), None, estimator="Picky")
 
 
@@ -153,7 +153,7 @@ def test_known_labels_are_encoded(classes, y, codes):
     ],
 )
 def test_unknown_labels_are_named(classes, y, unknown):
-    with pytest.raises(ValueError, match="^Got ") as caught:
+    with pytest.raises(ValueError, match=r"^Got ") as caught:
         encode(y, np.array(classes))
     assert str(caught.value) == (
         f"Got {unknown} in y_val, but expected only classes that occur in y: {classes}"

@@ -54,6 +54,7 @@ ROOMS = [
     "tuning",
     "parameters",
     "classifier",
+    "cost",
     "demo",
     "cli",
 ]

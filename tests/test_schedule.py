@@ -117,14 +117,14 @@ def test_the_boundary_never_moves_back_over_what_an_earlier_stage_trained(unfree
     ],
 )
 def test_what_cannot_be_unfrozen(unfreeze, message):
-    with pytest.raises(ValueError, match="^Got ") as caught:
+    with pytest.raises(ValueError, match=r"^Got ") as caught:
         resolve_stages(unfreeze, NAMES)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("unfreeze", [True, (True,), (0, False)])
 def test_a_truth_value_is_no_number_of_blocks(unfreeze):
-    with pytest.raises(ValueError, match="^Got (True|False) in unfreeze, a stage that trains noth"):
+    with pytest.raises(ValueError, match=r"^Got (True|False) in unfreeze, a stage that trains"):
         resolve_stages(unfreeze, NAMES)
 
 

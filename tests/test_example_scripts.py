@@ -1,0 +1,102 @@
+"""The scripts of examples/ run from start to end, and print what can be believed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script, tmp_path, *arguments):
+    """Run an example in a process of its own, where warnings are errors; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        # One thread: those that wait for each other on shared cores cost more than they give.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def numbers(pattern, text):
+    """Read the numbers that match a pattern."""
+    return [float(number) for number in re.findall(pattern, text)]
+
+
+def test_every_example_is_tested():
+    tests = Path(__file__).read_text()
+    for script in EXAMPLES.glob("*.py"):
+        assert f'run("{script.name}"' in tests
+
+
+def test_three_lines(tmp_path):
+    printed = run("01_three_lines.py", tmp_path, "--digits", "200")
+    assert "Pictures through the network: 200 (without the store: 4700)" in printed
+    assert numbers(r"held back: (\d\.\d+)", printed)[0] > 0.5
+
+
+@pytest.mark.slow
+def test_three_lines_as_they_stand(tmp_path):
+    printed = run("01_three_lines.py", tmp_path)
+    assert "Pictures through the network: 600 (without the store: 14100)" in printed
+    assert numbers(r"held back: (\d\.\d+)", printed)[0] > 0.8
+
+
+def test_folder_of_pictures_without_a_folder(tmp_path):
+    printed = run("02_folder_of_pictures.py", tmp_path)
+    assert "48 pictures below" in printed
+    assert numbers(r"accuracy +(\d\.\d+)", printed)[0] > 0.9
+
+
+@pytest.mark.slow
+def test_folder_of_pictures_with_a_broken_one(tmp_path):
+    for name, colour in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(3):
+            picture = Image.new("RGB", (40, 40 + number), colour)
+            picture.save(tmp_path / "own" / name / f"{number}.png")
+    (tmp_path / "own" / "red" / "broken.png").write_bytes(b"no picture")
+    printed = run("02_folder_of_pictures.py", tmp_path, tmp_path / "own")
+    assert "Pillow cannot identify this as a picture." in printed
+    assert re.search(r"accuracy +\d\.\d+ +6\n", printed)
+
+
+def test_pictures_beside_columns(tmp_path):
+    printed = run("03_pictures_beside_columns.py", tmp_path)
+    assert numbers("pictures and columns: accuracy (.*) in", printed)[0] > 0.9
+    assert numbers("columns only: accuracy (.*) in", printed)[0] < 0.6
+    assert "1282 columns" in printed
+
+
+@pytest.mark.slow
+def test_which_layer(tmp_path):
+    printed = run("04_which_layer.py", tmp_path)
+    for layer in ("block4", "block7", "block10", "block15", "penultimate"):
+        assert re.search(rf"^{layer} +(\d\.\d+ \+- \d\.\d+ *){{3}}$", printed, re.M)
+    assert numbers(r"other digits: (\d\.\d+)", printed)[0] > 0.8
+
+
+def test_fine_tune(tmp_path):
+    few = ("--digits", "100", "--epochs", "3", "--unfreeze", "3")
+    printed = run("05_fine_tune.py", tmp_path, *few)
+    for name in ("pixels", "frozen", "tuned"):
+        assert numbers(rf"{name} +accuracy (\d\.\d+) in", printed)[0] > 0.6
+    assert re.search(r"^head +0 epochs, +12,810 parameters$", printed, re.M)
+    assert re.search(r"^last 3 blocks +3 epochs, +1,506,570 parameters$", printed, re.M)
+
+
+@pytest.mark.slow
+def test_fine_tune_as_it_stands(tmp_path):
+    printed = run("05_fine_tune.py", tmp_path)
+    frozen = numbers(r"frozen +accuracy (\d\.\d+) in", printed)[0]
+    assert numbers(r"tuned +accuracy (\d\.\d+) in", printed)[0] > max(frozen, 0.85)
