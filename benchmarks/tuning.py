@@ -144,7 +144,8 @@ def environment_of_fastai(folder: Path) -> Path:
     stamp = folder / "installed.txt"
     if not stamp.is_file() or stamp.read_text().split("\n") != packages:
         print(f"installing fastai into {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True)
+        if not python.exists():
+            venv.create(folder, with_pip=True, symlinks=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         stamp.write_text("\n".join(packages))
     return python

@@ -34,6 +34,8 @@ training (checkpoint, progress), network, tuning
     one stage; the whole way of a picture; stage after stage
 classifier (parameters)
     FineTunedImageClassifier
+cost
+    what a search will cost, before it is fitted
 display
     augmented pictures to look at
 demo, cli
@@ -45,6 +47,7 @@ from sktransfer._version import __version__
 from sktransfer.augmentation import resolve_augmentation
 from sktransfer.catalogue import list_backbones
 from sktransfer.classifier import FineTunedImageClassifier
+from sktransfer.cost import Cost, estimate_cost
 from sktransfer.datasets import load_image_folder
 from sktransfer.display import AugmentationDisplay
 from sktransfer.extractor import PretrainedFeatureExtractor
@@ -54,6 +57,7 @@ from sktransfer.transforms import Preprocessing
 
 __all__ = [
     "AugmentationDisplay",
+    "Cost",
     "EmbeddingStore",
     "FineTunedImageClassifier",
     "PictureError",
@@ -61,6 +65,7 @@ __all__ = [
     "PretrainedFeatureExtractor",
     "WeightsNotFoundError",
     "__version__",
+    "estimate_cost",
     "list_backbones",
     "load_image_folder",
     "resolve_augmentation",

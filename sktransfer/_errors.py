@@ -49,7 +49,7 @@ def did_you_mean(name: object, options: Iterable[str]) -> str:
     >>> did_you_mean("zzz", ["resnet18", "resnet50"])
     ''
     """
-    close = difflib.get_close_matches(str(name), list(options), n=1)
+    close = difflib.get_close_matches(str(name), [str(option) for option in options], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
