@@ -126,7 +126,13 @@ class FineTuning:
         if stage.solves_head:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
                 self._solve_head(net, run)
-                epochs.update({"valid_loss": run.best_loss, "valid_acc": run.best_accuracy})
+                judged = self.valid is not None
+                epochs.update(
+                    {
+                        "valid_loss": run.best_loss if judged else None,
+                        "valid_acc": run.best_accuracy if judged else None,
+                    }
+                )
             return True
         lesson = Lesson(
             number=number,
