@@ -106,7 +106,9 @@ def _blocks_of(entry: Any, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
             )
         many = f"last {count} blocks" if count > 1 else "last block"
         return (many if count else HEAD), tuple(names[len(names) - count :])
-    chosen = [entry] if isinstance(entry, str) else list(entry) if _is_list(entry) else []
+    chosen = (
+        [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Iterable) else []
+    )
     if not chosen:
         raise ValueError(
             f"Got {entry!r} in unfreeze, a stage that trains nothing; expected a number of "
@@ -120,10 +122,6 @@ def _blocks_of(entry: Any, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
             )
     blocks = tuple(name for name in names if name in chosen)
     return " + ".join(blocks), blocks
-
-
-def _is_list(entry: Any) -> bool:
-    return isinstance(entry, Iterable)
 
 
 def peak_rates(

@@ -66,7 +66,6 @@ def make_net(
     kind, settings = resolve_optimizer(optimizer)
     groups = [(f"blocks.{i}.*", {"name": name}) for i, name in enumerate(suffix.names)]
     groups += [(f"{name}.*", {"name": name}) for name in (NECK, HEAD)]
-    keeper = _Keeper()
     net = NeuralNet(
         suffix,
         criterion=nn.CrossEntropyLoss,
@@ -76,7 +75,7 @@ def make_net(
         **{f"optimizer__{name}": value for name, value in settings.items()},
         iterator_train=_own_batches,
         iterator_valid=_own_batches,
-        callbacks=[("conductor", _Conductor()), *callbacks, ("keeper", keeper)],
+        callbacks=[("conductor", _Conductor()), *callbacks, ("keeper", _Keeper())],
         device=device,
         verbose=0,
     )
@@ -310,7 +309,7 @@ class _Keeper(Callback):
         if loss < run.best_loss:
             run.best_loss, run.best_accuracy = loss, row["valid_acc"]
             run.best_epoch, run.stall = run.epoch, 0
-            run.best = net.module_.state_of(self.lesson.kept) if self.lesson.valid else {}
+            run.best = net.module_.state_of(self.lesson.kept)
         else:
             run.stall += 1
         save_run(self.lesson.checkpoint, net, run, self.lesson.kept)

@@ -230,9 +230,10 @@ class FineTuning:
         count = len(self.train.y) * (1 + self.n_views)
         problem = fits_on_disk(count, recipe, self.machine.store)
         if problem is not None:
+            parts = [*(name for name, _ in self.network.backbone.anatomy.blocks), HEAD]
             warnings.warn(
-                f"The activations of {count} views before block "
-                f"{self.network.backbone.anatomy.blocks[self.first_boundary][0]!r} take {problem}; "
+                f"The activations of {count} views before {parts[self.first_boundary]!r} take "
+                f"{problem}; "
                 "they are computed again in every epoch. A smaller n_views, later blocks in "
                 "unfreeze, or cache= a store with more room make it fast again",
                 stacklevel=2,
