@@ -40,10 +40,11 @@ def space(store: EmbeddingStore, width: int) -> Space:
 def write(store: EmbeddingStore, pictures: int, width: int) -> float:
     order = np.arange(pictures)
 
-    def compute(rows: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        for start in range(0, len(rows), BATCH_SIZE):
-            batch = rows[start : start + BATCH_SIZE]
-            yield batch, values(order[batch], width)
+    def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for rows in claims:
+            for start in range(0, len(rows), BATCH_SIZE):
+                batch = rows[start : start + BATCH_SIZE]
+                yield batch, values(order[batch], width)
 
     start = time.perf_counter()
     embed_once(space(store, width), keys(order), compute, batch_size=BATCH_SIZE)
@@ -54,8 +55,8 @@ def read(directory: str, pictures: int, width: int) -> float:
     order = np.random.RandomState(1).permutation(pictures)
     wanted = keys(order)
 
-    def compute(rows: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        raise AssertionError(f"{len(rows)} pictures are not in the store")
+    def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        raise AssertionError(f"{len(next(claims))} pictures are not in the store")
 
     start = time.perf_counter()
     store = EmbeddingStore(directory)

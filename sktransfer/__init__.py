@@ -16,7 +16,7 @@ weights, backbones, catalogue
     backbones by name, with their weights, preprocessing and digest
 domain
     BatchNorm statistics of another domain
-engines
+engines (openvino_engine)
     what runs the frozen blocks
 store (database, space, session)
     picture -> embedding, shared by processes

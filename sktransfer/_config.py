@@ -30,13 +30,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _IMPORTED_IN = os.getpid()
 
 
+def is_fork() -> bool:
+    """Tell whether this process was forked after torch was imported: its threads are gone."""
+    return os.getpid() != _IMPORTED_IN
+
+
 def settle_after_fork() -> None:
     """Let torch compute in a process that was forked after torch had used its threads.
 
     They did not survive the fork, and torch would wait for them for ever; with one thread of its
     own it has nobody to wait for.
     """
-    if os.getpid() != _IMPORTED_IN and torch.get_num_threads() > 1:
+    if is_fork() and torch.get_num_threads() > 1:
         torch.set_num_threads(1)
 
 

@@ -39,6 +39,10 @@ class WeightsNotFoundError(FileNotFoundError):
     """Pretrained weights are not on this machine and could not be fetched."""
 
 
+class EngineError(RuntimeError):
+    """An engine that cannot compute what it was asked to."""
+
+
 def did_you_mean(name: object, options: Iterable[str]) -> str:
     """Suggest the closest of `options`, or nothing where none is close.
 

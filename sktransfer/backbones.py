@@ -7,7 +7,7 @@ import inspect
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,8 @@ class Backbone:
         16 bytes that identify architecture and weights, BatchNorm statistics included.
     categories : tuple of str
         Names of the logits; empty where unknown.
+    known : bool
+        Whether a library makes the network, rather than code of the user's.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Backbone:
     preprocessing: Preprocessing
     digest: bytes
     categories: tuple[str, ...] = ()
+    known: bool = True
 
 
 class _Loaded(NamedTuple):
@@ -118,7 +121,7 @@ def load_backbone(
     digest = digest_tensors(loaded.model.state_dict().items(), *described)
     if digest not in _user_backbones:
         own = loaded._replace(model=copy.deepcopy(loaded.model).cpu())
-        _user_backbones[digest] = _assemble(own, digest)
+        _user_backbones[digest] = replace(_assemble(own, digest), known=False)
         while len(_user_backbones) > _KEPT:
             _user_backbones.popitem(last=False)
     return _user_backbones[digest]

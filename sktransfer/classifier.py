@@ -300,9 +300,7 @@ default="standard"
         plan = {"n_stages": len(stages), "verbose": self.verbose}
         with FitProgress(self, X=X, y=y, metadata=metadata, **plan) as progress:
             net, self.stages_ = fit.run(progress)
-        self._net, self._history = net, list(net.history_)
-        self._tuned = net.module_.state_of(fit.trained)
-        self._n_features_out = net.module_.head.in_features
+        self.__dict__.update(fit.attributes(net), _net=net)
         return self
 
     def predict(self, X: Any) -> np.ndarray:

@@ -6,72 +6,134 @@ Shapes: N pictures, H x W pixels, D features.
 from __future__ import annotations
 
 import copy
+import importlib.util
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from sktransfer._config import autocast, keep_pages
+from sktransfer._config import autocast, is_fork, keep_pages
 from sktransfer._errors import check_choice
+from sktransfer.openvino_engine import PRECISIONS, OpenVINOEngine
 from sktransfer.split import FrozenPrefix
 from sktransfer.transforms import Preprocessing
 
-ENGINES = ("torch",)
+ENGINES = ("torch", "openvino")
 
 # Pictures of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
-# accelerator wants many at once, and halves the batch where its memory ends.
-_CPU_BATCH = 4
+# accelerator wants many at once, and halves the batch where its memory ends. OpenVINO takes them
+# one by one, and a larger batch only lets it wait less often.
+_CPU_BATCH = 8
+_OPENVINO_BATCH = 32
 _ACCELERATOR_BATCH = 256
+
+# For fewer pictures it takes longer to make a graph than to run the network as it is.
+_WORTH_A_GRAPH = 128
 
 
 class FrozenEngine(Protocol):
     """What an engine offers, whatever runs inside it."""
 
     name: str
+    alone: bool
+    """Whether no bit of an embedding can depend on the company in which the picture came."""
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
         ...
 
 
+def choose_engine(
+    engine: str,
+    device: torch.device,
+    precision: torch.dtype,
+    n_pictures: int,
+    *,
+    known: bool = True,
+) -> str:
+    """Choose the engine that runs a frozen prefix; the one place where this is decided.
+
+    Parameters
+    ----------
+    engine : {"auto", "torch", "openvino"}
+        `"auto"` is OpenVINO where it is installed, computes on the CPU, has a known architecture
+        before it, and enough pictures to be worth it; torch otherwise. What it depends on is the
+        same in every process of a search.
+    device : torch.device
+    precision : torch.dtype
+    n_pictures : int
+        How many are asked for, whether or not they are in a store.
+    known : bool
+        Whether the network is one of the libraries': the modules of a user may do more than
+        compute, which a graph would leave out.
+
+    Raises
+    ------
+    ValueError
+        Where the engine is unknown, or cannot compute on that device.
+
+    Examples
+    --------
+    >>> choose_engine("auto", torch.device("cpu"), torch.float16, 1000)
+    'torch'
+    """
+    check_choice("engine", engine, ["auto", *ENGINES])
+    fits = device.type == "cpu" and precision in PRECISIONS
+    if engine == "openvino" and not fits:
+        raise ValueError(
+            f"Got engine='openvino' with device={str(device)!r} and {precision}, but it computes "
+            "on the CPU in float32 or bfloat16; device='cpu' and precision='auto' do that"
+        )
+    if engine != "auto":
+        return engine
+    pays = known and n_pictures >= _WORTH_A_GRAPH and not is_fork()
+    return "openvino" if fits and pays and importlib.util.find_spec("openvino") else "torch"
+
+
 def create_engine(
     prefix: FrozenPrefix,
     preprocessing: Preprocessing,
     *,
-    engine: str = "auto",
+    engine: str,
     device: torch.device,
     precision: torch.dtype,
+    key: bytes,
 ) -> FrozenEngine:
-    """Choose the engine that runs a frozen prefix; the one place where this is decided.
+    """Make an engine that `choose_engine` has chosen.
 
     Parameters
     ----------
     prefix : FrozenPrefix
     preprocessing : Preprocessing
         Its normalisation runs inside the engine.
-    engine : {"auto", "torch"}
-        `"auto"` takes the fastest one that is installed.
+    engine : {"torch", "openvino"}
     device : torch.device
     precision : torch.dtype
+    key : bytes
+        Identifies what prefix and preprocessing compute.
 
     Raises
     ------
-    ValueError
-        Where the engine is unknown.
+    EngineError
+        Where the engine cannot run this network.
+    ImportError
+        Where the engine is not installed.
     """
-    check_choice("engine", engine, ["auto", *ENGINES])
+    if engine == "openvino":
+        return OpenVINOEngine(prefix, preprocessing, precision, key)
     return TorchEngine(prefix, preprocessing, device, precision)
 
 
-def auto_batch_size(device: torch.device, size: tuple[int, int]) -> int:
+def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "torch") -> int:
     """Choose how many pictures of `size` (height, width) go through the backbone at once.
 
     Examples
     --------
     >>> auto_batch_size(torch.device("cpu"), (224, 224))
-    4
+    8
     """
-    at_224 = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
+    on_cpu = _OPENVINO_BATCH if engine == "openvino" else _CPU_BATCH
+    at_224 = on_cpu if device.type == "cpu" else _ACCELERATOR_BATCH
     scaled = at_224 * 224 * 224 // (size[0] * size[1])
     return max(1, min(scaled, 4 * at_224))
 
@@ -90,6 +152,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    alone = False
 
     def __init__(
         self,

@@ -16,8 +16,9 @@ from sktransfer._errors import PictureError, check_choice
 from sktransfer.backbones import Backbone, load_backbone
 from sktransfer.domain import BackboneSource, BatchNormState, adapt_batch_norm
 from sktransfer.engines import ENGINES
-from sktransfer.features import Recipe, embed, output_width
+from sktransfer.features import Recipe, embed, engine_name, output_width
 from sktransfer.images import Pictures
+from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
 from sktransfer.reading import Faults
 from sktransfer.session import resolve_store, share_session
 from sktransfer.split import POOLINGS
@@ -25,7 +26,7 @@ from sktransfer.validation import check_pictures
 from sktransfer.views import Views
 
 
-class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
+class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimator):
     """Embed pictures with a frozen pretrained network, each picture once.
 
     The embeddings are computed on the GPU where there is one, and kept in a store that clones,
@@ -62,8 +63,10 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         pictures that look different from those that the network knows.
     device : str or torch.device, default="auto"
         `"auto"` takes CUDA, else MPS, else the CPU, wherever the extractor happens to run.
-    engine : {"auto", "torch"}, default="auto"
-        What runs the network.
+    engine : {"auto", "torch", "openvino"}, default="auto"
+        What runs the network. `"auto"` is OpenVINO (``pip install 'sktransfer[cpu]'``) for 128
+        pictures or more on a CPU, if the network is not a module of your own; otherwise torch. All
+        engines give the same embeddings, within rounding.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the network: float32, but on CUDA bfloat16 where the device has it.
     batch_size : int or "auto", default="auto"
@@ -92,6 +95,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         Names of the network's blocks from the picture on, which `layer` takes.
     digest_ : str
         Identifies the network and its weights.
+    engine_ : str
+        The engine that ran last, or, right after `fit`, that would run for as many pictures.
     errors_ : list of PictureError
         The broken pictures of the last `transform`, where `on_error="nan"`.
     n_features_in_ : int
@@ -162,6 +167,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         self.on_error = on_error
         self.verbose = verbose
 
+    @with_callbacks
     def fit(self, X: Any, y: Any = None) -> PretrainedFeatureExtractor:
         """Find the network, and learn what depends on the data: pixel range, adapted BatchNorm.
 
@@ -175,7 +181,11 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         self
         """
         self._check_parameters()
-        pictures = check_pictures(self, X, reset=True)
+        with FitProgress(self, n_stages=0, X=X, y=y):
+            self._learn(check_pictures(self, X, reset=True))
+        return self
+
+    def _learn(self, pictures: Pictures) -> None:
         self.errors_: list[PictureError] = []
         backbone = load_backbone(self.backbone, self.weights)
         self.batch_norm_ = self._adapt(backbone, pictures)
@@ -188,10 +198,11 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         )
         self.layers_ = [name for name, _ in backbone.anatomy.blocks]
         self.digest_ = backbone.digest.hex()
-        recipe = self._plan.recipe()
+        device = resolve_device(self.device)
+        recipe = self._plan.recipe(resolve_precision(self.precision, device))
         self.preprocessing_ = recipe.preprocessing
         self._widths = [output_width(replace(recipe, taps=(tap,))) for tap in recipe.taps]
-        return self
+        self.engine_ = engine_name(recipe, self.engine, device, len(pictures))
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed pictures, or look their embeddings up.
@@ -227,6 +238,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
             verbose=self.verbose,
         )
         self.errors_ = errors
+        self.engine_ = engine_name(recipe, self.engine, device, len(pictures))
         return embeddings
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -274,9 +286,10 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
             )
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        preprocessing = vars(self).get("preprocessing_")  # there once fitted
         shown = super().__repr__(N_CHAR_MAX)
-        return shown if preprocessing is None else f"{shown} <{preprocessing}>"
+        if "engine_" not in vars(self):  # not fitted yet
+            return shown
+        return f"{shown} <{self.preprocessing_}, {self.engine_}>"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy that is pickled may wake up in a worker, which then looks for this process's store.

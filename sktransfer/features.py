@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from sktransfer._config import progress_bar
-from sktransfer._errors import PictureError
+from sktransfer._errors import EngineError, PictureError
 from sktransfer.backbones import Backbone
-from sktransfer.engines import FrozenEngine, auto_batch_size, create_engine
+from sktransfer.engines import FrozenEngine, auto_batch_size, choose_engine, create_engine
 from sktransfer.reading import Faults, PictureReader
+from sktransfer.space import chunks
 from sktransfer.split import FrozenPrefix
 from sktransfer.store import EmbeddingStore, embed_once
 from sktransfer.transforms import Preprocessing
@@ -113,6 +114,7 @@ def embed(
     *,
     device: torch.device,
     engine: str = "auto",
+    n_pictures: int | None = None,
     batch_size: int | None = None,
     threads: int = 1,
     store: EmbeddingStore | None = None,
@@ -129,7 +131,9 @@ def embed(
     recipe : Recipe
     device : torch.device
     engine : str
-        See `create_engine`. It is not part of the key: all engines give the same embedding.
+        See `choose_engine`. It is not part of the key: all engines give the same embedding.
+    n_pictures : int or None
+        Of the whole job, for the choice of the engine; `None`: these are all.
     batch_size : int or None
         Pictures that go through the backbone at once; `None` lets the device decide.
     threads : int
@@ -160,24 +164,28 @@ def embed(
         At the first broken picture, where `on_error` is `"raise"`.
     """
     width = output_width(recipe)
-    batch_size = batch_size or auto_batch_size(device, recipe.preprocessing.crop)
+    n_pictures = n_pictures or len(views)
+    name = engine_name(recipe, engine, device, n_pictures)
+    batch_size = batch_size or auto_batch_size(device, recipe.preprocessing.crop, name)
     faults = Faults(on_error)
     rows, keys = list(range(len(views))), list[bytes]()
     if store is not None:
         rows, keys = _fingerprints(views, faults)
+    place_of = {row: place for place, row in enumerate(rows)}
     if out is None:
         out = np.full((len(views), width), np.nan, dtype=recipe.dtype)
     found = out if len(rows) == len(views) else np.full((len(rows), width), np.nan, out.dtype)
 
     with progress_bar(len(views), verbose, f"Embedding with {recipe.backbone.name}") as bar:
 
-        def compute(places: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-            run = engine_for(recipe, engine, device).run
-            reader = PictureReader(views, threads, faults)
-            place_of = {rows[place]: place for place in places}
-            for batch_rows, batch in reader.batches(list(place_of), batch_size):
-                full = _filled(batch, batch_size) if steady and device.type == "cpu" else batch
-                yield [place_of[row] for row in batch_rows], run(full)[: len(batch)]
+        def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+            runner = engine_for(recipe, engine, device, n_pictures)
+            fill = steady and device.type == "cpu" and not runner.alone
+            items = ([rows[place] for place in claim] for claim in claims)
+            batches = (batch for claim in items for batch in chunks(claim, batch_size))
+            for batch_rows, batch in PictureReader(views, threads, faults).read(batches):
+                full = _filled(batch, batch_size) if fill else batch
+                yield [place_of[row] for row in batch_rows], runner.run(full)[: len(batch)]
                 bar.update(len(batch_rows))
 
         if store is not None:
@@ -185,7 +193,7 @@ def embed(
             embed_once(space, keys, compute, batch_size=batch_size, out=found)
             faults.spread(rows, keys)
         else:
-            for places, values in compute(range(len(rows))):
+            for places, values in compute(iter([[*place_of.values()]])):
                 found[places] = values
         bar.update(len(views) - bar.n)
 
@@ -254,15 +262,38 @@ def _look(recipe: Recipe) -> _Probed:
     return _Probed(tuple(emitted.shape[1:]), _SMALL < largest < _LARGE)
 
 
+# Digests of the recipes that can only be run by torch.
+_no_graph: set[bytes] = set()
+
+
+def engine_name(recipe: Recipe, engine: str, device: torch.device, n_pictures: int) -> str:
+    """Tell which engine runs so many pictures."""
+    known = recipe.backbone.known
+    name = choose_engine(engine, device, recipe.precision, n_pictures, known=known)
+    return "torch" if engine == "auto" and recipe.digest in _no_graph else name
+
+
+def engine_for(recipe: Recipe, engine: str, device: torch.device, n_pictures: int) -> FrozenEngine:
+    """Make the engine of a recipe for so many pictures, or find the one that was made before."""
+    name = engine_name(recipe, engine, device, n_pictures)
+    try:
+        return _make_engine(recipe, name, device)
+    except EngineError:
+        if engine != "auto":
+            raise
+        _no_graph.add(recipe.digest)
+        return _make_engine(recipe, "torch", device)
+
+
 @lru_cache(maxsize=2)
-def engine_for(recipe: Recipe, engine: str, device: torch.device) -> FrozenEngine:
-    """Make the engine of a recipe, or find the one that this process made before."""
+def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEngine:
     return create_engine(
         _prefix(recipe),
         recipe.preprocessing,
         engine=engine,
         device=device,
         precision=recipe.precision,
+        key=recipe.digest,
     )
 
 

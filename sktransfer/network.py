@@ -107,12 +107,14 @@ class Network:
         )
         return suffix.to(machine.device).to(memory_format=torch.channels_last)
 
-    def runner(self, boundary: int, machine: Machine) -> Callable[[torch.Tensor], torch.Tensor]:
+    def runner(
+        self, boundary: int, machine: Machine, n_pictures: int
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Make what carries pixels (B, 3, H, W), uint8, to float32 activations on the device."""
         device = machine.device
         if boundary == 0:
             return lambda batch: self.preprocessing.normalize(batch.to(device))
-        engine = engine_for(self.recipe(boundary, machine), machine.engine, device)
+        engine = engine_for(self.recipe(boundary, machine), machine.engine, device, n_pictures)
         return lambda batch: torch.from_numpy(engine.run(batch)).to(device)
 
     def apply(
@@ -141,16 +143,16 @@ class Network:
         outputs = []
         for start in range(0, len(pictures), _CHUNK):
             views = Views(pictures[start : start + _CHUNK], self.preprocessing)
-            for x in self._activations(views, size, machine, verbose):
+            for x in self._activations(views, len(pictures), size, machine, verbose):
                 with torch.inference_mode():
                     outputs.append(layer(x).float().cpu().numpy())
         return np.concatenate(outputs)
 
     def _activations(
-        self, views: Views, size: int, machine: Machine, verbose: int
+        self, views: Views, n_pictures: int, size: int, machine: Machine, verbose: int
     ) -> Iterator[torch.Tensor]:
         if self.boundary == 0:
-            run = self.runner(0, machine)
+            run = self.runner(0, machine, n_pictures)
             reader = PictureReader(views, machine.threads, Faults("raise"))
             yield from (run(batch) for _, batch in reader.batches(range(len(views)), size))
             return
@@ -159,6 +161,7 @@ class Network:
             self.recipe(self.boundary, machine),
             device=machine.device,
             engine=machine.engine,
+            n_pictures=n_pictures,
             threads=machine.threads,
             store=machine.store,
             verbose=verbose,

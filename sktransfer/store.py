@@ -19,8 +19,7 @@ import itertools
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +33,7 @@ from sktransfer.space import LEASE_SECONDS, Space, chunks, first_rows
 __all__ = ["DEFAULT_MAX_BYTES", "EmbeddingStore", "Space", "SpaceInfo", "StoreInfo", "embed_once"]
 
 T = TypeVar("T")
-Compute = Callable[[list[int]], Iterable[tuple[list[int], np.ndarray]]]
+Compute = Callable[[Iterator[list[int]]], Iterable[tuple[list[int], np.ndarray]]]
 
 DEFAULT_MAX_BYTES = 32 * 2**30
 _FIRST_PAUSE, _LAST_PAUSE = 0.001, 0.05  # seconds between two looks at what others compute
@@ -70,9 +69,10 @@ class EmbeddingStore:
     >>> import tempfile
     >>> import numpy as np
     >>> from sktransfer.store import EmbeddingStore, embed_once
-    >>> def compute(rows):
-    ...     print("computing", rows)
-    ...     yield rows, np.ones((len(rows), 2), np.float32)
+    >>> def compute(claims):
+    ...     for rows in claims:
+    ...         print("computing", rows)
+    ...         yield rows, np.ones((len(rows), 2), np.float32)
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     store = EmbeddingStore(directory)
     ...     space = store.space(b"all that determines it", "an example", width=2)
@@ -177,9 +177,10 @@ def embed_once(
     keys : sequence of N bytes
         One for each picture; pictures with the same key are computed once.
     compute : callable
-        Takes a list of rows and yields ``(rows, embeddings)`` batch by batch, `embeddings` of
-        shape (len(rows), D). It is called several times, with a few batches of rows each. Every
-        batch is stored at once. Rows that it never yields are those that it cannot compute.
+        Takes an iterator over lists of rows and yields ``(rows, embeddings)`` batch by batch,
+        `embeddings` of shape (len(rows), D). Rows are claimed when the iterator is asked for them,
+        so `compute` may ask a little ahead of what it yields. Every batch is stored at once. Rows
+        that it never yields are those that it cannot compute.
     batch_size : int
         Pictures in a batch, as a measure for how much to claim at once.
     out : ndarray of shape (N, D) or None
@@ -200,8 +201,7 @@ def embed_once(
     call = _Call(space, keys, compute, out)
     missing = call.read_all()
     if missing:
-        # Few batches at a time, so that processes that start together share the work; but enough
-        # of them that the engine behind `compute` does not stop and go.
+        # Few batches at a time, so that processes that start together share the work.
         size = batch_size * min(16, max(2, len(missing) // (4 * batch_size)))
         with call:
             call.work_through(list(chunks(missing, size)))
@@ -241,22 +241,15 @@ class _Call:
 
     def work_through(self, chunks: list[list[int]]) -> None:
         """Compute what can be claimed of each chunk; then come back for what others compute."""
-        queue = deque(chunks)
         pause = _FIRST_PAUSE
-        for look in itertools.count():
-            if not queue:
-                return
-            rows = queue.popleft()
-            mine = self.claim(rows)
-            self.compute_and_write(mine)
-            left = self.read(sorted(set(rows) - set(mine)))
-            if left:
-                queue.append(left)
-            if left != rows:
-                pause = _FIRST_PAUSE
-            elif look >= len(chunks):  # what is left is with others
+        while chunks:
+            mine = self.compute_and_write(chunks)
+            left = [self.read([row for row in rows if row not in mine]) for rows in chunks]
+            idle = not mine and left == chunks
+            chunks = [rows for rows in left if rows]
+            if idle:
                 time.sleep(pause)
-                pause = min(2 * pause, _LAST_PAUSE)
+            pause = min(2 * pause, _LAST_PAUSE) if idle else _FIRST_PAUSE
 
     def repeat(self) -> None:
         """Give the rows whose picture came before the same embedding."""
@@ -281,16 +274,27 @@ class _Call:
         keys = [self.keys[row] for row in rows]
         return [self.first[key] for key in self._try(keys, self.space.claim, keys)]
 
-    def compute_and_write(self, rows: list[int]) -> None:
-        """Compute `rows`, write each batch at once, and release what could not be computed."""
-        undone = set(rows)
-        for done, embeddings in self.compute(rows) if rows else ():
+    def compute_and_write(self, chunks: list[list[int]]) -> set[int]:
+        """Compute what can be claimed, write each batch at once; return the rows it tried."""
+        mine, undone = set[int](), set[int]()
+
+        def claims() -> Iterator[list[int]]:
+            for rows in chunks:
+                if claimed := self.claim(rows):
+                    mine.update(claimed)
+                    undone.update(claimed)
+                    yield claimed
+
+        claimed = claims()
+        first = list(itertools.islice(claimed, 1))
+        for done, embeddings in self.compute(itertools.chain(first, claimed)) if first else ():
             embeddings = self.space.as_rows(embeddings, len(done))
             self.result[done] = embeddings
             self._try(None, self.space.write, [self.keys[row] for row in done], embeddings)
             undone.difference_update(done)
         if undone:
             self._try(None, self.space.release, [self.keys[row] for row in undone])
+        return mine
 
     def _try(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         """Ask the store; after its first failure do without, as if every picture were ours."""

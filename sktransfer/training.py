@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from sktransfer.schedule import HEAD, NECK, Stage, rate_factor
 from sktransfer.split import TrainedSuffix
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-    "adam": (torch.optim.Adam, {"decoupled_weight_decay": True}),
+    "adam": (torch.optim.Adam, {"decoupled_weight_decay": True, "fused": True}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
 }
 
@@ -140,6 +140,8 @@ class Lesson:
         The file that is replaced after each epoch.
     kept : tuple of str
         The parts that any stage trains, which a checkpoint keeps.
+    attributes : callable
+        Gives what a classifier is made of that predicts as the net does.
     """
 
     number: int
@@ -151,6 +153,7 @@ class Lesson:
     patience: int | None
     checkpoint: Path | None
     kept: tuple[str, ...]
+    attributes: Callable[[], dict[str, Any]]
 
 
 def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> bool:
@@ -313,7 +316,7 @@ class _Keeper(Callback):
         else:
             run.stall += 1
         save_run(self.lesson.checkpoint, net, run, self.lesson.kept)
-        if self.progress.update(_shown(row)):
+        if self.progress.update(_shown(row), self.lesson.attributes):
             raise _StageEnds
 
     def is_over(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,15 @@ class FineTuning:
         net.module_.move_boundary(self.network.boundary, ())
         return net, run.reports
 
+    def attributes(self, net: Any) -> dict[str, Any]:
+        """Give what makes a classifier that predicts as the net does now."""
+        return {
+            "_net": None,
+            "_tuned": net.module_.state_of(self.trained),
+            "_history": list(net.history_),
+            "_n_features_out": net.module_.head.in_features,
+        }
+
     @property
     def weight_decay(self) -> float:
         """The weight decay in use."""
@@ -123,16 +132,13 @@ class FineTuning:
         )
         net.module_.move_boundary(stage.boundary, rates)
         trainable = net.module_.count_trained()
+        attributes = partial(self.attributes, net)
         if stage.solves_head:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
                 self._solve_head(net, run)
                 judged = self.valid is not None
-                epochs.update(
-                    {
-                        "valid_loss": run.best_loss if judged else None,
-                        "valid_acc": run.best_accuracy if judged else None,
-                    }
-                )
+                judgment = {"valid_loss": run.best_loss, "valid_acc": run.best_accuracy}
+                epochs.update(judgment if judged else {}, attributes)
             return True
         lesson = Lesson(
             number=number,
@@ -144,6 +150,7 @@ class FineTuning:
             patience=options.n_iter_no_change if options.early_stopping else None,
             checkpoint=self.checkpoint,
             kept=self.trained,
+            attributes=attributes,
         )
         shown = (max(rates.values()), min(rates.values()))
         with progress.stage(stage.name, lesson.max_epochs, trainable=trainable, lr=shown) as epochs:
@@ -181,7 +188,8 @@ class FineTuning:
             values = self._at(stage.boundary, self.train_activations).values
             values = values.reshape(len(targets.y), 1 + self.n_views, -1)
             return CachedFeed(values, *common, **settings)
-        run = self.network.runner(stage.boundary, self.machine)
+        count = len(targets.y) * options.max_epochs
+        run = self.network.runner(stage.boundary, self.machine, count)
         views_of = self._fresh_views if self.fresh or stage.boundary == 0 else self._fixed_views
         return PictureFeed(views_of, run, self.machine.threads, *common, **settings)
 
@@ -194,7 +202,7 @@ class FineTuning:
             values = self._at(stage.boundary, self.valid_activations).values
             return CachedFeed(values[:, None], *common, shuffle=False)
         views = Views(self.valid.pictures, self.network.preprocessing)
-        run = self.network.runner(0, self.machine)
+        run = self.network.runner(0, self.machine, len(targets.y))
         return PictureFeed(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
 
     def _fixed_views(self, epoch: int) -> tuple[Views, int]:

@@ -14,6 +14,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in out]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def torch_home(tmp_path_factory):
+    """Keep what torch and the engines keep out of the user's own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Work in a folder of the test's own, and so do worker processes, which keep theirs."""

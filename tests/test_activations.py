@@ -126,7 +126,7 @@ def test_batches_are_always_full_since_some_networks_compute_other_bits_for_few(
         return forward(self, batch)
 
     monkeypatch.setattr(TorchEngine, "_forward", noted)
-    gathered(views_of(9), 1)
+    gathered(views_of(20), 1)  # 40 views
     gathered(views_of(1), 1)
     assert sizes == [auto_batch_size(CPU, TINY.preprocessing.crop)] * 3
 
@@ -336,6 +336,6 @@ def test_what_carries_pixels_to_the_boundary(boundary):
     ours, _, _ = cut(boundary)
     views = views_of(3, 0)
     batch = torch.stack([views.prepare(item) for item in range(3)])
-    found = ours.runner(boundary, machine())(batch)
+    found = ours.runner(boundary, machine(), 3)(batch)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.flatten(1), plain(views, boundary).flatten(1))

@@ -3,11 +3,12 @@ import pytest
 import torch
 from tiny import Tiny, cosine
 
+from sktransfer import engines
 from sktransfer.architectures import dissect
-from sktransfer.engines import TorchEngine, auto_batch_size, create_engine
+from sktransfer.engines import TorchEngine, auto_batch_size, choose_engine, create_engine
 from sktransfer.split import FrozenPrefix, freeze
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -21,7 +22,54 @@ def pixels(n=5):
 
 def engine(network, precision=torch.float32, device=CPU):
     prefix = FrozenPrefix(dissect(network))
-    return create_engine(prefix, Tiny.preprocessing, device=device, precision=precision)
+    return create_engine(
+        prefix,
+        Tiny.preprocessing,
+        engine="torch",
+        device=device,
+        precision=precision,
+        key=b"tiny",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "openvino"),
+        ({"engine": "torch"}, "torch"),
+        ({"precision": torch.bfloat16}, "openvino"),
+        ({"precision": torch.float16}, "torch"),
+        ({"device": CUDA}, "torch"),
+        ({"n_pictures": 20}, "torch"),
+        ({"known": False}, "torch"),
+        ({"known": False, "n_pictures": 1, "engine": "openvino"}, "openvino"),
+    ],
+)
+def test_the_choice(changed, expected):
+    usual = {"engine": "auto", "device": CPU, "precision": torch.float32, "n_pictures": 1000}
+    assert choose_engine(**{**usual, **changed}) == expected
+
+
+def test_the_choice_where_openvino_is_not_installed(monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    assert choose_engine("auto", CPU, torch.float32, 1000) == "torch"
+
+
+def test_the_choice_in_a_fork(monkeypatch):
+    monkeypatch.setattr(engines, "is_fork", lambda: True)
+    assert choose_engine("auto", CPU, torch.float32, 1000) == "torch"
+
+
+def test_openvino_where_it_does_not_compute():
+    with pytest.raises(ValueError, match=r"Got engine='openvino' with device='cuda'.*device='cpu'"):
+        choose_engine("openvino", CUDA, torch.float32, 1000)
+    with pytest.raises(ValueError, match=r"float16.*precision='auto'"):
+        choose_engine("openvino", CPU, torch.float16, 1000)
+
+
+def test_an_unknown_engine():
+    with pytest.raises(ValueError, match="Got engine='tensorflow', but expected one of 'auto', "):
+        choose_engine("tensorflow", CPU, torch.float32, 1000)
 
 
 def test_equals_plain_eager_torch(network):
@@ -68,25 +116,18 @@ def test_out_of_memory_for_a_single_picture_is_an_error(network, monkeypatch):
         engine(network).run(pixels(2))
 
 
-def test_an_unknown_engine():
-    with pytest.raises(ValueError, match="Got engine='tensorflow', but expected one of 'auto', "):
-        create_engine(None, None, engine="tensorflow", device=CPU, precision=torch.float32)
-
-
 def test_batches_fit_the_device_and_the_size_of_the_pictures():
-    cuda = torch.device("cuda")
-    assert auto_batch_size(cuda, (224, 224)) > auto_batch_size(CPU, (224, 224))
+    assert auto_batch_size(CUDA, (224, 224)) > auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (448, 448)) < auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (5000, 5000)) == 1
-    assert auto_batch_size(cuda, (8, 8)) <= 1024
+    assert auto_batch_size(CUDA, (8, 8)) <= 1024
 
 
 @pytest.mark.gpu
 def test_cuda_equals_the_cpu(network):
     batch = pixels(32)
-    cuda = torch.device("cuda")
     expected = engine(network).run(batch)
-    assert cosine(engine(network, device=cuda).run(batch), expected).min() >= 0.9999
-    low = engine(network, torch.bfloat16, cuda).run(batch)
+    assert cosine(engine(network, device=CUDA).run(batch), expected).min() >= 0.9999
+    low = engine(network, torch.bfloat16, CUDA).run(batch)
     assert cosine(low, expected).min() >= 0.999
     assert all(parameter.device == CPU for parameter in network.parameters())

@@ -35,6 +35,7 @@ ROOMS = [
     "backbones",
     "catalogue",
     "domain",
+    "openvino_engine",
     "engines",
     "database",
     "space",

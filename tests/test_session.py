@@ -36,7 +36,12 @@ def environment(tmp_path):
 
 def embed(store):
     space = store.space(b"digest", "a space", width=1)
-    return embed_once(space, [b"A", b"B"], lambda rows: [(rows, np.ones((2, 1)))], batch_size=8)
+    return embed_once(
+        space,
+        [b"A", b"B"],
+        lambda claims: ((rows, np.ones((2, 1))) for rows in claims),
+        batch_size=8,
+    )
 
 
 def test_one_session_for_this_users_eyes(base):

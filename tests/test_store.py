@@ -1,6 +1,7 @@
 """Embed once: through threads, processes, crashes and broken stores."""
 
 import copy
+import itertools
 import pickle
 import signal
 import sqlite3
@@ -48,7 +49,12 @@ def expected(rows):
 
 
 def embed(space, compute, keys=KEYS):
-    return embed_once(space, keys, compute, batch_size=BATCH)
+    """Call `embed_once` with a `compute` that takes one claim at a time."""
+
+    def each(claims):
+        return itertools.chain.from_iterable(map(compute, claims))
+
+    return embed_once(space, keys, each, batch_size=BATCH)
 
 
 def is_stored(space, keys=KEYS):
@@ -193,10 +199,9 @@ from sktransfer.store import EmbeddingStore, embed_once
 
 directory, log, batches = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
-def compute(rows):
+def compute(claims):
     global batches
-    for start in range(0, len(rows), 8):
-        batch = rows[start : start + 8]
+    for batch in (rows[start : start + 8] for rows in claims for start in range(0, len(rows), 8)):
         if batches == 0:
             print("stuck", flush=True)
             sys.stdin.read()
@@ -328,7 +333,7 @@ from sktransfer.store import EmbeddingStore, embed_once
 space = EmbeddingStore(sys.argv[1]).space(b"digest", "a space", width=1)
 
 def embed(numbers):
-    compute = lambda rows: [(rows, np.array([[numbers[row]] for row in rows]))]
+    compute = lambda claims: ((rows, np.array([[numbers[row]] for row in rows])) for rows in claims)
     keys = [b"%016d" % number for number in numbers]
     assert embed_once(space, keys, compute, batch_size=8)[:, 0].tolist() == list(numbers)
 

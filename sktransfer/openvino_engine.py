@@ -1,0 +1,222 @@
+"""The engine that OpenVINO drives: a frozen prefix as one graph, compiled for this CPU.
+
+Turning a network into a graph takes seconds. Graphs are therefore kept in a folder beside torch's
+own downloads, `sktransfer` in `torch.hub.get_dir()`, where the next process finds them.
+
+Shapes: N pictures, H x W pixels, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sktransfer._errors import EngineError, import_optional
+from sktransfer.split import FrozenPrefix, freeze
+from sktransfer.transforms import Preprocessing
+
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+# To be raised when the same prefix becomes another graph.
+_EDITION = 1
+# What all kept graphs together may take; the ones that were not used for longest go first.
+_KEPT_BYTES = 2 * 2**30
+# A graph has to give what the network gives: cosine on a picture of noise.
+_LIKENESS = 0.9999
+
+
+class OpenVINOEngine:
+    """A frozen prefix on the CPU, several pictures side by side, each of them alone.
+
+    Parameters
+    ----------
+    prefix : FrozenPrefix
+    preprocessing : Preprocessing
+    precision : torch.dtype
+        float32 or bfloat16.
+    key : bytes
+        Identifies what the engine computes.
+
+    Raises
+    ------
+    ImportError
+        Where OpenVINO is not installed.
+    EngineError
+        Where the network cannot be turned into a graph that gives the same.
+    """
+
+    name = "openvino"
+    alone = True
+
+    def __init__(
+        self,
+        prefix: FrozenPrefix,
+        preprocessing: Preprocessing,
+        precision: torch.dtype,
+        key: bytes,
+    ) -> None:
+        openvino = _openvino()
+        core = openvino.Core()
+        parts = (_EDITION, key.hex(), openvino.__version__, torch.__version__)
+        folder = _kept() / hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        settings = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._lock = threading.Lock()
+        graph = _read(core, folder)
+        if graph is not None:
+            self._queue = _compile(core, graph, settings)
+            return
+        whole = _Whole(prefix, preprocessing)
+        with _new_folder(folder.parent) as new:
+            openvino.save_model(_convert(whole), new / "graph.xml", compress_to_fp16=False)
+            # As every later process does: what is read is compiled to other roundings.
+            self._queue = _compile(core, _read(core, new), settings)
+            self._compare(whole)
+            _keep(new, folder)
+
+    def run(self, batch: torch.Tensor) -> np.ndarray:
+        """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
+        pixels = batch.permute(0, 2, 3, 1).contiguous().numpy()
+        embeddings: list[Any] = [None] * len(pixels)
+        with self._lock:
+            for row, picture in enumerate(pixels):
+                self._queue.start_async({0: picture[None]}, (embeddings, row), share_inputs=True)
+            self._queue.wait_all()
+        return np.concatenate(embeddings)
+
+    def _compare(self, whole: _Whole) -> None:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, whole.shape, dtype=torch.uint8, generator=generator)
+        with torch.no_grad():
+            expected = whole(noise).double()
+        found = torch.from_numpy(self.run(noise.permute(0, 3, 1, 2))).double()
+        likeness = float(nn.functional.cosine_similarity(expected, found))
+        if not likeness >= _LIKENESS and float(expected.abs().max()) > 0:
+            raise EngineError(
+                f"OpenVINO computes something else than the network: the cosine is {likeness:.4f}; "
+                "engine='torch' computes it as it is"
+            )
+
+
+def _compile(core: Any, graph: Any, settings: dict[str, Any]) -> Any:
+    """Make the queue that runs a graph."""
+    queue = _openvino().AsyncInferQueue(core.compile_model(graph, "CPU", settings))
+    queue.set_callback(_take)
+    return queue
+
+
+def _take(request: Any, place: tuple[list[Any], int]) -> None:
+    embeddings, row = place
+    embeddings[row] = request.get_output_tensor(0).data.copy()
+
+
+@cache
+def _openvino() -> ModuleType:
+    """Import OpenVINO, without the module by which it reports to its makers that it is used."""
+    absent = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
+    if absent:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return import_optional("openvino", extra="cpu", purpose="engine='openvino'")
+    finally:
+        if absent:
+            del sys.modules["openvino_telemetry"]
+
+
+class _Whole(nn.Module):
+    """What becomes a graph: the pixels of one picture, uint8 (1, H, W, 3), to its embedding."""
+
+    def __init__(self, prefix: FrozenPrefix, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.prefix, self.preprocessing = prefix, preprocessing
+        self.shape = (1, *preprocessing.crop, 3)
+        freeze(self)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.prefix(self.preprocessing.normalize(pixels.permute(0, 3, 1, 2)))
+
+
+def _convert(whole: _Whole) -> Any:
+    """Turn a network into a graph."""
+    example = torch.zeros(whole.shape, dtype=torch.uint8)
+    try:
+        with torch.no_grad(), _quiet():
+            return _openvino().convert_model(torch.export.export(whole, (example,)))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EngineError(
+            f"OpenVINO cannot run this network ({reason}); engine='torch' can"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch's exporter warns of to ourselves: the graph is compared afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _kept() -> Path:
+    return Path(torch.hub.get_dir()) / "sktransfer"
+
+
+def _read(core: Any, folder: Path) -> Any:
+    """Read the graph that is kept in a folder; None where there is none that can be read."""
+    try:
+        graph = core.read_model(folder / "graph.xml")
+        os.utime(folder)
+    except (OSError, RuntimeError):
+        return None
+    return graph
+
+
+@contextlib.contextmanager
+def _new_folder(kept: Path) -> Iterator[Path]:
+    """Make a folder for a graph among those that are kept, or elsewhere where that cannot be."""
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        new = tempfile.mkdtemp(dir=kept, prefix="new-")
+    except OSError:
+        new = tempfile.mkdtemp(prefix="sktransfer-")
+    try:
+        yield Path(new)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _keep(new: Path, folder: Path) -> None:
+    """Keep a graph, whole or not at all; where nothing can be written, none is kept."""
+    if new.parent != folder.parent:
+        return
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)  # one that could not be read
+        new.rename(folder)
+        _make_room(folder.parent)
+
+
+def _make_room(kept: Path) -> None:
+    """Remove the graphs that were not used for longest, until the others fit."""
+    total = 0
+    for folder in sorted(kept.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True):
+        total += sum(file.stat().st_size for file in folder.iterdir())
+        if total > _KEPT_BYTES:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,216 @@
+import copy
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from tiny import Tiny, cosine, pictures
+from torch import nn
+
+from sktransfer import PretrainedFeatureExtractor, openvino_engine
+from sktransfer._errors import EngineError
+from sktransfer.architectures import dissect
+from sktransfer.backbones import load_backbone
+from sktransfer.engines import TorchEngine
+from sktransfer.features import Recipe, engine_for, recipe_at
+from sktransfer.openvino_engine import OpenVINOEngine
+from sktransfer.split import FrozenPrefix, freeze
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path, monkeypatch):
+    """Give each test a folder of its own for the graphs."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "sktransfer"
+
+
+def make(network=None, precision=torch.float32, key=b"tiny"):
+    prefix = FrozenPrefix(dissect(freeze(network or Tiny())))
+    return OpenVINOEngine(prefix, Tiny.preprocessing, precision, key)
+
+
+def pixels(n=5, side=16):
+    return torch.from_numpy(pictures(n, side)).permute(0, 3, 1, 2)
+
+
+def plain(batch):
+    return freeze(Tiny()).embed(Tiny.preprocessing.normalize(batch)).numpy()
+
+
+def never(*arguments):
+    raise AssertionError("a graph was made again")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_plain_eager_torch(layout):
+    batch = pixels(37).contiguous(memory_format=layout)
+    found = make().run(batch)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_close_and_comes_out_as_float32():
+    found = make(precision=torch.bfloat16).run(pixels())
+    assert found.dtype == np.float32
+    assert cosine(found, plain(pixels())).min() >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_t"])
+@pytest.mark.parametrize("boundary", ["middle", "end"])
+def test_equals_torch_for_known_networks(name, boundary):
+    backbone = load_backbone(name, "default" if name == "efficientnet_lite0" else None)
+    end = len(backbone.anatomy.blocks)
+    preprocessing = backbone.preprocessing
+    if boundary == "end":
+        recipe = recipe_at(backbone, preprocessing, end, torch.float32)
+    else:
+        recipe = recipe_at(backbone, preprocessing, end // 2, torch.float32)
+    batch = pixels(3, preprocessing.crop[0])
+    fast, slow = (engine_for(recipe, engine, CPU, 3) for engine in ("openvino", "torch"))
+    assert (fast.name, slow.name) == ("openvino", "torch")
+    assert cosine(fast.run(batch), slow.run(batch)).min() >= 0.9999
+
+
+def test_no_bit_depends_on_the_company():
+    engine, batch = make(), pixels(20)
+    together = engine.run(batch)
+    alone = np.concatenate([engine.run(batch[row : row + 1]) for row in range(20)])
+    assert (together == alone).all()
+
+
+def test_threads_share_an_engine():
+    engine = make()
+    batches = [pixels(9) * 0 + number for number in range(8)]
+    expected = [engine.run(batch) for batch in batches]
+    barrier = threading.Barrier(8)
+
+    def work(batch):
+        barrier.wait()
+        return engine.run(batch)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, batches))
+    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+
+
+def test_a_graph_is_kept(kept, monkeypatch):
+    expected = make().run(pixels())
+    monkeypatch.setattr(openvino_engine, "_convert", never)
+    assert (make().run(pixels()) == expected).all()
+    assert len(list(kept.iterdir())) == 1
+    with pytest.raises(AssertionError, match="made again"):
+        make(key=b"another")
+
+
+@pytest.mark.parametrize("damage", ["graph.xml", "graph.bin"])
+def test_a_damaged_graph_is_made_again(kept, damage):
+    expected = make().run(pixels())
+    (folder,) = kept.iterdir()
+    (folder / damage).write_bytes(b"")
+    assert (make().run(pixels()) == expected).all()
+    assert (folder / damage).stat().st_size > 0
+
+
+def test_the_least_recently_used_graphs_make_room(kept, monkeypatch):
+    make(key=b"first")
+    size = sum(file.stat().st_size for file in kept.glob("*/*"))
+    monkeypatch.setattr(openvino_engine, "_KEPT_BYTES", 2.5 * size)
+    (first,) = kept.iterdir()
+    make(key=b"second")
+    (second,) = set(kept.iterdir()) - {first}
+    for folder, time in ((first, 2000), (second, 1000)):
+        openvino_engine.os.utime(folder, (time, time))
+    make(key=b"third")
+    assert len(list(kept.iterdir())) == 2
+    assert first.exists()
+    assert not second.exists()
+
+
+def test_where_nothing_can_be_written(kept, tmp_path):
+    (tmp_path / "hub").write_text("a file where the folder should be")
+    assert cosine(make().run(pixels()), plain(pixels())).min() >= 0.9999
+
+
+def test_a_graph_that_computes_something_else_is_refused(kept, monkeypatch):
+    convert = openvino_engine._convert
+
+    def wrong(whole):
+        other = copy.deepcopy(whole)
+        with torch.no_grad():
+            other.prefix.blocks[1][0].weight.neg_()
+        return convert(other)
+
+    monkeypatch.setattr(openvino_engine, "_convert", wrong)
+    with pytest.raises(EngineError, match="computes something else than the network"):
+        make()
+    assert not list(kept.iterdir())
+
+
+class Branching(nn.Module):
+    """Computes in a way that no graph can hold."""
+
+    def forward(self, x):
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+def test_a_network_that_is_no_graph():
+    network = Tiny()
+    network[1] = nn.Sequential(network[1], Branching())
+    with pytest.raises(EngineError, match=r"OpenVINO cannot run this network.*engine='torch' can"):
+        make(network)
+
+
+def test_auto_falls_back_to_torch(monkeypatch):
+    def fails(*arguments):
+        raise EngineError("no")
+
+    monkeypatch.setattr(openvino_engine, "_convert", fails)
+    backbone = load_backbone("mobilenet_v3_small", None)
+    recipe = Recipe(backbone, backbone.preprocessing.with_image_size(32))
+    assert isinstance(engine_for(recipe, "auto", CPU, 1000), TorchEngine)
+    with pytest.raises(EngineError, match="no"):
+        engine_for(recipe, "openvino", CPU, 1000)
+
+
+def test_an_extractor_with_either_engine():
+    X = pictures(130, 40)
+    usual = {"backbone": "resnet18", "weights": None, "image_size": 32, "cache": None}
+    embeddings = [
+        PretrainedFeatureExtractor(engine=engine, **usual).fit_transform(X)
+        for engine in ("torch", "openvino", "auto")
+    ]
+    assert cosine(embeddings[0], embeddings[1]).min() >= 0.9999
+    assert (embeddings[1] == embeddings[2]).all(), "auto does not take OpenVINO"
+
+
+def test_a_module_of_ones_own_with_openvino():
+    X = pictures(7)
+    found = PretrainedFeatureExtractor(Tiny(), engine="openvino", cache=None).fit_transform(X)
+    expected = PretrainedFeatureExtractor(Tiny(), engine="torch", cache=None).fit_transform(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_imported_before_it_is_used_and_nobody_is_told():
+    script = """
+import sys
+import sktransfer
+assert "openvino" not in sys.modules
+from sktransfer.openvino_engine import _openvino
+assert _openvino().Core()
+assert "openvino" in sys.modules
+assert "openvino_telemetry" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_openvino_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    openvino_engine._openvino.cache_clear()
+    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[cpu\]'"):
+        make()
