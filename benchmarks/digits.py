@@ -1,7 +1,9 @@
 """Fine-tuning far from ImageNet: 1,000 scans of digits to train on, 797 to test with.
 
 `load_digits` in the order of RandomState(0): logistic regression on raw pixels and on frozen
-embeddings, and FineTunedImageClassifier with its last 5 blocks trained, each in a fresh process.
+embeddings, and FineTunedImageClassifier with its last 12 blocks trained, each in a fresh process.
+Far from photographs, more blocks have more to learn, and faster: all trained blocks at the rate of
+the last one, three times the default. (Chosen on the training digits alone: 700 against 300.)
 
 Fails where fine-tuning is below 0.985 or its fit takes more than 600 s.
 
@@ -22,14 +24,20 @@ from sklearn.preprocessing import MinMaxScaler
 
 TRAINING = 1000
 FLOOR, SECONDS = 0.985, 600
-PICTURES = {"image_shape": (8, 8), "image_size": 96}
+PICTURES = {"image_shape": (8, 8), "image_size": (96, 96)}  # a pair crops nothing
 
 
 def tuned() -> Any:
     from sktransfer import FineTunedImageClassifier
 
     return FineTunedImageClassifier(
-        **PICTURES, augment="light", n_views=3, unfreeze=(0, 5), random_state=0
+        **PICTURES,
+        augment="light",
+        unfreeze=(0, 12),
+        max_epochs=30,
+        lr=3e-3,
+        lr_decay=1.0,
+        random_state=0,
     )
 
 

@@ -52,7 +52,7 @@ class FineTunedImageClassifier(
         `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
         file, or `None` for random values: then all trained blocks learn at `lr`, and so do their
         BatchNorm statistics.
-    unfreeze : int, str or sequence, default=(0, 3)
+    unfreeze : int, str or sequence, default=(0, 2)
         What each stage trains besides the head: a number of blocks counted from the head, `"all"`,
         the name of a block or a list of names. 0, which can only come first, solves the head; in a
         fit without it the head starts at zero. `("all",)` is full fine-tuning from the start, and
@@ -73,7 +73,7 @@ class FineTunedImageClassifier(
         of 0.9.
     weight_decay : float or "auto", default="auto"
         `"auto"` is 0.01, and 0.1 where some class has fewer than 10 training pictures.
-    batch_size : int, default=32
+    batch_size : int, default=16
         Pictures of a training step.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
         Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the pictures
@@ -181,14 +181,14 @@ default="standard"
         backbone: Any = "efficientnet_lite0",
         *,
         weights: Any = "default",
-        unfreeze: Any = (0, 3),
+        unfreeze: Any = (0, 2),
         max_epochs: int = 10,
         lr: float = 1e-3,
         lr_drop: float = 10.0,
         lr_decay: float = 2.6,
         optimizer: Any = "adam",
         weight_decay: Any = "auto",
-        batch_size: int = 32,
+        batch_size: int = 16,
         batch_norm: str = "frozen",
         augment: Any = "standard",
         n_views: int | None = 3,

@@ -6,10 +6,14 @@ Shapes: N pictures, V views of each, D features, K classes.
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import sklearn
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -29,6 +33,8 @@ _SMALL = 2**24
 # The search ends where the loss has risen twice, to this many times the least one.
 _CLEARLY = 1.1
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Head:
@@ -40,11 +46,14 @@ class Head:
     bias : ndarray of shape (K,)
     strength : float
         The inverse strength of regularisation, C, that was chosen.
+    penalty : ndarray of shape (D,)
+        What the square of each weight costs, where the loss is a mean over pictures.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     strength: float
+    penalty: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ def solve_head(
     n_classes: int,
     *,
     tiny: bool = False,
+    device: torch.device = _CPU,
 ) -> Head:
     """Solve the head.
 
@@ -97,7 +107,11 @@ def solve_head(
         All of which occur in `train`.
     tiny : bool
         Regularises more: C is at most 0.1.
+    device : torch.device
+        Where the problem is solved if it is large, and scikit-learn's array API is switched on
+        (`SCIPY_ARRAY_API=1` in the environment before Python starts); otherwise on the CPU.
     """
+    where = _solver_device(device, train.embeddings.size)
     flat = train.embeddings.reshape(-1, train.embeddings.shape[-1])
     views = train.embeddings.shape[1]
     weights = np.repeat(train.weights / views, views)
@@ -118,16 +132,28 @@ def solve_head(
     strengths = np.array(STRENGTHS)
     if tiny:
         strengths = strengths[strengths <= _TINY_BOUND * 1.001]
-    strength = _choose(divisions, strengths)
-    model = _fit(_model(), train, strength)
-    weight, bias = model.coef_, model.intercept_
+    strength = _choose(divisions, strengths, where)
+    model = _fit(_model(), train, strength, where)
+    weight, bias = _numpy(model.coef_), _numpy(model.intercept_)
     if n_classes == 2:  # one logit for two classes
         weight, bias = np.vstack([-weight / 2, weight / 2]), np.hstack([-bias / 2, bias / 2])
     weight = weight / scale
-    return Head(weight, bias - weight @ centre, float(strength))
+    # Of two rows that are one, each other's negative, every square counts twice.
+    penalty = scale**2 / (2 * strength * train.weights.sum()) * (2 if n_classes == 2 else 1)
+    return Head(weight, bias - weight @ centre, float(strength), penalty)
 
 
-def _choose(divisions: list[tuple[Labelled, Labelled]], strengths: np.ndarray) -> float:
+def _solver_device(device: torch.device, numbers: int) -> torch.device | None:
+    """Choose where a problem of so many numbers is solved; None is numpy."""
+    switched_on = os.environ.get("SCIPY_ARRAY_API") == "1"
+    return device if switched_on and device.type == "cuda" and numbers >= _SMALL else None
+
+
+def _choose(
+    divisions: list[tuple[Labelled, Labelled]],
+    strengths: np.ndarray,
+    where: torch.device | None,
+) -> float:
     """Find the strength with the least log-loss on what each division holds back."""
     if not divisions:
         return min(_UNCHOSEN, strengths[-1])
@@ -136,7 +162,7 @@ def _choose(divisions: list[tuple[Labelled, Labelled]], strengths: np.ndarray) -
     for strength in strengths:
         losses.append(
             sum(
-                _log_loss(_fit(model, train, strength), valid)
+                _log_loss(_fit(model, train, strength, where), valid, where)
                 for model, (train, valid) in zip(models, divisions, strict=True)
             )
         )
@@ -146,9 +172,11 @@ def _choose(divisions: list[tuple[Labelled, Labelled]], strengths: np.ndarray) -
     return float(strengths[int(np.argmin(losses))])
 
 
-def _log_loss(model: LogisticRegression, valid: Labelled) -> float:
-    p = model.predict_proba(valid.embeddings.reshape(-1, valid.embeddings.shape[-1]))
-    p = p[np.arange(len(p)), np.searchsorted(model.classes_, valid.y)]
+def _log_loss(model: LogisticRegression, valid: Labelled, where: torch.device | None) -> float:
+    x = valid.embeddings.reshape(-1, valid.embeddings.shape[-1])
+    with sklearn.config_context(array_api_dispatch=where is not None):
+        p = _numpy(model.predict_proba(_array(x, where)))
+    p = p[np.arange(len(p)), np.searchsorted(_numpy(model.classes_), valid.y)]
     return -float((valid.weights * np.log(np.clip(p, 1e-15, 1))).sum())
 
 
@@ -173,13 +201,29 @@ def _model(*, warm_start: bool = False) -> LogisticRegression:
     return LogisticRegression(max_iter=_ITERATIONS, tol=_TOLERANCE, warm_start=warm_start)
 
 
-def _fit(model: LogisticRegression, data: Labelled, strength: float) -> LogisticRegression:
+def _fit(
+    model: LogisticRegression, data: Labelled, strength: float, where: torch.device | None
+) -> LogisticRegression:
     views = data.embeddings.shape[1]
     x = data.embeddings.reshape(-1, data.embeddings.shape[-1])
+    y, weights = np.repeat(data.y, views), np.repeat(data.weights / views, views)
     threads = 1 if x.size < _SMALL else None
-    with warnings.catch_warnings(), threadpool_limits(threads):
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(threads),
+        sklearn.config_context(array_api_dispatch=where is not None),
+    ):
         # What is left to gain is less than what the later stages gain.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.set_params(C=strength).fit(
-            x, np.repeat(data.y, views), np.repeat(data.weights / views, views)
-        )
+        arrays = (_array(each, where) for each in (x, y, weights.astype(x.dtype)))
+        return model.set_params(C=strength).fit(*arrays)
+
+
+def _array(values: np.ndarray, where: torch.device | None) -> Any:
+    """Put an array where the problem is solved."""
+    return values if where is None else torch.from_numpy(values).to(where)
+
+
+def _numpy(values: Any) -> np.ndarray:
+    """Bring an array back."""
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values

@@ -210,6 +210,7 @@ class TrainedSuffix(nn.Module):
             self.head = nn.Linear(width, n_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.head.register_buffer("penalty", torch.zeros(width))
         self.boundary, self.end, self.shapes = boundary, end, shapes
         self.learn_statistics, self.precision = learn_statistics, precision
         self.training = False
@@ -262,10 +263,17 @@ class TrainedSuffix(nn.Module):
         return self.head.weight.device
 
     @torch.no_grad()
-    def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
-        """Give the head its weight (K, D) and bias (K,)."""
+    def set_head(
+        self, weight: np.ndarray, bias: np.ndarray, penalty: np.ndarray | float = 0.0
+    ) -> None:
+        """Give the head its weight (K, D) and bias (K,), and what squares of weights cost (D,)."""
         self.head.weight.copy_(torch.from_numpy(weight))
         self.head.bias.copy_(torch.from_numpy(bias))
+        self.head.penalty.copy_(torch.as_tensor(penalty))
+
+    def penalty(self) -> torch.Tensor:
+        """Compute what the head's weights cost, in addition to the mean loss."""
+        return (self.head.penalty * self.head.weight.square()).sum()
 
     def count_trained(self) -> int:
         """Count the parameters that are trained."""

@@ -66,7 +66,7 @@ def make_net(
     kind, settings = resolve_optimizer(optimizer)
     groups = [(f"blocks.{i}.*", {"name": name}) for i, name in enumerate(suffix.names)]
     groups += [(f"{name}.*", {"name": name}) for name in (NECK, HEAD)]
-    net = NeuralNet(
+    net = _PenalisedNet(
         suffix,
         criterion=nn.CrossEntropyLoss,
         optimizer=kind,
@@ -80,6 +80,14 @@ def make_net(
         verbose=0,
     )
     return net.initialize()
+
+
+class _PenalisedNet(NeuralNet):
+    """Goes on minimising what stage 0 minimised: the mean loss, and the penalty on the head."""
+
+    def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
+        loss = super().get_loss(y_pred, y_true, X, training)
+        return loss + self.module_.penalty() if training else loss
 
 
 def _own_batches(feed: Feed, batch_size: int) -> Feed:

@@ -168,8 +168,9 @@ class FineTuning:
             valid,
             self.network.n_classes,
             tiny=self.train.tiny,
+            device=self.machine.device,
         )
-        net.module_.set_head(head.weight, head.bias)
+        net.module_.set_head(head.weight, head.bias, head.penalty)
         self._strength = head.strength
         feed = self._valid_feed(self.stages[0])
         if feed is not None:

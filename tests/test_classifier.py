@@ -217,6 +217,12 @@ def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monke
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2, abs=1e-3)
 
 
+def test_embeddings_that_do_not_fit_where_the_head_is_all_that_is_trained(monkeypatch):
+    monkeypatch.setattr("sktransfer.tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free")
+    with pytest.warns(UserWarning, match="The activations of 180 views before 'head' take 9 bytes"):
+        tiny(unfreeze=(0,), early_stopping=False).fit(X, Y)
+
+
 def test_training_equals_a_plain_loop():
     """Two epochs of one batch each, without anything random, against plain torch."""
     settings = {"augment": None, "dropout": 0.0, "batch_size": 100, "early_stopping": False}

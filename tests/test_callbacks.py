@@ -1,0 +1,47 @@
+"""scikit-learn's callbacks on the estimators themselves."""
+
+import warnings
+
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from tiny import Tiny, pictures
+
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
+
+callback = pytest.importorskip("sklearn.callback")
+
+X, y = pictures(30), [0, 1, 2] * 10
+
+
+def classifier(**parameters):
+    usual = {"unfreeze": (0, 1), "max_epochs": 2, "n_views": 1, "random_state": 0, "cache": None}
+    return FineTunedImageClassifier(Tiny, **{**usual, **parameters})
+
+
+def test_a_scoring_monitor_scores_what_the_classifier_is_after_each_epoch():
+    monitor = callback.ScoringMonitor(scoring="neg_log_loss")
+    fitted = classifier().set_callbacks(monitor).fit(X, y)
+    scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}
+    head, first, last = (scores[path] for path in ((0, 0), (0, 1, 0), (0, 1, 1)))
+    assert head == -log_loss(y, classifier(unfreeze=(0,)).fit(X, y).predict_proba(X))
+    assert head < first < last, "two epochs of training, by the loss on what is trained on"
+    assert last == scores[(0, 1)] == scores[(0,)] == -log_loss(y, fitted.predict_proba(X))
+
+
+def test_a_scoring_monitor_scores_the_best_epoch_for_the_whole_stage():
+    monitor = callback.ScoringMonitor(scoring="neg_log_loss")
+    fitted = classifier(lr=0.3, lr_drop=10, early_stopping=True).set_callbacks(monitor).fit(X, y)
+    scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}
+    assert fitted.stages_[1]["best_epoch"] == 0, "the rate is too high to learn anything"
+    assert scores[(0, 1)] == scores[(0, 0)] != scores[(0, 1, 1)]
+
+
+def test_a_progress_bar_on_a_pipeline_of_the_extractor_warns_of_nothing(capfd):
+    pytest.importorskip("rich")
+    pipeline = make_pipeline(PretrainedFeatureExtractor(Tiny, cache=None), LogisticRegression())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.set_callbacks(callback.ProgressBar()).fit(X, y)
+    assert "PretrainedFeatureExtractor" in capfd.readouterr().out
