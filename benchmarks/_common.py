@@ -83,17 +83,23 @@ def command_line(description: str) -> argparse.ArgumentParser:
 
 
 def in_fresh_process(
-    script: str, *arguments: str, threads: int, python: str | Path = sys.executable
+    script: str,
+    *arguments: str,
+    threads: int,
+    python: str | Path = sys.executable,
+    caches: str | None = None,
 ) -> dict:
     """Run a script of this folder by itself, and read the JSON of its last line.
 
-    What it keeps in the user's cache folders goes into an empty one that is removed afterwards.
+    What it keeps in the user's cache folders goes into `caches`, or into an empty folder that is
+    removed afterwards.
     """
     command = [str(python), str(ROOT / "benchmarks" / script), *arguments]
-    with tempfile.TemporaryDirectory() as home:
-        caches = dict.fromkeys(("XDG_CACHE_HOME", "FASTAI_HOME", "MPLCONFIGDIR"), home)
+    with tempfile.TemporaryDirectory() as empty:
+        home = caches or empty
+        folders = dict.fromkeys(("XDG_CACHE_HOME", "FASTAI_HOME", "MPLCONFIGDIR"), home)
         # The environment of a peer has the dependencies of sktransfer, but not itself.
-        environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | caches
+        environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | folders
         child = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, env=os.environ | environment
         )

@@ -1,11 +1,14 @@
 """The fastai of benchmarks/tuning.py: `fine_tune` on the same backbone, pictures and split.
 
+    python benchmarks/peer_fastai.py {fastai,plain}
+
 It runs in an environment of its own, which benchmarks/tuning.py makes.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 from _common import MEAN, STD, first_fold, lite0, measure
@@ -34,7 +37,14 @@ def backbone(pretrained: bool = True) -> nn.Sequential:
 
 
 class FastaiPeer:
-    """`vision_learner` and `fine_tune(5, freeze_epochs=3)`, channels last."""
+    """`vision_learner` and `fine_tune(5, freeze_epochs=3)`.
+
+    `fast` lays tensors out channels last and keeps BatchNorm of the frozen body as it is: otherwise
+    gradients run through the whole body while it is frozen.
+    """
+
+    def __init__(self, fast: bool) -> None:
+        self.settings = {"train_bn": False, "cbs": ChannelsLast()} if fast else {}
 
     def fit(self, paths: list[str], y: np.ndarray) -> FastaiPeer:
         """Train from the ImageNet weights on."""
@@ -48,10 +58,7 @@ class FastaiPeer:
             item_tfms=Resize(256),
             batch_tfms=[*aug_transforms(size=224), Normalize.from_stats(MEAN, STD)],
         ).dataloaders(paths, bs=32, num_workers=0)
-        # With train_bn, gradients would run through the whole body while it is frozen.
-        self.learner = vision_learner(
-            dls, backbone, normalize=False, train_bn=False, cbs=ChannelsLast()
-        )
+        self.learner = vision_learner(dls, backbone, normalize=False, **self.settings)
         with self.learner.no_bar(), self.learner.no_logging():
             self.learner.fine_tune(5, freeze_epochs=3)
         return self
@@ -65,4 +72,4 @@ class FastaiPeer:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(FastaiPeer(), *first_fold())))
+    print(json.dumps(measure(FastaiPeer(fast=sys.argv[1] == "fastai"), *first_fold())))

@@ -5,12 +5,14 @@ always EfficientNet-Lite0 with its ImageNet weights. Each variant runs in a fres
 the other, with the same number of threads; seconds are those of fit, with the loading of the model
 and without imports.
 
-ours    FineTunedImageClassifier(), its defaults
+ours    FineTunedImageClassifier(), its defaults; the first run on a machine, which turns the
+        network into a graph, and `again`, a later process that finds that graph
 probe   StandardScaler and LogisticRegression(C=0.03) on frozen embeddings
 loop    the textbook loop in plain torch: 10 epochs of Adam at 1e-3 for the head, then 10 at 1e-4
         for the head and the last three blocks; fresh augmentation, frozen BatchNorm, channels last
-fastai  vision_learner and fine_tune(5, freeze_epochs=3), in an environment of its own (6 GB), which
-        is made where it is missing
+plain   fastai's vision_learner and fine_tune(5, freeze_epochs=3), in an environment of its own
+        (6 GB), which is made where it is missing
+fastai  the same with the settings that make it fastest: channels last, and train_bn=False
 
 Fails unless ours is more accurate than loop and fastai, 5 times as fast as loop and 8 times as fast
 as fastai; variants that were not asked for are not judged.
@@ -23,6 +25,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import tomllib
 import venv
 from collections.abc import Iterable, Iterator
@@ -52,8 +55,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from sktransfer.decoding import decode
 
-VARIANTS = ["ours", "probe", "loop", "fastai"]
-FASTER = {"loop": 5, "fastai": 8}  # how many times as fast ours has to be
+VARIANTS = ["ours", "probe", "loop", "fastai", "plain"]
+FASTER = {"loop": 5, "fastai": 8, "plain": 8}  # how many times as fast ours has to be
 
 
 def ours() -> Any:
@@ -159,12 +162,26 @@ def _release(module: Any) -> str:
 def run_variant(name: str, peers: Path, threads: int) -> dict:
     """Measure a variant in a fresh process; one that cannot be had says so."""
     try:
-        if name == "fastai":
+        if name in ("fastai", "plain"):
             python = environment_of_fastai(peers)
-            return in_fresh_process("peer_fastai.py", threads=threads, python=python)
+            return in_fresh_process("peer_fastai.py", name, threads=threads, python=python)
+        if name == "ours":
+            return run_ours(threads)
         return in_fresh_process("tuning.py", "--variant", name, threads=threads)
     except (ChildError, subprocess.CalledProcessError, OSError) as error:
         return {"missing": str(error)}
+
+
+def run_ours(threads: int) -> dict:
+    """Measure ours in two processes, of which the second finds what the first has kept."""
+    with tempfile.TemporaryDirectory() as caches:
+        first, again = (
+            in_fresh_process("tuning.py", "--variant", "ours", threads=threads, caches=caches)
+            for _ in range(2)
+        )
+    if first["accuracy"] != again["accuracy"]:
+        raise ChildError(f"ours is {first['accuracy']}, and again {again['accuracy']} accurate")
+    return {**first, "again": again["fit_seconds"]}
 
 
 def judge(variants: dict[str, dict]) -> list[str]:
@@ -177,6 +194,7 @@ def judge(variants: dict[str, dict]) -> list[str]:
     for name in [name for name in variants if name != "ours" and name not in missing]:
         peer = variants[name]
         peer["times_ours"] = times = round(peer["fit_seconds"] / ours["fit_seconds"], 2)
+        peer["times_again"] = round(peer["fit_seconds"] / ours["again"], 2)
         if times < FASTER.get(name, 0):
             failures.append(f"ours is {times} times as fast as {name}, not {FASTER[name]} times")
         if name in FASTER and ours["accuracy"] <= peer["accuracy"]:
@@ -185,7 +203,8 @@ def judge(variants: dict[str, dict]) -> list[str]:
 
 
 def print_table(variants: dict[str, dict]) -> None:
-    widths = {"fit_seconds": 12, "times_ours": 11, "accuracy": 9, "predict_seconds": 16}
+    widths = {"fit_seconds": 12, "again": 7, "times_ours": 11, "times_again": 12}
+    widths |= {"accuracy": 9, "predict_seconds": 16}
     print(" " * 7 + "".join(f"{column:>{width}}" for column, width in widths.items()))
     for name, figures in variants.items():
         cells = [f"{figures.get(column, '-'):>{width}}" for column, width in widths.items()]

@@ -169,7 +169,7 @@ default="standard"
     >>> classifier.fit(X[:60], y[:60]).score(X[60:90], y[60:90]) > 0.9
     True
     >>> [stage["stage"] for stage in classifier.stages_]
-    ['head', 'last 3 blocks']
+    ['head', 'last 2 blocks']
     """
 
     _net: Any

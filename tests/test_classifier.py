@@ -231,7 +231,10 @@ def test_training_equals_a_plain_loop():
 
     network = Tiny().eval()
     network[5] = torch.nn.Linear(12, 3)
-    network[5].load_state_dict(start.net_.module_.head.state_dict())
+    state = start.net_.module_.head.state_dict()
+    penalty = state.pop("penalty")
+    assert (penalty > 0).all()
+    network[5].load_state_dict(state)
     groups = [{"params": list(network[part].parameters())} for part in (0, 1, 5)]
     optimizer = torch.optim.AdamW(groups, lr=0, weight_decay=0.1)
     x = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X])
@@ -240,7 +243,8 @@ def test_training_equals_a_plain_loop():
         for group, name in zip(optimizer.param_groups, ("0", "1", "head"), strict=True):
             group["lr"] = row["lr"][name]
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(network(Tiny.preprocessing.normalize(x)), y).backward()
+        loss = torch.nn.functional.cross_entropy(network(Tiny.preprocessing.normalize(x)), y)
+        (loss + (penalty * network[5].weight ** 2).sum()).backward()
         optimizer.step()
     with torch.no_grad():
         test = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X_TEST])

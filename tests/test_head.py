@@ -1,5 +1,10 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
@@ -80,6 +85,70 @@ def test_the_folded_head_equals_logistic_regression_on_scaled_embeddings(classes
     new = labelled(30, classes, seed=2).embeddings.reshape(-1, 8)
     expected = model.predict_log_proba((new - centre) / scale)
     np.testing.assert_allclose(log_softmax(logits_of(head, new), axis=1), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.usefixtures("to_the_end")
+def test_the_head_is_where_mean_loss_and_penalty_are_least(classes, views):
+    train = labelled(classes=classes, views=views, noise=2.0)
+    head = solve_head(train, None, classes)
+    x = torch.from_numpy(train.embeddings.reshape(-1, 8).astype(float))
+    y = torch.from_numpy(np.repeat(train.y, views))
+    share = torch.from_numpy(np.repeat(train.weights / views, views) / train.weights.sum())
+    weight = torch.from_numpy(head.weight).requires_grad_(True)
+    bias = torch.from_numpy(head.bias).requires_grad_(True)
+    losses = torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
+    loss, penalty = (share * losses).sum(), (torch.from_numpy(head.penalty) * weight**2).sum()
+    of_loss = torch.autograd.grad(loss, [weight, bias], retain_graph=True)
+    of_penalty = torch.autograd.grad(penalty, weight)[0]
+    torch.testing.assert_close(of_loss[0], -of_penalty, rtol=1e-3, atol=1e-6)
+    assert of_loss[1].abs().max() < 1e-6
+
+
+ON_TENSORS = """
+import numpy as np
+import sklearn, torch
+from sktransfer import head
+from sktransfer.head import Labelled, solve_head
+
+rng = np.random.default_rng(0)
+y = np.arange(90) % CLASSES
+x = (rng.normal(size=(90, 2, 6)) + y[:, None, None]).astype(np.float32)
+data = Labelled(x, y, rng.uniform(0.5, 2, 90))
+with_numpy = solve_head(data, None, CLASSES)
+seen = []
+fit = head.LogisticRegression.fit
+head.LogisticRegression.fit = lambda self, X, *rest: seen.append(type(X)) or fit(self, X, *rest)
+head._solver_device = lambda device, numbers: device
+with_torch = solve_head(data, None, CLASSES)
+assert set(seen) == {torch.Tensor}
+assert with_numpy.strength == with_torch.strength
+np.testing.assert_allclose(with_torch.weight, with_numpy.weight, rtol=1e-3, atol=1e-5)
+assert not sklearn.get_config()["array_api_dispatch"]
+"""
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_same_head_on_tensors(classes):
+    environment = os.environ | {"SCIPY_ARRAY_API": "1"}
+    script = f"CLASSES = {classes}\n{ON_TENSORS}"
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    ("switch", "device", "numbers", "on_device"),
+    [
+        ("1", "cuda", 2**24, True),
+        ("1", "cuda", 2**10, False),
+        ("1", "cpu", 2**24, False),
+        ("0", "cuda", 2**24, False),
+    ],
+)
+def test_where_the_head_is_solved(monkeypatch, switch, device, numbers, on_device):
+    monkeypatch.setenv("SCIPY_ARRAY_API", switch)
+    where = room._solver_device(torch.device(device), numbers)
+    assert where == (torch.device(device) if on_device else None)
 
 
 def test_two_classes_get_a_logit_each_that_mirror_each_other():
