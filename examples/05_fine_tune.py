@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardSca
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 
-SIZE = 64
+SIZE = (64, 64)  # a pair: nothing is cropped away
 
 
 def flatten(pictures):
