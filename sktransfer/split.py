@@ -210,6 +210,7 @@ class TrainedSuffix(nn.Module):
             self.head = nn.Linear(width, n_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        # What squares of its weights cost, (D,); kept with the head.
         self.head.register_buffer("penalty", torch.zeros(width))
         self.boundary, self.end, self.shapes = boundary, end, shapes
         self.learn_statistics, self.precision = learn_statistics, precision
@@ -269,11 +270,11 @@ class TrainedSuffix(nn.Module):
         """Give the head its weight (K, D) and bias (K,), and what squares of weights cost (D,)."""
         self.head.weight.copy_(torch.from_numpy(weight))
         self.head.bias.copy_(torch.from_numpy(bias))
-        self.head.penalty.copy_(torch.as_tensor(penalty))
+        self.head.get_buffer("penalty").copy_(torch.as_tensor(penalty))
 
     def penalty(self) -> torch.Tensor:
         """Compute what the head's weights cost, in addition to the mean loss."""
-        return (self.head.penalty * self.head.weight.square()).sum()
+        return (self.head.get_buffer("penalty") * self.head.weight.square()).sum()
 
     def count_trained(self) -> int:
         """Count the parameters that are trained."""

@@ -242,8 +242,20 @@ def test_what_is_frozen_keeps_every_bit_and_what_is_trained_changes(
         for name in trained
         for key in parts[name]
         if learn_statistics or not key.endswith(("running_mean", "running_var", "tracked"))
+        if key != "penalty"  # a constant
     }
     assert found == expected
+
+
+def test_the_penalty_weighs_the_squares_of_each_column_and_goes_with_the_head():
+    suffix = suffix_of(Wide())
+    assert suffix.penalty() == 0
+    penalty = np.arange(7, dtype=np.float32)
+    suffix.set_head(np.full((5, 7), 2.0, np.float32), np.ones(5, np.float32), penalty)
+    assert suffix.penalty() == 5 * 4 * penalty.sum()
+    other = suffix_of(Wide())
+    other.restore(suffix.state_of(["head"]))
+    assert other.penalty() == suffix.penalty()
 
 
 @pytest.mark.parametrize("learn_statistics", [False, True])
