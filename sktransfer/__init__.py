@@ -8,7 +8,7 @@ images (decoding, items, containers, validation)
     anything image-like -> a lazy sequence of uint8 pictures
 datasets
     folders of pictures -> paths and labels
-transforms (augmentation, views), reading
+transforms (distortions, augmentation, views), reading
     pictures -> batches of pixels, prepared as the weights expect, or augmented
 architectures (anatomy, efficientnet_lite), split
     networks as ordered blocks; the boundary and what is frozen before it
@@ -18,8 +18,8 @@ domain
     BatchNorm statistics of another domain
 engines (openvino_engine)
     what runs the frozen blocks
-store (database, space, session)
-    picture -> embedding, shared by processes
+store (database, space, session), machine
+    picture -> embedding, shared by processes; what computes
 features
     the one road: pictures -> embeddings, through store and engine
 extractor

@@ -19,6 +19,7 @@ import torch
 from sktransfer._config import autocast
 from sktransfer.engines import auto_batch_size
 from sktransfer.features import Recipe, embed, map_shape, output_width, recipe_at
+from sktransfer.machine import Machine
 from sktransfer.split import FrozenSpan
 from sktransfer.store import EmbeddingStore
 from sktransfer.views import Views
@@ -77,12 +78,7 @@ def gather(
     views: Views,
     recipe: Recipe,
     boundary: int,
-    *,
-    device: torch.device,
-    engine: str,
-    threads: int,
-    store: EmbeddingStore | None,
-    verbose: int = 0,
+    machine: Machine,
 ) -> Activations:
     """Send views through the frozen blocks before a boundary, each of them once.
 
@@ -92,17 +88,7 @@ def gather(
         At the first broken picture.
     """
     out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
-    embed(
-        views,
-        recipe,
-        device=device,
-        engine=engine,
-        threads=threads,
-        store=store,
-        verbose=verbose,
-        steady=True,
-        out=out,
-    )
+    embed(views, recipe, machine, steady=True, out=out)
     return Activations(out, recipe, boundary)
 
 

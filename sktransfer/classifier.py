@@ -20,7 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer.augmentation import resolve_augmentation
 from sktransfer.examples import Examples
 from sktransfer.labels import check_labels
-from sktransfer.network import Machine, Network
+from sktransfer.machine import Machine
+from sktransfer.network import Network
 from sktransfer.parameters import check_parameters, checkpoint_of, divide, find_source
 from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
 from sktransfer.schedule import resolve_stages

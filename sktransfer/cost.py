@@ -28,7 +28,8 @@ from sktransfer.backbones import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.features import Recipe, embed, output_width
-from sktransfer.network import Machine, Network
+from sktransfer.machine import Machine
+from sktransfer.network import Network
 from sktransfer.parameters import ENOUGH_TO_HOLD_BACK, check_parameters
 from sktransfer.schedule import HEAD, NECK, Stage, resolve_stages
 from sktransfer.session import resolve_store
@@ -244,8 +245,8 @@ class _Part:
 
     def _embedding(self, boundary: int | None) -> float:
         """Measure the seconds that a picture takes from the file to a boundary."""
-        recipe, device, threads = self.recipe(boundary), self.machine.device, self.machine.threads
-        run = partial(embed, self._views, recipe, device=device, threads=threads)
+        recipe = self.recipe(boundary)
+        run = partial(embed, self._views, recipe, self.machine, n_pictures=len(self._X))
         return self._time(recipe.digest, len(self._views), run)
 
     def _step(self, stage: Stage) -> float:

@@ -18,9 +18,10 @@ from sktransfer.domain import BackboneSource, BatchNormState, adapt_batch_norm
 from sktransfer.engines import ENGINES
 from sktransfer.features import Recipe, embed, engine_name, output_width
 from sktransfer.images import Pictures
+from sktransfer.machine import Machine
 from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
 from sktransfer.reading import Faults
-from sktransfer.session import resolve_store, share_session
+from sktransfer.session import share_session
 from sktransfer.split import POOLINGS
 from sktransfer.validation import check_pictures
 from sktransfer.views import Views
@@ -198,11 +199,11 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         )
         self.layers_ = [name for name, _ in backbone.anatomy.blocks]
         self.digest_ = backbone.digest.hex()
-        device = resolve_device(self.device)
-        recipe = self._plan.recipe(resolve_precision(self.precision, device))
+        machine = Machine.of(self)
+        recipe = self._plan.recipe(machine.precision)
         self.preprocessing_ = recipe.preprocessing
         self._widths = [output_width(replace(recipe, taps=(tap,))) for tap in recipe.taps]
-        self.engine_ = engine_name(recipe, self.engine, device, len(pictures))
+        self.engine_ = engine_name(recipe, machine, len(pictures))
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed pictures, or look their embeddings up.
@@ -224,21 +225,18 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         check_is_fitted(self)
         self._check_parameters()
         pictures = check_pictures(self, X, reset=False)
-        device = resolve_device(self.device)
-        recipe = self._plan.recipe(resolve_precision(self.precision, device))
+        machine = Machine.of(self)
+        recipe = self._plan.recipe(machine.precision)
         embeddings, errors = embed(
             Views(pictures, recipe.preprocessing),
             recipe,
-            device=device,
-            engine=self.engine,
+            machine,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
-            threads=resolve_threads(self.n_jobs),
-            store=resolve_store(self.cache),
             on_error=self.on_error,
             verbose=self.verbose,
         )
         self.errors_ = errors
-        self.engine_ = engine_name(recipe, self.engine, device, len(pictures))
+        self.engine_ = engine_name(recipe, machine, len(pictures))
         return embeddings
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

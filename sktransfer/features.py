@@ -20,10 +20,11 @@ from sktransfer._config import progress_bar
 from sktransfer._errors import EngineError, PictureError
 from sktransfer.backbones import Backbone
 from sktransfer.engines import FrozenEngine, auto_batch_size, choose_engine, create_engine
+from sktransfer.machine import Machine
 from sktransfer.reading import Faults, PictureReader
 from sktransfer.space import chunks
 from sktransfer.split import FrozenPrefix
-from sktransfer.store import EmbeddingStore, embed_once
+from sktransfer.store import embed_once
 from sktransfer.transforms import Preprocessing
 from sktransfer.views import Views
 
@@ -111,13 +112,10 @@ def recipe_at(
 def embed(
     views: Views,
     recipe: Recipe,
+    machine: Machine,
     *,
-    device: torch.device,
-    engine: str = "auto",
     n_pictures: int | None = None,
     batch_size: int | None = None,
-    threads: int = 1,
-    store: EmbeddingStore | None = None,
     on_error: str = "raise",
     verbose: int = 0,
     steady: bool = False,
@@ -129,17 +127,13 @@ def embed(
     ----------
     views : Views of length N
     recipe : Recipe
-    device : torch.device
-    engine : str
-        See `choose_engine`. It is not part of the key: all engines give the same embedding.
+    machine : Machine
+        Its engine is not part of the key: all engines give the same embedding. Its store is where
+        embeddings are looked up and kept.
     n_pictures : int or None
         Of the whole job, for the choice of the engine; `None`: these are all.
     batch_size : int or None
         Pictures that go through the backbone at once; `None` lets the device decide.
-    threads : int
-        Threads that decode and prepare pictures.
-    store : EmbeddingStore or None
-        Where embeddings are looked up and kept.
     on_error : {"raise", "nan"}
         What a broken picture does: end the run (all finished batches are in the store by then), or
         give a row of NaN.
@@ -165,7 +159,8 @@ def embed(
     """
     width = output_width(recipe)
     n_pictures = n_pictures or len(views)
-    name = engine_name(recipe, engine, device, n_pictures)
+    device, store = machine.device, machine.store
+    name = engine_name(recipe, machine, n_pictures)
     batch_size = batch_size or auto_batch_size(device, recipe.preprocessing.crop, name)
     faults = Faults(on_error)
     rows, keys = list(range(len(views))), list[bytes]()
@@ -179,11 +174,11 @@ def embed(
     with progress_bar(len(views), verbose, f"Embedding with {recipe.backbone.name}") as bar:
 
         def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-            runner = engine_for(recipe, engine, device, n_pictures)
+            runner = engine_for(recipe, machine, n_pictures)
             fill = steady and device.type == "cpu" and not runner.alone
             items = ([rows[place] for place in claim] for claim in claims)
             batches = (batch for claim in items for batch in chunks(claim, batch_size))
-            for batch_rows, batch in PictureReader(views, threads, faults).read(batches):
+            for batch_rows, batch in PictureReader(views, machine.threads, faults).read(batches):
                 full = _filled(batch, batch_size) if fill else batch
                 yield [place_of[row] for row in batch_rows], runner.run(full)[: len(batch)]
                 bar.update(len(batch_rows))
@@ -266,23 +261,23 @@ def _look(recipe: Recipe) -> _Probed:
 _no_graph: set[bytes] = set()
 
 
-def engine_name(recipe: Recipe, engine: str, device: torch.device, n_pictures: int) -> str:
+def engine_name(recipe: Recipe, machine: Machine, n_pictures: int) -> str:
     """Tell which engine runs so many pictures."""
-    known = recipe.backbone.known
-    name = choose_engine(engine, device, recipe.precision, n_pictures, known=known)
-    return "torch" if engine == "auto" and recipe.digest in _no_graph else name
+    device, known = machine.device, recipe.backbone.known
+    name = choose_engine(machine.engine, device, recipe.precision, n_pictures, known=known)
+    return "torch" if machine.engine == "auto" and recipe.digest in _no_graph else name
 
 
-def engine_for(recipe: Recipe, engine: str, device: torch.device, n_pictures: int) -> FrozenEngine:
+def engine_for(recipe: Recipe, machine: Machine, n_pictures: int) -> FrozenEngine:
     """Make the engine of a recipe for so many pictures, or find the one that was made before."""
-    name = engine_name(recipe, engine, device, n_pictures)
+    name = engine_name(recipe, machine, n_pictures)
     try:
-        return _make_engine(recipe, name, device)
+        return _make_engine(recipe, name, machine.device)
     except EngineError:
-        if engine != "auto":
+        if machine.engine != "auto":
             raise
         _no_graph.add(recipe.digest)
-        return _make_engine(recipe, "torch", device)
+        return _make_engine(recipe, "torch", machine.device)
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""A backbone that is cut at a boundary: the machine that runs it, and the way through all of it.
+"""A backbone that is cut at a boundary, and the way of a picture through all of it.
 
 Shapes: N pictures, B in a batch, W values at a boundary, K classes.
 """
@@ -7,59 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from sktransfer._config import resolve_device, resolve_precision, resolve_threads
 from sktransfer.backbones import Backbone
 from sktransfer.engines import auto_batch_size
 from sktransfer.features import Recipe, embed, engine_for, map_shape, output_width, recipe_at
 from sktransfer.images import Pictures
+from sktransfer.machine import Machine
 from sktransfer.reading import Faults, PictureReader
-from sktransfer.session import resolve_store
 from sktransfer.split import TrainedSuffix
-from sktransfer.store import EmbeddingStore
 from sktransfer.transforms import Preprocessing
 from sktransfer.views import Views
 
 # Pictures whose activations are in memory at once when predicting.
 _CHUNK = 512
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What computes, resolved in the process that does it.
-
-    Parameters
-    ----------
-    device : torch.device
-    engine : str
-    precision : torch.dtype
-        Of the frozen blocks.
-    threads : int
-        Threads that decode pictures.
-    store : EmbeddingStore or None
-    """
-
-    device: torch.device
-    engine: str
-    precision: torch.dtype
-    threads: int
-    store: EmbeddingStore | None
-
-    @classmethod
-    def of(cls, estimator: Any) -> Machine:
-        """Resolve the parameters of an estimator."""
-        device = resolve_device(estimator.device)
-        return cls(
-            device,
-            estimator.engine,
-            resolve_precision(estimator.precision, device),
-            resolve_threads(estimator.n_jobs),
-            resolve_store(estimator.cache),
-        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +77,7 @@ class Network:
         device = machine.device
         if boundary == 0:
             return lambda batch: self.preprocessing.normalize(batch.to(device))
-        engine = engine_for(self.recipe(boundary, machine), machine.engine, device, n_pictures)
+        engine = engine_for(self.recipe(boundary, machine), machine, n_pictures)
         return lambda batch: torch.from_numpy(engine.run(batch)).to(device)
 
     def apply(
@@ -159,11 +122,8 @@ class Network:
         values, _ = embed(
             views,
             self.recipe(self.boundary, machine),
-            device=machine.device,
-            engine=machine.engine,
+            machine,
             n_pictures=n_pictures,
-            threads=machine.threads,
-            store=machine.store,
             verbose=verbose,
             steady=machine.store is not None,  # what others read must not depend on who wrote it
         )

@@ -167,8 +167,9 @@ class Lesson:
 def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> bool:
     """Train one stage, from its beginning or from where `run` says that it was left.
 
-    Afterwards the net has the best weights of the stage, by validation loss, which may be those
-    that it began with; without validation, or without patience, the last ones.
+    The boundary is where it belongs already. Afterwards the net has the best weights of the stage,
+    by validation loss, which may be those that it began with; without validation, or without
+    patience, the last ones.
 
     Returns
     -------
@@ -181,7 +182,6 @@ def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgres
         Where the loss is not finite, and there is nothing good to go back to.
     """
     suffix: TrainedSuffix = net.module_
-    suffix.move_boundary(lesson.stage.boundary, lesson.rates)
     with seeded(run.seed, net.device):
         if run.stage != lesson.number:
             _begin(net, run, lesson)

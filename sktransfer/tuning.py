@@ -16,7 +16,8 @@ from sktransfer.augmentation import Augmentation
 from sktransfer.examples import Examples
 from sktransfer.feeds import CachedFeed, Feed, PictureFeed, Targets
 from sktransfer.head import Labelled, solve_head
-from sktransfer.network import Machine, Network
+from sktransfer.machine import Machine
+from sktransfer.network import Network
 from sktransfer.progress import FitProgress
 from sktransfer.schedule import HEAD, NECK, Stage, peak_rates
 from sktransfer.training import (
@@ -68,6 +69,7 @@ class FineTuning:
         self.train, self.valid, self.machine = train, valid, machine
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
         self.end = len(network.backbone.anatomy.blocks)
+        self._judged: Activations | None = None
         cached = augmentation is not None and estimator.n_views is not None
         self.n_views = estimator.n_views if cached else 0
         self.fresh = augmentation is not None and estimator.n_views is None
@@ -157,11 +159,11 @@ class FineTuning:
             return train_stage(net, run, lesson, epochs)
 
     def _solve_head(self, net: Any, run: Run) -> None:
-        train = self._at(self.end, self.train_activations)
+        train = self._train_at(self.end)
         embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
         valid = None
         if self.valid is not None:
-            values = self._at(self.end, self.valid_activations).values
+            values = self._valid_at(self.end).values
             valid = Labelled(values[:, None], self.valid.y, self.valid.weights)
         head = solve_head(
             Labelled(embeddings, self.train.y, self.train.weights),
@@ -186,7 +188,7 @@ class FineTuning:
         settings = {"mixup": options.mixup}
         common = (targets, options.batch_size, self.machine.device)
         if stage.boundary > 0 and not self.fresh and self.does_fit:
-            values = self._at(stage.boundary, self.train_activations).values
+            values = self._train_at(stage.boundary).values
             values = values.reshape(len(targets.y), 1 + self.n_views, -1)
             return CachedFeed(values, *common, **settings)
         count = len(targets.y) * options.max_epochs
@@ -200,7 +202,7 @@ class FineTuning:
         targets = Targets(self.valid.y, self.valid.weights, self.network.n_classes)
         common = (targets, self.estimator.batch_size, self.machine.device)
         if stage.boundary > 0:
-            values = self._at(stage.boundary, self.valid_activations).values
+            values = self._valid_at(stage.boundary).values
             return CachedFeed(values[:, None], *common, shuffle=False)
         views = Views(self.valid.pictures, self.network.preprocessing)
         run = self.network.runner(0, self.machine, len(targets.y))
@@ -262,18 +264,17 @@ class FineTuning:
         return self._gather(self._views(self.valid, 0), self.first_boundary)
 
     def _gather(self, views: Views, boundary: int) -> Activations:
-        return gather(
-            views,
-            self.network.recipe(boundary, self.machine),
-            boundary,
-            device=self.machine.device,
-            engine=self.machine.engine,
-            threads=self.machine.threads,
-            store=self.machine.store,
-        )
+        recipe = self.network.recipe(boundary, self.machine)
+        return gather(views, recipe, boundary, self.machine)
 
-    def _at(self, boundary: int, activations: Activations) -> Activations:
-        return activations.advance(boundary, self.machine.device)
+    def _train_at(self, boundary: int) -> Activations:
+        return self.train_activations.advance(boundary, self.machine.device)
+
+    def _valid_at(self, boundary: int) -> Activations:
+        """Advance the validation pictures, once for a boundary: two ask for them there."""
+        if self._judged is None or self._judged.boundary != boundary:
+            self._judged = self.valid_activations.advance(boundary, self.machine.device)
+        return self._judged
 
     def _report(self, net: Any, run: Run, number: int, seconds: float) -> dict[str, Any]:
         stage = self.stages[number]

@@ -29,9 +29,18 @@ class Augments(Protocol):
         """Identify what is done to pictures."""
         ...
 
-    def __call__(self, picture: torch.Tensor, seed: int) -> torch.Tensor:
-        """Map a picture (3, h, w), uint8, and a seed to a picture of the same kind."""
+    def __call__(
+        self, picture: torch.Tensor, seed: int, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Map a picture (3, h, w), uint8, and a seed to a picture of the same kind.
+
+        Of what it gives, no more than the middle, of height and width `size`, will be used.
+        """
         ...
+
+
+# A picture, resized, and what identifies its pixels.
+_Source = tuple[torch.Tensor, bytes]
 
 
 class Views:
@@ -78,7 +87,7 @@ class Views:
         self.pictures, self.preprocessing = pictures, preprocessing
         self._augmentation, self._salt = augmentation, salt
         self._numbers: Sequence[int] = range(1 + n_views) if only is None else [only]
-        self._resized: OrderedDict[int, Future[torch.Tensor]] = OrderedDict()
+        self._resized: OrderedDict[int, Future[_Source]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -108,31 +117,39 @@ class Views:
             Naming row and source of a picture that cannot be read.
         """
         row, number = self._place(item)
-        picture = self._resize(row)
+        picture, digest = self._source(row)
         if number > 0 and self._augmentation is not None:
-            picture = self._augmentation(picture, self._seed(picture, number))
+            crop, (height, width) = self.preprocessing.crop, picture.shape[1:]
+            size = crop if crop[0] <= height and crop[1] <= width else None
+            picture = self._augmentation(picture, self._seed(digest, number), size)
         return self.preprocessing.cropped(picture)
 
     def _place(self, item: int) -> tuple[int, int]:
         row, place = divmod(item, len(self._numbers))
         return row, self._numbers[place]
 
-    def _seed(self, picture: torch.Tensor, number: int) -> int:
-        digest = hashlib.blake2b(number.to_bytes(8, "little") + self._salt, digest_size=8)
-        digest.update(picture.numpy().tobytes())
-        return int.from_bytes(digest.digest(), "little")
+    def _seed(self, digest: bytes, number: int) -> int:
+        parts = number.to_bytes(8, "little") + self._salt + digest
+        return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little")
 
-    def _resize(self, row: int) -> torch.Tensor:
+    def _source(self, row: int) -> _Source:
+        """Decode and resize a picture, once for all of its views that are asked for together."""
         if len(self._numbers) == 1:
-            return self.preprocessing.resized(self.pictures[row])
+            return self._read(row)
         with self._lock:
             mine = row not in self._resized
-            picture = self._resized.setdefault(row, Future())
+            source = self._resized.setdefault(row, Future())
             while len(self._resized) > _KEPT:
                 self._resized.popitem(last=False)
         if mine:
             try:
-                picture.set_result(self.preprocessing.resized(self.pictures[row]))
+                source.set_result(self._read(row))
             except Exception as error:
-                picture.set_exception(error)
-        return picture.result()
+                source.set_exception(error)
+        return source.result()
+
+    def _read(self, row: int) -> _Source:
+        picture = self.preprocessing.resized(self.pictures[row])
+        if self._augmentation is None:
+            return picture, b""
+        return picture, hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest()

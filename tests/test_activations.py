@@ -18,7 +18,8 @@ from sktransfer.backbones import load_backbone
 from sktransfer.engines import TorchEngine, auto_batch_size
 from sktransfer.features import recipe_at
 from sktransfer.images import as_pictures
-from sktransfer.network import Machine, Network
+from sktransfer.machine import Machine
+from sktransfer.network import Network
 from sktransfer.store import EmbeddingStore
 from sktransfer.views import Views
 
@@ -36,7 +37,7 @@ def views_of(n=20, n_views=1, backbone=TINY, size=None):
 
 def gathered(views, boundary, backbone=TINY, store=None, precision=torch.float32):
     recipe = recipe_at(backbone, views.preprocessing, boundary, precision)
-    return gather(views, recipe, boundary, device=CPU, engine="auto", threads=2, store=store)
+    return gather(views, recipe, boundary, machine(store))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from sktransfer.architectures import dissect
 from sktransfer.backbones import load_backbone
 from sktransfer.engines import TorchEngine
 from sktransfer.features import Recipe, engine_for, recipe_at
+from sktransfer.machine import Machine
 from sktransfer.openvino_engine import OpenVINOEngine
 from sktransfer.split import FrozenPrefix, freeze
 
@@ -32,6 +33,10 @@ def kept(tmp_path, monkeypatch):
 def make(network=None, precision=torch.float32, key=b"tiny"):
     prefix = FrozenPrefix(dissect(freeze(network or Tiny())))
     return OpenVINOEngine(prefix, Tiny.preprocessing, precision, key)
+
+
+def machine(engine):
+    return Machine(CPU, engine, torch.float32, 1, None)
 
 
 def pixels(n=5, side=16):
@@ -72,7 +77,7 @@ def test_equals_torch_for_known_networks(name, boundary):
     else:
         recipe = recipe_at(backbone, preprocessing, end // 2, torch.float32)
     batch = pixels(3, preprocessing.crop[0])
-    fast, slow = (engine_for(recipe, engine, CPU, 3) for engine in ("openvino", "torch"))
+    fast, slow = (engine_for(recipe, machine(engine), 3) for engine in ("openvino", "torch"))
     assert (fast.name, slow.name) == ("openvino", "torch")
     assert cosine(fast.run(batch), slow.run(batch)).min() >= 0.9999
 
@@ -173,9 +178,9 @@ def test_auto_falls_back_to_torch(monkeypatch):
     monkeypatch.setattr(openvino_engine, "_convert", fails)
     backbone = load_backbone("mobilenet_v3_small", None)
     recipe = Recipe(backbone, backbone.preprocessing.with_image_size(32))
-    assert isinstance(engine_for(recipe, "auto", CPU, 1000), TorchEngine)
+    assert isinstance(engine_for(recipe, machine("auto"), 1000), TorchEngine)
     with pytest.raises(EngineError, match="no"):
-        engine_for(recipe, "openvino", CPU, 1000)
+        engine_for(recipe, machine("openvino"), 1000)
 
 
 def test_an_extractor_with_either_engine():

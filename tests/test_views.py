@@ -31,7 +31,7 @@ class Noted:
     def digest(self):
         return bytes([self.added])
 
-    def __call__(self, picture, seed):
+    def __call__(self, picture, seed, size=None):
         self.seeds.append(seed)
         return picture + self.added
 

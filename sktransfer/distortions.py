@@ -1,0 +1,195 @@
+"""Distortions: the parts of the augmentation policies, each a picture changed at random in one way.
+
+Shapes: a picture is uint8 (3, H, W), RGB, 0-255, on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as nnf
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+Range = tuple[float, float]
+
+
+class Part(v2.Transform):
+    """One kind of change, at random; parts also work in a `v2.Compose` of your own.
+
+    Pictures are uint8 (3, H, W), 0-255, RGB, on the CPU; lengths, fractions of the shorter side.
+
+    Parameters
+    ----------
+    p : float
+        Probability of the change, 0-1.
+    **amounts : float or (float, float)
+        What is drawn for each picture: from -amount to amount, or from the range of a pair.
+    """
+
+    def __init__(self, p: float, **amounts: float | Range) -> None:
+        super().__init__()
+        self.p, self._amounts = p, amounts
+
+    def extra_repr(self) -> str:
+        """Give what is drawn, and from where; it is part of the digest."""
+        return ", ".join([f"p={self.p}", *(f"{name}={x}" for name, x in self._amounts.items())])
+
+    def draw(self, generator: torch.Generator) -> dict[str, float]:
+        """Draw all amounts, or nothing where the picture is to stay as it is."""
+        if torch.rand((), generator=generator).item() >= self.p:
+            return {}
+        drawn = {}
+        for name, amount in self._amounts.items():
+            low, high = amount if isinstance(amount, (tuple, list)) else (-amount, amount)
+            drawn[name] = low + (high - low) * torch.rand((), generator=generator).item()
+        return drawn
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw all that is random, from torch's global generator."""
+        return self.draw(torch.default_generator)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Change a picture as drawn."""
+        if not isinstance(inpt, torch.Tensor) or (inpt.dtype, *inpt.shape[:-2]) != (torch.uint8, 3):
+            got = f"{getattr(inpt, 'dtype', type(inpt))} {tuple(getattr(inpt, 'shape', ()))}"
+            raise TypeError(f"{type(self).__name__} got {got}, but expected uint8 (3, H, W)")
+        if not params:
+            return inpt
+        changed = self._render(inpt.as_subclass(torch.Tensor), params)
+        return tv_tensors.wrap(changed.round_().clamp_(0, 255).to(torch.uint8), like=inpt)
+
+    def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
+        """Give float32, 0-255, not yet rounded and clipped."""
+        raise NotImplementedError
+
+
+class Geometry(Part):
+    """Turn, shift, zoom, stretch, shear (degrees) and mirror, in one resampling.
+
+    What comes into view from outside has the median colour of the picture's border, so that
+    white surroundings stay white and black ones black. `flip` is a probability.
+    """
+
+    def __init__(
+        self,
+        rotation: float = 0.0,
+        shift: float = 0.0,
+        zoom: Range = (1.0, 1.0),
+        aspect: Range = (1.0, 1.0),
+        shear: float = 0.0,
+        flip: float = 0.0,
+        p: float = 1.0,
+    ) -> None:
+        even: dict[str, float] = {"rotation": rotation, "across": shift, "down": shift}
+        uneven = {"zoom": zoom, "aspect": aspect, "mirror": (flip - 1, flip)}
+        super().__init__(p, **even, shear=shear, **uneven)
+
+    def _render(self, pixels: torch.Tensor, drawn: dict[str, Any]) -> torch.Tensor:
+        height, width = pixels.shape[1:]
+        rows, columns = drawn.get("size") or (height, width)
+        top, left = round((height - rows) / 2), round((width - columns) / 2)
+        angle, slant = math.radians(drawn["rotation"]), math.tan(math.radians(drawn["shear"]))
+        cos, sin, stretch = math.cos(angle), math.sin(angle), math.sqrt(drawn["aspect"])
+        broader = math.copysign(drawn["zoom"] * stretch, -drawn["mirror"])
+        scale = np.diag([broader, drawn["zoom"] / stretch])
+        inverse = np.linalg.inv(np.array([[cos, -sin], [sin, cos]]) @ [[1, slant], [0, 1]] @ scale)
+        (xx, xy), (yx, yy) = inverse.tolist()
+        short = min(height, width)  # x and y count pixels from the middle
+        x = torch.arange(left, left + columns) - (width - 1) / 2 - drawn["across"] * short
+        y = torch.arange(top, top + rows) - (height - 1) / 2 - drawn["down"] * short
+        grid = torch.empty(rows, columns, 2)
+        torch.add((2 / width * xx) * x, (2 / width * xy) * y[:, None], out=grid[..., 0])
+        torch.add((2 / height * yx) * x, (2 / height * yy) * y[:, None], out=grid[..., 1])
+        edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
+        border = torch.cat(edges, 1).float().median(1).values[:, None, None]
+        return border + nnf.grid_sample((pixels - border)[None], grid[None], align_corners=False)[0]
+
+
+class Lighting(Part):
+    """Exposure (a factor), contrast (about the mean), gamma, and light from one side.
+
+    `gradient` is how much brighter than its middle one side of the picture is, 0-1.
+    """
+
+    def __init__(
+        self,
+        exposure: Range = (0.8, 1.2),
+        contrast: Range = (0.8, 1.2),
+        gamma: Range = (1.0, 1.0),
+        gradient: float = 0.0,
+        p: float = 1.0,
+    ) -> None:
+        curve = {"exposure": exposure, "contrast": contrast, "gamma": gamma}
+        super().__init__(p, **curve, slope=(0.0, gradient), direction=math.pi)
+
+    def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
+        mean = pixels.float().mean()
+        curve = (torch.arange(256) - mean).mul_(drawn["contrast"]).add_(mean).clamp_(0, 255)
+        curve = (curve / 255).pow_(drawn["gamma"]).mul_(255 * drawn["exposure"])
+        lit = curve.index_select(0, pixels.reshape(-1).int()).view(pixels.shape)
+        if drawn["slope"]:
+            x = torch.linspace(-1, 1, pixels.shape[2]) * math.cos(drawn["direction"])
+            y = torch.linspace(-1, 1, pixels.shape[1]) * math.sin(drawn["direction"])
+            lit.mul_(1 + drawn["slope"] * (x + y[:, None]))
+        return lit
+
+
+class ColourLoss(Part):
+    """Keep a part of the colour (over 1 strengthens it); none at all with probability `grey`."""
+
+    def __init__(self, keep: Range = (0.0, 0.8), grey: float = 0.3, p: float = 1.0) -> None:
+        super().__init__(p, keep=keep, none=(grey - 1, grey))
+
+    def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
+        grey = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), pixels.float(), 1)
+        return grey + (pixels - grey).mul_(0 if drawn["none"] >= 0 else drawn["keep"])
+
+
+class Blur(Part):
+    """Out of focus (radius of the disc), or moved while exposed (length of the path), at most."""
+
+    def __init__(self, defocus: float = 0.012, motion: float = 0.045, p: float = 1.0) -> None:
+        lengths = {"radius": (0.0, defocus), "path": (0.0, motion)}
+        super().__init__(p, **lengths, direction=math.pi, moving=1.0)
+
+    def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
+        short, moving = min(pixels.shape[1:]), drawn["moving"] >= 0
+        half, radius = (drawn["path"] * short / 2, 0.5) if moving else (0, drawn["radius"] * short)
+        reach = math.ceil(half + radius)
+        x = torch.arange(-reach, reach + 1.0)
+        cos, sin = math.cos(drawn["direction"]), math.sin(drawn["direction"])
+        beyond = (x * cos + x[:, None] * sin).abs().sub_(half).clamp_(min=0)
+        kernel = (radius + 0.5 - torch.hypot(beyond, x * sin - x[:, None] * cos)).clamp_(0, 1)
+        wide = nnf.pad(pixels.float()[None], [reach] * 4, mode="replicate")
+        return nnf.conv2d(wide, (kernel / kernel.sum()).expand(3, 1, -1, -1), groups=3)[0]
+
+
+class SensorNoise(Part):
+    """Noise: at most `read` of the full scale everywhere, and `shot` more where it is white."""
+
+    def __init__(self, shot: float = 0.06, read: float = 0.03, p: float = 1.0) -> None:
+        super().__init__(p, shot=(0.0, shot), read=(0.0, read), seed=(0.0, 2.0**24))
+
+    def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
+        own = torch.Generator().manual_seed(int(drawn["seed"]))
+        deviation = (pixels * drawn["shot"] ** 2).add_(255 * drawn["read"] ** 2).mul_(255).sqrt_()
+        return torch.randn(pixels.shape, generator=own).mul_(deviation).add_(pixels)
+
+
+class Erase(Part):
+    """Hide a rectangle, `area` of the square on the shorter side, under the mean colour."""
+
+    def __init__(self, area: Range = (0.02, 0.12), p: float = 1.0) -> None:
+        super().__init__(p, area=area, shape=(0.5, 2.0), left=(0.0, 1.0), top=(0.0, 1.0))
+
+    def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
+        painted = pixels.float()
+        side, (height, width) = min(pixels.shape[1:]) * drawn["area"] ** 0.5, pixels.shape[1:]
+        tall, broad = round(side * drawn["shape"] ** 0.5), round(side / drawn["shape"] ** 0.5)
+        top, left = round(drawn["top"] * (height - tall)), round(drawn["left"] * (width - broad))
+        painted[:, top : top + tall, left : left + broad] = painted.mean((1, 2), keepdim=True)
+        return painted
