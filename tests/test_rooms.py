@@ -65,7 +65,7 @@ ROOMS = [
 # What only its owners may mention.
 OWNERS = {
     r"torchvision\.models": {"architectures"},
-    r"torchvision\.transforms": {"transforms", "augmentation"},
+    r"torchvision\.transforms": {"transforms", "augmentation", "distortions"},
     r"requires_grad|\.eval\(\)": {"split"},
     r"import sqlite3": {"database"},
     r"from PIL|import PIL": {"decoding", "items", "containers"},
