@@ -32,7 +32,7 @@ def parameters():
 @pytest.fixture(autouse=True)
 def _forget_networks():
     yield
-    features.engine_for.cache_clear()
+    features._make_engine.cache_clear()
     backbones._load_named.cache_clear()
     gc.collect()
 
