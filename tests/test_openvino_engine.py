@@ -113,13 +113,26 @@ def test_a_graph_is_kept(kept, monkeypatch):
         make(key=b"another")
 
 
-@pytest.mark.parametrize("damage", ["graph.xml", "graph.bin"])
-def test_a_damaged_graph_is_made_again(kept, damage):
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+@pytest.mark.parametrize("damaged", ["graph.xml", "graph.bin"])
+def test_a_damaged_graph_is_made_again(kept, damaged, keep, monkeypatch):
     expected = make().run(pixels())
     (folder,) = kept.iterdir()
-    (folder / damage).write_bytes(b"")
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[: int(keep * len(content))])
     assert (make().run(pixels()) == expected).all()
-    assert (folder / damage).stat().st_size > 0
+    monkeypatch.setattr(openvino_engine, "_convert", never)
+    assert (make().run(pixels()) == expected).all()
+
+
+def test_a_graph_with_other_weights_is_made_again(kept):
+    """As a disk may do to it."""
+    expected = make().run(pixels())
+    (folder,) = kept.iterdir()
+    content = (folder / "graph.bin").read_bytes()
+    (folder / "graph.bin").write_bytes(content[::-1])
+    assert (make().run(pixels()) == expected).all()
+    assert (folder / "graph.bin").read_bytes() == content
 
 
 def test_the_least_recently_used_graphs_make_room(kept, monkeypatch):
