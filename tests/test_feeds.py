@@ -17,7 +17,7 @@ class Brighter:
 
     digest = b"brighter"
 
-    def __call__(self, picture, seed):
+    def __call__(self, picture, seed, size=None):
         return picture + 1
 
 
