@@ -36,10 +36,11 @@ class ChildError(RuntimeError):
     """A fresh process failed; it has said why on stderr."""
 
 
-def first_fold() -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
-    """Split the photographs into 345 to train on and 87 to test with: paths and labels of both."""
+def split(fold: int = 0) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    """Split the photographs into four fifths to train on and a fifth: paths and labels of both."""
     paths, y = photographs()
-    train, test = next(StratifiedKFold(5, shuffle=True, random_state=0).split(paths, y))
+    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(paths, y))
+    train, test = folds[fold]
     return [paths[row] for row in train], y[train], [paths[row] for row in test], y[test]
 
 

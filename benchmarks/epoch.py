@@ -26,9 +26,9 @@ from _common import (
     STD,
     command_line,
     finish,
-    first_fold,
     in_fresh_process,
     lite0,
+    split,
 )
 from torch import nn
 from torchvision.transforms import v2
@@ -44,7 +44,7 @@ def ours(epochs: int) -> list[float]:
     """Give the seconds of each epoch of the stage that trains the last two blocks."""
     from sktransfer import FineTunedImageClassifier
 
-    paths, y, _, _ = first_fold()
+    paths, y, _, _ = split()
     classifier = FineTunedImageClassifier(
         unfreeze=(0, 2), max_epochs=epochs, early_stopping=False, random_state=0
     )
@@ -53,7 +53,7 @@ def ours(epochs: int) -> list[float]:
 
 def plain(kind: str, batch_size: int, epochs: int) -> list[float]:
     """Give the seconds of each epoch of plain torch."""
-    paths, y, _, _ = first_fold()
+    paths, y, _, _ = split()
     prepare = v2.Compose(
         [
             v2.Resize(256, antialias=True),

@@ -1,6 +1,6 @@
 """The fastai of benchmarks/tuning.py: `fine_tune` on the same backbone, pictures and split.
 
-    python benchmarks/peer_fastai.py {fastai,plain}
+    python benchmarks/peer_fastai.py {fastai,plain} FOLD
 
 It runs in an environment of its own, which benchmarks/tuning.py makes.
 """
@@ -11,7 +11,7 @@ import json
 import sys
 
 import numpy as np
-from _common import MEAN, STD, first_fold, lite0, measure
+from _common import MEAN, STD, lite0, measure, split
 from fastai.callback.channelslast import ChannelsLast
 from fastai.vision.all import (
     CategoryBlock,
@@ -72,4 +72,5 @@ class FastaiPeer:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(FastaiPeer(fast=sys.argv[1] == "fastai"), *first_fold())))
+    variant, fold = sys.argv[1:]
+    print(json.dumps(measure(FastaiPeer(fast=variant == "fastai"), *split(int(fold)))))

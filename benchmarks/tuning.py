@@ -1,53 +1,53 @@
 """Fine-tuning against its peers: seconds and accuracy on real photographs.
 
-Fold 0 of the 432 photographs of benchmarks/photographs.py (345 to train on, 87 to test with), and
-always EfficientNet-Lite0 with its ImageNet weights. Each variant runs in a fresh process, one after
-the other, with the same number of threads; seconds are those of fit, with the loading of the model
-and without imports.
+The 432 photographs of benchmarks/photographs.py in five folds, of which fold 0 (345 to train on, 87
+to test with) is the default, and always EfficientNet-Lite0 with its ImageNet weights. Each variant
+runs in a fresh process, one after the other, with the same number of threads; seconds are those of
+fit, with the loading of the model and without imports. Of several folds, medians of the seconds and
+means of the accuracies count.
 
 ours    FineTunedImageClassifier(), its defaults; the first run on a machine, which turns the
         network into a graph, and `again`, a later process that finds that graph
 probe   StandardScaler and LogisticRegression(C=0.03) on frozen embeddings
 loop    the textbook loop in plain torch: 10 epochs of Adam at 1e-3 for the head, then 10 at 1e-4
         for the head and the last three blocks; fresh augmentation, frozen BatchNorm, channels last
-plain   fastai's vision_learner and fine_tune(5, freeze_epochs=3), in an environment of its own
+plain   fastai's vision_learner and fine_tune(5, freeze_epochs=3), in the environment of the peers
         (6 GB), which is made where it is missing
 fastai  the same with the settings that make it fastest: channels last, and train_bn=False
 
 Fails unless ours is more accurate than loop and fastai, 5 times as fast as loop and 8 times as fast
 as fastai; variants that were not asked for are not judged.
 
-    python benchmarks/tuning.py [--variants ours,loop] [--threads 2] [--json PATH]
+    python benchmarks/tuning.py [--variants ours,loop] [--folds 0,1] [--threads 2] [--json PATH]
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-import tomllib
-import venv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from _common import (
     MEAN,
-    ROOT,
     STD,
     ChildError,
     command_line,
     finish,
-    first_fold,
     in_fresh_process,
     lite0,
     make_probe,
     measure,
+    split,
 )
+from _peers import environment_of_peers
 from photographs import photographs
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -138,50 +138,44 @@ class TextbookLoop:
         return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
 
 
-def environment_of_fastai(folder: Path) -> Path:
-    """Install fastai beside the torch that runs this, unless it is there, and return its Python."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    torches = [f"{module.__name__}=={_release(module)}" for module in (torch, torchvision)]
-    packages = ["fastai>=2.8,<2.9", *torches, *project["dependencies"]]
-    python = folder / "bin" / "python"
-    stamp = folder / "installed.txt"
-    if not stamp.is_file() or stamp.read_text().split("\n") != packages:
-        print(f"installing fastai into {folder}", file=sys.stderr)
-        if not python.exists():
-            venv.create(folder, with_pip=True, symlinks=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        stamp.write_text("\n".join(packages))
-    return python
-
-
-def _release(module: Any) -> str:
-    """Drop the local part of a version, such as `+cpu`, which indexes do not know."""
-    return module.__version__.split("+")[0]
-
-
-def run_variant(name: str, peers: Path, threads: int) -> dict:
+def run_variant(name: str, fold: int, threads: int) -> dict:
     """Measure a variant in a fresh process; one that cannot be had says so."""
     try:
         if name in ("fastai", "plain"):
-            python = environment_of_fastai(peers)
-            return in_fresh_process("peer_fastai.py", name, threads=threads, python=python)
+            python = environment_of_peers()
+            arguments = ("peer_fastai.py", name, str(fold))
+            return in_fresh_process(*arguments, threads=threads, python=python)
         if name == "ours":
-            return run_ours(threads)
-        return in_fresh_process("tuning.py", "--variant", name, threads=threads)
+            return run_ours(fold, threads)
+        return in_fresh_process("tuning.py", "--variant", name, str(fold), threads=threads)
     except (ChildError, subprocess.CalledProcessError, OSError) as error:
         return {"missing": str(error)}
 
 
-def run_ours(threads: int) -> dict:
+def run_ours(fold: int, threads: int) -> dict:
     """Measure ours in two processes, of which the second finds what the first has kept."""
+    arguments = ("tuning.py", "--variant", "ours", str(fold))
     with tempfile.TemporaryDirectory() as caches:
         first, again = (
-            in_fresh_process("tuning.py", "--variant", "ours", threads=threads, caches=caches)
-            for _ in range(2)
+            in_fresh_process(*arguments, threads=threads, caches=caches) for _ in range(2)
         )
     if first["accuracy"] != again["accuracy"]:
         raise ChildError(f"ours is {first['accuracy']}, and again {again['accuracy']} accurate")
     return {**first, "again": again["fit_seconds"]}
+
+
+def summarise(found: list[dict]) -> dict:
+    """Put the figures of a variant on all folds together."""
+    missing = [figures["missing"] for figures in found if "missing" in figures]
+    if missing:
+        return {"missing": missing[0]}
+    summary = {
+        key: round(statistics.median(figures[key] for figures in found), 2)
+        for key in ("fit_seconds", "again", "predict_seconds")
+        if key in found[0]
+    }
+    accuracies = [figures["accuracy"] for figures in found]
+    return {**summary, "accuracy": round(statistics.mean(accuracies), 4), "folds": accuracies}
 
 
 def judge(variants: dict[str, dict]) -> list[str]:
@@ -214,21 +208,27 @@ def print_table(variants: dict[str, dict]) -> None:
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--variants", default=",".join(VARIANTS), help="default: %(default)s")
+    parser.add_argument("--folds", default="0", help="default: %(default)s")
     parser.add_argument(
-        "--peers-env", type=Path, default=ROOT / "benchmarks/.peers", help="default: %(default)s"
+        "--variant", nargs=2, metavar=("NAME", "FOLD"), help="measure this, in this process"
     )
-    parser.add_argument("--variant", choices=VARIANTS[:3], help="measure this one, in this process")
     options = parser.parse_args()
     if options.variant:
-        estimator = {"ours": ours, "probe": make_probe, "loop": TextbookLoop}[options.variant]()
-        print(json.dumps(measure(estimator, *first_fold())))
+        name, fold = options.variant
+        estimator = {"ours": ours, "probe": make_probe, "loop": TextbookLoop}[name]()
+        print(json.dumps(measure(estimator, *split(int(fold)))))
         return
     names = options.variants.split(",")
     if unknown := set(names) - set(VARIANTS):
         parser.error(f"Got {sorted(unknown)} among --variants, but there are only {VARIANTS}")
     for path in photographs()[0]:
         Path(path).read_bytes()  # or the first variant would pay for a cold disk
-    variants = {name: run_variant(name, options.peers_env, options.threads) for name in names}
+    folds = [int(fold) for fold in options.folds.split(",")]
+    found = {name: [] for name in names}
+    for fold, (name, figures) in itertools.product(folds, found.items()):
+        figures.append(run_variant(name, fold, options.threads))
+        print(fold, name, figures[-1], file=sys.stderr)
+    variants = {name: summarise(figures) for name, figures in found.items()}
     failures = judge(variants)
     print_table(variants)
     finish({"threads": options.threads, "variants": variants}, failures, options.json)

@@ -142,17 +142,17 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 
 def resolve_threads(n_jobs: int | None) -> int:
-    """Find the number of threads that decode pictures.
+    """Find the number of threads that read pictures, and on a CPU run the network too.
 
     Parameters
     ----------
     n_jobs : int or None
-        As in joblib, -1 for one a core; `None` is one for every two cores, since the network
-        keeps the cores busy too, and a single one inside a worker of a parallel search.
+        As in joblib, -1 for one a core; `None` is one for each thread that torch may use, and a
+        single one inside a worker of a parallel search.
     """
     if n_jobs is None:
         worker = multiprocessing.parent_process() is not None
-        return 1 if worker else max(1, joblib.cpu_count() // 2)
+        return 1 if worker else torch.get_num_threads()
     return max(1, joblib.effective_n_jobs(n_jobs))
 
 

@@ -23,7 +23,7 @@ ENGINES = ("torch", "openvino")
 # Pictures of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
 # accelerator wants many at once, and halves the batch where its memory ends. OpenVINO takes them
 # one by one, and a larger batch only lets it wait less often.
-_CPU_BATCH = 8
+_CPU_BATCH = 4
 _OPENVINO_BATCH = 32
 _ACCELERATOR_BATCH = 256
 
@@ -37,6 +37,8 @@ class FrozenEngine(Protocol):
     name: str
     alone: bool
     """Whether no bit of an embedding can depend on the company in which the picture came."""
+    side_by_side: bool
+    """Whether it computes on the thread that calls it, and several may at once."""
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
@@ -98,6 +100,7 @@ def create_engine(
     device: torch.device,
     precision: torch.dtype,
     key: bytes,
+    known: bool = True,
 ) -> FrozenEngine:
     """Make an engine that `choose_engine` has chosen.
 
@@ -111,6 +114,8 @@ def create_engine(
     precision : torch.dtype
     key : bytes
         Identifies what prefix and preprocessing compute.
+    known : bool
+        Whether the network is one of the libraries'.
 
     Raises
     ------
@@ -121,7 +126,7 @@ def create_engine(
     """
     if engine == "openvino":
         return OpenVINOEngine(prefix, preprocessing, precision, key)
-    return TorchEngine(prefix, preprocessing, device, precision)
+    return TorchEngine(prefix, preprocessing, device, precision, known=known)
 
 
 def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "torch") -> int:
@@ -130,7 +135,7 @@ def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "
     Examples
     --------
     >>> auto_batch_size(torch.device("cpu"), (224, 224))
-    8
+    4
     """
     on_cpu = _OPENVINO_BATCH if engine == "openvino" else _CPU_BATCH
     at_224 = on_cpu if device.type == "cpu" else _ACCELERATOR_BATCH
@@ -149,6 +154,9 @@ class TorchEngine:
     device : torch.device
     precision : torch.dtype
         float32, or bfloat16 or float16 for autocast.
+    known : bool
+        Whether the network is one of the libraries': what a user's module does on several threads
+        at once, nobody knows.
     """
 
     name = "torch"
@@ -160,10 +168,13 @@ class TorchEngine:
         preprocessing: Preprocessing,
         device: torch.device,
         precision: torch.dtype,
+        *,
+        known: bool = True,
     ) -> None:
         self._prefix = prefix if device.type == "cpu" else copy.deepcopy(prefix).to(device)
         self._preprocessing = preprocessing
         self._device, self._precision = device, precision
+        self.side_by_side = device.type == "cpu" and known
         if device.type == "cpu":
             keep_pages()
         self._most: int | None = None

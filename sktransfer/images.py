@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeVar, overload
 
@@ -82,7 +83,19 @@ class Pictures(Sequence[np.ndarray]):
         """
         if isinstance(row, slice):
             return self.take(range(len(self))[row])
-        return self._apply(decoding.decode, row)
+        return self.decode(row)
+
+    def decode(self, row: int, side: int | None = None) -> np.ndarray:
+        """Decode one picture, as indexing does, or only as large as its use needs.
+
+        Parameters
+        ----------
+        row : int
+        side : int or None
+            Length of the shorter side to which it will be resized; the picture may come with
+            fewer pixels than it has, but not with so few. None gives all of them.
+        """
+        return self._apply(partial(decoding.decode, side=side), row)
 
     def fingerprint(self, row: int) -> bytes:
         """Identify the content of one picture, for a cache.

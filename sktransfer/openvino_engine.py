@@ -63,6 +63,7 @@ class OpenVINOEngine:
 
     name = "openvino"
     alone = True
+    side_by_side = False
 
     def __init__(
         self,

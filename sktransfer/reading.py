@@ -1,4 +1,4 @@
-"""Reading pictures on threads: rows -> batches of pixels, ahead of whoever consumes them.
+"""Reading pictures on threads: rows -> batches of pixels, or what an engine makes of them.
 
 Shapes: N pictures of H x W pixels.
 """
@@ -6,9 +6,12 @@ Shapes: N pictures of H x W pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from sktransfer._errors import PictureError
@@ -16,6 +19,9 @@ from sktransfer.views import Views
 
 # Batches that are read ahead of the one that is consumed.
 _AHEAD = 3
+
+_Begun = TypeVar("_Begun")
+_Done = TypeVar("_Done")
 
 
 class Faults:
@@ -55,8 +61,11 @@ class Faults:
 
 
 class PictureReader:
-    """Decodes and prepares pictures on threads, ahead of the engine that consumes them.
+    """Decodes and prepares pictures on threads.
 
+    Where the engine has threads or processors of its own, pictures are read ahead of it (`read`).
+    Otherwise each thread reads a batch and sends it through the engine (`map`): no core waits for
+    another, and never do more threads want a core than there are.
     Memory holds a few batches, however many pictures there are.
 
     Parameters
@@ -80,35 +89,56 @@ class PictureReader:
 
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield the same for batches that are made already."""
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sktransfer-read")
-        waiting = iter(batches)
-        ahead: deque[_Batch] = deque()
-        try:
-            while True:
-                while len(ahead) < _AHEAD and (rows := next(waiting, None)) is not None:
-                    ahead.append(self._submit(pool, rows))
-                if not ahead:
-                    return
-                batch_rows, batch = self._finish(*ahead.popleft())
-                if batch_rows:
-                    yield batch_rows, batch
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with _pool(self._threads) as pool:
+            reads = (self._submit(pool, rows) for rows in batches)
+            for rows, pixels in _ahead(reads, _AHEAD, self._finish):
+                if rows:
+                    yield rows, pixels
+
+    def map(
+        self,
+        function: Callable[[torch.Tensor], np.ndarray],
+        batches: Iterable[Sequence[int]],
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield the readable rows and what a function makes of their pixels, in order.
+
+        The function is called on several threads at once, on each of which torch computes alone.
+        """
+
+        def work(rows: Sequence[int]) -> _Mapped:
+            pixels, errors = self._empty(len(rows)), dict[int, PictureError]()
+            for slot, row in enumerate(rows):
+                try:
+                    self._read_into(pixels[slot], row)
+                except PictureError as error:
+                    errors[row] = error
+            good = [slot for slot, row in enumerate(rows) if row not in errors]
+            pixels = pixels if not errors else pixels[good]
+            return [rows[slot] for slot in good], function(pixels) if good else None, errors
+
+        with _pool(self._threads) as pool:
+            futures = (pool.submit(work, rows) for rows in batches)
+            for rows, values, errors in _ahead(futures, 2 * self._threads, Future.result):
+                for row, error in errors.items():
+                    self._faults.add(row, error)
+                if values is not None:
+                    yield rows, values
 
     def _submit(self, pool: ThreadPoolExecutor, rows: Sequence[int]) -> _Batch:
-        crop = self._views.preprocessing.crop
-        pixels = torch.empty((len(rows), *crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        slots = enumerate(rows)
+        pixels, slots = self._empty(len(rows)), enumerate(rows)
         return [
             (row, pool.submit(self._read_into, pixels[slot], row)) for slot, row in slots
         ], pixels
 
+    def _empty(self, count: int) -> torch.Tensor:
+        crop = self._views.preprocessing.crop
+        return torch.empty((count, *crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
     def _read_into(self, slot: torch.Tensor, row: int) -> None:
         slot.copy_(self._views.prepare(row))
 
-    def _finish(
-        self, reads: list[tuple[int, Future[None]]], pixels: torch.Tensor
-    ) -> tuple[list[int], torch.Tensor]:
+    def _finish(self, batch: _Batch) -> tuple[list[int], torch.Tensor]:
+        reads, pixels = batch
         good = []
         for slot, (row, read) in enumerate(reads):
             try:
@@ -116,8 +146,34 @@ class PictureReader:
                 good.append(slot)
             except PictureError as error:
                 self._faults.add(row, error)
-        batch = pixels if len(good) == len(reads) else pixels[good]
-        return [reads[slot][0] for slot in good], batch
+        pixels = pixels if len(good) == len(reads) else pixels[good]
+        return [reads[slot][0] for slot in good], pixels
 
 
 _Batch = tuple[list[tuple[int, Future[None]]], torch.Tensor]
+_Mapped = tuple[list[int], np.ndarray | None, dict[int, PictureError]]
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Open a pool of threads, on each of which torch computes without the help of others."""
+    of_torch = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "sktransfer-read", torch.set_num_threads, (1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(of_torch)  # for threads to come; this one has kept it
+
+
+def _ahead(
+    begun: Iterator[_Begun], count: int, finish: Callable[[_Begun], _Done]
+) -> Iterator[_Done]:
+    """Keep some tasks begun ahead of the one whose result is taken."""
+    waiting: deque[_Begun] = deque()
+    while True:
+        while len(waiting) < count and (task := next(begun, None)) is not None:
+            waiting.append(task)
+        if not waiting:
+            return
+        yield finish(waiting.popleft())

@@ -125,6 +125,11 @@ class Preprocessing:
         """
         return self.cropped(self.resized(picture))
 
+    @property
+    def side(self) -> int:
+        """The length, in pixels, that no side of a resized picture falls short of."""
+        return self.resize if isinstance(self.resize, int) else max(self.resize)
+
     def resized(self, picture: np.ndarray) -> torch.Tensor:
         """Resize one picture, (H, W, 3) as `prepare` takes it, and cut nothing away.
 

@@ -149,7 +149,8 @@ class Views:
         return source.result()
 
     def _read(self, row: int) -> _Source:
-        picture = self.preprocessing.resized(self.pictures[row])
+        pixels = self.pictures.decode(row, self.preprocessing.side)
+        picture = self.preprocessing.resized(pixels)
         if self._augmentation is None:
             return picture, b""
         return picture, hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest()

@@ -66,7 +66,7 @@ def test_precision_follows_the_device(machine):
 
 
 def test_threads(monkeypatch):
-    monkeypatch.setattr(_config.joblib, "cpu_count", lambda: 8)
+    monkeypatch.setattr(_config.torch, "get_num_threads", lambda: 4)
     assert resolve_threads(None) == 4
     assert resolve_threads(3) == 3
     assert resolve_threads(-1) >= 1

@@ -183,6 +183,27 @@ def test_jpeg_equals_pillow(tmp_path):
         np.testing.assert_array_equal(decode(str(path)), np.asarray(opened))
 
 
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [(20, (80, 60)), (30, (80, 60)), (31, (160, 120)), (121, (320, 240)), (500, (320, 240))],
+)
+def test_a_jpeg_is_decoded_no_larger_than_it_will_be_used(side, size):
+    smooth = Image.fromarray(RGB).resize((320, 240), Image.Resampling.BICUBIC)
+    got = decode(encoded(smooth, "JPEG"), side=side)
+    assert got.shape == (size[1], size[0], 3)
+    expected = np.asarray(smooth.resize(size, Image.Resampling.BOX), dtype=float)
+    assert abs(got - expected).mean() < 4
+    assert decode(encoded(smooth, "PNG"), side=side).shape == (240, 320, 3)
+
+
+def test_a_jpeg_that_is_decoded_smaller_stands_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).resize((320, 240)).save(buffer, "JPEG", exif=exif)
+    assert decode(buffer.getvalue(), side=30).shape == (80, 60, 3)
+
+
 @pytest.mark.parametrize("file_type", ["PNG", "JPEG", "GIF", "BMP", "TIFF"])
 def test_truncated(file_type, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -93,3 +93,61 @@ def test_errors_of_a_dataset_name_the_row():
 
     with pytest.raises(PictureError, match=r"row 0 .*cannot read it: KeyError\('label'\)"):
         list(reader(Failing()).batches(range(4), 2))
+
+
+def test_mapping_gives_results_in_order_and_each_thread_computes_alone():
+    dataset, of_torch, seen = Watched(), torch.get_num_threads(), set()
+
+    def total(pixels):
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        time.sleep(0.01 * (len(pixels) == 2))
+        return pixels.double().sum((1, 2, 3)).numpy()
+
+    mapped = list(reader(dataset, threads=2).map(total, [[3, 1], [2, 30], [4], [7, 5], [6]]))
+    assert [rows for rows, _ in mapped] == [[3, 1], [2, 30], [4], [7, 5], [6]]
+    for rows, values in mapped:
+        prepared = [PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])) for row in rows]
+        assert values.tolist() == [float(picture.double().sum()) for picture in prepared]
+    assert {threads for _, threads in seen} == {1}
+    assert len(seen) == 2
+    assert torch.get_num_threads() == of_torch
+
+
+def test_mapping_runs_batches_side_by_side():
+    together = threading.Barrier(2, timeout=20)
+
+    def meet(pixels):
+        together.wait()
+        return np.zeros(len(pixels))
+
+    assert len(list(reader(Watched(), threads=2).map(meet, [[0], [1], [2], [3]]))) == 4
+
+
+def test_mapping_reads_only_a_few_batches_ahead_and_leaves_no_threads():
+    dataset = Watched()
+    mapped = reader(dataset).map(lambda pixels: np.zeros(len(pixels)), [[n] for n in range(40)])
+    next(mapped)
+    time.sleep(0.05)
+    assert dataset.read <= 1 + 2 * 2
+    mapped.close()
+    assert not [thread for thread in threading.enumerate() if "sktransfer" in thread.name]
+
+
+def test_mapping_leaves_broken_pictures_out_or_ends():
+    faults, sizes = Faults("nan"), []
+
+    def measure(pixels):
+        sizes.append(len(pixels))
+        return np.zeros(len(pixels))
+
+    dataset = as_pictures(Watched(broken=[5, 8, 9]))
+    mapped = PictureReader(Views(dataset, PREPROCESSING), 1, faults).map(
+        measure, [[4, 5, 6], [8, 9], [10]]
+    )
+    assert [rows for rows, _ in mapped] == [[4, 6], [10]]
+    assert sizes == [2, 1]
+    assert [error.row for error in faults.sorted()] == [5, 8, 9]
+    ending = reader(Watched(broken=[5])).map(measure, [[0, 1], [4, 5], [6]])
+    assert next(ending)[0] == [0, 1]
+    with pytest.raises(PictureError, match=r"Picture in row 5 \(nowhere\.png\)"):
+        next(ending)

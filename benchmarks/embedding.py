@@ -1,0 +1,156 @@
+"""Embedding pictures: against the peers, and against what the machine can do at most.
+
+The 432 photographs of benchmarks/photographs.py, from file to embedding, with EfficientNet-Lite0 at
+224 x 224 and its ImageNet weights. In each round every variant runs in a fresh process, one after
+the other, on the same number of cores; what counts is the second pass over the pictures in that
+process. Figures are medians over the rounds. Before a speed counts, the embeddings are compared
+with those of plain eager torch.
+
+ours      PretrainedFeatureExtractor(cache=None), as the extra [cpu] installs it: OpenVINO
+torch     the same with engine="torch", which is all that the plain install has
+loop      a DataLoader and a loop in plain torch, as tutorials have it: batches of 32
+tuned     the same loop with the best that could be found for it: channels last, batches of 4
+embetter  ImageLoader and TimmEncoder, with its network in evaluation mode and without gradients
+fastai    get_preds, channels last
+forward   OpenVINO alone, at its best batch, on pixels that lie in memory
+limit     what these cores could do if all they did was to decode, prepare and run OpenVINO: their
+          number, divided by the CPU seconds that a picture takes for both
+
+embetter and fastai read copies of the photographs that have no transparency, which they would put
+on black. thingsvision is asked for, too, and reported as missing where it does not install.
+
+Fails unless ours is 5 times and torch 3 times as fast as the best of embetter, fastai,
+thingsvision and loop, and ours at least 0.95 times the limit.
+
+    python benchmarks/embedding.py [--variants ours,limit] [--rounds 3] [--threads 2] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import ChildError, command_line, finish, in_fresh_process
+from _peers import environment_of_peers, why_missing
+from photographs import photographs
+from PIL import Image
+
+from sktransfer.decoding import decode
+
+OWN = ["ours", "torch", "loop", "tuned", "forward", "limit"]
+PEERS = ["embetter", "fastai", "thingsvision"]
+# Pictures a second, of which a peer is the best.
+JUDGED = [*PEERS, "loop"]
+# Least cosine with plain eager torch; the median one for peers, which resize in ways of their own.
+LIKENESS, LIKENESS_OF_PEERS = 0.9999, 0.99
+BARS = {"ours": 5, "torch": 3}
+OF_THE_LIMIT = 0.95
+
+
+def opaque_copies(paths: list[str], folder: Path) -> list[str]:
+    """Save the photographs on white."""
+    copies = [folder / f"{number:03}.png" for number in range(len(paths))]
+    for path, copy in zip(paths, copies, strict=True):
+        Image.fromarray(decode(path)).save(copy)
+    return [str(copy) for copy in copies]
+
+
+def run_variant(name: str, folder: Path, threads: int) -> dict:
+    """Measure a variant in a fresh process; its embeddings go into a file of the folder."""
+    if name == "thingsvision":
+        raise ChildError(why_missing("thingsvision>=2.7"))
+    python = environment_of_peers() if name in PEERS else Path(sys.executable)
+    script = "peer_embedding.py" if name in PEERS else "own_embedding.py"
+    return in_fresh_process(script, name, str(folder), threads=threads, python=python)
+
+
+def likeness(name: str, one: np.ndarray, other: np.ndarray) -> float:
+    """Compare embeddings by their cosines; ends the run where they are not the same."""
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosines = (one * other).sum(1) / lengths
+    found = float(np.median(cosines) if name in PEERS else cosines.min())
+    if not found >= (LIKENESS_OF_PEERS if name in PEERS else LIKENESS):
+        sys.exit(f"{name} embeds something else: the cosine is {found}")
+    return round(found, 6)
+
+
+def measure_rounds(names: list[str], rounds: int, threads: int) -> dict[str, dict]:
+    """Give the figures of each variant in every round."""
+    variants: dict[str, dict[str, Any]] = {name: {} for name in names}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = photographs()[0]
+        (folder / "originals.txt").write_text("\n".join(paths))
+        (folder / "opaque.txt").write_text("\n".join(opaque_copies(paths, folder)))
+        run_variant("loop", folder, threads)  # what all others are compared with
+        expected = np.load(folder / "loop.npy")
+        for _ in range(rounds):
+            for name, figures in variants.items():
+                if "missing" in figures:
+                    continue
+                try:
+                    found = run_variant(name, folder, threads)
+                except (ChildError, subprocess.CalledProcessError, OSError) as error:
+                    figures["missing"] = str(error)
+                    continue
+                if name != "limit":
+                    embeddings = np.load(folder / f"{name}.npy")
+                    figures["cosine"] = likeness(name, embeddings, expected)
+                for key, value in found.items():
+                    figures.setdefault(key, []).append(value)
+    return variants
+
+
+def judge(variants: dict[str, dict]) -> list[str]:
+    """Add medians and ratios, and name the bars that were missed."""
+    missing = {name: v["missing"] for name, v in variants.items() if "missing" in v}
+    failures = [f"{name} is missing: {reason}" for name, reason in missing.items()]
+    present = {name: v for name, v in variants.items() if name not in missing}
+    for figures in present.values():
+        figures["median"] = round(statistics.median(figures["pictures_per_second"]), 1)
+    best = max((present[name]["median"] for name in JUDGED if name in present), default=None)
+    for figures in present.values():
+        if best:
+            figures["times_best_peer"] = round(figures["median"] / best, 2)
+        if "limit" in present:
+            figures["of_the_limit"] = round(figures["median"] / present["limit"]["median"], 3)
+    for name, bar in BARS.items():
+        times = present.get(name, {}).get("times_best_peer", bar)
+        if times < bar:
+            failures.append(f"{name} is {times} times as fast as the best peer, not {bar} times")
+    share = present.get("ours", {}).get("of_the_limit", OF_THE_LIMIT)
+    if share < OF_THE_LIMIT:
+        failures.append(f"ours reaches {share} of the limit, not {OF_THE_LIMIT}")
+    return failures
+
+
+def print_table(variants: dict[str, dict]) -> None:
+    columns = {"median": 11, "times_best_peer": 17, "of_the_limit": 14, "cosine": 10}
+    print("pictures/s" + "".join(f"{name:>{width}}" for name, width in columns.items()))
+    for name, figures in variants.items():
+        cells = [f"{figures.get(column, '-'):>{width}}" for column, width in columns.items()]
+        print(f"{name:12}" + ("missing" if "missing" in figures else "".join(cells)[2:]))
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    everything = [*OWN, *PEERS]
+    parser.add_argument("--variants", default=",".join(everything), help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    options = parser.parse_args()
+    names = options.variants.split(",")
+    if unknown := set(names) - set(everything):
+        parser.error(f"Got {sorted(unknown)} among --variants, but there are only {everything}")
+    variants = measure_rounds(names, options.rounds, options.threads)
+    failures = judge(variants)
+    print_table(variants)
+    finish({"threads": options.threads, "variants": variants}, failures, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The engines on other networks: never far behind the better of eager torch and raw OpenVINO.
+
+Six networks of torchvision with random weights, 128 pictures of 224 x 224 that lie in memory. Each
+variant runs in a fresh process, one after the other, on the same number of cores; figures are
+pictures a second.
+
+ours      PretrainedFeatureExtractor(cache=None), from uint8 arrays to embeddings
+eager     plain torch on normalised float tensors, at the best of two layouts and three batch sizes
+openvino  OpenVINO itself on normalised float tensors, at the best of three batch sizes
+
+The embeddings have to be the same: cosine at least 0.9999. Fails unless ours has, with each
+network, at least 0.95 times the speed of the better of both.
+
+    python benchmarks/networks.py [--networks resnet50,vgg16] [--threads 2] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from _common import command_line, finish, in_fresh_process
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.backbones import load_backbone
+from sktransfer.split import FrozenPrefix
+
+NETWORKS = [
+    "resnet50",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "vgg16",
+    "convnext_tiny",
+    "vit_b_16",
+]
+VARIANTS = ["ours", "eager", "openvino"]
+SHARE, LIKENESS = 0.95, 0.9999
+PICTURES, TRIED = 128, 32
+BATCHES = (1, 4, 16)
+
+
+def pictures() -> np.ndarray:
+    """Make squares of random colours: what a picture shows does not change how long it takes."""
+    colours = np.random.default_rng(0).integers(0, 256, (PICTURES, 28, 28, 3))
+    return colours.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
+
+
+def prepared(name: str) -> tuple[FrozenPrefix, torch.Tensor]:
+    """Give the network up to its embedding, and the pictures as it takes them."""
+    backbone = load_backbone(name, None)
+    pixels = torch.from_numpy(pictures()).permute(0, 3, 1, 2)
+    return FrozenPrefix(backbone.anatomy), backbone.preprocessing.normalize(pixels)
+
+
+def time_best(runs: dict[str, Callable[[torch.Tensor], np.ndarray]], x: torch.Tensor) -> dict:
+    """Time the run that is fastest on a few pictures, on all of them."""
+    seconds = {}
+    for name, run in runs.items():
+        run(x[:TRIED])
+        start = time.perf_counter()
+        run(x[:TRIED])
+        seconds[name] = time.perf_counter() - start
+    best = min(seconds, key=seconds.__getitem__)
+    start = time.perf_counter()
+    embeddings = runs[best](x)
+    return {"seconds": time.perf_counter() - start, "best": best, "embeddings": embeddings}
+
+
+def ours(name: str) -> dict:
+    """Time the second pass of the extractor, from pixels to embeddings."""
+    extractor = PretrainedFeatureExtractor(name, weights=None, image_size=(224, 224), cache=None)
+    images = pictures()
+    extractor.fit_transform(images)
+    start = time.perf_counter()
+    embeddings = extractor.transform(images)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "best": extractor.engine_, "embeddings": embeddings}
+
+
+def eager(name: str) -> dict:
+    """Time plain torch."""
+    net, x = prepared(name)
+
+    def runner(size: int, layout: torch.memory_format) -> Callable[[torch.Tensor], np.ndarray]:
+        @torch.inference_mode()
+        def run(x: torch.Tensor) -> np.ndarray:
+            net.to(memory_format=layout)
+            batches = (batch.contiguous(memory_format=layout) for batch in x.split(size))
+            return np.concatenate([net(batch).numpy() for batch in batches])
+
+        return run
+
+    layouts = {"": torch.contiguous_format, ", channels last": torch.channels_last}
+    return time_best(
+        {
+            f"batch {size}{suffix}": runner(size, layout)
+            for suffix, layout in layouts.items()
+            for size in BATCHES
+        },
+        x,
+    )
+
+
+def openvino(name: str) -> dict:
+    """Time OpenVINO itself."""
+    from _openvino import raw_openvino
+
+    net, x = prepared(name)
+    return time_best({f"batch {size}": raw_openvino(net, x[:size]) for size in BATCHES}, x)
+
+
+def measure(variant: str, name: str, folder: Path) -> None:
+    """Measure in this process; the embeddings go into a file."""
+    found = {"ours": ours, "eager": eager, "openvino": openvino}[variant](name)
+    np.save(folder / f"{variant}.npy", found.pop("embeddings"))
+    speed = round(PICTURES / found.pop("seconds"), 2)
+    print(json.dumps({"pictures_per_second": speed, **found}))
+
+
+def compare(name: str, threads: int) -> dict:
+    """Measure all variants of a network, and make sure that they embed the same."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in VARIANTS:
+            arguments = ("--measure", variant, name, folder)
+            figures[variant] = in_fresh_process("networks.py", *arguments, threads=threads)
+        one, *others = (np.load(Path(folder) / f"{variant}.npy") for variant in VARIANTS)
+    for other in others:
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        likeness = float(((one * other).sum(1) / lengths).min())
+        if not likeness >= LIKENESS:
+            sys.exit(f"{name}: the embeddings differ, the cosine is {likeness}")
+    best = max(figures[variant]["pictures_per_second"] for variant in VARIANTS[1:])
+    return {**figures, "share": round(figures["ours"]["pictures_per_second"] / best, 3)}
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
+    parser.add_argument("--measure", nargs=3, metavar=("VARIANT", "NETWORK", "FOLDER"))
+    options = parser.parse_args()
+    if options.measure:
+        variant, name, folder = options.measure
+        measure(variant, name, Path(folder))
+        return
+    result, failures = {}, []
+    print(f"{'':20}{'ours':>8}{'eager':>8}{'openvino':>10}{'share':>8}")
+    for name in options.networks.split(","):
+        figures = result[name] = compare(name, options.threads)
+        speeds = [figures[variant]["pictures_per_second"] for variant in VARIANTS]
+        print(f"{name:20}{speeds[0]:8.1f}{speeds[1]:8.1f}{speeds[2]:10.1f}{figures['share']:8.2f}")
+        if figures["share"] < SHARE:
+            failures.append(f"{name}: {figures['share']} of the better of both, not {SHARE}")
+    finish({"threads": options.threads, "networks": result}, failures, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The variants of benchmarks/embedding.py that need no other environment, each by itself.
+
+python benchmarks/own_embedding.py {ours,torch,loop,tuned,forward,limit} FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from _common import MEAN, STD, lite0
+from torch import nn
+from torchvision.transforms import InterpolationMode, v2
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.backbones import load_backbone
+from sktransfer.decoding import decode
+
+Embed = Callable[[list[str]], np.ndarray]
+
+
+class Photographs(torch.utils.data.Dataset):
+    """Pictures as the weights expect them."""
+
+    def __init__(self, paths: list[str]) -> None:
+        resize = v2.Resize(256, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        self.paths, self.transform = paths, v2.Compose([resize, v2.CenterCrop(224), *scale])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return self.transform(torch.from_numpy(decode(self.paths[row])).permute(2, 0, 1))
+
+
+def headless() -> nn.Module:
+    """Build the backbone of all variants, up to the embedding."""
+    net = lite0().eval().requires_grad_(False)
+    net.fc = nn.Identity()
+    return net
+
+
+def loop(batch_size: int, layout: torch.memory_format) -> Embed:
+    """Make a plain loop, without workers: on two cores, they only get in its way."""
+    net = headless().to(memory_format=layout)
+
+    @torch.inference_mode()
+    def embed(paths: list[str]) -> np.ndarray:
+        batches = torch.utils.data.DataLoader(Photographs(paths), batch_size)
+        return np.concatenate([net(x.contiguous(memory_format=layout)).numpy() for x in batches])
+
+    return embed
+
+
+VARIANTS: dict[str, Callable[[], Embed]] = {
+    "ours": lambda: PretrainedFeatureExtractor(cache=None).fit_transform,
+    "torch": lambda: PretrainedFeatureExtractor(cache=None, engine="torch").fit_transform,
+    "loop": lambda: loop(32, torch.contiguous_format),
+    "tuned": lambda: loop(4, torch.channels_last),
+}
+
+
+def time_embedding(embed: Embed, paths: list[str]) -> tuple[np.ndarray, dict]:
+    """Time the second pass."""
+    embed(paths)
+    start = time.perf_counter()
+    embeddings = embed(paths)
+    return embeddings, {"pictures_per_second": len(paths) / (time.perf_counter() - start)}
+
+
+def time_forward(paths: list[str]) -> tuple[np.ndarray, dict]:
+    """Run OpenVINO alone, at the best of a few batch sizes: also CPU seconds for a picture."""
+    from _openvino import raw_openvino
+
+    pixels = torch.stack([Photographs(paths)[row] for row in range(len(paths))])
+    best: dict[str, float] = {"pictures_per_second": 0.0}
+    for batch_size in (1, 2, 4, 8):
+        run = raw_openvino(headless(), pixels[:batch_size])
+        run(pixels[:64])
+        start, cpu = time.perf_counter(), time.process_time()
+        embeddings = run(pixels)
+        speed = len(paths) / (time.perf_counter() - start)
+        if speed > best["pictures_per_second"]:
+            spent = (time.process_time() - cpu) / len(paths)
+            best = {"pictures_per_second": speed, "batch_size": batch_size, "cpu_seconds": spent}
+    return embeddings, best
+
+
+def time_preparing(paths: list[str]) -> float:
+    """Give the CPU seconds in which one thread decodes and prepares a picture."""
+    preprocessing = load_backbone("efficientnet_lite0").preprocessing
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for timed in (False, True):
+        cpu = time.process_time()
+        for path in paths if timed else paths[:64]:
+            preprocessing.prepare(decode(path))
+    torch.set_num_threads(threads)
+    return (time.process_time() - cpu) / len(paths)
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    paths = (folder / "originals.txt").read_text().split("\n")
+    if name in ("forward", "limit"):
+        preparing = time_preparing(paths)
+        embeddings, figures = time_forward(paths)
+        if name == "limit":
+            spent = preparing + figures["cpu_seconds"]
+            cores = min(torch.get_num_threads(), os.cpu_count() or 1)
+            figures = {"pictures_per_second": cores / spent, "preparing_cpu_seconds": preparing}
+    else:
+        embeddings, figures = time_embedding(VARIANTS[name](), paths)
+    np.save(folder / f"{name}.npy", embeddings)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
