@@ -71,6 +71,11 @@ def measure(estimator: Any, X: Any, y: np.ndarray, X_test: Any, y_test: np.ndarr
     }
 
 
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Compare embeddings, row by row."""
+    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
 def command_line(description: str) -> argparse.ArgumentParser:
     """Begin a parser with the options that all of these benchmarks have."""
     parser = argparse.ArgumentParser(

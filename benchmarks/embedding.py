@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import ChildError, command_line, finish, in_fresh_process
+from _common import ChildError, command_line, cosines, finish, in_fresh_process
 from _peers import environment_of_peers, why_missing
 from photographs import photographs
 from PIL import Image
@@ -71,9 +71,7 @@ def run_variant(name: str, folder: Path, threads: int) -> dict:
 
 def likeness(name: str, one: np.ndarray, other: np.ndarray) -> float:
     """Compare embeddings by their cosines; ends the run where they are not the same."""
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines = (one * other).sum(1) / lengths
-    found = float(np.median(cosines) if name in PEERS else cosines.min())
+    found = float((np.median if name in PEERS else np.min)(cosines(one, other)))
     if not found >= (LIKENESS_OF_PEERS if name in PEERS else LIKENESS):
         sys.exit(f"{name} embeds something else: the cosine is {found}")
     return round(found, 6)

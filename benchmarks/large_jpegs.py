@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _common import command_line, finish, in_fresh_process
+from _common import command_line, cosines, finish, in_fresh_process
 from photographs import photographs
 from PIL import Image
 
@@ -74,8 +74,7 @@ def main() -> None:
             figures = in_fresh_process("large_jpegs.py", *arguments, threads=options.threads)
             result[variant] = figures["pictures_per_second"]
         one, other = (np.load(Path(name) / f"{variant}.npy") for variant in ("ours", "full"))
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    result["cosine"] = round(float(((one * other).sum(1) / lengths).min()), 5)
+    result["cosine"] = round(float(cosines(one, other).min()), 5)
     if result["cosine"] < LIKENESS:
         sys.exit(f"the embeddings differ: the cosine is {result['cosine']}")
     result["times"] = round(result["ours"] / result["full"], 2)

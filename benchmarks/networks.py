@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import command_line, finish, in_fresh_process
+from _common import command_line, cosines, finish, in_fresh_process
 
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones import load_backbone
@@ -132,8 +132,7 @@ def compare(name: str, threads: int) -> dict:
             figures[variant] = in_fresh_process("networks.py", *arguments, threads=threads)
         one, *others = (np.load(Path(folder) / f"{variant}.npy") for variant in VARIANTS)
     for other in others:
-        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-        likeness = float(((one * other).sum(1) / lengths).min())
+        likeness = float(cosines(one, other).min())
         if not likeness >= LIKENESS:
             sys.exit(f"{name}: the embeddings differ, the cosine is {likeness}")
     best = max(figures[variant]["pictures_per_second"] for variant in VARIANTS[1:])

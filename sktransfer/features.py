@@ -161,7 +161,10 @@ def embed(
     n_pictures = n_pictures or len(views)
     device, store = machine.device, machine.store
     name = engine_name(recipe, machine, n_pictures)
-    batch_size = batch_size or auto_batch_size(device, recipe.preprocessing.crop, name)
+    if batch_size is None:
+        batch_size = auto_batch_size(device, recipe.preprocessing.crop, name)
+        if device.type == "cuda":  # no thread is to be without a batch
+            batch_size = min(batch_size, math.ceil(n_pictures / machine.threads))
     faults = Faults(on_error)
     rows, keys = list(range(len(views))), list[bytes]()
     if store is not None:
@@ -183,7 +186,8 @@ def embed(
             items = ([rows[place] for place in claim] for claim in claims)
             batches = (batch for claim in items for batch in chunks(claim, batch_size))
             reader = PictureReader(views, machine.threads, faults)
-            if runner.side_by_side and n_pictures > batch_size:
+            # Few pictures are ready sooner where all cores work on each; the bits may be others.
+            if runner.side_by_side and (steady or n_pictures > batch_size):
                 done = reader.map(run, batches)
             else:
                 done = ((read, run(batch)) for read, batch in reader.read(batches))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sktransfer._config import training_precision
 from sktransfer.backbones import Backbone
 from sktransfer.engines import auto_batch_size
 from sktransfer.features import Recipe, embed, engine_for, map_shape, output_width, recipe_at
@@ -65,8 +66,7 @@ class Network:
             shapes,
             self.dropout,
             self.learn_statistics,
-            # float16 would lose small gradients.
-            torch.bfloat16 if machine.precision == torch.bfloat16 else torch.float32,
+            training_precision(machine.precision, machine.device),
         )
         return suffix.to(machine.device).to(memory_format=torch.channels_last)
 

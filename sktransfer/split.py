@@ -186,7 +186,7 @@ class TrainedSuffix(nn.Module):
         Whether BatchNorm of trained blocks normalises by the batch and moves its statistics;
         otherwise it keeps those that it has.
     precision : torch.dtype
-        float32, or bfloat16 for mixed precision.
+        float32, or bfloat16 for mixed precision while training.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class TrainedSuffix(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map activations at the boundary, (N, ...), to logits (N, K), float32."""
-        with autocast(x.device, self.precision):
+        with autocast(x.device, self.precision if self.training else torch.float32):
             return self.head(self.dropout(self.embed(x))).float()
 
     @property

@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from sktransfer import _config
-from sktransfer._config import resolve_device, resolve_precision, resolve_threads
+from sktransfer._config import (
+    resolve_device,
+    resolve_precision,
+    resolve_threads,
+    training_precision,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -59,10 +64,18 @@ def test_a_device_by_number(machine):
 def test_precision_follows_the_device(machine):
     machine(cuda=1)
     assert resolve_precision("auto", CPU) == torch.float32
-    assert resolve_precision("auto", CUDA) == torch.bfloat16
-    assert resolve_precision("float32", CUDA) == torch.float32
-    machine(cuda=1, bf16=False)
     assert resolve_precision("auto", CUDA) == torch.float16
+    assert resolve_precision("float32", CUDA) == torch.float32
+    assert resolve_precision("bfloat16", CPU) == torch.bfloat16
+
+
+def test_training_has_the_range_of_float32(machine):
+    machine(cuda=1)
+    assert training_precision(torch.float32, CUDA) == torch.float32
+    assert training_precision(torch.float16, CUDA) == torch.bfloat16
+    machine(cuda=1, bf16=False)
+    assert training_precision(torch.float16, CUDA) == torch.float32
+    assert training_precision(torch.bfloat16, CPU) == torch.bfloat16
 
 
 def test_threads(monkeypatch):

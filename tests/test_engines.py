@@ -123,6 +123,18 @@ def test_batches_fit_the_device_and_the_size_of_the_pictures():
     assert auto_batch_size(CUDA, (8, 8)) <= 1024
 
 
+def test_what_is_too_large_for_float16_is_computed_in_float32(network):
+    class Large(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.linear(x.mean((2, 3)), torch.full((4, 3), 1e6))
+
+    batch = torch.full((3, 3, 16, 16), 255, dtype=torch.uint8)
+    expected = TorchEngine(Large(), network.preprocessing, CPU, torch.float32).run(batch)
+    assert abs(expected).max() > 65504
+    found = TorchEngine(Large(), network.preprocessing, CPU, torch.float16).run(batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.gpu
 def test_cuda_equals_the_cpu(network):
     batch = pixels(32)
@@ -130,4 +142,6 @@ def test_cuda_equals_the_cpu(network):
     assert cosine(engine(network, device=CUDA).run(batch), expected).min() >= 0.9999
     low = engine(network, torch.bfloat16, CUDA).run(batch)
     assert cosine(low, expected).min() >= 0.999
+    half = engine(network, torch.float16, CUDA).run(batch)
+    assert cosine(half, expected).min() >= 0.9999
     assert all(parameter.device == CPU for parameter in network.parameters())

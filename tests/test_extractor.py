@@ -214,6 +214,21 @@ def test_the_same_picture_gives_the_same_embedding(container, photographs, tmp_p
 # --- guarantees ----------------------------------------------------------------------------------
 
 
+def test_a_large_jpeg_that_is_decoded_smaller_gives_the_same_embedding():
+    large, pixels = [], []
+    for photograph in load_sample_images().images:
+        picture = Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        large.append(buffer.getvalue())
+        with Image.open(buffer) as opened:
+            pixels.append(np.asarray(opened))
+    extractor = PretrainedFeatureExtractor(cache=None)
+    decoded_smaller, whole = extractor.fit_transform(large), extractor.transform(pixels)
+    assert cosine(decoded_smaller, whole).min() >= 0.999
+    assert not np.array_equal(decoded_smaller, whole)
+
+
 def test_frozen_is_frozen_after_fit_transform_and_search(log):
     from sklearn.model_selection import GridSearchCV
 

@@ -369,6 +369,9 @@ def test_the_backbone_is_never_touched():
 def test_mixed_precision_gives_float32_that_is_close():
     network = Wide()
     full, mixed = suffix_of(network), suffix_of(network, precision=torch.bfloat16)
+    assert torch.equal(mixed(picture()), full(picture()))
+    full.train()
+    mixed.train()
     assert mixed(picture()).dtype == torch.float32
     torch.testing.assert_close(mixed(picture()), full(picture()), rtol=0.05, atol=0.05)
     assert not torch.equal(mixed(picture()), full(picture()))

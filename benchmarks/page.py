@@ -1,0 +1,264 @@
+"""Write docs/benchmarks.md and its plots from the figures in benchmarks/results/.
+
+python benchmarks/page.py
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import matplotlib.pyplot as plt
+from _common import ROOT
+from matplotlib.axes import Axes
+
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+OURS, OTHERS, LIMITS = "#1f6feb", "#9aa4b2", "#d9dee5"
+
+WHO = {
+    "ours": "sktransfer",
+    "torch": "sktransfer, without OpenVINO",
+    "loop": "a plain loop in torch",
+    "tuned": "the same, tuned by hand",
+    "embetter": "embetter",
+    "fastai": "fastai",
+    "forward": "OpenVINO's forward alone",
+    "limit": "what the cores can do",
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in lines)
+
+
+def bars(axes: Axes, figures: dict[str, float], unit: str) -> None:
+    """Draw one bar for each, the fastest on top, with its figure at its end."""
+    names = sorted(figures, key=figures.__getitem__)
+    colours = [
+        OURS if "sktransfer" in name else LIMITS if name in list(WHO.values())[-2:] else OTHERS
+        for name in names
+    ]
+    drawn = axes.barh(names, [figures[name] for name in names], color=colours)
+    axes.bar_label(drawn, fmt="%.0f", padding=4)
+    axes.set_xlabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+
+
+def save(figure: plt.Figure, name: str) -> str:
+    figure.savefig(DOCS / "images" / f"{name}.png", dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    return f"images/{name}.png"
+
+
+def embedding_section() -> str:
+    found = load("embedding")["variants"]
+    present = {name: v for name, v in found.items() if "missing" not in v}
+    figure, axes = plt.subplots(figsize=(7.5, 3.2))
+    bars(axes, {WHO[name]: v["median"] for name, v in present.items()}, "pictures a second")
+    path = save(figure, "benchmark_embedding")
+    rows = [
+        [
+            WHO[name],
+            v["median"],
+            v.get("times_best_peer", ""),
+            v.get("of_the_limit", ""),
+            v.get("cosine", ""),
+        ]
+        for name, v in sorted(present.items(), key=lambda each: -each[1]["median"])
+    ]
+    missing = [f"{name} is missing: {v['missing']}" for name, v in found.items() if "missing" in v]
+    head = [
+        "",
+        "pictures a second",
+        "times the best peer",
+        "share of the limit",
+        "cosine with torch",
+    ]
+    return f"""## Embedding
+
+432 photographs (PNG), from file to embedding, EfficientNet-Lite0 at 224 x 224, medians of three
+rounds in fresh processes (`benchmarks/embedding.py`). The limit is what the cores could do if all
+they did was to decode, prepare and run OpenVINO. fastai runs channels last, in batches of 8;
+embetter in evaluation mode and without gradients, which it does not do by itself.
+
+![Pictures a second]({path})
+
+{table(head, rows)}
+
+{" ".join(missing)}
+"""
+
+
+def networks_section() -> str:
+    rows = [
+        [name, v["ours"]["pictures_per_second"], v["ours"]["best"],
+         f"{v['eager']['pictures_per_second']} ({v['eager']['best']})",
+         f"{v['openvino']['pictures_per_second']} ({v['openvino']['best']})", v["share"]]
+        for name, v in load("networks")["networks"].items()
+    ]  # fmt: skip
+    head = ["", "sktransfer", "engine", "eager torch", "OpenVINO itself", "share of the better"]
+    return f"""## Other networks
+
+128 pictures of 224 x 224 in memory, random weights, pictures a second (`benchmarks/networks.py`).
+Ours go from uint8 pixels to embeddings; the two others run the forward alone, on prepared
+tensors, at the best batch.
+
+{table(head, rows)}
+"""
+
+
+def small_section() -> str:
+    jpegs, search, start = load("large_jpegs"), load("search"), load("import_time")
+    rows = [[name, search[name]["seconds"]] for name in ("ours", "parts", "memory", "plain")]
+    explained = {
+        "ours": "`GridSearchCV(Pipeline([extractor, ...]))`",
+        "parts": "embedding once, then the search on the embeddings",
+        "memory": "the same pipeline without the store, with `Pipeline(memory=)`",
+        "plain": "the same pipeline without the store",
+    }
+    rows = [[explained[name], seconds] for name, seconds in rows]
+    return f"""## Large JPEGs
+
+JPEGs of 12 megapixels are decoded at a half, a quarter or an eighth of their size, as the network
+will see no more of them: {jpegs["ours"]} pictures a second, {jpegs["full"]} with all pixels
+decoded ({jpegs["times"]} times). The least cosine between both embeddings is {jpegs["cosine"]}
+(`benchmarks/large_jpegs.py`).
+
+## Search
+
+Six candidates, five folds, 432 photographs, seconds (`benchmarks/search.py`):
+
+{table(["", "seconds"], rows)}
+
+The search takes {search["times_parts"]} times as long as its parts.
+
+## Import
+
+`import sktransfer` takes {start["ratio"]} times as long as `import torch, torchvision, sklearn`
+(`benchmarks/import_time.py`).
+"""
+
+
+def growth_section() -> str:
+    sizes = load("growth")["sizes"]
+    keys = ("embedding_ms", "reading_ms", "search_beyond_s", "peak_mb", "bytes_kept")
+    rows = [
+        [f"{int(count):,}", *(figures[key] for key in keys)] for count, figures in sizes.items()
+    ]
+    figure, axes = plt.subplots(figsize=(7.5, 2.8))
+    counts = [int(count) for count in sizes]
+    for key, label in (("embedding_ms", "embed"), ("reading_ms", "read again")):
+        axes.loglog(counts, [v[key] for v in sizes.values()], "o-", label=label)
+    axes.set(xlabel="pictures", ylabel="ms a picture")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    path = save(figure, "benchmark_growth")
+    head = ["pictures", "embed, ms each", "read again, ms each", "search beyond its fits, s",
+            "peak of memory, MB", "bytes kept for each"]  # fmt: skip
+    return f"""## Cost as work grows
+
+Digits at 32 x 32, so that the network hides nothing (`benchmarks/growth.py`); of the peak of
+memory the embeddings themselves are subtracted.
+
+![Milliseconds a picture]({path})
+
+{table(head, rows)}
+"""
+
+
+def tuning_section() -> str:
+    found = load("tuning")["variants"]
+    folds = json.loads((RESULTS / "tuning_folds.json").read_text())["variants"]
+    whole = load("tuned_photographs")
+    who = {
+        "ours": "`FineTunedImageClassifier()`",
+        "probe": "a linear classifier on frozen embeddings",
+        "loop": "a plain torch loop: head, then the last blocks",
+        "fastai": "fastai `fine_tune(5, freeze_epochs=3)`, its fastest settings",
+        "plain": "fastai `fine_tune(5, freeze_epochs=3)`",
+    }
+    rows = [
+        [who[name], v["fit_seconds"], v.get("again", ""), v.get("times_ours", ""), v["accuracy"],
+         folds.get(name, {}).get("accuracy", "")]
+        for name, v in found.items() if "missing" not in v
+    ]  # fmt: skip
+    head = [
+        "",
+        "seconds of fit",
+        "in later processes",
+        "times ours",
+        "accuracy on fold 0",
+        "on five folds",
+    ]
+    digits, epoch = load("digits"), load("epoch")
+    return f"""## Fine-tuning
+
+345 of the photographs to train on, EfficientNet-Lite0 (`benchmarks/tuning.py`); one picture is
+0.011 in fold 0. The accuracy on five folds is a mean.
+
+{table(head, rows)}
+
+Over {len(whole["tuned"]["folds"])} folds ours has {whole["tuned"]["accuracy"]}, the linear
+classifier {whole["probe"]["accuracy"]} (`benchmarks/tuned_photographs.py`): a difference of
+{whole["difference"]:+}, whose standard error is {whole["standard_error"]}, or
+{whole["corrected_error"]} if one minds that folds share pictures.
+
+1,000 scans of digits to train on, 797 to test, the last 12 blocks trained for 30 epochs:
+{digits["tuned"]["accuracy"]} in {digits["tuned"]["fit_seconds"]:.0f} s; a linear classifier on
+frozen embeddings {digits["probe"]["accuracy"]}, on raw pixels {digits["pixels"]["accuracy"]}
+(`benchmarks/digits.py`).
+
+An epoch of the last two blocks on cached activations takes {epoch["ours"]} s, one of plain torch
+{epoch["last two"]["times_ours"]} times as long with the other blocks frozen, and
+{epoch["everything"]["times_ours"]} times with all trained (`benchmarks/epoch.py`).
+"""
+
+
+def int8_section() -> str:
+    found = load("int8")
+    rows = [
+        [name, v["pictures_per_second"], v["photographs"], v["digits"], v["median_cosine"]]
+        for name, v in found["precisions"].items()
+    ]
+    head = ["", "pictures a second", "photographs", "digits", "median cosine with float32"]
+    return f"""## Why there is no int8
+
+The forward alone in OpenVINO, quantised after training with NNCF on 300 pictures of both sets,
+and the accuracy of a linear classifier on the embeddings (`benchmarks/int8.py`). To be worth a
+parameter it would have to be 1.5 times as fast, and to cost less than half a point on both sets.
+
+{table(head, rows)}
+"""
+
+
+HEAD = """# Benchmarks
+
+Measured on {cores} CPU cores with torch {torch}. Every variant runs in a fresh process, results are
+compared before a speed counts, and peers run at the best settings that could be found for them. All
+figures come from `benchmarks/results/`, this page from `benchmarks/page.py`;
+`benchmarks/run_all.py` measures all of it again.
+
+"""
+
+
+def main() -> None:
+    sections = [
+        embedding_section(),
+        networks_section(),
+        small_section(),
+        growth_section(),
+        tuning_section(),
+        int8_section(),
+    ]
+    machine = load("embedding")["machine"]
+    (DOCS / "benchmarks.md").write_text(HEAD.format(**machine) + "\n".join(sections))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Run every benchmark of the CPU, one after the other, and write the page of the documentation.
+
+Takes about two hours on two cores, and nothing else should run beside it. A benchmark that misses
+its bar says so, and the others go on. What a CUDA device can do, benchmarks/gpu.py measures.
+
+    python benchmarks/run_all.py [--only embedding,search]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from _common import ROOT
+
+# In the order in which they run, with their own arguments.
+BENCHMARKS: dict[str, list[str]] = {
+    "import_time": [],
+    "photographs": [],
+    "embedding": [],
+    "networks": [],
+    "large_jpegs": [],
+    "search": [],
+    "growth": [],
+    "memory": [],
+    "store_read": [],
+    "tuning": [],
+    "tuned_photographs": [],
+    "digits": [],
+    "epoch": [],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="default: all of them")
+    names = parser.parse_args().only.split(",")
+    if unknown := set(names) - BENCHMARKS.keys():
+        parser.error(f"Got {sorted(unknown)}, but there are only {[*BENCHMARKS]}")
+    missed = []
+    for name in names:
+        print(f"\n{name}", flush=True)
+        script = ROOT / "benchmarks" / f"{name}.py"
+        result = ROOT / "benchmarks" / "results" / f"{name}.json"
+        command = [sys.executable, str(script), "--json", str(result), *BENCHMARKS[name]]
+        if subprocess.run(command).returncode:
+            missed.append(name)
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "page.py")], check=True)
+    sys.exit(f"these missed a bar: {', '.join(missed)}" if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
