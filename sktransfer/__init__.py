@@ -42,18 +42,30 @@ demo, cli
     the command line
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sktransfer._errors import PictureError, WeightsNotFoundError
 from sktransfer._version import __version__
 from sktransfer.augmentation import resolve_augmentation
 from sktransfer.catalogue import list_backbones
-from sktransfer.classifier import FineTunedImageClassifier
-from sktransfer.cost import Cost, estimate_cost
 from sktransfer.datasets import load_image_folder
 from sktransfer.display import AugmentationDisplay
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.session import session_store
 from sktransfer.store import EmbeddingStore
 from sktransfer.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from sktransfer.classifier import FineTunedImageClassifier
+    from sktransfer.cost import Cost, estimate_cost
+
+# What needs skorch, or the whole of scikit-learn's model selection, is imported when it is used.
+_LATER = {
+    "Cost": "sktransfer.cost",
+    "FineTunedImageClassifier": "sktransfer.classifier",
+    "estimate_cost": "sktransfer.cost",
+}
 
 __all__ = [
     "AugmentationDisplay",
@@ -71,3 +83,13 @@ __all__ = [
     "resolve_augmentation",
     "session_store",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -69,12 +69,12 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         pictures or more on a CPU, if the network is not a module of your own; otherwise torch. All
         engines give the same embeddings, within rounding.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Arithmetic of the network: float32, but on CUDA bfloat16 where the device has it.
+        Arithmetic of the network: float32, but on CUDA float16.
     batch_size : int or "auto", default="auto"
         Pictures that go through the network at once; halved by itself where memory ends.
     n_jobs : int or None, default=None
-        Threads that decode pictures, -1 for one a core; `None` is one for every two cores, and a
-        single one inside a worker of a parallel search.
+        Threads that read pictures, and run torch on a CPU; -1 is one a core, `None` one for each
+        thread of torch's (a single one inside a worker of a parallel search).
     cache : "auto", path, EmbeddingStore or None, default="auto"
         Where embeddings are kept. `"auto"` is one store for this process and the processes that it
         starts, gone at exit; a directory is kept; `None` computes each time.

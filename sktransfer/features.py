@@ -159,12 +159,8 @@ def embed(
     """
     width = output_width(recipe)
     n_pictures = n_pictures or len(views)
-    device, store = machine.device, machine.store
-    name = engine_name(recipe, machine, n_pictures)
-    if batch_size is None:
-        batch_size = auto_batch_size(device, recipe.preprocessing.crop, name)
-        if device.type == "cuda":  # no thread is to be without a batch
-            batch_size = min(batch_size, math.ceil(n_pictures / machine.threads))
+    store = machine.store
+    batch_size = batch_size or _batch_size(recipe, machine, n_pictures)
     faults = Faults(on_error)
     rows, keys = list(range(len(views))), list[bytes]()
     if store is not None:
@@ -177,21 +173,15 @@ def embed(
     with progress_bar(len(views), verbose, f"Embedding with {recipe.backbone.name}") as bar:
 
         def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-            runner = engine_for(recipe, machine, n_pictures)
-            fill = steady and device.type == "cpu" and not runner.alone
-
-            def run(batch: torch.Tensor) -> np.ndarray:
-                return runner.run(_filled(batch, batch_size) if fill else batch)[: len(batch)]
-
+            engine = engine_for(recipe, machine, n_pictures)
+            # Some networks compute other bits for few pictures.
+            fill = batch_size if steady and machine.device.type == "cpu" else 0
+            # Few pictures are ready sooner where all cores work on each; the bits may be others.
+            alone = not steady and n_pictures <= batch_size
             items = ([rows[place] for place in claim] for claim in claims)
             batches = (batch for claim in items for batch in chunks(claim, batch_size))
             reader = PictureReader(views, machine.threads, faults)
-            # Few pictures are ready sooner where all cores work on each; the bits may be others.
-            if runner.side_by_side and (steady or n_pictures > batch_size):
-                done = reader.map(run, batches)
-            else:
-                done = ((read, run(batch)) for read, batch in reader.read(batches))
-            for batch_rows, values in done:
+            for batch_rows, values in _run(engine, reader, batches, fill, alone=alone):
                 yield [place_of[row] for row in batch_rows], values
                 bar.update(len(batch_rows))
 
@@ -207,6 +197,38 @@ def embed(
     if found is not out:
         out[rows] = found
     return out, faults.sorted()
+
+
+def _batch_size(recipe: Recipe, machine: Machine, n_pictures: int) -> int:
+    name = engine_name(recipe, machine, n_pictures)
+    size = auto_batch_size(machine.device, recipe.preprocessing.crop, name)
+    if machine.device.type == "cuda":  # no thread is to be without a batch
+        return min(size, math.ceil(n_pictures / machine.threads))
+    return size
+
+
+def _run(
+    engine: FrozenEngine,
+    reader: PictureReader,
+    batches: Iterator[list[int]],
+    fill: int,
+    *,
+    alone: bool,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Read batches and send them through an engine: the rows that could be read, their embeddings.
+
+    `fill` is the size that every batch is to have, 0 for as it comes; `alone` runs one at a time.
+    """
+
+    def run(batch: torch.Tensor) -> np.ndarray:
+        full = _filled(batch, fill) if fill and not engine.alone else batch
+        return engine.run(full)[: len(batch)]
+
+    if engine.side_by_side and not alone:
+        yield from reader.map(run, batches)
+    else:
+        for rows, batch in reader.read(batches):
+            yield rows, run(batch)
 
 
 def _filled(batch: torch.Tensor, size: int) -> torch.Tensor:

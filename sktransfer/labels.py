@@ -96,7 +96,13 @@ def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray
     if class_weight is None:
         return 1.0
     if not isinstance(class_weight, str):
-        return compute_sample_weight(class_weight, y)
+        factors = compute_sample_weight(class_weight, y)
+        if not factors.min() > 0:
+            raise ValueError(
+                f"Got class_weight={class_weight!r}, but expected weights above 0; leave the "
+                "pictures of a class out that is not to count"
+            )
+        return factors
     check_choice("class_weight", class_weight, ["balanced", None])
     _, codes = np.unique(y, return_inverse=True)
     totals = np.array([math.fsum(counts[codes == code]) for code in range(codes.max() + 1)])

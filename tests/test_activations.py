@@ -325,7 +325,7 @@ def test_a_suffix_takes_activations_at_every_boundary_that_is_asked_for():
     [
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.bfloat16),
-        (torch.float16, torch.float32),
+        (torch.float16, torch.bfloat16),
     ],
 )
 def test_gradients_are_never_in_float16(precision, trained_in):

@@ -158,3 +158,9 @@ def test_unknown_labels_are_named(classes, y, unknown):
     assert str(caught.value) == (
         f"Got {unknown} in y_val, but expected only classes that occur in y: {classes}"
     )
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, float("nan")])
+def test_a_class_weight_is_above_0(weight):
+    with pytest.raises(ValueError, match=r"Got class_weight=.*expected weights above 0"):
+        labels(class_weight={"cat": weight})
