@@ -16,7 +16,7 @@ weights, backbones, catalogue
     backbones by name, with their weights, preprocessing and digest
 domain
     BatchNorm statistics of another domain
-engines (openvino_engine)
+engines (openvino_engine, fusion, likeness)
     what runs the frozen blocks
 store (database, space, session), machine
     picture -> embedding, shared by processes; what computes

@@ -69,12 +69,17 @@ class SameConv2d(nn.Conv2d):
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(in_channels, channels, kernel, stride, padding, groups=groups, bias=False)
 
+    def zeros(self, x: Tensor) -> tuple[int, int]:
+        """Count the zeros that the height and the width of a map (N, C, H, W) get at both ends."""
+        stride, kernel = self.stride[0], self.kernel_size[0]
+        # (ceil(size / stride) - 1) * stride + kernel - size, without the ceil.
+        height, width = (kernel - 1 - (size - 1) % stride for size in x.shape[2:])
+        return height, width
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve a float map (N, C, H, W)."""
-        stride, kernel = self.stride[0], self.kernel_size[0]
-        if stride > 1:
-            # (ceil(size / stride) - 1) * stride + kernel - size, without the ceil.
-            height, width = (kernel - 1 - (size - 1) % stride for size in x.shape[2:])
+        if self.stride[0] > 1:
+            height, width = self.zeros(x)
             x = nn.functional.pad(
                 x, [width // 2, width - width // 2, height // 2, height - height // 2]
             )

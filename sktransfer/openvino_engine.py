@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from sktransfer._errors import EngineError, import_optional
+from sktransfer.likeness import likeness, noise
 from sktransfer.split import FrozenPrefix, freeze
 from sktransfer.transforms import Preprocessing
 
@@ -115,17 +116,13 @@ class OpenVINOEngine:
 
     def _compare(self, whole: _Whole) -> None:
         """Refuse a graph that gives something else than the network."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randint(0, 256, whole.shape, dtype=torch.uint8, generator=generator)
+        picture = noise(whole.shape[1:3])
         with torch.no_grad():
-            expected = whole(noise).double()
-        found = torch.from_numpy(self.run(noise.permute(0, 3, 1, 2))).double()
-        if expected.shape == found.shape and not (expected.any() or found.any()):
-            return
-        likeness = float(nn.functional.cosine_similarity(expected, found))
-        if not likeness >= _LIKENESS[self._precision]:
+            expected = whole(picture.permute(0, 2, 3, 1))
+        cosine = likeness(expected, torch.from_numpy(self.run(picture)))
+        if not cosine >= _LIKENESS[self._precision]:
             raise EngineError(
-                f"OpenVINO computes something else than the network: the cosine is {likeness:.4f}; "
+                f"OpenVINO computes something else than the network: the cosine is {cosine:.4f}; "
                 "engine='torch' computes it as it is"
             )
 
