@@ -64,10 +64,10 @@ def fuse(network: nn.Module, example: torch.Tensor) -> nn.Module:
             conv = fuse_conv_bn_eval(conv, batch_norm)
             last, follower = follower, _only_user(follower)
         activation = _activation(follower, fused)
-        if activation is not None:
+        if activation.name != "none":
             last = follower
         name = f"fused_{node.name}"
-        fused.add_module(name, _FusedConv2d(conv, activation or _Activation("none")))
+        fused.add_module(name, _FusedConv2d(conv, activation))
         with graph.inserting_after(last):
             last.replace_all_uses_with(graph.call_module(name, node.args, node.kwargs))
     graph.eliminate_dead_code()
@@ -92,7 +92,8 @@ class _Activation(NamedTuple):
     algorithm: str | None = None
 
 
-_RELU, _RELU6 = _Activation("relu"), _Activation("hardtanh", (0.0, 6.0))
+_NONE, _RELU = _Activation("none"), _Activation("relu")
+_RELU6 = _Activation("hardtanh", (0.0, 6.0))
 _FUNCTIONS: dict[Any, _Activation] = {nn.functional.relu: _RELU, nn.functional.relu6: _RELU6}
 _MODULES: dict[type, Callable[[Any], _Activation]] = {
     nn.ReLU: lambda module: _RELU,
@@ -103,18 +104,18 @@ _MODULES: dict[type, Callable[[Any], _Activation]] = {
 }
 
 
-def _activation(node: fx.Node | None, network: nn.Module) -> _Activation | None:
-    """Tell what oneDNN calls a node, where that is an activation."""
+def _activation(node: Any, network: nn.Module) -> _Activation:
+    """Tell what oneDNN calls a node, `"none"` where that is no activation."""
     module = _module(node, network)
-    if module is not None:
-        return _MODULES[type(module)](module) if type(module) in _MODULES else None
-    return _FUNCTIONS.get(node.target) if node is not None else None
+    if module is None:
+        return _FUNCTIONS.get(getattr(node, "target", None), _NONE)
+    return _MODULES[type(module)](module) if type(module) in _MODULES else _NONE
 
 
-def _module(node: fx.Node | None, network: nn.Module) -> Any:
-    """Find the module that a node calls."""
+def _module(node: Any, network: nn.Module) -> Any:
+    """Find the module that a node calls, None where it calls none."""
     called = node is not None and node.op == "call_module"
-    return network.get_submodule(str(node.target)) if called else None
+    return network.get_submodule(node.target) if called else None
 
 
 def _can_be_fused(module: Any) -> bool:
@@ -123,8 +124,8 @@ def _can_be_fused(module: Any) -> bool:
     return known and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    """Find the node that alone uses what a node gives."""
+def _only_user(node: Any) -> Any:
+    """Find the node that alone uses what a node gives, None where none or several do."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
