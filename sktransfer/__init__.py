@@ -24,6 +24,10 @@ features
     the one road: pictures -> embeddings, through store and engine
 extractor
     PretrainedFeatureExtractor
+copies, leaks (report)
+    pictures that are the same, and where that does harm
+ranking (logme)
+    which backbone suits the pictures
 schedule
     which blocks each stage trains, from where, and how fast
 activations, feeds
@@ -59,27 +63,37 @@ from sktransfer.transforms import Preprocessing
 if TYPE_CHECKING:
     from sktransfer.classifier import FineTunedImageClassifier
     from sktransfer.cost import Cost, estimate_cost
+    from sktransfer.leaks import LeakReport, find_leaks
+    from sktransfer.ranking import BackboneRanking, rank_backbones
 
 # What needs skorch, or the whole of scikit-learn's model selection, is imported when it is used.
 _LATER = {
+    "BackboneRanking": "sktransfer.ranking",
     "Cost": "sktransfer.cost",
     "FineTunedImageClassifier": "sktransfer.classifier",
+    "LeakReport": "sktransfer.leaks",
     "estimate_cost": "sktransfer.cost",
+    "find_leaks": "sktransfer.leaks",
+    "rank_backbones": "sktransfer.ranking",
 }
 
 __all__ = [
     "AugmentationDisplay",
+    "BackboneRanking",
     "Cost",
     "EmbeddingStore",
     "FineTunedImageClassifier",
+    "LeakReport",
     "PictureError",
     "Preprocessing",
     "PretrainedFeatureExtractor",
     "WeightsNotFoundError",
     "__version__",
     "estimate_cost",
+    "find_leaks",
     "list_backbones",
     "load_image_folder",
+    "rank_backbones",
     "resolve_augmentation",
     "session_store",
 ]

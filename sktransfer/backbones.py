@@ -66,6 +66,12 @@ class Backbone:
     categories: tuple[str, ...] = ()
     known: bool = True
 
+    @property
+    def n_bytes(self) -> int:
+        """What the network takes in memory, up to its penultimate vector."""
+        parts = [*(block for _, block in self.anatomy.blocks), self.anatomy.neck]
+        return sum(each.nbytes for part in parts for each in part.state_dict().values())
+
 
 class _Loaded(NamedTuple):
     """What a source of backbones gives: a network and what is known about it."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from sktransfer.architectures import dissect, list_torchvision, skeleton, torchvision_weights
 from sktransfer.backbones import LITE0
+from sktransfer.report import html_table, text_table
 from sktransfer.weights import hub_path
 
 # Sizes of the penultimate vectors, written down because building all networks takes seconds.
@@ -98,27 +99,10 @@ class BackboneTable(tuple[BackboneInfo, ...]):
         ]
 
     def __repr__(self) -> str:
-        lines = [self._HEADER, *self._cells()]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self._HEADER))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column in (0, 5) else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
+        return text_table(self._HEADER, self._cells(), left=(0, 5))
 
     def _repr_html_(self) -> str:
-        def line(tag: str, cells: tuple[str, ...]) -> str:
-            sides = ["left", *["right"] * (len(cells) - 2), "left"]
-            styled = "".join(
-                f'<{tag} style="text-align: {side}; padding: 0.1em 0.8em">{cell}</{tag}>'
-                for cell, side in zip(cells, sides, strict=True)
-            )
-            return f"<tr>{styled}</tr>"
-
-        body = "".join(line("td", cells) for cells in self._cells())
-        return f"<table><thead>{line('th', self._HEADER)}</thead><tbody>{body}</tbody></table>"
+        return html_table(self._HEADER, self._cells(), left=(0, 5))
 
 
 def list_backbones(contains: str = "") -> BackboneTable:

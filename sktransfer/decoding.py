@@ -195,6 +195,13 @@ def decode(
         return _from_pil(image)
 
 
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """Encode a picture (H, W, 3), uint8, for a page."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
 def _from_pil(image: Image.Image) -> np.ndarray:
     if 0 in image.size:
         raise PictureError(f"Got no pixels: the size is {image.width} x {image.height}.")

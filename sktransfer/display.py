@@ -95,7 +95,7 @@ class AugmentationDisplay:
         ValueError
             Where a number is too small, or `augment` unknown.
         """
-        _import_figure()
+        _import_figure("AugmentationDisplay")
         _check_count("n_pictures", n_pictures, 1)
         _check_count("n_views", n_views, 0)
         augmentation = resolve_augmentation(augment)
@@ -127,7 +127,7 @@ class AugmentationDisplay:
         ImportError
             Where matplotlib is missing.
         """
-        figure_class = _import_figure()
+        figure_class = _import_figure("AugmentationDisplay")
         rows, columns, height, width = self.views.shape[:4]
         if fig is None:
             tall = _SIDE * height / width
@@ -155,8 +155,20 @@ class AugmentationDisplay:
         return file.getvalue()
 
 
-def _import_figure() -> Any:
-    import_optional("matplotlib", extra="plot", purpose="AugmentationDisplay")
+def new_axes(ax: Any, purpose: str) -> Any:
+    """Give the axes to draw on: those given, or those of a new figure outside pyplot.
+
+    Raises
+    ------
+    ImportError
+        Where matplotlib is missing.
+    """
+    figure_class = _import_figure(purpose)
+    return figure_class(layout="constrained").subplots() if ax is None else ax
+
+
+def _import_figure(purpose: str) -> Any:
+    import_optional("matplotlib", extra="plot", purpose=purpose)
     from matplotlib.figure import Figure
 
     return Figure

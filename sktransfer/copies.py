@@ -1,0 +1,205 @@
+"""Finding pictures that are the same: identical, resized, recompressed, mirrored, cropped a little.
+
+Embeddings tell which pictures could be, and their pixels which of these are.
+
+Shapes: N pictures, D features, P pairs, W windows, S x S pixels of a thumbnail, T x T of a window.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from sktransfer.images import Pictures
+from sktransfer.reading import Faults, PictureReader
+from sktransfer.transforms import Preprocessing
+from sktransfer.views import Views
+
+# Cosine of embeddings from which on pixels are compared, and with how many pictures at most: those
+# that are most alike.
+POSSIBLE, _MOST = 0.7, 50
+# Correlation of pixels from which on two pictures are the same.
+SAME = 0.95
+
+# By how much the mirrored picture has to fit better: some are symmetric.
+_CLEARLY = 0.01
+
+# A window whose pixels differ less than this from their mean, as a vector, is blank: like nothing.
+_BLANK = 10.0
+
+# How much of the width and of the height a crop may leave, and where it may lie.
+_SCALES, _PLACES = (0.95, 0.9), (-1, 0, 1)
+
+_SIDE, _WINDOW = 64, 32
+_THUMBNAIL = Preprocessing(resize=(_SIDE, _SIDE), crop=(_SIDE, _SIDE))
+
+# Rows whose cosines, and pairs whose windows, are in memory at once.
+_ROWS, _PAIRS = 512, 64
+
+
+class Embedded(NamedTuple):
+    """Pictures and their embeddings.
+
+    Parameters
+    ----------
+    pictures : Pictures of length N
+    embeddings : ndarray of shape (N, D)
+        A row of NaN for a picture that cannot be read.
+    """
+
+    pictures: Pictures
+    embeddings: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Pairs of pictures, the most similar ones first.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (P, 2)
+    cosines : ndarray of shape (P,)
+        Of their embeddings.
+    correlations : ndarray of shape (P,)
+        Of their pixels, -1 to 1, where they fit best.
+    mirrored : ndarray of shape (P,)
+        Whether they fit best where one of them is mirrored.
+    """
+
+    rows: np.ndarray
+    cosines: np.ndarray
+    correlations: np.ndarray
+    mirrored: np.ndarray
+
+
+def find_pairs(ones: Embedded, others: Embedded | None = None, *, threads: int = 1) -> Pairs:
+    """Find the pictures that are alike, and compare their pixels.
+
+    Parameters
+    ----------
+    ones : Embedded
+    others : Embedded or None
+        The second of each pair is one of these; None looks for pairs within `ones`.
+    threads : int
+        Threads that decode pictures.
+
+    Returns
+    -------
+    Pairs
+        All whose cosine is at least 0.7, but of each picture no more than the 50 best.
+    """
+    rows, cosines = _possible(ones.embeddings, None if others is None else others.embeddings)
+    order = np.argsort(-cosines, kind="stable")
+    rows, cosines = rows[order], cosines[order]
+    first = _thumbnails(ones.pictures, rows[:, 0] if others else rows.ravel(), threads)
+    second = _thumbnails(others.pictures, rows[:, 1], threads) if others else first
+    correlations, mirrored = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    for start in range(0, len(rows), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        found = match(
+            torch.stack([first[row] for row in rows[part, 0].tolist()]),
+            torch.stack([second[row] for row in rows[part, 1].tolist()]),
+        )
+        correlations[part], mirrored[part] = (each.numpy() for each in found)
+    return Pairs(rows, cosines, correlations, mirrored)
+
+
+def _possible(ones: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows (P, 2) whose embeddings are alike, and their cosines (P,)."""
+    left = _unit(ones)
+    right = left if others is None else _unit(others)
+    rows, cosines = [np.empty((0, 2), dtype=int)], [np.empty(0)]
+    for start in range(0, len(left), _ROWS):
+        found = left[start : start + _ROWS] @ right.T
+        if others is None:  # each pair once
+            found[np.tri(len(found), len(right), start, dtype=bool)] = -1
+        if found.shape[1] > _MOST:
+            least = np.partition(found, -_MOST, axis=1)[:, [-_MOST]]
+            found[found < least] = -1
+        i, j = np.nonzero(found >= POSSIBLE)
+        rows.append(np.stack([start + i, j], axis=1))
+        cosines.append(found[i, j].astype(float))
+    return np.concatenate(rows), np.concatenate(cosines)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    embeddings = np.nan_to_num(embeddings.astype(np.float32))
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings / np.where(norms > 0, norms, 1)
+
+
+def _thumbnails(pictures: Pictures, rows: np.ndarray, threads: int) -> dict[int, torch.Tensor]:
+    """Squeeze some pictures to (3, S, S), uint8."""
+    reader = PictureReader(Views(pictures, _THUMBNAIL), threads, Faults("raise"))
+    batches = reader.batches(np.unique(rows).tolist(), _PAIRS)
+    return {
+        row: pixels for found, batch in batches for row, pixels in zip(found, batch, strict=True)
+    }
+
+
+class Match(NamedTuple):
+    """How much pictures are the same as their partners: see `Pairs`."""
+
+    correlations: torch.Tensor
+    mirrored: torch.Tensor
+
+
+def match(ones: torch.Tensor, others: torch.Tensor) -> Match:
+    """Compare pictures with their partners, pixel by pixel.
+
+    Each whole picture is laid upon windows of the other, 0.9 to 1 times as wide and high, as it is
+    and mirrored; the best place counts.
+
+    Parameters
+    ----------
+    ones, others : Tensor of shape (P, 3, S, S)
+        Thumbnails, uint8.
+
+    Examples
+    --------
+    >>> thumbnails = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    >>> found = match(thumbnails, thumbnails.flip(3))
+    >>> bool((found.correlations > 0.999).all()), found.mirrored.tolist()
+    (True, [True, True])
+    """
+    mine = _windows(ones)
+    plain, mirrored = _fit(mine, _windows(others)), _fit(mine, _windows(others.flip(3)))
+    return Match(torch.maximum(plain, mirrored), mirrored > plain + _CLEARLY)
+
+
+def _fit(ones: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Give the best correlation of a whole picture, which comes first, with a window."""
+    forth = torch.einsum("pd,pwd->pw", ones[:, 0], others)
+    back = torch.einsum("pd,pwd->pw", others[:, 0], ones)
+    return torch.cat([forth, back], dim=1).amax(dim=1)
+
+
+def _windows(thumbnails: torch.Tensor) -> torch.Tensor:
+    """Cut windows out, the first of which is the whole: unit vectors (P, W, 3 T T)."""
+    pixels = thumbnails.float()
+    cuts = [torch.einsum("ys,pcsu,xu->pcyx", rows, pixels, columns) for rows, columns in _cuts()]
+    windows = torch.stack(cuts, dim=1).flatten(2)
+    return nn.functional.normalize(windows - windows.mean(dim=2, keepdim=True), dim=2, eps=_BLANK)
+
+
+@cache
+def _cuts() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Make the matrices (T, S) that cut windows out of rows and columns."""
+    cuts = [(_cut(1.0, 0), _cut(1.0, 0))]
+    for scale in _SCALES:
+        places = [_cut(scale, place) for place in _PLACES]
+        cuts += [(rows, columns) for rows in places for columns in places]
+    return cuts
+
+
+def _cut(scale: float, place: int) -> torch.Tensor:
+    """Make a matrix that averages over a window, which lies at one end, central or at the other."""
+    start = (1 - scale) * (1 + place) / 2 * _SIDE
+    edges = start + torch.linspace(0, scale * _SIDE, _WINDOW + 1, dtype=torch.float64)
+    pixels = torch.arange(_SIDE, dtype=torch.float64)
+    covered = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    covered = covered.clamp(min=0)
+    return (covered / covered.sum(dim=1, keepdim=True)).float()

@@ -1,0 +1,134 @@
+"""Backbones are ranked by what a linear classifier makes of their embeddings."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tiny import Tiny
+
+from sktransfer import PretrainedFeatureExtractor, rank_backbones
+from sktransfer.logme import logme
+
+X, y = load_digits(n_class=4, return_X_y=True)
+X, y = X[:120], np.array(["zero", "one", "two", "three"])[y[:120]]
+SMALL = {"image_shape": (8, 8)}
+
+
+@pytest.fixture(scope="module")
+def ranking():
+    return rank_backbones(X, y, [Tiny, "efficientnet_lite0"], **SMALL)
+
+
+def test_it_orders_by_accuracy(ranking):
+    assert [row.name for row in ranking.rows] == ["efficientnet_lite0", "tiny"]
+    assert ranking.rows[0].accuracy > ranking.rows[1].accuracy
+    assert ranking.best_ is ranking.extractors[0]
+    assert ranking.best_.backbone == "efficientnet_lite0"
+    assert ranking.best_.transform(X[:2]).shape == (2, 1280)
+
+
+def test_its_figures_are_those_of_scikit_learn(ranking):
+    row = ranking.rows[0]
+    embeddings = PretrainedFeatureExtractor(**SMALL).fit_transform(X)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = cross_val_score(probe, embeddings, y, cv=folds)
+    assert row.accuracy == pytest.approx(scores.mean())
+    assert row.spread == pytest.approx(scores.std(ddof=1))
+    assert row.features == 1280
+    assert 13 < row.megabytes < 14  # 3.4 million weights in float32, without the classifier
+    assert 0 < row.seconds < 10
+
+
+def test_each_picture_goes_through_each_network_once(tmp_path):
+    from tiny import CountingTiny
+
+    log = tmp_path / "log"
+    extractor = PretrainedFeatureExtractor(lambda: CountingTiny(log), **SMALL)
+    rank_backbones(X, y, [extractor], cv=3)
+    embedded = sum(map(int, log.read_text().split()))
+    timed = 2 * 32
+    assert embedded == len(X) + timed
+
+
+def test_extractors_bring_their_own_settings():
+    given = [PretrainedFeatureExtractor(layer=layer, **SMALL) for layer in ("block5", "block10")]
+    found = rank_backbones(X, y, given, cv=2)
+    assert {row.features for row in found.rows} == {80, 112}
+    assert not hasattr(given[0], "digest_"), "the caller's extractor was fitted"
+
+
+def test_groups_and_splitters(ranking):
+    from sklearn.model_selection import GroupKFold
+
+    groups = np.arange(len(X)) // 6
+    found = rank_backbones(X, y, ["efficientnet_lite0"], cv=GroupKFold(4), groups=groups, **SMALL)
+    assert found.rows[0].accuracy != ranking.rows[0].accuracy
+    assert np.isnan(found.agreement)
+
+
+def test_it_shows_as_a_table(ranking):
+    lines = repr(ranking).splitlines()
+    assert lines[0].split() == ["backbone", "accuracy", "LogME", "features", "MB", "ms/picture"]
+    assert lines[1].startswith("efficientnet_lite0")
+    assert "rank correlation" in lines[-1]
+    page = ranking._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "rank correlation" in page
+
+
+def test_it_can_be_plotted(ranking):
+    axes = ranking.plot()
+    assert [text.get_text() for text in axes.texts] == ["efficientnet_lite0", "tiny"]
+    assert ranking.plot(axes) is axes
+
+
+def test_all_backbones_on_this_machine(monkeypatch):
+    from sktransfer import ranking
+
+    monkeypatch.setattr(ranking, "_local", lambda: ["efficientnet_lite0"])
+    assert [row.name for row in rank_backbones(X, y, cv=2, **SMALL).rows] == ["efficientnet_lite0"]
+
+
+def test_what_cannot_be_ranked():
+    with pytest.raises(ValueError, match="Got no backbones"):
+        rank_backbones(X, y, [], **SMALL)
+    with pytest.raises(ValueError, match="a class with a single picture"):
+        rank_backbones(X[:9], [0] * 8 + [1], ["efficientnet_lite0"], **SMALL)
+    with pytest.raises(ValueError, match="at least two classes"):
+        rank_backbones(X[:9], [0] * 9, ["efficientnet_lite0"], **SMALL)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], **SMALL)
+
+
+def test_logme_is_the_largest_evidence():
+    """The same from the definition: targets are normal, and the best precisions are searched."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 40)
+    embeddings = np.eye(3)[codes] @ rng.normal(size=(3, 6)) + rng.normal(size=(40, 6))
+
+    def evidence(target):
+        def negative(logs):
+            prior, noise = np.exp(logs)
+            covariance = embeddings @ embeddings.T / prior + np.eye(40) / noise
+            return -multivariate_normal(np.zeros(40), covariance).logpdf(target)
+
+        return -minimize(negative, [0.0, 0.0], method="Nelder-Mead", tol=1e-8).fun / 40
+
+    expected = np.mean([evidence(target) for target in np.eye(3)[codes].T])
+    assert logme(embeddings, codes) == pytest.approx(expected, abs=1e-4)
+
+
+def test_logme_with_more_features_than_pictures():
+    rng = np.random.default_rng(0)
+    codes = np.repeat([0, 1], 10)
+    noise = rng.normal(size=(20, 200))
+    told = noise + 3 * codes[:, None] * (np.arange(200) < 20)
+    assert np.isfinite(logme(noise, codes))
+    assert logme(told, codes) > logme(noise, codes)
+    assert logme(np.column_stack([told, np.zeros(20)]), codes) == pytest.approx(logme(told, codes))
