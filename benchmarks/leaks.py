@@ -4,7 +4,8 @@ Photographs and drawings of the Debian package of benchmarks/photographs.py, eac
 it: identical, resized to 0.6 of its size, saved as a JPEG of quality 50, mirrored, cropped by 5% of
 its width and height, or all but the first at once. `test` are the themes that no other benchmark
 uses; `chosen` are the 432 photographs on which the bounds of find_leaks were chosen. A pair that
-was not planted counts as a mistake, whatever it shows.
+was not planted counts as a mistake, but for drawings that are there twice or more: one fireman, and
+four times one dreidel, each with another letter.
 
 Fails unless precision and recall on `test` are at least 0.95 in each way.
 
@@ -23,6 +24,8 @@ from PIL import Image, ImageOps
 from sktransfer import find_leaks
 from sktransfer.decoding import decode
 
+# What is there more than once, by a part of the file's name.
+FAMILIES = ("fireman240a", "dreydl")
 # `symbols` are letters and digits, which are no photographs.
 OTHERS = [
     *("cartoon", "hobbies", "medical", "military"),
@@ -70,8 +73,12 @@ def score(paths: list[str], way: str) -> dict:
     originals = [decode(path) for path in paths]
     copies = [np.asarray(WAYS[way](Image.fromarray(picture))) for picture in originals]
     report = find_leaks([*originals, *copies], cache=None)
-    found = {tuple(pair) for pair in report.pairs[:, :2].astype(int).tolist()}
-    planted = {(row, row + len(paths)) for row in range(len(paths))}
+    family = {row: name for row, path in enumerate(paths) for name in FAMILIES if name in path}
+    found, planted = set(), {(row, row + len(paths)) for row in range(len(paths))}
+    for pair in report.pairs[:, :2].astype(int).tolist():
+        one, other = (family.get(row % len(paths), row) for row in pair)
+        if one != other or tuple(pair) in planted:
+            found.add(tuple(pair))
     return {
         "recall": round(len(found & planted) / len(planted), 4),
         "precision": round(len(found & planted) / max(1, len(found)), 4),

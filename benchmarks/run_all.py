@@ -1,6 +1,6 @@
 """Run every benchmark of the CPU, one after the other, and write the page of the documentation.
 
-Takes about two hours on two cores, and nothing else should run beside it. A benchmark that misses
+Takes about four hours on two cores, and nothing else should run beside it. A benchmark that misses
 its bar says so, and the others go on. What a CUDA device can do, benchmarks/gpu.py measures.
 
     python benchmarks/run_all.py [--only embedding,search]
@@ -25,10 +25,11 @@ BENCHMARKS: dict[str, list[str]] = {
     "growth": [],
     "memory": [],
     "store_read": [],
-    "tuning": [],
+    "tuning": ["--folds", "0,1,2,3,4"],
     "tuned_photographs": [],
     "digits": [],
     "epoch": [],
+    "leaks": [],
 }
 
 

@@ -21,7 +21,7 @@ from sktransfer.views import Views
 
 # Cosine of embeddings from which on pixels are compared, and with how many pictures at most: those
 # that are most alike.
-POSSIBLE, _MOST = 0.7, 50
+POSSIBLE, _MOST = 0.5, 50
 # Correlation of pixels from which on two pictures are the same.
 SAME = 0.95
 
@@ -89,22 +89,23 @@ def find_pairs(ones: Embedded, others: Embedded | None = None, *, threads: int =
     Returns
     -------
     Pairs
-        All whose cosine is at least 0.7, but of each picture no more than the 50 best.
+        All whose cosine is at least 0.5, but of each picture no more than the 50 best.
     """
     rows, cosines = _possible(ones.embeddings, None if others is None else others.embeddings)
-    order = np.argsort(-cosines, kind="stable")
-    rows, cosines = rows[order], cosines[order]
     first = _thumbnails(ones.pictures, rows[:, 0] if others else rows.ravel(), threads)
     second = _thumbnails(others.pictures, rows[:, 1], threads) if others else first
     correlations, mirrored = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     for start in range(0, len(rows), _PAIRS):
         part = slice(start, start + _PAIRS)
+        unique, place = np.unique(rows[part, 0], return_inverse=True)
         found = match(
-            torch.stack([first[row] for row in rows[part, 0].tolist()]),
+            torch.stack([first[row] for row in unique.tolist()]),
             torch.stack([second[row] for row in rows[part, 1].tolist()]),
+            torch.from_numpy(place),
         )
         correlations[part], mirrored[part] = (each.numpy() for each in found)
-    return Pairs(rows, cosines, correlations, mirrored)
+    order = np.argsort(-cosines, kind="stable")
+    return Pairs(rows[order], cosines[order], correlations[order], mirrored[order])
 
 
 def _possible(ones: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +148,7 @@ class Match(NamedTuple):
     mirrored: torch.Tensor
 
 
-def match(ones: torch.Tensor, others: torch.Tensor) -> Match:
+def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None = None) -> Match:
     """Compare pictures with their partners, pixel by pixel.
 
     Each whole picture is laid upon windows of the other, 0.9 to 1 times as wide and high, as it is
@@ -157,6 +158,9 @@ def match(ones: torch.Tensor, others: torch.Tensor) -> Match:
     ----------
     ones, others : Tensor of shape (P, 3, S, S)
         Thumbnails, uint8.
+    place : Tensor of shape (P,)
+        Where the partner of each of `others` lies in `ones`, which may then be of any length. None
+        takes them as they come.
 
     Examples
     --------
@@ -165,34 +169,42 @@ def match(ones: torch.Tensor, others: torch.Tensor) -> Match:
     >>> bool((found.correlations > 0.999).all()), found.mirrored.tolist()
     (True, [True, True])
     """
-    mine = _windows(ones)
-    plain, mirrored = _fit(mine, _windows(others)), _fit(mine, _windows(others.flip(3)))
+    mine, theirs = _windows(ones), _windows(others)
+    if place is not None:
+        mine = mine[place]
+    # To mirror the whole picture is to mirror the windows.
+    plain, mirrored = (
+        torch.maximum(_fit(turned(mine[:, 0]), theirs), _fit(turned(theirs[:, 0]), mine))
+        for turned in (torch.Tensor.contiguous, _mirrored)
+    )
     return Match(torch.maximum(plain, mirrored), mirrored > plain + _CLEARLY)
 
 
-def _fit(ones: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Give the best correlation of a whole picture, which comes first, with a window."""
-    forth = torch.einsum("pd,pwd->pw", ones[:, 0], others)
-    back = torch.einsum("pd,pwd->pw", others[:, 0], ones)
-    return torch.cat([forth, back], dim=1).amax(dim=1)
+def _fit(wholes: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    """Give the best correlation of a picture (P, 3 T T) with windows (P, W, 3 T T)."""
+    return torch.einsum("pd,pwd->pw", wholes, windows).amax(dim=1)
+
+
+def _mirrored(wholes: torch.Tensor) -> torch.Tensor:
+    return wholes.view(-1, 3, _WINDOW, _WINDOW).flip(3).flatten(1)
 
 
 def _windows(thumbnails: torch.Tensor) -> torch.Tensor:
     """Cut windows out, the first of which is the whole: unit vectors (P, W, 3 T T)."""
     pixels = thumbnails.float()
-    cuts = [torch.einsum("ys,pcsu,xu->pcyx", rows, pixels, columns) for rows, columns in _cuts()]
+    cuts = []
+    for strips in _cuts():
+        for rows in strips:
+            strip = rows @ pixels
+            cuts += [strip @ columns.T for columns in strips]
     windows = torch.stack(cuts, dim=1).flatten(2)
     return nn.functional.normalize(windows - windows.mean(dim=2, keepdim=True), dim=2, eps=_BLANK)
 
 
 @cache
-def _cuts() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Make the matrices (T, S) that cut windows out of rows and columns."""
-    cuts = [(_cut(1.0, 0), _cut(1.0, 0))]
-    for scale in _SCALES:
-        places = [_cut(scale, place) for place in _PLACES]
-        cuts += [(rows, columns) for rows in places for columns in places]
-    return cuts
+def _cuts() -> list[list[torch.Tensor]]:
+    """Make the matrices (T, S) that cut windows of one scale out of rows and columns."""
+    return [[_cut(1.0, 0)], *([_cut(scale, place) for place in _PLACES] for scale in _SCALES)]
 
 
 def _cut(scale: float, place: int) -> torch.Tensor:

@@ -181,7 +181,7 @@ def find_leaks(
 ) -> LeakReport:
     """Find pictures that are the same or alike, and tell where they leak or contradict each other.
 
-    Pictures whose embeddings have a cosine of at least 0.7 are compared pixel by pixel, in small,
+    Pictures whose embeddings have a cosine of at least 0.5 are compared pixel by pixel, in small,
     also mirrored and cropped by up to a tenth: a correlation of at least 0.95 makes them copies.
     Others are alike from a cosine of 0.95 on. Both bounds are those at which resized, recompressed,
     mirrored and cropped copies of 432 photographs were told from all other pairs of them.

@@ -42,6 +42,7 @@ class RankedBackbone(NamedTuple):
     Parameters
     ----------
     name : str
+        Of the backbone, with the layer where that is not the penultimate vector.
     accuracy : float
         Of a linear probe, 0-1, mean over the folds.
     spread : float
@@ -259,7 +260,7 @@ def _rank(
     scores = cross_val_score(probe, embeddings, codes, groups=groups, cv=folds)
     backbone = load_backbone(extractor.backbone, extractor.weights)
     return RankedBackbone(
-        name=backbone.name,
+        name=_name(backbone.name, extractor.layer),
         accuracy=float(scores.mean()),
         spread=float(scores.std(ddof=1)),
         logme=logme(embeddings, codes),
@@ -267,6 +268,13 @@ def _rank(
         megabytes=backbone.n_bytes / 1e6,
         seconds=_time(extractor, X),
     )
+
+
+def _name(backbone: str, layer: Any) -> str:
+    if layer is None:
+        return backbone
+    layers = layer if isinstance(layer, (list, tuple)) else [layer]
+    return f"{backbone}, {' + '.join('penultimate' if one is None else one for one in layers)}"
 
 
 def _time(extractor: PretrainedFeatureExtractor, X: Any) -> float:

@@ -41,7 +41,7 @@ def test_its_figures_are_those_of_scikit_learn(ranking):
     assert row.accuracy == pytest.approx(scores.mean())
     assert row.spread == pytest.approx(scores.std(ddof=1))
     assert row.features == 1280
-    assert 13 < row.megabytes < 14  # 3.4 million weights in float32, without the classifier
+    assert 13 < row.megabytes < 14  # 3.4 million weights, without the classifier
     assert 0 < row.seconds < 10
 
 
