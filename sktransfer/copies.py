@@ -38,7 +38,7 @@ _SIDE, _WINDOW = 64, 32
 _THUMBNAIL = Preprocessing(resize=(_SIDE, _SIDE), crop=(_SIDE, _SIDE))
 
 # Rows whose cosines, and pairs whose windows, are in memory at once.
-_ROWS, _PAIRS = 512, 64
+_ROWS, _PAIRS = 128, 64
 
 
 class Embedded(NamedTuple):
@@ -117,12 +117,11 @@ def _possible(ones: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, 
         found = left[start : start + _ROWS] @ right.T
         if others is None:  # each pair once
             found[np.tri(len(found), len(right), start, dtype=bool)] = -1
-        if found.shape[1] > _MOST:
-            least = np.partition(found, -_MOST, axis=1)[:, [-_MOST]]
-            found[found < least] = -1
-        i, j = np.nonzero(found >= POSSIBLE)
-        rows.append(np.stack([start + i, j], axis=1))
-        cosines.append(found[i, j].astype(float))
+        best = np.argpartition(found, -min(_MOST, len(right)), axis=1)[:, -_MOST:]
+        values = np.take_along_axis(found, best, axis=1)
+        i, place = np.nonzero(values >= POSSIBLE)
+        rows.append(np.stack([start + i, best[i, place]], axis=1))
+        cosines.append(values[i, place].astype(float))
     return np.concatenate(rows), np.concatenate(cosines)
 
 
