@@ -19,7 +19,7 @@ WHO = {
     "ours": "sktransfer",
     "torch": "sktransfer, without OpenVINO",
     "loop": "a plain loop in torch",
-    "tuned": "the same, tuned by hand",
+    "tuned": "a loop in torch, tuned by hand",
     "embetter": "embetter",
     "fastai": "fastai",
     "forward": "OpenVINO's forward alone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
@@ -289,14 +290,24 @@ def _code(model: nn.Module) -> list[str]:
     described = [repr(model)]
     for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: repr(kind)):
         if kind.__module__.split(".")[0] not in ("torch", "torchvision", "timm"):
-            try:
-                described.append(inspect.getsource(kind))
-            except (OSError, TypeError):
-                described.append(f"{kind.__module__}.{kind.__qualname__}")
+            described.append(_source(kind))
     for name, module in model.named_modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple))}
         described.append(f"{name}{sorted((k, v) for k, v in plain.items() if k != 'training')}")
     return described
+
+
+# Python 3.11 fails where two threads parse code at once (python/cpython issue 106905).
+_parsing = threading.Lock()
+
+
+def _source(kind: type) -> str:
+    """Give the code of a class, or its name where there is no code."""
+    try:
+        with _parsing:
+            return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return f"{kind.__module__}.{kind.__qualname__}"
 
 
 @lru_cache(maxsize=1)

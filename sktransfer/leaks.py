@@ -22,7 +22,6 @@ from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
 from sktransfer.report import html_list, html_picture, html_table, text_table
 from sktransfer.transforms import Preprocessing
-from sktransfer.views import Views
 
 KINDS = ("identical", "copy", "mirrored", "alike")
 
@@ -34,7 +33,8 @@ _IDENTICAL = 0.9999
 
 # Pairs that a report shows.
 _SHOWN = 20
-_GALLERY = Preprocessing(resize=128, crop=(128, 128))
+_SIDE = 128
+_GALLERY = Preprocessing(resize=_SIDE)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -156,7 +156,7 @@ class LeakReport:
 
     def _show(self, i: int, j: int) -> str:
         return "".join(
-            html_picture(Views(pictures, _GALLERY).prepare(row), pictures.describe(row))
+            html_picture(_GALLERY.resized(pictures.decode(row, _SIDE)), pictures.describe(row))
             for pictures, row in zip(self._pictures, (i, j), strict=True)
         )
 

@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -135,3 +136,10 @@ def test_what_cannot_be_loaded(backbone, weights, error, message):
 def test_a_vision_transformer_of_another_size_is_prepared_for_it(tmp_path):
     network = tvm.VisionTransformer(64, 16, 1, 3, 768, 1536)
     assert load_backbone(network).preprocessing.crop == (64, 64)
+
+
+def test_threads_load_a_module_at_once():
+    """On Python 3.11 two threads that parse code at once fail, unless they wait for each other."""
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: load_backbone(Tiny), range(40)))
+    assert len({backbone.digest for backbone in loaded}) == 1
