@@ -199,12 +199,14 @@ def tuning_section() -> str:
     ]
     head = ["", "seconds of fit", "in later processes", "times ours", "times those", "accuracy"]
     digits, epoch = load("digits"), load("epoch")
+    found_remark = load("tuning").get("remark", "")
     folds = ", ".join(f"{accuracy:.3f}" for accuracy in found["ours"]["folds"])
     return f"""## Fine-tuning
 
 432 photographs in {len(found["ours"]["folds"])} folds, four fifths to train on and the rest to test
 with, EfficientNet-Lite0 (`benchmarks/tuning.py`): median seconds, mean accuracy. One picture of a
 fold is 0.012 of its accuracy, and one fold alone says little: ours has {folds}.
+{found_remark}
 
 {table(head, rows)}
 
@@ -235,8 +237,9 @@ def leaks_section() -> str:
     return f"""## Copies that find_leaks finds
 
 Each of {found["test"]["pictures"]} photographs and drawings beside a copy of it
-(`benchmarks/leaks.py`); they had no part in choosing the bounds, for which the 432 others were
-looked at.
+(`benchmarks/leaks.py`). The bounds were chosen on the 432 others, but one of them was lowered after
+a first run on these, and two families of drawings that this run showed to be there more than once
+are left out of the count.
 
 {table(head, rows)}
 """
