@@ -20,7 +20,7 @@ from sktransfer._config import resolve_threads
 from sktransfer.copies import SAME, Embedded, Pairs, find_pairs
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
-from sktransfer.report import html_list, html_picture, html_table, text_table
+from sktransfer.report import Html, html_list, html_picture, html_table, text_table
 from sktransfer.transforms import Preprocessing
 
 KINDS = ("identical", "copy", "mirrored", "alike")
@@ -154,11 +154,12 @@ class LeakReport:
         rest = len(self.pairs) - _SHOWN
         return [f"and {rest:,} more in report.pairs"] if rest > 0 else []
 
-    def _show(self, i: int, j: int) -> str:
-        return "".join(
+    def _show(self, i: int, j: int) -> Html:
+        shown = (
             html_picture(_GALLERY.resized(pictures.decode(row, _SIDE)), pictures.describe(row))
             for pictures, row in zip(self._pictures, (i, j), strict=True)
         )
+        return Html("".join(shown))
 
 
 def find_leaks(
@@ -236,6 +237,8 @@ StratifiedGroupKFold, which keeps such pictures together.
             "Got X_test together with cv or groups, but a second set is a split already; leave "
             "either out"
         )
+    y, groups = (_labels(X, each, image_shape) for each in (y, groups))
+    y_other = y if X_test is None else _labels(X_test, y_test, image_shape)
     extractor = PretrainedFeatureExtractor(
         backbone,
         weights=weights,
@@ -272,13 +275,22 @@ StratifiedGroupKFold, which keeps such pictures together.
         pairs=np.column_stack([rows, cosines]),
         kinds=kinds,
         across=_across(rows, sizes, y, cv, groups),
-        conflicts=_conflicts(rows, sizes, y, y if others is None else y_test),
+        conflicts=_conflicts(rows, y, y_other),
         groups=_connect(rows, sizes[0]) if others is None else None,
         n_pictures=sizes,
         unreadable=np.flatnonzero(broken),
         _names=tuple(names),
         _pictures=(both[0].pictures, both[1].pictures),
     )
+
+
+def _labels(X: Any, y: Any, image_shape: Sequence[int] | None) -> np.ndarray | None:
+    """Check that there is one label or group for each picture, before any is embedded."""
+    if y is None:
+        return None
+    labels = column_or_1d(y)
+    check_consistent_length(as_pictures(X, image_shape=image_shape), labels)
+    return labels
 
 
 def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> Embedded:
@@ -300,13 +312,16 @@ def _kinds(found: Pairs, both: tuple[Embedded, Embedded]) -> np.ndarray:
     return kinds
 
 
-def _across(rows: np.ndarray, sizes: tuple[int, ...], y: Any, cv: Any, groups: Any) -> np.ndarray:
+def _across(
+    rows: np.ndarray,
+    sizes: tuple[int, ...],
+    y: np.ndarray | None,
+    cv: Any,
+    groups: np.ndarray | None,
+) -> np.ndarray:
     """Tell which pairs are separated."""
     if len(sizes) == 2:
         return np.ones(len(rows), dtype=bool)
-    if groups is not None:
-        groups = column_or_1d(groups)
-        check_consistent_length(range(sizes[0]), groups)
     if cv is None:
         if groups is None:
             return np.zeros(len(rows), dtype=bool)
@@ -319,14 +334,11 @@ def _across(rows: np.ndarray, sizes: tuple[int, ...], y: Any, cv: Any, groups: A
     return across
 
 
-def _conflicts(rows: np.ndarray, sizes: tuple[int, ...], y: Any, y_other: Any) -> np.ndarray:
+def _conflicts(rows: np.ndarray, y: np.ndarray | None, y_other: np.ndarray | None) -> np.ndarray:
     """Tell which pairs have different labels."""
     if y is None or y_other is None:
         return np.zeros(len(rows), dtype=bool)
-    labels, others = column_or_1d(y), column_or_1d(y_other)
-    check_consistent_length(range(sizes[0]), labels)
-    check_consistent_length(range(sizes[-1]), others)
-    return labels[rows[:, 0]] != others[rows[:, 1]]
+    return y[rows[:, 0]] != y_other[rows[:, 1]]
 
 
 def _connect(rows: np.ndarray, count: int) -> np.ndarray:

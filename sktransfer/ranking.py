@@ -117,16 +117,22 @@ class BackboneRanking:
             Where matplotlib is missing.
         """
         ax = new_axes(ax, "BackboneRanking.plot")
-        for row in self.rows:
-            cost = 1000 * row.seconds
+        costs = [1000 * row.seconds for row in self.rows]
+        middle = math.sqrt(min(costs) * max(costs))
+        for row, cost in zip(self.rows, costs, strict=True):
+            # The name stands on the side where there is room.
+            away, side = (6, "left") if cost <= middle else (-6, "right")
+            place = {"xytext": (away, 6), "textcoords": "offset points", "ha": side}
             ax.errorbar(cost, row.accuracy, row.spread, marker="o", capsize=3)
-            ax.annotate(row.name, (cost, row.accuracy), (6, 6), textcoords="offset points")
+            ax.annotate(row.name, (cost, row.accuracy), **place)
         ax.margins(0.2)
         ax.set(
             xscale="log",
             xlabel="milliseconds for a picture",
             ylabel="accuracy of a linear probe, ± standard deviation over folds",
         )
+        for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            formatted("{x:g}")  # rather than powers of ten
         return ax
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:

@@ -11,6 +11,10 @@ import torch
 from sktransfer.decoding import encode_jpeg
 
 
+class Html(str):
+    """Text that is HTML already; all other text is escaped."""
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     """Lay out a table in columns, of which those numbered in `left` begin at the left.
 
@@ -33,7 +37,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Make the same table in HTML; cells that begin with ``<`` are taken for HTML themselves."""
+    """Make the same table in HTML; cells may be `Html` themselves."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ["left" if column in left else "right" for column in range(len(cells))]
@@ -52,15 +56,15 @@ def html_list(items: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
 
 
-def html_picture(picture: torch.Tensor, caption: str) -> str:
+def html_picture(picture: torch.Tensor, caption: str) -> Html:
     """Put a picture (3, H, W), uint8, into the page itself."""
     data = base64.b64encode(encode_jpeg(picture.permute(1, 2, 0).numpy()))
     caption = html.escape(caption, quote=True)
-    return (
+    return Html(
         f'<img src="data:image/jpeg;base64,{data.decode()}" alt="{caption}" title="{caption}" '
         'style="height: 6em; margin: 0.1em">'
     )
 
 
 def _inside(cell: str) -> str:
-    return cell if cell.startswith("<") else html.escape(cell)
+    return cell if isinstance(cell, Html) else html.escape(cell)

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-from sktransfer import find_leaks
+from sktransfer import PretrainedFeatureExtractor, find_leaks
 from sktransfer.copies import Embedded, find_pairs, match
 from sktransfer.images import as_pictures
 
@@ -165,6 +165,15 @@ def test_it_shows_pictures_in_a_notebook():
     assert "<d>" not in page
 
 
+def test_names_are_no_html(folder):
+    """A file may be called what it likes."""
+    name = "<b onclick=alert()>.png"
+    tile(0).save(name)
+    page = find_leaks([name, name])._repr_html_()
+    assert "<b" not in page
+    assert "&lt;b onclick" in page
+
+
 def test_a_long_list_is_cut():
     report = find_leaks([TILES[0]] * 8)
     assert len(report.pairs) == 28
@@ -185,7 +194,11 @@ def test_rows_of_numbers_and_floats():
     assert (4, 15) in rows(report)
 
 
-def test_what_cannot_be():
+def test_what_cannot_be(monkeypatch):
+    def never(self, X):
+        raise AssertionError("pictures were embedded before the labels were looked at")
+
+    monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
     with pytest.raises(ValueError, match="X_test together with cv or groups"):
         find_leaks(TILES, X_test=TILES, cv=3)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
