@@ -1,6 +1,6 @@
 """The variants of benchmarks/embedding.py that need no other environment, each by itself.
 
-python benchmarks/own_embedding.py {ours,torch,loop,tuned,forward,limit} FOLDER
+python benchmarks/own_embedding.py {ours,torch,half,loop,tuned,tuned_half,forward,limit} FOLDER
 """
 
 from __future__ import annotations
@@ -54,16 +54,29 @@ def loop(batch_size: int, layout: torch.memory_format) -> Embed:
     @torch.inference_mode()
     def embed(paths: list[str]) -> np.ndarray:
         batches = torch.utils.data.DataLoader(Photographs(paths), batch_size)
-        return np.concatenate([net(x.contiguous(memory_format=layout)).numpy() for x in batches])
+        found = [net(x.contiguous(memory_format=layout)).float().numpy() for x in batches]
+        return np.concatenate(found)
 
     return embed
+
+
+def in_half(embed: Embed) -> Embed:
+    """Compute in bfloat16 what torch can compute so."""
+
+    def embed_in_half(paths: list[str]) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16):
+            return embed(paths)
+
+    return embed_in_half
 
 
 VARIANTS: dict[str, Callable[[], Embed]] = {
     "ours": lambda: PretrainedFeatureExtractor(cache=None).fit_transform,
     "torch": lambda: PretrainedFeatureExtractor(cache=None, engine="torch").fit_transform,
+    "half": lambda: PretrainedFeatureExtractor(cache=None, precision="bfloat16").fit_transform,
     "loop": lambda: loop(32, torch.contiguous_format),
     "tuned": lambda: loop(4, torch.channels_last),
+    "tuned_half": lambda: in_half(loop(4, torch.channels_last)),
 }
 
 

@@ -18,10 +18,13 @@ OURS, OTHERS, LIMITS = "#1f6feb", "#9aa4b2", "#d9dee5"
 WHO = {
     "ours": "sktransfer",
     "torch": "sktransfer, without OpenVINO",
+    "half": "sktransfer in bfloat16",
     "loop": "a plain loop in torch",
     "tuned": "a loop in torch, tuned by hand",
+    "tuned_half": "the tuned loop in bfloat16",
     "embetter": "embetter",
     "fastai": "fastai",
+    "fastai_half": "fastai in bfloat16",
     "forward": "OpenVINO's forward alone",
     "limit": "what the cores can do",
 }
@@ -85,7 +88,9 @@ def embedding_section() -> str:
 432 photographs (PNG), from file to embedding, EfficientNet-Lite0 at 224 x 224, medians of three
 rounds in fresh processes (`benchmarks/embedding.py`). The limit is what the cores could do if all
 they did was to decode, prepare and run OpenVINO. fastai runs channels last, in batches of 8;
-embetter in evaluation mode and without gradients, which it does not do by itself.
+embetter in evaluation mode and without gradients, which it does not do by itself. bfloat16 has to
+be asked for, with `precision="bfloat16"`, or with torch's autocast in the others; there the cosine
+is the median one, and the best peer may be one in bfloat16.
 
 ![Pictures a second]({path})
 

@@ -1,6 +1,6 @@
 """The peers of benchmarks/embedding.py, each by itself, in the environment that they share.
 
-python benchmarks/peer_embedding.py {embetter,fastai} FOLDER
+python benchmarks/peer_embedding.py {embetter,fastai,fastai_half} FOLDER
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastai.vision.all import (
     Normalize,
     Resize,
 )
-from own_embedding import Embed, headless, time_embedding
+from own_embedding import Embed, headless, in_half, time_embedding
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import nn
@@ -57,15 +57,18 @@ def fastai() -> Embed:
         learner = Learner(data, headless(), loss_func=nn.MSELoss(), cbs=ChannelsLast())
         with learner.no_bar():
             embeddings, _ = learner.get_preds(dl=data.test_dl(paths, bs=8))
-        return embeddings.numpy()
+        return embeddings.float().numpy()
 
     return embed
+
+
+VARIANTS = {"embetter": embetter, "fastai": fastai, "fastai_half": lambda: in_half(fastai())}
 
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     paths = (folder / "opaque.txt").read_text().split("\n")
-    embeddings, figures = time_embedding({"embetter": embetter, "fastai": fastai}[name](), paths)
+    embeddings, figures = time_embedding(VARIANTS[name](), paths)
     np.save(folder / f"{name}.npy", embeddings)
     print(json.dumps(figures))
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_images
 from tiny import Tiny, cosine, pictures
 from torch import nn
 
@@ -63,6 +64,28 @@ def test_bfloat16_is_close_and_comes_out_as_float32():
     found = make(precision=torch.bfloat16).run(pixels())
     assert found.dtype == np.float32
     assert cosine(found, plain(pixels())).min() >= 0.999
+
+
+@pytest.mark.slow
+def test_bfloat16_of_real_weights_is_as_close_as_torch_s_own():
+    backbone = load_backbone("efficientnet_lite0")
+    preprocessing, end = backbone.preprocessing, len(backbone.anatomy.blocks)
+    china, flower = (torch.tensor(each) for each in load_sample_images().images)
+    batch = torch.stack([each[:384, :480].permute(2, 0, 1) for each in (china, flower)])
+    batch = batch.unfold(2, 224, 80).unfold(3, 224, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    exact, torch_s, ours = (
+        engine_for(recipe_at(backbone, preprocessing, end, precision), machine(engine), 3)
+        for engine, precision in (
+            ("torch", torch.float32),
+            ("torch", torch.bfloat16),
+            ("openvino", torch.bfloat16),
+        )
+    )
+    assert (torch_s.name, ours.name) == ("torch", "openvino")
+    expected = exact.run(batch)
+    cosines = [cosine(each.run(batch), expected) for each in (torch_s, ours)]
+    assert [np.median(each) >= 0.999 for each in cosines] == [True, True]
+    assert 1 - cosines[1].min() < 2 * (1 - cosines[0].min())
 
 
 @pytest.mark.slow
