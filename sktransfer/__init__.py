@@ -36,8 +36,8 @@ labels, examples, head
     class numbers and weights; pictures with them; stage 0, which is convex
 training (checkpoint, progress), network, tuning
     one stage; the whole way of a picture; stage after stage
-classifier (parameters)
-    FineTunedImageClassifier
+classifier (parameters, tuned)
+    FineTunedImageClassifier; its network as the source of the next
 cost
     what a search will cost, before it is fitted
 display

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,8 @@ class Backbone:
         Comes with the weights.
     digest : bytes
         16 bytes that identify architecture and weights, BatchNorm statistics included.
+    build : callable
+        Makes the network anew, whole, with the state dict that its files have.
     categories : tuple of str
         Names of the logits; empty where unknown.
     known : bool
@@ -64,6 +66,7 @@ class Backbone:
     anatomy: Anatomy
     preprocessing: Preprocessing
     digest: bytes
+    build: Callable[[], nn.Module]
     categories: tuple[str, ...] = ()
     known: bool = True
 
@@ -83,17 +86,16 @@ class _Loaded(NamedTuple):
     categories: tuple[str, ...] = ()
 
 
-def load_backbone(
-    backbone: str | nn.Module | Callable[[], nn.Module], weights: Any = "default"
-) -> Backbone:
+def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     """Load a backbone, or find it where this process has loaded it before.
 
     Parameters
     ----------
-    backbone : str, Module or callable
+    backbone : str, Module, callable or fitted classifier
         A name of `list_backbones`, `"timm:NAME"`, a module (which is copied and left as it is), or
         a callable that makes one. A module may say what it expects of a picture in an attribute
-        `preprocessing` (a `Preprocessing`); otherwise it gets ImageNet's.
+        `preprocessing` (a `Preprocessing`); otherwise it gets ImageNet's. A fitted
+        `FineTunedImageClassifier`, itself or in a `FrozenEstimator`, is its tuned network.
     weights : str, path or None
         `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
         file, or `None` for random values, the same ones every time.
@@ -118,41 +120,56 @@ def load_backbone(
     settle_after_fork()
     if isinstance(backbone, str):
         return _load_named(backbone, *_stamp(weights))
-    if not callable(backbone):
-        raise TypeError(
-            f"Got backbone={backbone!r}, but expected a name (see list_backbones()), "
-            "'timm:NAME', a torch.nn.Module, or a callable that makes one"
-        )
+    if hasattr(backbone, "as_backbone"):
+        if weights != "default":
+            raise ValueError(
+                f"Got weights={weights!r} with a fitted classifier as backbone, which brings its "
+                "own; leave weights at 'default'"
+            )
+        return backbone.as_backbone()
     loaded = _from_user(backbone, weights)
     described = [*_code(loaded.model), repr(astuple(loaded.preprocessing))]
     digest = digest_tensors(loaded.model.state_dict().items(), *described)
-    if digest not in _user_backbones:
+
+    def assemble() -> Backbone:
         own = loaded._replace(model=copy.deepcopy(loaded.model).cpu())
-        _user_backbones[digest] = replace(_assemble(own, digest), known=False)
-        while len(_user_backbones) > _KEPT:
-            _user_backbones.popitem(last=False)
-    return _user_backbones[digest]
+        build = partial(copy.deepcopy, own.model)
+        return replace(_assemble(own, digest, build), known=False)
+
+    return keep_backbone(digest, assemble)
 
 
-_user_backbones: OrderedDict[bytes, Backbone] = OrderedDict()
+def keep_backbone(digest: bytes, make: Callable[[], Backbone]) -> Backbone:
+    """Make a backbone, or find it where this process has made it before."""
+    if digest not in _made:
+        _made[digest] = make()
+        while len(_made) > _KEPT:
+            _made.popitem(last=False)
+    return _made[digest]
+
+
+_made: OrderedDict[bytes, Backbone] = OrderedDict()
 
 
 @lru_cache(maxsize=_KEPT)
 def _load_named(name: str, weights: str | None, stamp: tuple[int, int] | None) -> Backbone:
     """Load by name; `stamp` makes a weights file that changed another one."""
+    loaded = _find_named(name, weights)
+    digest = digest_tensors(loaded.model.state_dict().items(), name)
+    return _assemble(loaded, digest, lambda: _find_named(name, weights).model)
+
+
+def _find_named(name: str, weights: str | None) -> _Loaded:
     if name == LITE0:
-        loaded = _load_lite0(weights)
-    elif name.startswith("timm:"):
-        loaded = _load_timm(name, weights)
-    elif name in list_torchvision():
-        loaded = _load_torchvision(name, weights)
-    else:
-        names = [LITE0, *list_torchvision()]
-        raise ValueError(
-            f"Got backbone={name!r}, but expected one of list_backbones() or 'timm:NAME'"
-            f"{did_you_mean(name, names)}"
-        )
-    return _assemble(loaded, digest_tensors(loaded.model.state_dict().items(), name))
+        return _load_lite0(weights)
+    if name.startswith("timm:"):
+        return _load_timm(name, weights)
+    if name in list_torchvision():
+        return _load_torchvision(name, weights)
+    raise ValueError(
+        f"Got backbone={name!r}, but expected one of list_backbones() or 'timm:NAME'"
+        f"{did_you_mean(name, [LITE0, *list_torchvision()])}"
+    )
 
 
 def _stamp(weights: Any) -> tuple[str | None, tuple[int, int] | None]:
@@ -178,7 +195,7 @@ def _is_file_name(weights: str | os.PathLike[str]) -> bool:
     return isinstance(weights, os.PathLike) or path.suffix in (".safetensors", ".pth", ".pt")
 
 
-def _assemble(loaded: _Loaded, digest: bytes) -> Backbone:
+def _assemble(loaded: _Loaded, digest: bytes, build: Callable[[], nn.Module]) -> Backbone:
     anatomy = dissect(freeze(loaded.model.to(memory_format=torch.channels_last)))
     for part in (*(block for _, block in anatomy.blocks), anatomy.neck, anatomy.logits):
         freeze(part)  # the modules that group others into blocks are new
@@ -186,7 +203,7 @@ def _assemble(loaded: _Loaded, digest: bytes) -> Backbone:
     if anatomy.image_size not in (None, *preprocessing.crop):
         # A vision transformer of another size than the one that is usual under its name.
         preprocessing = preprocessing.with_image_size(anatomy.image_size)
-    return Backbone(loaded.name, anatomy, preprocessing, digest, loaded.categories)
+    return Backbone(loaded.name, anatomy, preprocessing, digest, build, loaded.categories)
 
 
 def _load_lite0(weights: str | None) -> _Loaded:
@@ -259,7 +276,12 @@ def _timm_file(name: str, config: Any) -> Path:
     return Path(hub.hf_hub_download(repository, file))
 
 
-def _from_user(source: nn.Module | Callable[[], nn.Module], weights: Any) -> _Loaded:
+def _from_user(source: Any, weights: Any) -> _Loaded:
+    if not callable(source):
+        raise TypeError(
+            f"Got backbone={source!r}, but expected a name (see list_backbones()), 'timm:NAME', a "
+            "torch.nn.Module, a callable that makes one, or a fitted FineTunedImageClassifier"
+        )
     name = getattr(source, "__name__", type(source).__name__).lower()
     if isinstance(source, nn.Module):
         model = source if weights == "default" else copy.deepcopy(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.augmentation import resolve_augmentation
+from sktransfer.backbones import Backbone
 from sktransfer.examples import Examples
 from sktransfer.labels import check_labels
 from sktransfer.machine import Machine
@@ -27,6 +29,7 @@ from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
 from sktransfer.schedule import resolve_stages
 from sktransfer.session import share_session
 from sktransfer.training import make_net, restore_history
+from sktransfer.tuned import save_weights, tuned_backbone
 from sktransfer.tuning import FineTuning
 from sktransfer.validation import check_pictures
 
@@ -364,6 +367,32 @@ default="standard"
     def history_(self) -> Any:
         """What every epoch came to: the history of `net_`."""
         return self.net_.history_
+
+    def as_backbone(self) -> Backbone:
+        """Give the tuned network: what this classifier is as the `backbone` of another estimator.
+
+        Raises
+        ------
+        NotFittedError
+        """
+        check_is_fitted(
+            self,
+            msg="Got a %(name)s as backbone that is not fitted. Where scikit-learn clones what it "
+            "is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator",
+        )
+        classes = self.classes_.tolist()
+        return tuned_backbone(self._source, self._tuned, self.preprocessing_, classes)
+
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
+        """Write the tuned network as a state dict, to be the `weights` of the same `backbone`.
+
+        Parameters
+        ----------
+        path : path
+            Ends in `.safetensors`. The network's own classifying layer is in the file as it was;
+            the head is not.
+        """
+        save_weights(self.as_backbone(), path)
 
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

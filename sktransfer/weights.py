@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sktransfer._errors import WeightsNotFoundError
 
@@ -64,6 +64,29 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             "state dict (names to tensors), as torch.save(model.state_dict(), path) writes it"
         )
     return dict(content)
+
+
+def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a `.safetensors` file; until all of it is on the disk an old file stays.
+
+    Raises
+    ------
+    ValueError
+        Where the name ends in something else.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"Got the path {str(path)!r}, but expected one that ends in .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        # Tensors that share memory, or lie in it in another order, are written for themselves.
+        own = {name: each.cpu().contiguous().clone() for name, each in state.items()}
+        save_file(own, unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def hub_path(url: str) -> Path:

@@ -63,6 +63,7 @@ ROOMS = [
     "network",
     "tuning",
     "parameters",
+    "tuned",
     "classifier",
     "cost",
     "demo",
