@@ -39,12 +39,16 @@ _LIKENESS = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 
 # To be raised when the same prefix becomes another graph.
 _EDITION = 1
+# Where weights take more than the caches of any CPU, several pictures share the reading of them.
+_HEAVY_BYTES, _TOGETHER = 2**27, 4
 # What all kept graphs together may take; the ones that were not used for longest go first.
 _KEPT_BYTES = 2 * 2**30
 
 
 class OpenVINOEngine:
     """A frozen prefix on the CPU, several pictures side by side, each of them alone.
+
+    With heavy weights, four of them go together.
 
     Parameters
     ----------
@@ -64,7 +68,6 @@ class OpenVINOEngine:
     """
 
     name = "openvino"
-    alone = True
     side_by_side = False
 
     def __init__(
@@ -75,7 +78,9 @@ class OpenVINOEngine:
         key: bytes,
     ) -> None:
         openvino, whole = _openvino(), _Whole(prefix, preprocessing)
-        parts = (_EDITION, key.hex(), openvino.__version__, torch.__version__)
+        self._together = whole.shape[0]
+        self.alone = self._together == 1
+        parts = (_EDITION, key.hex(), self._together, openvino.__version__, torch.__version__)
         folder = _kept() / hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
         self._core, self._precision, self._lock = openvino.Core(), precision, threading.Lock()
         with contextlib.suppress(EngineError):
@@ -95,10 +100,11 @@ class OpenVINOEngine:
         pixels = batch.permute(0, 2, 3, 1).contiguous().numpy()
         embeddings: list[Any] = [None] * len(pixels)
         with self._lock:
-            for row, picture in enumerate(pixels):
-                self._queue.start_async({0: picture[None]}, (embeddings, row), share_inputs=True)
+            for row in range(0, len(pixels), self._together):
+                few = _filled(pixels[row : row + self._together], self._together)
+                self._queue.start_async({0: few}, (embeddings, row), share_inputs=True)
             self._queue.wait_all()
-        return np.concatenate(embeddings)
+        return np.concatenate(embeddings[:: self._together])[: len(pixels)]
 
     def _read(self, folder: Path) -> Any:
         """Make the queue that runs the graph in a folder."""
@@ -117,7 +123,7 @@ class OpenVINOEngine:
 
     def _compare(self, whole: _Whole) -> None:
         """Refuse a graph that gives something else than the network."""
-        picture = noise(whole.shape[1:3])
+        picture = noise(whole.shape[1:3]).repeat(self._together, 1, 1, 1)
         with torch.no_grad():
             expected = whole(picture.permute(0, 2, 3, 1))
         cosine = likeness(expected, torch.from_numpy(self.run(picture)))
@@ -126,6 +132,13 @@ class OpenVINOEngine:
                 f"OpenVINO computes something else than the network: the cosine is {cosine:.4f}; "
                 "engine='torch' computes it as it is"
             )
+
+
+def _filled(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Append black pictures to a batch until it has `size`."""
+    if len(pixels) == size:
+        return pixels
+    return np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
 
 
 def _take(request: Any, place: tuple[list[Any], int]) -> None:
@@ -147,12 +160,13 @@ def _openvino() -> ModuleType:
 
 
 class _Whole(nn.Module):
-    """What becomes a graph: the pixels of one picture, uint8 (1, H, W, 3), to its embedding."""
+    """What becomes a graph: pixels of one picture or a few, uint8 (N, H, W, 3), to embeddings."""
 
     def __init__(self, prefix: FrozenPrefix, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.prefix, self.preprocessing = prefix, preprocessing
-        self.shape = (1, *preprocessing.crop, 3)
+        heavy = sum(each.nbytes for each in prefix.state_dict().values()) > _HEAVY_BYTES
+        self.shape = (_TOGETHER if heavy else 1, *preprocessing.crop, 3)
         freeze(self)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

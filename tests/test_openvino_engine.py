@@ -112,6 +112,16 @@ def test_no_bit_depends_on_the_company():
     assert (together == alone).all()
 
 
+@pytest.mark.parametrize("n", [1, 3, 4, 37])
+def test_heavy_weights_are_shared_by_a_few_pictures(n, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", 100)
+    engine, batch = make(), pixels(n)
+    found = engine.run(batch)
+    assert not engine.alone
+    assert engine._queue[0].get_input_tensor(0).shape[0] == 4
+    np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
+
+
 def test_threads_share_an_engine():
     engine = make()
     batches = [pixels(9) * 0 + number for number in range(8)]
