@@ -65,6 +65,9 @@ ROOMS = [
     "parameters",
     "classifier",
     "cost",
+    "evidence",
+    "caveats",
+    "strategy",
     "demo",
     "cli",
 ]
