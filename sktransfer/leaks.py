@@ -17,7 +17,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer._config import resolve_threads
-from sktransfer.copies import SAME, Embedded, Pairs, find_pairs
+from sktransfer.copies import POSSIBLE, SAME, Embedded, Pairs, find_pairs
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
 from sktransfer.report import Html, html_list, html_picture, html_table, text_table
@@ -274,10 +274,11 @@ def compare(
     cv: Any,
     groups: np.ndarray | None,
     threads: int,
+    possible: float = POSSIBLE,
 ) -> LeakReport:
-    """Do what `find_leaks` does, with pictures that are embedded already."""
+    """Do what `find_leaks` does, with pictures that are embedded already; see `find_pairs`."""
     both = (ones, ones if others is None else others)
-    found = find_pairs(ones, others, threads=threads)
+    found = find_pairs(ones, others, threads=threads, possible=possible)
     kinds = _kinds(found, both)
     keep = kinds != ""
     rows, cosines, kinds = found.rows[keep], found.cosines[keep], kinds[keep]

@@ -17,13 +17,13 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 from sktransfer._config import resolve_threads
 from sktransfer.caveats import find_caveats
 from sktransfer.classifier import FineTunedImageClassifier
-from sktransfer.copies import Embedded
+from sktransfer.copies import POSSIBLE, Embedded
 from sktransfer.cost import Cost, estimate_cost
 from sktransfer.evidence import Evidence, make_probe, measure
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
 from sktransfer.labels import check_labels
-from sktransfer.leaks import LeakReport, compare
+from sktransfer.leaks import ALIKE, LeakReport, compare
 from sktransfer.parameters import draw_seed
 from sktransfer.ranking import make_folds
 from sktransfer.report import html_list, html_picture, html_table, text_table
@@ -36,7 +36,7 @@ DIFFERENT, MANY = 0.45, 10
 
 # What to do in each case: many pictures, different ones.
 CHOICES = {
-    (False, False): "staged",
+    (False, False): "frozen",
     (True, False): "staged",
     (False, True): "full",
     (True, True): "full",
@@ -52,8 +52,8 @@ STRATEGIES = {
 
 # Why each strategy.
 _WHY = {
-    "frozen": "Such pictures are told apart by the embeddings as they are, and nothing is trained.",
-    "staged": "The head is solved on augmented copies, and the last blocks adapt to the classes.",
+    "frozen": "So few photographs are classified as well without tuning, which takes seconds.",
+    "staged": "The network knows what to look for; its last blocks are fitted to these classes.",
     "full": "What the first blocks look for in photographs has to change, so all blocks are tuned.",
     "scratch": "Got weights=None: there is nothing to keep.",
 }
@@ -262,11 +262,20 @@ def recommend_strategy(
     embedded = Embedded(pictures, extractor.transform(pictures))
     threads = resolve_threads(n_jobs)
     evidence = measure(embedded, codes, splits, seed=seed, threads=threads)
-    leaks = compare(embedded, None, codes, codes, cv=splits, groups=None, threads=threads)
+    different = evidence.crowding >= DIFFERENT
+    leaks = compare(
+        embedded,
+        None,
+        codes,
+        codes,
+        cv=splits,
+        groups=None,
+        threads=threads,
+        possible=ALIKE if different else POSSIBLE,  # or all pairs would be
+    )
 
     counts = dict(zip(map(str, labels.classes), np.bincount(labels.y).tolist(), strict=True))
     many = len(labels.y) >= MANY * len(counts)
-    different = evidence.crowding >= DIFFERENT
     strategy = "scratch" if weights is None else CHOICES[many, different]
     estimator = make_estimator(
         strategy, backbone, different=different, random_state=random_state, **settings
