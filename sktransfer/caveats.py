@@ -16,7 +16,7 @@ from sktransfer.leaks import LeakReport
 _UNEVEN = 5
 # Pictures of a class that say something about it.
 _TINY = 5
-# Scans with shorter sides are often the same to the pixel correlation without being copies.
+# Scans with shorter sides often have nearly the same pixels without being copies.
 _SCAN = 48
 # Standard deviation of brightness, of 255, below which a picture is nearly one colour.
 _FLAT = 5
@@ -59,7 +59,7 @@ def _of_classes(counts: dict[str, int]) -> list[str]:
         )
     tiny = [label for label, count in counts.items() if count < _TINY]
     if tiny:
-        found.append(f"Fewer than {_TINY} pictures of {_name(tiny)}: scores say little about that.")
+        found.append(f"Fewer than {_TINY} pictures of {_name(tiny)}: scores say little about them.")
     return found
 
 

@@ -126,12 +126,11 @@ class StrategyReport:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        gallery = "".join(
-            html_picture(_GALLERY.resized(picture), label) for label, picture in self._pictures
-        )
+        labels = [label for label, _ in self._pictures]
+        shown = [html_picture(_GALLERY.resized(each), label) for label, each in self._pictures]
         parts = [
             f"<p><b>{self.case}: {STRATEGIES[self.strategy]}</b></p>",
-            f"<p>{gallery}</p>",
+            html_table(labels, [shown], list(range(len(labels)))),
             html_list(self.reasons),
         ]
         if self.warnings:

@@ -248,7 +248,7 @@ EVIDENCE = Evidence(
         (
             {"a": 4, "b": 5, "c": 3},
             {},
-            "Fewer than 5 pictures of 'a', 'c': scores say little about that.",
+            "Fewer than 5 pictures of 'a', 'c': scores say little about them.",
         ),
         (
             {"a": 5, "b": 5},
