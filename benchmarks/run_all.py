@@ -1,6 +1,6 @@
 """Run every benchmark of the CPU, one after the other, and write the page of the documentation.
 
-Takes about four hours on two cores, and nothing else should run beside it. A benchmark that misses
+Takes about five hours on two cores, and nothing else should run beside it. A benchmark that misses
 its bar says so, and the others go on. What a CUDA device can do, benchmarks/gpu.py measures.
 
     python benchmarks/run_all.py [--only embedding,search]
@@ -30,6 +30,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "digits": [],
     "epoch": [],
     "leaks": [],
+    "strategies": [],
+    "ranking": [],
 }
 
 

@@ -40,6 +40,8 @@ classifier (parameters, tuned)
     FineTunedImageClassifier; its network as the source of the next
 cost
     what a search will cost, before it is fitted
+strategy (evidence, caveats)
+    whether to freeze or to tune, and what to mind
 display
     augmented pictures to look at
 demo, cli
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from sktransfer.cost import Cost, estimate_cost
     from sktransfer.leaks import LeakReport, find_leaks
     from sktransfer.ranking import BackboneRanking, rank_backbones
+    from sktransfer.strategy import StrategyReport, recommend_strategy
 
 # What needs skorch, or the whole of scikit-learn's model selection, is imported when it is used.
 _LATER = {
@@ -72,9 +75,11 @@ _LATER = {
     "Cost": "sktransfer.cost",
     "FineTunedImageClassifier": "sktransfer.classifier",
     "LeakReport": "sktransfer.leaks",
+    "StrategyReport": "sktransfer.strategy",
     "estimate_cost": "sktransfer.cost",
     "find_leaks": "sktransfer.leaks",
     "rank_backbones": "sktransfer.ranking",
+    "recommend_strategy": "sktransfer.strategy",
 }
 
 __all__ = [
@@ -87,6 +92,7 @@ __all__ = [
     "PictureError",
     "Preprocessing",
     "PretrainedFeatureExtractor",
+    "StrategyReport",
     "WeightsNotFoundError",
     "__version__",
     "estimate_cost",
@@ -94,6 +100,7 @@ __all__ = [
     "list_backbones",
     "load_image_folder",
     "rank_backbones",
+    "recommend_strategy",
     "resolve_augmentation",
     "session_store",
 ]

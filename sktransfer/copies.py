@@ -75,7 +75,13 @@ class Pairs(NamedTuple):
     mirrored: np.ndarray
 
 
-def find_pairs(ones: Embedded, others: Embedded | None = None, *, threads: int = 1) -> Pairs:
+def find_pairs(
+    ones: Embedded,
+    others: Embedded | None = None,
+    *,
+    threads: int = 1,
+    possible: float = POSSIBLE,
+) -> Pairs:
     """Find the pictures that are alike, and compare their pixels.
 
     Parameters
@@ -85,13 +91,17 @@ def find_pairs(ones: Embedded, others: Embedded | None = None, *, threads: int =
         The second of each pair is one of these; None looks for pairs within `ones`.
     threads : int
         Threads that decode pictures.
+    possible : float
+        Cosine of embeddings from which on pixels are compared.
 
     Returns
     -------
     Pairs
-        All whose cosine is at least 0.5, but of each picture no more than the 50 best.
+        All that are possible, but of each picture no more than the 50 best.
     """
-    rows, cosines = _possible(ones.embeddings, None if others is None else others.embeddings)
+    rows, cosines = _possible(
+        ones.embeddings, None if others is None else others.embeddings, possible
+    )
     first = _thumbnails(ones.pictures, rows[:, 0] if others else rows.ravel(), threads)
     second = _thumbnails(others.pictures, rows[:, 1], threads) if others else first
     correlations, mirrored = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
@@ -108,7 +118,9 @@ def find_pairs(ones: Embedded, others: Embedded | None = None, *, threads: int =
     return Pairs(rows[order], cosines[order], correlations[order], mirrored[order])
 
 
-def _possible(ones: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _possible(
+    ones: np.ndarray, others: np.ndarray | None, least: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the rows (P, 2) whose embeddings are alike, and their cosines (P,)."""
     left = _unit(ones)
     right = left if others is None else _unit(others)
@@ -119,7 +131,7 @@ def _possible(ones: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, 
             found[np.tri(len(found), len(right), start, dtype=bool)] = -1
         best = np.argpartition(found, -min(_MOST, len(right)), axis=1)[:, -_MOST:]
         values = np.take_along_axis(found, best, axis=1)
-        i, place = np.nonzero(values >= POSSIBLE)
+        i, place = np.nonzero(values >= least)
         rows.append(np.stack([start + i, best[i, place]], axis=1))
         cosines.append(values[i, place].astype(float))
     return np.concatenate(rows), np.concatenate(cosines)

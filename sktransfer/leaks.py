@@ -17,7 +17,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer._config import resolve_threads
-from sktransfer.copies import SAME, Embedded, Pairs, find_pairs
+from sktransfer.copies import POSSIBLE, SAME, Embedded, Pairs, find_pairs
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
 from sktransfer.report import Html, html_list, html_picture, html_table, text_table
@@ -253,8 +253,32 @@ StratifiedGroupKFold, which keeps such pictures together.
     ).fit(X)
     ones = _embed(extractor, X)
     others = None if X_test is None else _embed(extractor, X_test)
+    report = compare(
+        ones, others, y, y_other, cv=cv, groups=groups, threads=resolve_threads(n_jobs)
+    )
+    if len(report.unreadable):
+        warnings.warn(
+            f"Got {len(report.unreadable)} pictures that cannot be read, which are left out: rows "
+            f"{report.unreadable[:10].tolist()}",
+            stacklevel=2,
+        )
+    return report
+
+
+def compare(
+    ones: Embedded,
+    others: Embedded | None,
+    y: np.ndarray | None,
+    y_other: np.ndarray | None,
+    *,
+    cv: Any,
+    groups: np.ndarray | None,
+    threads: int,
+    possible: float = POSSIBLE,
+) -> LeakReport:
+    """Do what `find_leaks` does, with pictures that are embedded already; see `find_pairs`."""
     both = (ones, ones if others is None else others)
-    found = find_pairs(ones, others, threads=resolve_threads(n_jobs))
+    found = find_pairs(ones, others, threads=threads, possible=possible)
     kinds = _kinds(found, both)
     keep = kinds != ""
     rows, cosines, kinds = found.rows[keep], found.cosines[keep], kinds[keep]
@@ -265,12 +289,6 @@ StratifiedGroupKFold, which keeps such pictures together.
     sets = [ones] if others is None else [ones, others]
     sizes = tuple(len(each.pictures) for each in sets)
     broken = np.concatenate([np.isnan(each.embeddings).any(axis=1) for each in sets])
-    if broken.any():
-        warnings.warn(
-            f"Got {int(broken.sum())} pictures that cannot be read, which are left out: rows "
-            f"{np.flatnonzero(broken)[:10].tolist()}",
-            stacklevel=2,
-        )
     return LeakReport(
         pairs=np.column_stack([rows, cosines]),
         kinds=kinds,

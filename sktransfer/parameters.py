@@ -93,7 +93,7 @@ def check_parameters(estimator: Any) -> None:
         )
 
 
-def _draw_seed(random_state: Any) -> int:
+def draw_seed(random_state: Any) -> int:
     """Make a seed of what scikit-learn calls a random state; the global one stays untouched.
 
     Raises
@@ -162,7 +162,7 @@ def checkpoint_of(
     Other parameters or other data have another file. A fit without a `random_state` goes on with
     the seed that it drew when it began.
     """
-    seed = _draw_seed(estimator.random_state)
+    seed = draw_seed(estimator.random_state)
     if estimator.checkpoint_dir is None:
         return None, seed
     ours = estimator.get_params(deep=False)

@@ -15,7 +15,12 @@ import numpy as np
 from scipy.stats import kendalltau
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, check_cv, cross_val_score
+from sklearn.model_selection import (
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    check_cv,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -235,7 +240,11 @@ def rank_backbones(
     if not extractors:
         raise ValueError("Got no backbones; give at least one, or None for all on this machine")
     codes = check_labels(as_pictures(X, image_shape=extractors[0].image_shape), y).y
-    folds = _folds(codes, random_state) if cv is None else check_cv(cv, codes, classifier=True)
+    folds = (
+        make_folds(codes, random_state=random_state)
+        if cv is None
+        else check_cv(cv, codes, classifier=True)
+    )
     rows = [_rank(extractor, X, codes, folds, groups) for extractor in extractors]
     order = sorted(range(len(rows)), key=lambda place: -rows[place].accuracy)
     return BackboneRanking(
@@ -248,14 +257,44 @@ def _local() -> list[str]:
     return [row.name for row in list_backbones() if row.local]
 
 
-def _folds(codes: np.ndarray, random_state: Any) -> StratifiedKFold:
-    counts = np.bincount(codes)
-    if counts.min() < 2:
+def make_folds(
+    codes: np.ndarray, groups: np.ndarray | None = None, random_state: Any = 0
+) -> StratifiedKFold | StratifiedGroupKFold:
+    """Make 5 shuffled, stratified folds, or fewer where a class has fewer pictures or groups.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (N,)
+        Class numbers, 0 to K - 1.
+    groups : ndarray of shape (N,) or None
+        What no fold divides.
+    random_state : int, RandomState or None
+
+    Raises
+    ------
+    ValueError
+        For a class with a single picture, or in a single group.
+
+    Examples
+    --------
+    >>> make_folds(np.array([0, 0, 1, 1, 1])).get_n_splits()
+    2
+    """
+    fewest = np.bincount(codes).min()
+    if fewest < 2:
         raise ValueError(
             "Got a class with a single picture, but cross-validation needs at least two of each; "
             "leave the class out, or give more pictures of it"
         )
-    return StratifiedKFold(min(_FOLDS, counts.min()), shuffle=True, random_state=random_state)
+    if groups is None:
+        return StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
+    fewest = min(len(np.unique(groups[codes == code])) for code in range(codes.max() + 1))
+    if fewest < 2:
+        raise ValueError(
+            "Got a class in a single group, but cross-validation needs at least two groups of "
+            "each; leave the class out, or give finer groups"
+        )
+    return StratifiedGroupKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
 
 
 def _rank(

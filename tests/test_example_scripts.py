@@ -100,3 +100,18 @@ def test_fine_tune_as_it_stands(tmp_path):
     printed = run("05_fine_tune.py", tmp_path)
     frozen = numbers(r"frozen +accuracy (\d\.\d+) in", printed)[0]
     assert numbers(r"tuned +accuracy (\d\.\d+) in", printed)[0] > max(frozen, 0.85)
+
+
+def test_which_strategy(tmp_path):
+    printed = run("07_which_strategy.py", tmp_path, "--digits", "60", "--epochs", "2")
+    assert printed.startswith("Few pictures, different from those of the weights")
+    assert "estimator_: FineTunedImageClassifier(augment='light'" in printed
+    for name in ("recommended", "frozen"):
+        assert numbers(rf"{name} +accuracy (\d\.\d+) in", printed)[0] > 0.5
+
+
+@pytest.mark.slow
+def test_which_strategy_as_it_stands(tmp_path):
+    printed = run("07_which_strategy.py", tmp_path)
+    frozen = numbers(r"frozen +accuracy (\d\.\d+) in", printed)[0]
+    assert numbers(r"recommended +accuracy (\d\.\d+) in", printed)[0] > frozen + 0.05

