@@ -30,6 +30,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "digits": [],
     "epoch": [],
     "leaks": [],
+    "domain_shift": [],
+    "industrial": [],
 }
 
 

@@ -72,8 +72,9 @@ class FineTunedImageClassifier(
         Pictures of a training step.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
         Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the pictures
-        given to `fit` (AdaBN); or, in the trained blocks only, learnt. Blocks before the boundary
-        never change.
+        given to `fit` (AdaBN), where `sample_domain` tells two domains apart on each of them: the
+        classifier learns under the source's and predicts under the target's; or, in the trained
+        blocks only, learnt. Blocks before the boundary never change.
     augment : {"light", "standard", "aggressive", "industrial"}, callable or None, \
 default="standard"
         How copies of the training pictures are made: see `AugmentationDisplay`. `"light"` mirrors
@@ -100,7 +101,8 @@ default="standard"
         `n_iter_no_change` epochs, and goes back to the best weights, which may be those that the
         stage began with. `False` trains on all pictures for `max_epochs` epochs, and chooses the
         head's regularisation by cross-validation. `"auto"` is `True` where validation pictures are
-        given, or there are at least 2,000 pictures: fewer can better be used for training.
+        given, or there are at least 2,000 pictures: fewer can better be used for training. With
+        `domain_adversarial` only given ones count: those of the source cannot judge the target.
     n_iter_no_change : int, default=5
         Epochs without improvement that end a stage.
     checkpoint_dir : path or None, default=None
@@ -140,7 +142,7 @@ default="standard"
     pixel_range_ : (float, float) or None
         The range in use for arrays that are not uint8; `None` where the data needed none.
     batch_norm_ : BatchNormState or None
-        The statistics that `batch_norm="adapt"` found.
+        The statistics that `batch_norm="adapt"` found, of the target where there is one.
     n_features_in_ : int
         Columns seen in `fit`, where `X` was 2-D.
     feature_names_in_ : ndarray of str
