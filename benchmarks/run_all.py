@@ -32,6 +32,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "leaks": [],
     "strategies": [],
     "ranking": [],
+    "domain_shift": [],
+    "industrial": [],
 }
 
 

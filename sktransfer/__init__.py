@@ -10,8 +10,9 @@ datasets
     folders of pictures -> paths and labels
 transforms (distortions, augmentation, views), reading
     pictures -> batches of pixels, prepared as the weights expect, or augmented
-architectures (anatomy, efficientnet_lite), split
-    networks as ordered blocks; the boundary and what is frozen before it
+architectures (anatomy, efficientnet_lite), split (adversary)
+    networks as ordered blocks; the boundary, what is frozen before it, and what is trained behind
+    it, against an adversary where there are two domains
 weights, backbones, catalogue
     backbones by name, with their weights, preprocessing and digest
 domain
@@ -36,7 +37,7 @@ labels, examples, head
     class numbers and weights; pictures with them; stage 0, which is convex
 training (checkpoint, progress), network, tuning
     one stage; the whole way of a picture; stage after stage
-classifier (parameters, tuned)
+classifier (parameters, prediction, tuned)
     FineTunedImageClassifier; its network as the source of the next
 cost
     what a search will cost, before it is fitted

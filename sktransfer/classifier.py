@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from scipy.special import softmax
-from sklearn.base import (
-    BaseEstimator,
-    ClassifierMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-)
+from sklearn.base import ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.augmentation import resolve_augmentation
-from sktransfer.backbones import Backbone
 from sktransfer.examples import Examples
 from sktransfer.labels import check_labels
 from sktransfer.machine import Machine
-from sktransfer.network import Network
-from sktransfer.parameters import check_parameters, checkpoint_of, divide, find_source
+from sktransfer.parameters import (
+    check_parameters,
+    checkpoint_of,
+    divide,
+    find_sources,
+    find_target,
+)
+from sktransfer.prediction import NetworkPrediction
 from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
 from sktransfer.schedule import resolve_stages
-from sktransfer.session import share_session
-from sktransfer.training import make_net, restore_history
-from sktransfer.tuned import save_weights, tuned_backbone
-from sktransfer.tuning import FineTuning
+from sktransfer.tuning import FineTuning, Target
 from sktransfer.validation import check_pictures
 
 
@@ -39,7 +30,7 @@ class FineTunedImageClassifier(
     ClassifierMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
-    BaseEstimator,
+    NetworkPrediction,
 ):
     """Classify pictures with a pretrained network, unfrozen from the head on, stage by stage.
 
@@ -81,8 +72,9 @@ class FineTunedImageClassifier(
         Pictures of a training step.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
         Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the pictures
-        given to `fit` (AdaBN); or, in the trained blocks only, learnt. Blocks before the boundary
-        never change.
+        given to `fit` (AdaBN), where `sample_domain` tells two domains apart on each of them: the
+        classifier learns under the source's and predicts under the target's; or, in the trained
+        blocks only, learnt. Blocks before the boundary never change.
     augment : {"light", "standard", "aggressive", "industrial"}, callable or None, \
 default="standard"
         How copies of the training pictures are made: see `AugmentationDisplay`. `"light"` mirrors
@@ -109,13 +101,19 @@ default="standard"
         `n_iter_no_change` epochs, and goes back to the best weights, which may be those that the
         stage began with. `False` trains on all pictures for `max_epochs` epochs, and chooses the
         head's regularisation by cross-validation. `"auto"` is `True` where validation pictures are
-        given, or there are at least 2,000 pictures: fewer can better be used for training.
+        given, or there are at least 2,000 pictures: fewer can better be used for training. With
+        `domain_adversarial` only given ones count: those of the source cannot judge the target.
     n_iter_no_change : int, default=5
         Epochs without improvement that end a stage.
     checkpoint_dir : path or None, default=None
         Where the state of the fit is saved after every epoch. The same fit on the same data goes
         on from there, to the same result as if nothing had ended it; another fit has a file of its
         own.
+    domain_adversarial : float, default=0.0
+        Weight of the loss of an adversary that tells the pictures of two domains apart, while the
+        trained blocks learn to make them alike (DANN): for labels in a source and none in the
+        target, which `sample_domain` in `fit` tells apart. 0 trains on the source alone. Source:
+        Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
     image_size, image_shape, pixel_range, device, engine, precision, n_jobs, cache
         As in `PretrainedFeatureExtractor`.
     callbacks : list of skorch callbacks or None, default=None
@@ -144,7 +142,7 @@ default="standard"
     pixel_range_ : (float, float) or None
         The range in use for arrays that are not uint8; `None` where the data needed none.
     batch_norm_ : BatchNormState or None
-        The statistics that `batch_norm="adapt"` found.
+        The statistics that `batch_norm="adapt"` found, of the target where there is one.
     n_features_in_ : int
         Columns seen in `fit`, where `X` was 2-D.
     feature_names_in_ : ndarray of str
@@ -176,10 +174,6 @@ default="standard"
     ['head', 'last 2 blocks']
     """
 
-    _net: Any
-    _history: list[dict[str, Any]]
-    _tuned: dict[str, torch.Tensor]
-
     def __init__(
         self,
         backbone: Any = "efficientnet_lite0",
@@ -204,6 +198,7 @@ default="standard"
         early_stopping: bool | str = "auto",
         n_iter_no_change: int = 5,
         checkpoint_dir: Any = None,
+        domain_adversarial: float = 0.0,
         image_size: Any = None,
         image_shape: Any = None,
         pixel_range: Any = "auto",
@@ -237,6 +232,7 @@ default="standard"
         self.early_stopping = early_stopping
         self.n_iter_no_change = n_iter_no_change
         self.checkpoint_dir = checkpoint_dir
+        self.domain_adversarial = domain_adversarial
         self.image_size = image_size
         self.image_shape = image_shape
         self.pixel_range = pixel_range
@@ -256,6 +252,7 @@ default="standard"
         y: Any,
         *,
         sample_weight: Any = None,
+        sample_domain: Any = None,
         X_val: Any = None,
         y_val: Any = None,
     ) -> FineTunedImageClassifier:
@@ -267,9 +264,16 @@ default="standard"
         y : array-like of shape (N,)
             Class labels: numbers, strings or booleans.
         sample_weight : array-like of shape (N,), default=None
-            How much each picture counts. A weight of 0 leaves it out.
+            How much each picture counts. A weight of 0 leaves it out; pictures of a target domain
+            all count the same otherwise.
+        sample_domain : array-like of shape (N,), int, default=None
+            Where each picture comes from: a positive number is the source, whose labels are learnt;
+            a negative one the target, whose labels are never read, whatever `y` holds there. What
+            the target is used for, `domain_adversarial` and `batch_norm="adapt"` say. This is
+            skada's convention.
         X_val, y_val : pictures and their labels, default=None
-            Validation pictures; then none of `X` is held back.
+            Validation pictures, of the source where there are two domains; then none of `X` is
+            held back.
 
         Returns
         -------
@@ -278,23 +282,29 @@ default="standard"
         check_parameters(self)
         pictures = check_pictures(self, X, reset=True, sample_weight=sample_weight)
         labels = check_labels(
-            pictures, y, sample_weight, self.class_weight, estimator=type(self).__name__
+            pictures,
+            y,
+            sample_weight,
+            self.class_weight,
+            estimator=type(self).__name__,
+            sample_domain=sample_domain,
         )
         self.classes_ = labels.classes
-        examples = Examples.of(pictures, labels)
-        self._source = find_source(self, examples.pictures)
+        examples, target = Examples.of(pictures, labels), find_target(self, pictures, labels)
+        learnt_from, self._source = find_sources(self, examples, target)
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing()
-        checkpoint, seed = checkpoint_of(self, self._source, examples)
+        checkpoint, seed = checkpoint_of(self, learnt_from, examples, target)
         train, valid = divide(self, examples, X_val, y_val, seed)
         stages = resolve_stages(self.unfreeze, self._source.block_names())
         self._boundary = stages[-1].boundary
         fit = FineTuning(
             self,
-            self._network(),
+            self._network(learnt_from),
             stages,
             train,
             valid,
+            target=Target(target, self._network(self._source)) if target else None,
             machine=Machine.of(self),
             augmentation=resolve_augmentation(self.augment),
             seed=seed,
@@ -307,122 +317,7 @@ default="standard"
         self.__dict__.update(fit.attributes(net), _net=net)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Give the most probable class of each picture.
-
-        Returns
-        -------
-        ndarray of shape (N,)
-            Of `classes_`.
-        """
-        logits = self._logits(X)
-        return self.classes_[logits.argmax(axis=1)]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Give the probability of each class.
-
-        Returns
-        -------
-        ndarray of shape (N, K)
-            float32; columns in the order of `classes_`.
-        """
-        return softmax(self._logits(X), axis=1)
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Give the logits.
-
-        Returns
-        -------
-        ndarray of shape (N, K), or (N,) for two classes
-            float32; for two classes, the log-odds of the second one.
-        """
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Embed pictures with the tuned network: the penultimate vectors.
-
-        Returns
-        -------
-        ndarray of shape (N, D)
-            float32.
-        """
-        check_is_fitted(self)
-        return self._apply(X, self.net_.module_.embed)
-
-    @property
-    def net_(self) -> Any:
-        """The skorch net, which takes activations at the last boundary."""
-        if "_tuned" not in vars(self):
-            raise AttributeError(f"This {type(self).__name__} is not fitted yet")
-        if self._net is None:
-            machine = Machine.of(self)
-            suffix = self._network().suffix({self._boundary}, machine)
-            suffix.restore(self._tuned)
-            self._net = make_net(suffix, device=machine.device, optimizer=self.optimizer)
-            restore_history(self._net, self._history)
-        return self._net
-
-    @property
-    def history_(self) -> Any:
-        """What every epoch came to: the history of `net_`."""
-        return self.net_.history_
-
-    def as_backbone(self) -> Backbone:
-        """Give the tuned network: what this classifier is as the `backbone` of another estimator.
-
-        Raises
-        ------
-        NotFittedError
-        """
-        check_is_fitted(
-            self,
-            msg="Got a %(name)s as backbone that is not fitted. Where scikit-learn clones what it "
-            "is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator",
-        )
-        classes = self.classes_.tolist()
-        return tuned_backbone(self._source, self._tuned, self.preprocessing_, classes)
-
-    def save_weights(self, path: str | os.PathLike[str]) -> None:
-        """Write the tuned network as a state dict, to be the `weights` of the same `backbone`.
-
-        Parameters
-        ----------
-        path : path
-            Ends in `.safetensors`. The network's own classifying layer is in the file as it was;
-            the head is not.
-        """
-        save_weights(self.as_backbone(), path)
-
-    def _logits(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return self._apply(X, self.net_.module_)
-
-    def _apply(self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        pictures = check_pictures(self, X, reset=False)
-        return self._network().apply(pictures, layer, Machine.of(self), self.verbose)
-
-    def _network(self) -> Network:
-        return Network(
-            self._source.load(),
-            self.preprocessing_,
-            self._boundary,
-            len(self.classes_),
-            self.dropout,
-            # Random weights come with no statistics worth keeping.
-            self.batch_norm == "train" or self.weights is None,
-        )
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy that is pickled may wake up in a worker, which then looks for this process's store.
-        if isinstance(self.cache, str) and self.cache == "auto":
-            share_session()
-        state = super().__getstate__()
-        if "_net" in state:
-            state = {**state, "_net": None}
-        return state

@@ -80,7 +80,7 @@ def estimate_batch_norm(
             f"batch_norm='adapt' cannot estimate statistics from so few pictures ({error}); give "
             "fit more of them, or use batch_norm='frozen'"
         ) from error
-    return BatchNormState({name: value.cpu() for name, value in _statistics(anatomy)})
+    return BatchNormState({name: value.cpu() for name, value in named_statistics(anatomy)})
 
 
 def adapt_batch_norm(
@@ -108,7 +108,7 @@ def adapt_batch_norm(
 def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
     """Copy a backbone, with other BatchNorm statistics."""
     anatomy = copy.deepcopy(backbone.anatomy)
-    for name, buffer in _statistics(anatomy):
+    for name, buffer in named_statistics(anatomy):
         buffer.copy_(state.statistics[name])
     for _, block in anatomy.blocks:
         freeze(block)
@@ -169,7 +169,8 @@ def _batch_norms(anatomy: Anatomy) -> Iterator[tuple[str, _BatchNorm]]:
                 yield name, module
 
 
-def _statistics(anatomy: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
+def named_statistics(anatomy: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give running means and variances of all BatchNorm layers, by the name of their buffer."""
     for name, layer in _batch_norms(anatomy):
         for kind in ("running_mean", "running_var"):
             yield f"{name}.{kind}", getattr(layer, kind)

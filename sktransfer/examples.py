@@ -66,6 +66,14 @@ class Examples:
         weights = counts * (labels.weights / labels.sample_weight)[first]
         return cls(pictures.take(labels.rows[first]), labels.y[first], counts, weights)
 
+    @classmethod
+    def unlabelled(cls, pictures: Pictures, rows: np.ndarray) -> Examples:
+        """Put pictures in the same kind of order, each once; their class is 0, and says nothing."""
+        zeros, ones = np.zeros(len(rows), int), np.ones(len(rows))
+        merged = cls.of(pictures, Labels(np.array([0]), zeros, ones, ones, rows))
+        ones = np.ones(len(merged.y))
+        return cls(merged.pictures, merged.y, ones, ones)
+
     def take(self, rows: np.ndarray) -> Examples:
         """Select pictures."""
         pictures = self.pictures.take(rows)

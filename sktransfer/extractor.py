@@ -61,7 +61,8 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         data's own minimum and maximum where none does.
     batch_norm : {"frozen", "adapt"}, default="frozen"
         `"adapt"` estimates BatchNorm statistics anew on the pictures given to `fit` (AdaBN), for
-        pictures that look different from those that the network knows.
+        pictures that look different from those that the network knows. For two domains take two
+        extractors, each fitted on the pictures of one of them.
     device : str or torch.device, default="auto"
         `"auto"` takes CUDA, else MPS, else the CPU, wherever the extractor happens to run.
     engine : {"auto", "torch", "openvino"}, default="auto"

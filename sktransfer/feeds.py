@@ -76,6 +76,9 @@ class Feed(Dataset, ABC):
         what crosses the boundary (Verma et al., "Manifold Mixup", ICML 2019).
     shuffle : bool
         Whether the order, and the views, change from epoch to epoch.
+    length : int or None
+        Pictures of an epoch: where there are fewer they come again, where there are more, others
+        come in other epochs. None is all of them, once.
     """
 
     def __init__(
@@ -86,11 +89,13 @@ class Feed(Dataset, ABC):
         *,
         mixup: float = 0.0,
         shuffle: bool = True,
+        length: int | None = None,
     ) -> None:
         self.targets, self.device = targets, device
         self.mixup, self.shuffle = mixup, shuffle
-        self.n_batches = math.ceil(len(targets.y) / batch_size)
-        self.batch_size = math.ceil(len(targets.y) / self.n_batches)
+        self._length = len(targets.y) if length is None else length
+        self.n_batches = math.ceil(self._length / batch_size)
+        self.batch_size = math.ceil(self._length / self.n_batches)
         self.begin_epoch(0, 0)
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
@@ -98,14 +103,14 @@ class Feed(Dataset, ABC):
         self._rng, self._epoch = np.random.default_rng(seed), epoch
 
     def __len__(self) -> int:
-        return len(self.targets.y)
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
         """Give activations (B, ...) and weighted soft targets (B, K), on the device."""
-        order = np.arange(len(self))
+        order = np.arange(len(self.targets.y))
         if self.shuffle:
             self._rng.shuffle(order)
-        for rows, x in self.read(order):
+        for rows, x in self.read(np.resize(order, len(self))):
             targets = self.targets.of(rows).to(self.device)
             yield self._mix(x, targets) if self.mixup else (x, targets)
 
@@ -165,3 +170,31 @@ class PictureFeed(Feed):
         batches = [part.tolist() for part in np.array_split(items, self.n_batches)]
         for read, batch in reader.read(batches):
             yield np.asarray(read) // count, self.run(batch)
+
+
+class PairedFeed(Dataset):
+    """Batches of a source, each beside as many pictures of a target.
+
+    Parameters
+    ----------
+    source : Feed
+    target : Feed
+        Of the same length and batch size; its own targets are not looked at.
+    """
+
+    def __init__(self, source: Feed, target: Feed) -> None:
+        self.source, self.target = source, target
+        self.n_batches, self.batch_size = source.n_batches, source.batch_size
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """See `Feed.begin_epoch`."""
+        self.source.begin_epoch(seed, epoch)
+        self.target.begin_epoch(seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """Give activations (B, ...) of both domains, by name, and the source's soft targets."""
+        for (x, targets), (target, _) in zip(self.source, self.target, strict=True):
+            yield {"x": x, "target": target}, targets

@@ -6,11 +6,11 @@ Shapes: N pictures, K classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sklearn.utils import assert_all_finite
+from sklearn.utils import _safe_indexing, assert_all_finite
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
@@ -33,7 +33,9 @@ class Labels:
     weights : ndarray of shape (n,)
         The same, times the weight of the class.
     rows : ndarray of shape (n,)
-        The pictures that take part: those whose weight is not 0.
+        The labelled pictures that take part: those whose weight is not 0.
+    target : ndarray of shape (m,)
+        The pictures of a target domain that take part; nobody knows their labels.
     """
 
     classes: np.ndarray
@@ -41,12 +43,18 @@ class Labels:
     sample_weight: np.ndarray
     weights: np.ndarray
     rows: np.ndarray
+    target: np.ndarray = field(default_factory=lambda: np.empty(0, int))
 
 
 def check_labels(
-    X: Any, y: Any, sample_weight: Any = None, class_weight: Any = None, estimator: str = "fit"
+    X: Any,
+    y: Any,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    estimator: str = "fit",
+    sample_domain: Any = None,
 ) -> Labels:
-    """Validate labels and weights.
+    """Validate labels, weights and domains.
 
     Parameters
     ----------
@@ -57,12 +65,14 @@ def check_labels(
         As in scikit-learn.
     estimator : str
         Who asks.
+    sample_domain : array-like of shape (N,) or None
+        Positive for the source, negative for the target, whose labels are not looked at.
 
     Raises
     ------
     ValueError
-        For lengths that differ, labels that are no classes, weights that are negative, or a single
-        class.
+        For lengths that differ, labels that are no classes, weights that are negative, a single
+        class, or domains that are none.
 
     Examples
     --------
@@ -72,23 +82,61 @@ def check_labels(
     """
     if y is None:
         raise ValueError(f"{estimator} requires y to be passed, but the target y is None")
-    y = column_or_1d(y, warn=True)
     check_consistent_length(X, y)
+    source, target = np.arange(len(X)), np.empty(0, int)
+    if sample_domain is not None:
+        source, target = split_domains(sample_domain, len(X))
+        y = _safe_indexing(y, source)  # before anything is made of the others
+    y = column_or_1d(y, warn=True)
     if y.dtype.kind == "f":
         assert_all_finite(y, input_name="y")
     check_classification_targets(y)
-    weights = np.ones(len(y))
+    weights = np.ones(len(X))
     if sample_weight is not None:
         weights = _check_sample_weight(
-            sample_weight, np.empty((len(y), 1)), dtype=np.float64, ensure_non_negative=True
+            sample_weight, np.empty((len(X), 1)), dtype=np.float64, ensure_non_negative=True
         )
-    rows = np.flatnonzero(weights)
-    classes, codes = np.unique(y[rows], return_inverse=True)
+    weighs = weights[source] > 0
+    rows, target, y = source[weighs], target[weights[target] > 0], y[weighs]
+    classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         found = f"1 class in y, {classes.tolist()[0]!r}" if len(classes) else "no weight above 0"
         raise ValueError(f"Got {found}, but a classifier needs at least two classes")
     counts = weights[rows]
-    return Labels(classes, codes, counts, counts * _factors(class_weight, y[rows], counts), rows)
+    return Labels(classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target)
+
+
+def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows of the source and those of the target.
+
+    Parameters
+    ----------
+    sample_domain : array-like of shape (n,)
+    n : int
+
+    Raises
+    ------
+    ValueError
+        For another length, for what is no whole number or 0, or where no picture is of the source.
+
+    Examples
+    --------
+    >>> split_domains([1, 1, -2, 1, -2], 5)
+    (array([0, 1, 3]), array([2, 4]))
+    """
+    domains = column_or_1d(sample_domain)
+    check_consistent_length(np.empty(n), domains)
+    remedy = "expected whole numbers: above 0 for the source, below 0 for the target"
+    if domains.dtype.kind not in "iuf" or not (domains == np.round(domains)).all():
+        raise ValueError(f"Got {sample_domain!r} in sample_domain, but {remedy}")
+    if not domains.all():
+        raise ValueError(f"Got 0 in sample_domain, but {remedy}")
+    if not (domains > 0).any():
+        raise ValueError(
+            f"Got no picture of the source in sample_domain, but {remedy}; only labels of the "
+            "source are learnt"
+        )
+    return np.flatnonzero(domains > 0), np.flatnonzero(domains < 0)
 
 
 def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray | float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sktransfer.domain import BackboneSource, adapt_batch_norm
 from sktransfer.engines import ENGINES
 from sktransfer.examples import Examples, hold_back
 from sktransfer.images import Pictures
-from sktransfer.labels import encode
+from sktransfer.labels import Labels, encode
 from sktransfer.reading import Faults
 from sktransfer.training import resolve_optimizer
 from sktransfer.validation import check_pictures
@@ -42,6 +43,7 @@ _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "dropout": (Real, 0, 1),
     "label_smoothing": (Real, 0, 1),
     "mixup": (Real, 0, None),
+    "domain_adversarial": (Real, 0, None),
     "validation_fraction": (Real, 0, 1),
 }
 
@@ -131,31 +133,69 @@ def divide(
         ones = np.ones(len(pictures))
         return examples, Examples(pictures, encode(y_val, estimator.classes_), ones, ones)
     asked = estimator.early_stopping
-    enough = asked is True or len(examples.y) >= ENOUGH_TO_HOLD_BACK
+    enough = asked is True or (
+        len(examples.y) >= ENOUGH_TO_HOLD_BACK
+        # The source's pictures cannot tell which epoch is best for the target.
+        and not estimator.domain_adversarial
+    )
     fraction = estimator.validation_fraction if asked and enough else 0
     return hold_back(examples, fraction, seed, estimator.classes_)
 
 
-def find_source(estimator: Any, pictures: Pictures) -> BackboneSource:
-    """Find the backbone of an estimator, and adapt its BatchNorm where asked."""
-    backbone = load_backbone(estimator.backbone, estimator.weights)
-    batch_norm = None
-    if estimator.batch_norm == "adapt":
-        preprocessing = backbone.preprocessing.with_image_size(estimator.image_size)
-        batch_norm = adapt_batch_norm(
-            backbone,
-            Views(pictures, preprocessing),
-            resolve_device(estimator.device),
-            resolve_threads(estimator.n_jobs),
-            Faults("raise"),
+def find_target(estimator: Any, pictures: Pictures, labels: Labels) -> Examples | None:
+    """Find the pictures of the target domain, where there are any and the fit uses them.
+
+    Raises
+    ------
+    ValueError
+        Where there are none for `domain_adversarial`.
+    """
+    weight = estimator.domain_adversarial
+    if not len(labels.target):
+        if not weight:
+            return None
+        raise ValueError(
+            f"Got domain_adversarial={weight:g}, but no pictures of a target domain: give fit a "
+            "sample_domain with numbers above 0 for labelled pictures of the source and below 0 "
+            "for unlabelled ones of the target, or set domain_adversarial=0"
         )
-    return BackboneSource(
-        estimator.backbone, estimator.weights, estimator.image_size, batch_norm, backbone.digest
+    used = weight or estimator.batch_norm == "adapt"
+    return Examples.unlabelled(pictures, labels.target) if used else None
+
+
+def find_sources(
+    estimator: Any, examples: Examples, target: Examples | None
+) -> tuple[BackboneSource, BackboneSource]:
+    """Find the backbone to train with and the one to predict with, their BatchNorm as asked.
+
+    They differ where BatchNorm adapts to two domains: each is seen under statistics of its own, as
+    in AdaBN's paper.
+    """
+    backbone = load_backbone(estimator.backbone, estimator.weights)
+    source = BackboneSource(
+        estimator.backbone, estimator.weights, estimator.image_size, None, backbone.digest
     )
+    if estimator.batch_norm != "adapt":
+        return source, source
+    sources = [
+        replace(
+            source,
+            batch_norm=adapt_batch_norm(
+                backbone,
+                Views(domain.pictures, source.preprocessing()),
+                resolve_device(estimator.device),
+                resolve_threads(estimator.n_jobs),
+                Faults("raise"),
+            ),
+        )
+        for domain in (examples, target)
+        if domain is not None
+    ]
+    return sources[0], sources[-1]
 
 
 def checkpoint_of(
-    estimator: Any, source: BackboneSource, examples: Examples
+    estimator: Any, source: BackboneSource, examples: Examples, target: Examples | None
 ) -> tuple[Path | None, int]:
     """Find the file of a fit in its `checkpoint_dir`, and the seed to use.
 
@@ -174,6 +214,7 @@ def checkpoint_of(
         "" if augmentation is None else _identify(estimator.augment, augmentation),
         "" if estimator.random_state is None else str(seed),
         examples.digest(),
+        "" if target is None else target.digest(),
     ]
     name = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
     path = Path(estimator.checkpoint_dir).expanduser() / f"{name}.pt"

@@ -14,7 +14,7 @@ from typing import Any
 
 from sktransfer._errors import did_you_mean
 
-HEAD, NECK = "head", "neck"
+HEAD, NECK, ADVERSARY = "head", "neck", "adversary"
 
 # Share of a stage in which the rates rise, and the share of itself to which a rate falls.
 _WARM_UP = 0.1
@@ -125,7 +125,13 @@ def _blocks_of(entry: Any, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def peak_rates(
-    stage: Stage, *, lr: float, lr_drop: float, lr_decay: float, scratch: bool = False
+    stage: Stage,
+    *,
+    lr: float,
+    lr_drop: float,
+    lr_decay: float,
+    scratch: bool = False,
+    adversarial: bool = False,
 ) -> dict[str, float]:
     """Give the highest learning rate of each part that a stage trains.
 
@@ -142,6 +148,8 @@ def peak_rates(
     lr_drop, lr_decay : float
     scratch : bool
         Whether the blocks hold nothing worth protecting: then everything learns at `lr`.
+    adversarial : bool
+        Whether an adversary learns beside the blocks, at the head's rate.
 
     Examples
     --------
@@ -156,6 +164,8 @@ def peak_rates(
     rates = {HEAD: lr}
     if count:
         rates[NECK] = lr / drop
+    if count and adversarial:
+        rates[ADVERSARY] = lr
     rates |= {block: lr / drop / decay**k for k, block in enumerate(reversed(stage.blocks))}
     return rates
 

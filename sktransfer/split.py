@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktransfer._config import autocast, seeded
 from sktransfer._errors import did_you_mean
+from sktransfer.adversary import Adversary
 from sktransfer.anatomy import POSITIONS, Anatomy
-from sktransfer.schedule import HEAD, NECK
+from sktransfer.schedule import ADVERSARY, HEAD, NECK
 
 POOLINGS = ("avg", "max", "avgmax")
 
@@ -214,13 +217,37 @@ class TrainedSuffix(nn.Module):
         self.head.register_buffer("penalty", torch.zeros(width))
         self.boundary, self.end, self.shapes = boundary, end, shapes
         self.learn_statistics, self.precision = learn_statistics, precision
+        self.adversary: Adversary | None = None
+        self._target_statistics: dict[str, dict[str, torch.Tensor]] = {}
         self.training = False
         self.move_boundary(boundary, ())
 
     def parts(self) -> dict[str, nn.Module]:
         """Name the parts that can be trained, from the first block to the head."""
         blocks = dict(zip(self.names, self.blocks, strict=True))
-        return {**blocks, NECK: self.neck, HEAD: self.head}
+        rival = {} if self.adversary is None else {ADVERSARY: self.adversary}
+        return {**blocks, NECK: self.neck, HEAD: self.head, **rival}
+
+    def meet(self, adversary: Adversary, statistics: dict[str, torch.Tensor]) -> None:
+        """Let training take an adversary along, from which a target's pictures are to be hidden.
+
+        Parameters
+        ----------
+        adversary : Adversary
+        statistics : dict of str to Tensor
+            BatchNorm statistics under which the target is seen, by block and name of the buffer;
+            those that are missing are the same for both domains.
+        """
+        self.adversary = adversary.to(self.device)
+        for name, block in zip(self.names, self.blocks, strict=True):
+            keys = [key for key, _ in block.named_buffers() if f"{name}.{key}" in statistics]
+            self._target_statistics[name] = {
+                key: statistics[f"{name}.{key}"].to(self.device) for key in keys
+            }
+
+    def part_from_adversary(self) -> None:
+        """Forget the adversary, which only training needs."""
+        self.adversary, self._target_statistics = None, {}
 
     def move_boundary(self, boundary: int, trained: Collection[str]) -> None:
         """Let activations come in at `boundary`, and train just the parts named in `trained`."""
@@ -241,7 +268,7 @@ class TrainedSuffix(nn.Module):
                         module.train(False)
         return self
 
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor, *, as_target: bool = False) -> torch.Tensor:
         """Map activations at the boundary, (N, ...), to penultimate vectors (N, D)."""
         if self.start == self.end:
             return x.flatten(1)
@@ -249,14 +276,23 @@ class TrainedSuffix(nn.Module):
         x = x.reshape(len(x), *shape)
         if len(shape) == 3:
             x = x.contiguous(memory_format=torch.channels_last)
-        for block in self.blocks[self.start - self.boundary :]:
-            x = block(x)
+        first = self.start - self.boundary
+        for name, block in zip(self.names[first:], self.blocks[first:], strict=True):
+            other = self._target_statistics.get(name, {}) if as_target else {}
+            x = functional_call(block, other, (x,)) if other else block(x)
         return self.neck(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map activations at the boundary, (N, ...), to logits (N, K), float32."""
+    def forward(self, x: torch.Tensor, target: torch.Tensor | None = None) -> Any:
+        """Map activations at the boundary, (N, ...), to logits (N, K), float32.
+
+        With activations of the target beside them, as many, also gives the adversary's loss.
+        """
         with autocast(x.device, self.precision if self.training else torch.float32):
-            return self.head(self.dropout(self.embed(x))).float()
+            embeddings = self.embed(x)
+            logits = self.head(self.dropout(embeddings)).float()
+            if target is None or self.adversary is None:
+                return logits
+            return logits, self.adversary(embeddings, self.embed(target, as_target=True))
 
     @property
     def device(self) -> torch.device:

@@ -24,10 +24,11 @@ from torch import nn
 
 from sktransfer._config import seeded
 from sktransfer._errors import check_choice
+from sktransfer.adversary import reversal_strength
 from sktransfer.checkpoint import load_checkpoint, save_checkpoint
-from sktransfer.feeds import Feed
+from sktransfer.feeds import Feed, PairedFeed
 from sktransfer.progress import StageProgress
-from sktransfer.schedule import HEAD, NECK, Stage, rate_factor
+from sktransfer.schedule import ADVERSARY, HEAD, NECK, Stage, rate_factor
 from sktransfer.split import TrainedSuffix
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -65,7 +66,7 @@ def make_net(
     """
     kind, settings = resolve_optimizer(optimizer)
     groups = [(f"blocks.{i}.*", {"name": name}) for i, name in enumerate(suffix.names)]
-    groups += [(f"{name}.*", {"name": name}) for name in (NECK, HEAD)]
+    groups += [(f"{name}.*", {"name": name}) for name in (NECK, HEAD, ADVERSARY)]
     net = _PenalisedNet(
         suffix,
         criterion=nn.CrossEntropyLoss,
@@ -83,14 +84,18 @@ def make_net(
 
 
 class _PenalisedNet(NeuralNet):
-    """Goes on minimising what stage 0 minimised: the mean loss, and the penalty on the head."""
+    """Goes on minimising what stage 0 minimised: the mean loss, and the penalty on the head.
+
+    Where the module has met an adversary, its loss comes on top.
+    """
 
     def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
-        loss = super().get_loss(y_pred, y_true, X, training)
-        return loss + self.module_.penalty() if training else loss
+        logits, *rival = y_pred if isinstance(y_pred, tuple) else (y_pred,)
+        loss = super().get_loss(logits, y_true, X, training)
+        return sum(rival, loss + self.module_.penalty()) if training else loss
 
 
-def _own_batches(feed: Feed, batch_size: int) -> Feed:
+def _own_batches(feed: Feed | PairedFeed, batch_size: int) -> Feed | PairedFeed:
     """Stand in for a DataLoader: a feed makes its own batches."""
     return feed
 
@@ -139,7 +144,7 @@ class Lesson:
     stage : Stage
     rates : dict of str to float
         The highest rate of each part.
-    train : Feed
+    train : Feed or PairedFeed
     valid : Feed or None
     max_epochs : int
     patience : int or None
@@ -155,7 +160,7 @@ class Lesson:
     number: int
     stage: Stage
     rates: dict[str, float]
-    train: Feed
+    train: Feed | PairedFeed
     valid: Feed | None
     max_epochs: int
     patience: int | None
@@ -251,6 +256,7 @@ class _Conductor(Callback):
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.in_callbacks = False
         self.batch, self.right, self.seen = 0, {True: 0, False: 0}, {True: 0, False: 0}
+        self.rival = 0.0
         seed = derive_seed(self.run.seed, self.lesson.number, self.run.epoch)
         torch.default_generator.manual_seed(seed)
         if net.module_.device.type == "cuda":
@@ -261,7 +267,10 @@ class _Conductor(Callback):
         if training:
             steps = self.lesson.train.n_batches
             step = self.run.epoch * steps + self.batch
-            factor = rate_factor(step / (self.lesson.max_epochs * steps))
+            progress = step / (self.lesson.max_epochs * steps)
+            if net.module_.adversary is not None:
+                net.module_.adversary.strength = reversal_strength(progress)
+            factor = rate_factor(progress)
             for group in net.optimizer_.param_groups:
                 group["lr"] = self.lesson.rates.get(group["name"], 0.0) * factor
             self.batch += 1
@@ -270,6 +279,9 @@ class _Conductor(Callback):
         self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
         logits, targets = kwargs["y_pred"], batch[1]
+        if isinstance(logits, tuple):
+            logits, rival = logits
+            self.rival += float(rival.detach()) * len(targets)
         if training and not math.isfinite(float(kwargs["loss"].detach())):
             self._refuse(net)
         self.right[training] += int((logits.argmax(1) == targets.argmax(1)).sum())
@@ -279,6 +291,8 @@ class _Conductor(Callback):
         history = net.history_
         history.record("stage", self.lesson.stage.name)
         history.record("train_acc", self.right[True] / self.seen[True])
+        if net.module_.adversary is not None:
+            history.record("domain_loss", self.rival / self.seen[True])
         if self.seen[False]:
             history.record("valid_acc", self.right[False] / self.seen[False])
         history.record("lr", {g["name"]: g["lr"] for g in net.optimizer_.param_groups if g["lr"]})

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sktransfer._config import seeded
 from sktransfer.activations import Activations, fits_on_disk, gather
+from sktransfer.adversary import Adversary
 from sktransfer.augmentation import Augmentation
 from sktransfer.examples import Examples
-from sktransfer.feeds import CachedFeed, Feed, PictureFeed, Targets
+from sktransfer.feeds import CachedFeed, Feed, PairedFeed, PictureFeed, Targets
 from sktransfer.head import Labelled, solve_head
 from sktransfer.machine import Machine
 from sktransfer.network import Network
 from sktransfer.progress import FitProgress
-from sktransfer.schedule import HEAD, NECK, Stage, peak_rates
+from sktransfer.schedule import ADVERSARY, HEAD, NECK, Stage, peak_rates
+from sktransfer.split import TrainedSuffix
 from sktransfer.training import (
     Lesson,
     Run,
@@ -35,6 +42,22 @@ from sktransfer.views import Views
 DECAY, TINY_DECAY = 0.01, 0.1
 
 
+@dataclass(frozen=True)
+class Target:
+    """The domain that a classifier is for, where its labels come from another one.
+
+    Parameters
+    ----------
+    examples : Examples
+        Unlabelled.
+    network : Network
+        What sees them: that of the source, but for BatchNorm statistics that adapt.
+    """
+
+    examples: Examples
+    network: Network
+
+
 class FineTuning:
     """One fit of a classifier.
 
@@ -46,6 +69,7 @@ class FineTuning:
     stages : tuple of Stage
     train : Examples
     valid : Examples or None
+    target : Target or None
     machine : Machine
     augmentation : Augmentation or None
     seed : int
@@ -60,13 +84,14 @@ class FineTuning:
         train: Examples,
         valid: Examples | None,
         *,
+        target: Target | None = None,
         machine: Machine,
         augmentation: Augmentation | None,
         seed: int,
         checkpoint: Path | None = None,
     ) -> None:
         self.estimator, self.network, self.stages = estimator, network, stages
-        self.train, self.valid, self.machine = train, valid, machine
+        self.train, self.valid, self.target, self.machine = train, valid, target, machine
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
         self.end = len(network.backbone.anatomy.blocks)
         self._judged: Activations | None = None
@@ -75,6 +100,14 @@ class FineTuning:
         self.fresh = augmentation is not None and estimator.n_views is None
         names = {block for stage in stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([NECK] if names else []), HEAD)
+        self.kept = (*self.trained, ADVERSARY)
+        self.adversarial = estimator.domain_adversarial > 0
+        if self.adversarial and not names:
+            raise ValueError(
+                f"Got domain_adversarial={estimator.domain_adversarial:g} and unfreeze="
+                f"{estimator.unfreeze!r}, but no stage trains blocks that could learn from it; add "
+                "one, such as unfreeze=(0, 2), or set domain_adversarial=0"
+            )
 
     def _depth(self, block: str) -> int:
         return [name for name, _ in self.network.backbone.anatomy.blocks].index(block)
@@ -82,7 +115,7 @@ class FineTuning:
     def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
         """Train all stages; give the net, and what each stage did."""
         net = make_net(
-            self.network.suffix({stage.boundary for stage in self.stages}, self.machine),
+            self._suffix(),
             device=self.machine.device,
             optimizer=self.estimator.optimizer,
             weight_decay=self.weight_decay,
@@ -94,7 +127,7 @@ class FineTuning:
             going_on = self._run_stage(net, run, number, progress)
             run.reports.append(self._report(net, run, number, time.perf_counter() - start))
             if going_on and not progress.stop:  # otherwise, the last epoch is what to resume from
-                save_run(self.checkpoint, net, run, self.trained)
+                save_run(self.checkpoint, net, run, self.kept)
             if not going_on:
                 warnings.warn(
                     f"Interrupted in stage {self.stages[number].name!r}; the classifier has the "
@@ -103,14 +136,33 @@ class FineTuning:
                 )
             if not going_on or progress.stop:
                 break
+        net.module_.part_from_adversary()
+        net.module_.restore(self._target_statistics())
         net.module_.move_boundary(self.network.boundary, ())
         return net, run.reports
 
+    def _suffix(self) -> TrainedSuffix:
+        """Make what is trained, and its adversary where there is one."""
+        suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.machine)
+        if self.adversarial:
+            with seeded(self.seed):
+                adversary = Adversary(suffix.head.in_features, self.estimator.domain_adversarial)
+            suffix.meet(adversary, self._target_statistics())
+        return suffix
+
+    def _target_statistics(self) -> dict[str, torch.Tensor]:
+        """Give the BatchNorm statistics of the target, where they are not the source's."""
+        if self.target is None or self.network.learn_statistics:
+            return {}
+        same = self.target.network.backbone.digest == self.network.backbone.digest
+        return {} if same else self.target.network.statistics
+
     def attributes(self, net: Any) -> dict[str, Any]:
-        """Give what makes a classifier that predicts as the net does now."""
+        """Give what makes a classifier that predicts as the net does now, on the target if any."""
+        tuned, statistics = net.module_.state_of(self.trained), self._target_statistics()
         return {
             "_net": None,
-            "_tuned": net.module_.state_of(self.trained),
+            "_tuned": {name: statistics.get(name, tensor) for name, tensor in tuned.items()},
             "_history": list(net.history_),
             "_n_features_out": net.module_.head.in_features,
         }
@@ -131,6 +183,7 @@ class FineTuning:
             lr_drop=options.lr_drop,
             lr_decay=options.lr_decay,
             scratch=options.weights is None,
+            adversarial=self.adversarial,
         )
         net.module_.move_boundary(stage.boundary, rates)
         trainable = net.module_.count_trained()
@@ -146,12 +199,12 @@ class FineTuning:
             number=number,
             stage=stage,
             rates=rates,
-            train=self._train_feed(stage),
+            train=self._lesson_feed(stage),
             valid=self._valid_feed(stage),
             max_epochs=options.max_epochs,
             patience=options.n_iter_no_change if options.early_stopping else None,
             checkpoint=self.checkpoint,
-            kept=self.trained,
+            kept=self.kept,
             attributes=attributes,
         )
         shown = (max(rates.values()), min(rates.values()))
@@ -180,21 +233,38 @@ class FineTuning:
 
     # What a stage learns from, and is judged by.
 
-    def _train_feed(self, stage: Stage) -> Feed:
+    def _lesson_feed(self, stage: Stage) -> Feed | PairedFeed:
+        """Give what a stage trains on: the pictures, and beside them the target's."""
+        smooth = self.estimator.label_smoothing
+        targets = Targets(self.train.y, self.train.weights, self.network.n_classes, smooth)
+        feed = self._train_feed(stage, self.train, self.network, targets, self._train_at)
+        if self.target is None or not self.adversarial:
+            return feed
+        examples, network = self.target.examples, self.target.network
+        nobody = Targets(examples.y, examples.weights, n_classes=1)
+        other = self._train_feed(stage, examples, network, nobody, self._target_at, len(feed))
+        return PairedFeed(feed, other)
+
+    def _train_feed(
+        self,
+        stage: Stage,
+        examples: Examples,
+        network: Network,
+        targets: Targets,
+        activations_at: Callable[[int], Activations],
+        length: int | None = None,
+    ) -> Feed:
+        """Give the views of pictures: from what is cached, or else read anew."""
         options = self.estimator
-        targets = Targets(
-            self.train.y, self.train.weights, self.network.n_classes, options.label_smoothing
-        )
-        settings = {"mixup": options.mixup}
+        settings = {"mixup": options.mixup, "length": length}
         common = (targets, options.batch_size, self.machine.device)
         if stage.boundary > 0 and not self.fresh and self.does_fit:
-            values = self._train_at(stage.boundary).values
+            values = activations_at(stage.boundary).values
             values = values.reshape(len(targets.y), 1 + self.n_views, -1)
             return CachedFeed(values, *common, **settings)
-        count = len(targets.y) * options.max_epochs
-        run = self.network.runner(stage.boundary, self.machine, count)
-        views_of = self._fresh_views if self.fresh or stage.boundary == 0 else self._fixed_views
-        return PictureFeed(views_of, run, self.machine.threads, *common, **settings)
+        run = network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
+        kind = self._fresh_views if self.fresh or stage.boundary == 0 else self._fixed_views
+        return PictureFeed(partial(kind, examples), run, self.machine.threads, *common, **settings)
 
     def _valid_feed(self, stage: Stage) -> Feed | None:
         if self.valid is None:
@@ -208,15 +278,15 @@ class FineTuning:
         run = self.network.runner(0, self.machine, len(targets.y))
         return PictureFeed(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
 
-    def _fixed_views(self, epoch: int) -> tuple[Views, int]:
+    def _fixed_views(self, examples: Examples, epoch: int) -> tuple[Views, int]:
         """Give all views that could be cached."""
-        return self._views(self.train, self.n_views), 1 + self.n_views
+        return self._views(examples, self.n_views), 1 + self.n_views
 
-    def _fresh_views(self, epoch: int) -> tuple[Views, int]:
+    def _fresh_views(self, examples: Examples, epoch: int) -> tuple[Views, int]:
         """Give a view of each picture that no other epoch sees."""
         salt = self.seed.to_bytes(8, "little")
         fresh = Views(
-            self.train.pictures,
+            examples.pictures,
             self.network.preprocessing,
             self.augmentation,
             only=1 + epoch,
@@ -238,7 +308,8 @@ class FineTuning:
     def does_fit(self) -> bool:
         """Whether the activations of all views can be kept; a warning says where they cannot."""
         recipe = self.network.recipe(self.first_boundary, self.machine)
-        count = len(self.train.y) * (1 + self.n_views)
+        confronted = self.target.examples.y if self.target is not None and self.adversarial else ()
+        count = (len(self.train.y) + len(confronted)) * (1 + self.n_views)
         problem = fits_on_disk(count, recipe, self.machine.store)
         if problem is not None:
             parts = [*(name for name, _ in self.network.backbone.anatomy.blocks), HEAD]
@@ -255,20 +326,30 @@ class FineTuning:
     def train_activations(self) -> Activations:
         """What the training views are at the first boundary, or behind all blocks."""
         boundary = self.first_boundary if self.does_fit and not self.fresh else self.end
-        return self._gather(self._views(self.train, self.n_views), boundary)
+        return self._gather(self._views(self.train, self.n_views), boundary, self.network)
+
+    @cached_property
+    def target_activations(self) -> Activations:
+        """What the views of the target are at the first boundary."""
+        assert self.target is not None
+        views = self._views(self.target.examples, self.n_views)
+        return self._gather(views, self.first_boundary, self.target.network)
 
     @cached_property
     def valid_activations(self) -> Activations:
         """What the validation pictures are at the first boundary."""
         assert self.valid is not None
-        return self._gather(self._views(self.valid, 0), self.first_boundary)
+        return self._gather(self._views(self.valid, 0), self.first_boundary, self.network)
 
-    def _gather(self, views: Views, boundary: int) -> Activations:
-        recipe = self.network.recipe(boundary, self.machine)
+    def _gather(self, views: Views, boundary: int, network: Network) -> Activations:
+        recipe = network.recipe(boundary, self.machine)
         return gather(views, recipe, boundary, self.machine)
 
     def _train_at(self, boundary: int) -> Activations:
         return self.train_activations.advance(boundary, self.machine.device)
+
+    def _target_at(self, boundary: int) -> Activations:
+        return self.target_activations.advance(boundary, self.machine.device)
 
     def _valid_at(self, boundary: int) -> Activations:
         """Advance the validation pictures, once for a boundary: two ask for them there."""

@@ -115,3 +115,17 @@ def test_which_strategy_as_it_stands(tmp_path):
     printed = run("07_which_strategy.py", tmp_path)
     frozen = numbers(r"frozen +accuracy (\d\.\d+) in", printed)[0]
     assert numbers(r"recommended +accuracy (\d\.\d+) in", printed)[0] > frozen + 0.05
+
+
+def test_domain_shift(tmp_path):
+    few = ("--digits", "60", "--epochs", "1", "--unfreeze", "2")
+    printed = run("06_domain_shift.py", tmp_path, *few)
+    for name in ("source only", "BatchNorm", "adversary", "both"):
+        assert numbers(rf"{name} +accuracy on the target (\d\.\d+) in", printed)[0] > 0.1
+
+
+@pytest.mark.slow
+def test_domain_shift_as_it_stands(tmp_path):
+    printed = run("06_domain_shift.py", tmp_path)
+    alone = numbers(r"source only +accuracy on the target (\d\.\d+) in", printed)[0]
+    assert numbers(r"BatchNorm +accuracy on the target (\d\.\d+) in", printed)[0] > alone

@@ -1,0 +1,100 @@
+"""The adversary of domain-adversarial training: it tells two domains apart, and is to fail.
+
+Source: Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
+
+Shapes: N pictures of each domain, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as nnf
+
+# Width of its hidden layer.
+_HIDDEN = 256
+# How fast the reversed gradient comes to its full strength.
+_STEEPNESS = 10.0
+
+
+class _Reversal(torch.autograd.Function):
+    """Passes values on as they are, and gradients back reversed and scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, strength: float) -> torch.Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return -ctx.strength * gradients[0], None
+
+
+def reverse_gradient(x: torch.Tensor, strength: float) -> torch.Tensor:
+    """Give `x` as it is, but send gradients back with the opposite sign, `strength` times as large.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> y = reverse_gradient(x, 0.5)
+    >>> y.sum().backward()
+    >>> y.tolist(), x.grad.tolist()
+    ([1.0, 2.0], [-0.5, -0.5])
+    """
+    return _Reversal.apply(x, strength)
+
+
+def reversal_strength(progress: float) -> float:
+    """Tell how strongly the gradient is reversed: from 0, while the adversary knows little, to 1.
+
+    Parameters
+    ----------
+    progress : float
+        How far the stage has come, 0 to 1.
+
+    Examples
+    --------
+    >>> [round(reversal_strength(progress), 3) for progress in (0, 0.1, 0.5, 1)]
+    [0.0, 0.462, 0.987, 1.0]
+    """
+    return 2 / (1 + math.exp(-_STEEPNESS * progress)) - 1
+
+
+class Adversary(nn.Module):
+    """Learns to tell embeddings of the target from those of the source.
+
+    What makes the embeddings gets its gradient reversed, and so learns to make them alike.
+
+    Parameters
+    ----------
+    width : int
+        Of the embeddings, D.
+    weight : float
+        What its loss counts beside that of the classes.
+
+    Attributes
+    ----------
+    strength : float
+        How strongly gradients are reversed.
+    """
+
+    def __init__(self, width: int, weight: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            # By the batch: embeddings are of any scale, and it changes while they are trained.
+            nn.BatchNorm1d(width, affine=False, track_running_stats=False),
+            nn.Linear(width, _HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN, 1),
+        )
+        self.weight, self.strength = weight, 0.0
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Compute the weighted loss of telling embeddings (N, D) of both domains apart."""
+        both = reverse_gradient(torch.cat([source, target]), self.strength)
+        domains = torch.cat([torch.ones(len(source)), torch.zeros(len(target))])
+        found = self.layers(both).squeeze(1).float()
+        return self.weight * nnf.binary_cross_entropy_with_logits(found, domains.to(found.device))
