@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sktransfer.copies import SCAN
 from sktransfer.evidence import Evidence
 from sktransfer.leaks import LeakReport
 
@@ -64,7 +65,7 @@ def _of_classes(counts: dict[str, int]) -> list[str]:
 
 
 def _of_copies(leaks: LeakReport, evidence: Evidence) -> list[str]:
-    scans = evidence.side[1] < _SCAN
+    scans = evidence.side[1] < SCAN
     same = np.isin(leaks.kinds, ["identical"] if scans else ["identical", "copy", "mirrored"])
     found = []
     if (same & leaks.conflicts).any():

@@ -25,6 +25,10 @@ POSSIBLE, _MOST = 0.5, 50
 # Correlation of pixels from which on two pictures are the same.
 SAME = 0.95
 
+# Shorter side, in pixels, below which pictures, such as scans of digits, can correlate so without
+# being the same.
+SCAN = 48
+
 # By how much the mirrored picture has to fit better: some are symmetric.
 _CLEARLY = 0.01
 

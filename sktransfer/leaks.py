@@ -17,7 +17,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer._config import resolve_threads
-from sktransfer.copies import POSSIBLE, SAME, Embedded, Pairs, find_pairs
+from sktransfer.copies import POSSIBLE, SAME, SCAN, Embedded, Pairs, find_pairs
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
 from sktransfer.report import Html, html_list, html_picture, html_table, text_table
@@ -27,6 +27,9 @@ KINDS = ("identical", "copy", "mirrored", "alike")
 
 # Cosine of embeddings from which on pictures are alike whose pixels are not the same.
 ALIKE = 0.95
+
+# The same for validation pictures that are looked at in passing, where to look must cost little.
+_SUSPECT = 0.9
 
 # Correlation of small pictures from which on all of their pixels may be the same.
 _IDENTICAL = 0.9999
@@ -300,6 +303,25 @@ def compare(
         _names=tuple(names),
         _pictures=(both[0].pictures, both[1].pictures),
     )
+
+
+def warn_of_leak(train: Embedded, valid: Embedded, threads: int) -> None:
+    """Warn of validation pictures that are copies of training pictures.
+
+    Scans of few pixels are not looked at: they can be alike without being copies.
+    """
+    if min(valid.pictures[0].shape[:2]) < SCAN:
+        return
+    found = find_pairs(valid, train, threads=threads, possible=_SUSPECT)
+    rows = found.rows[found.correlations >= SAME]
+    if len(rows):
+        names = valid.pictures.describe(rows[0, 0]), train.pictures.describe(rows[0, 1])
+        warnings.warn(
+            f"Got {len(np.unique(rows[:, 0]))} validation pictures that are copies of training "
+            f"pictures, such as {names[0]} of {names[1]}: what is chosen by them looks better than "
+            "it is. find_leaks shows such pairs, and its groups keep them on one side of a split",
+            stacklevel=2,
+        )
 
 
 def _labels(X: Any, y: Any, image_shape: Sequence[int] | None) -> np.ndarray | None:

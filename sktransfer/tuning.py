@@ -19,9 +19,11 @@ from sktransfer._config import seeded
 from sktransfer.activations import Activations, fits_on_disk, gather
 from sktransfer.adversary import Adversary
 from sktransfer.augmentation import Augmentation
+from sktransfer.copies import Embedded
 from sktransfer.examples import Examples
 from sktransfer.feeds import CachedFeed, Feed, PairedFeed, PictureFeed, Targets
 from sktransfer.head import Labelled, solve_head
+from sktransfer.leaks import warn_of_leak
 from sktransfer.machine import Machine
 from sktransfer.network import Network
 from sktransfer.progress import FitProgress
@@ -218,6 +220,11 @@ class FineTuning:
         if self.valid is not None:
             values = self._valid_at(self.end).values
             valid = Labelled(values[:, None], self.valid.y, self.valid.weights)
+            warn_of_leak(
+                Embedded(self.train.pictures, embeddings[:, 0]),
+                Embedded(self.valid.pictures, values),
+                self.machine.threads,
+            )
         head = solve_head(
             Labelled(embeddings, self.train.y, self.train.weights),
             valid,

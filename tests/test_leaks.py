@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+from tiny import Tiny
 
-from sktransfer import PretrainedFeatureExtractor, find_leaks
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, find_leaks
 from sktransfer.copies import Embedded, find_pairs, match
 from sktransfer.images import as_pictures
 
@@ -212,3 +213,37 @@ def test_blank_pictures_are_no_copies_of_anything():
     other = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert match(blank, other).correlations.abs().max() < 1e-3
     assert match(blank, blank).correlations.abs().max() < 1e-3
+
+
+# A fit looks at its validation pictures.
+
+
+def fit(validation):
+    classifier = FineTunedImageClassifier(Tiny, unfreeze=(0,), n_views=1, cache=None)
+    return classifier.fit(
+        TILES[:12], [0, 1] * 6, X_val=validation, y_val=np.arange(len(validation)) % 2
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fit_warns_of_validation_pictures_that_it_trains_on(way):
+    change, _ = WAYS[way]
+    copies = [np.asarray(change(tile(number))) for number in (2, 3)]
+    shape = copies[0].shape
+    message = (
+        r"Got 2 validation pictures that are copies of training pictures, such as array of shape "
+        rf"\({shape[0]}, {shape[1]}, 3\) of array of shape \(140, 160, 3\): what is chosen by "
+        "them looks better than it is. find_leaks shows such pairs, and its groups keep them on "
+        "one side of a split"
+    )
+    with pytest.warns(UserWarning, match=f"^{message}$"):
+        fit([*TILES[12:], *copies])
+
+
+def test_a_fit_does_not_warn_of_other_pictures():
+    fit(TILES[12:])
+
+
+def test_a_fit_does_not_warn_of_small_scans():
+    scans = [np.asarray(tile(number).resize((40, 35))) for number in (2, 3)]
+    fit([*scans, *TILES[12:]])
