@@ -36,9 +36,11 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
 
     Parameters
     ----------
-    backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
+    backbone : str, torch.nn.Module, callable or classifier, default="efficientnet_lite0"
         A name of `list_backbones`, `"timm:NAME"` where timm is installed, a module of your own
-        (it is copied, and left as it is), or a callable that makes one.
+        (it is copied, and left as it is), a callable that makes one, or a fitted
+        `FineTunedImageClassifier`, which goes into a `sklearn.frozen.FrozenEstimator` where
+        scikit-learn clones.
     weights : str, path or None, default="default"
         `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
         file (no code of a file is ever run), or `None` for random values.
