@@ -129,3 +129,16 @@ def test_domain_shift_as_it_stands(tmp_path):
     printed = run("06_domain_shift.py", tmp_path)
     alone = numbers(r"source only +accuracy on the target (\d\.\d+) in", printed)[0]
     assert numbers(r"BatchNorm +accuracy on the target (\d\.\d+) in", printed)[0] > alone
+
+
+def test_closer_source(tmp_path):
+    printed = run("08_closer_source.py", tmp_path, "--digits", "50", "--epochs", "1")
+    for name in ("ImageNet", "digits 0 to 4"):
+        assert numbers(rf"{name} +accuracy (\d\.\d+) ±", printed)[0] > 0.5
+
+
+@pytest.mark.slow
+def test_closer_source_as_it_stands(tmp_path):
+    printed = run("08_closer_source.py", tmp_path)
+    far = numbers(r"ImageNet +accuracy (\d\.\d+) ±", printed)[0]
+    assert numbers(r"digits 0 to 4 +accuracy (\d\.\d+) ±", printed)[0] > far

@@ -1,0 +1,51 @@
+"""A closer source: tune on some classes, then learn others of the same kind from a few pictures.
+
+All blocks are tuned on scans of the digits 0 to 4. The tuned network is then the backbone for 5 to
+9, of which only a few are labelled: a linear classifier on its embeddings, beside one on those of
+the ImageNet weights.
+
+    python examples/08_closer_source.py [--digits 500] [--epochs 5] [--labelled 10]
+"""
+
+import argparse
+
+from sklearn.datasets import load_digits
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
+
+PICTURES = {"image_shape": (8, 8), "image_size": (64, 64)}
+FULL = {"unfreeze": (0, "all"), "lr": 3e-3, "lr_decay": 1.0, "augment": "light", "n_views": 1}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--digits", type=int, default=500, help="of 0 to 4, to tune on")
+    parser.add_argument("--epochs", type=int, default=5, help="of the stage that trains blocks")
+    parser.add_argument("--labelled", type=int, default=10, help="of each digit from 5 to 9")
+    options = parser.parse_args()
+    X, y = load_digits(return_X_y=True)
+    X_source, y_source = X[y < 5][: options.digits], y[y < 5][: options.digits]
+    X, y = X[y >= 5], y[y >= 5]
+
+    source = FineTunedImageClassifier(max_epochs=options.epochs, random_state=0, **FULL, **PICTURES)
+    source.fit(X_source, y_source)
+
+    draws = StratifiedShuffleSplit(10, train_size=5 * options.labelled, random_state=0)
+    backbones = {"ImageNet": "efficientnet_lite0", "digits 0 to 4": FrozenEstimator(source)}
+    for name, backbone in backbones.items():
+        model = make_pipeline(
+            PretrainedFeatureExtractor(backbone, **PICTURES),
+            Normalizer(),
+            LogisticRegression(C=30, max_iter=2000),
+        )
+        scores = cross_val_score(model, X, y, cv=draws)
+        print(f"{name:<14} accuracy {scores.mean():.3f} ± {scores.std():.3f}")
+
+
+if __name__ == "__main__":
+    main()
