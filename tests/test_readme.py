@@ -31,7 +31,7 @@ def test_every_block_runs(folder):
     products["category"] = products["photo"].map(lambda path: Path(path).parent.name)
 
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {"products": products}
     for block in blocks:
         exec(compile(block.replace(", ...]", "]"), "README.md", "exec"), names)
