@@ -266,8 +266,8 @@ Where a strategy trains, it does so for 10 epochs, which are few steps for few p
 random weights above all. A choice is good where it is within one standard error of the best.
 
 On the sets that tested the bounds it was good in {test["good"]} of {test["cases"]} cases, and
-{test["lost"]} below the best in the mean. The same choice for all would have been good in: {always}.
-On the sets that the bounds were chosen on it was good in {own["good"]} of {own["cases"]}. How
+{test["lost"]} below the best in the mean. The same choice for all would have been good in:
+{always}. On the sets that the bounds were chosen on it was good in {own["good"]} of {own["cases"]}. How
 crowded the embeddings of the test sets are was seen before the bound was set, how accurate the
 strategies are on them was not.
 
