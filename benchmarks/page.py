@@ -267,9 +267,9 @@ random weights above all. A choice is good where it is within one standard error
 
 On the sets that tested the bounds it was good in {test["good"]} of {test["cases"]} cases, and
 {test["lost"]} below the best in the mean. The same choice for all would have been good in:
-{always}. On the sets that the bounds were chosen on it was good in {own["good"]} of {own["cases"]}. How
-crowded the embeddings of the test sets are was seen before the bound was set, how accurate the
-strategies are on them was not.
+{always}. On the sets that the bounds were chosen on it was good in {own["good"]} of
+{own["cases"]}. How crowded the embeddings of the test sets are was seen before the bound was set,
+how accurate the strategies are on them was not.
 
 *standardised* is a linear classifier on embeddings that are scaled by their standard deviation, not
 to length 1; it is not among the choices. The machine was busy, so nothing is said about seconds.
