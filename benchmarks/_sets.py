@@ -209,6 +209,6 @@ SETS: dict[str, PictureSet] = {
     ),
     "faces": PictureSet(faces, (5, 20, 60)),
     "places": PictureSet(places, (5, 20, 60)),
-    "mnist": PictureSet(mnist, (5, 20, 60), held=0.2, mirrored=False),
+    "mnist": PictureSet(mnist, (5, 20, 60, 200), held=0.2, mirrored=False),
     "letters": PictureSet(letters, (5, 20, 60), mirrored=False),
 }

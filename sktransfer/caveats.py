@@ -40,8 +40,13 @@ def find_caveats(
     side : int
         Length of the side that the network sees, in pixels.
     """
-    found = [*_of_classes(counts), *_of_copies(leaks, evidence), *_of_pictures(evidence, side)]
-    chance = max(counts.values()) / sum(counts.values())
+    total = sum(counts.values())
+    found = [
+        *_of_classes(counts),
+        *_of_copies(leaks, evidence, total),
+        *_of_pictures(evidence, side),
+    ]
+    chance = max(counts.values()) / total
     if max(evidence.accuracy, evidence.pixels) <= chance:
         found.append(
             f"Nothing tells the classes apart: to guess the largest class is right {chance:.2f} of "
@@ -64,7 +69,7 @@ def _of_classes(counts: dict[str, int]) -> list[str]:
     return found
 
 
-def _of_copies(leaks: LeakReport, evidence: Evidence) -> list[str]:
+def _of_copies(leaks: LeakReport, evidence: Evidence, total: int) -> list[str]:
     scans = evidence.side[1] < SCAN
     same = np.isin(leaks.kinds, ["identical"] if scans else ["identical", "copy", "mirrored"])
     found = []
@@ -74,10 +79,11 @@ def _of_copies(leaks: LeakReport, evidence: Evidence) -> list[str]:
             "of the two is wrong; see leaks."
         )
     if (same & leaks.across).any():
+        groups = "report.leaks" if evidence.n_pictures == total else "find_leaks(X)"
         found.append(
             "Pairs of the same picture of which one was trained on and the other tested: "
             f"{(same & leaks.across).sum():,}. The accuracies here are too good; give "
-            "groups=report.leaks.groups."
+            f"groups={groups}.groups."
         )
     elif same.any():
         found.append(f"Pairs of the same picture: {same.sum():,}. See leaks.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.pipeline import make_pipeline
@@ -90,8 +90,11 @@ class StrategyReport:
         Pictures of each class.
     evidence : Evidence
         What was measured.
+    rows : ndarray of int
+        Which pictures of `X` were measured: all, or a share of each class.
     leaks : LeakReport
-        Pictures that are there twice, and the groups that keep them together.
+        Which of these are there twice, numbered within `rows`, and the groups that keep them
+        together.
     cost : Cost
         Of fitting the estimator with all pictures, at most.
     estimator_ : Pipeline or FineTunedImageClassifier
@@ -105,6 +108,7 @@ class StrategyReport:
     warnings: tuple[str, ...]
     counts: dict[str, int]
     evidence: Evidence
+    rows: np.ndarray
     leaks: LeakReport
     cost: Cost
     estimator_: Any
@@ -114,6 +118,8 @@ class StrategyReport:
     def case(self) -> str:
         """Which of the four cases this is, in words."""
         amount = "Many" if self.many else "Few"
+        if self.strategy == "scratch":
+            return f"{amount} pictures, and no weights"
         likeness = "different from" if self.different else "similar to"
         return f"{amount} pictures, {likeness} those of the weights"
 
@@ -253,45 +259,70 @@ def recommend_strategy(
         "verbose": verbose,
     }
     extractor = PretrainedFeatureExtractor(backbone, **settings).fit(X)
-    pictures = as_pictures(X, image_shape=image_shape, pixel_range=extractor.pixel_range_)
-    rows = _sample(labels.y, seed)
-    codes, groups = labels.y[rows], None if groups is None else groups[rows]
-    splits = list(make_folds(codes, groups, seed).split(codes, codes, groups))
-    pictures = pictures.take(rows)
-    embedded = Embedded(pictures, extractor.transform(pictures))
-    threads = resolve_threads(n_jobs)
-    evidence = measure(embedded, codes, splits, seed=seed, threads=threads)
-    different = evidence.crowding >= DIFFERENT
-    leaks = compare(
-        embedded,
-        None,
-        codes,
-        codes,
-        cv=splits,
-        groups=None,
-        threads=threads,
-        possible=ALIKE if different else POSSIBLE,  # or all pairs would be
-    )
-
+    found = _measure(extractor, X, labels.y, groups, seed)
     counts = dict(zip(map(str, labels.classes), np.bincount(labels.y).tolist(), strict=True))
     many = len(labels.y) >= MANY * len(counts)
+    different = found.evidence.crowding >= DIFFERENT
     strategy = "scratch" if weights is None else CHOICES[many, different]
     estimator = make_estimator(
         strategy, backbone, different=different, random_state=random_state, **settings
     )
+    side = extractor.preprocessing_.crop[0]
     return StrategyReport(
         many=many,
         different=different,
         strategy=strategy,
-        reasons=_reasons(many, different, strategy, counts, evidence),
-        warnings=find_caveats(counts, evidence, leaks, extractor.preprocessing_.crop[0]),
+        reasons=_reasons(many, different, strategy, counts, found.evidence),
+        warnings=find_caveats(counts, found.evidence, found.leaks, side),
         counts=counts,
-        evidence=evidence,
-        leaks=leaks,
+        evidence=found.evidence,
+        rows=found.rows,
+        leaks=found.leaks,
         cost=estimate_cost(estimator, X, y),
         estimator_=estimator,
-        _pictures=_one_of_each(pictures, codes, list(counts)),
+        _pictures=found.one_of_each(list(counts)),
     )
+
+
+class _Measured(NamedTuple):
+    """What was measured, and on which pictures."""
+
+    rows: np.ndarray
+    pictures: Pictures
+    codes: np.ndarray
+    evidence: Evidence
+    leaks: LeakReport
+
+    def one_of_each(self, labels: list[str]) -> tuple[tuple[str, np.ndarray], ...]:
+        """Decode a picture of each of the first classes."""
+        return tuple(
+            (label, self.pictures[int(np.argmax(self.codes == code))])
+            for code, label in enumerate(labels[:_SHOWN])
+        )
+
+
+def _measure(
+    extractor: PretrainedFeatureExtractor,
+    X: Any,
+    codes: np.ndarray,
+    groups: np.ndarray | None,
+    seed: int,
+) -> _Measured:
+    """Embed pictures, all of them or some of each class, and measure what they tell."""
+    rows = _sample(codes, seed)
+    codes, groups = codes[rows], None if groups is None else groups[rows]
+    splits = list(make_folds(codes, groups, seed).split(codes, codes, groups))
+    shape, limits = extractor.image_shape, extractor.pixel_range_
+    pictures = as_pictures(X, image_shape=shape, pixel_range=limits).take(rows)
+    embedded = Embedded(pictures, extractor.transform(pictures))
+    threads = resolve_threads(extractor.n_jobs)
+    evidence = measure(embedded, codes, splits, seed=seed, threads=threads)
+    # Where all embeddings are alike, all pairs of them would be possible.
+    possible = ALIKE if evidence.crowding >= DIFFERENT else POSSIBLE
+    leaks = compare(
+        embedded, None, codes, codes, cv=splits, groups=None, threads=threads, possible=possible
+    )
+    return _Measured(rows, pictures, codes, evidence, leaks)
 
 
 def make_estimator(
@@ -336,34 +367,28 @@ def _reasons(
     many: bool, different: bool, strategy: str, counts: dict[str, int], evidence: Evidence
 ) -> tuple[str, ...]:
     total = sum(counts.values())
-    crowding, bound = f"{evidence.crowding:.2f}", f"{DIFFERENT:.2f}"
+    embeddings = "random" if strategy == "scratch" else "frozen"
     reasons = [
         f"{total:,} pictures in {len(counts)} classes, {total / len(counts):.0f} of each: "
         f"{'many' if many else 'few'}, as {MANY} are the bound.",
-        f"The embeddings of different classes have a mean cosine of {crowding}: "
-        + (
-            f"from {bound} on, all pictures are one thing to the network."
-            if different
-            else f"below {bound}, so the network tells them apart as it does photographs."
-        ),
-        f"On frozen embeddings a linear classifier reaches {evidence.accuracy:.2f}, on the pixels "
-        f"alone {evidence.pixels:.2f}.",
+        f"On {embeddings} embeddings a linear classifier reaches {evidence.accuracy:.2f}, on the "
+        f"pixels alone {evidence.pixels:.2f}.",
     ]
-    (_, half), (_, whole) = evidence.curve[-2:]
-    if whole - half > evidence.spread:
+    if strategy != "scratch":
+        meaning = (
+            f"from {DIFFERENT} on, all pictures are one thing to the network."
+            if different
+            else f"below {DIFFERENT}, so the network tells them apart as it does photographs."
+        )
+        cosine = (
+            f"The embeddings of different classes have a mean cosine of {evidence.crowding:.2f}"
+        )
+        reasons.insert(1, f"{cosine}: {meaning}")
+    half = evidence.curve[-2:][0][1]  # of two pictures of a class, there is no half
+    if evidence.accuracy - half > evidence.spread:
         reasons.append(
             f"With half of the pictures it reaches {half:.2f}: more of them would help further."
         )
     if evidence.n_pictures < total:
         reasons.append(f"Measured on {evidence.n_pictures:,} of the pictures.")
     return (*reasons, _WHY[strategy])
-
-
-def _one_of_each(
-    pictures: Pictures, codes: np.ndarray, labels: list[str]
-) -> tuple[tuple[str, np.ndarray], ...]:
-    """Decode a picture of each of the first classes."""
-    return tuple(
-        (label, pictures[int(np.argmax(codes == code))])
-        for code, label in enumerate(labels[:_SHOWN])
-    )

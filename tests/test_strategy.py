@@ -137,6 +137,23 @@ def test_many_pictures_are_measured_on_a_share(log, monkeypatch):
     assert counted(log) == report.evidence.n_pictures == 30 + 10 + 5
     assert "Measured on 45 of the pictures." in report.reasons
     assert report.counts == {"0": 150, "1": 45, "2": 5}
+    assert np.bincount(y[report.rows]).tolist() == [30, 10, 5]
+
+
+def test_copies_of_a_share_are_counted_by_find_leaks(near):
+    leaks = dataclasses.replace(
+        near.leaks,
+        kinds=np.array(["copy", "alike"]),
+        across=np.array([True, True]),
+        conflicts=np.array([False, False]),
+    )
+    for count, groups in {50: "report.leaks", 49: "find_leaks(X)"}.items():
+        evidence = dataclasses.replace(EVIDENCE, n_pictures=count)
+        (caveat,) = find_caveats({"a": 30, "b": 20}, evidence, leaks, 224)
+        assert caveat == (
+            "Pairs of the same picture of which one was trained on and the other tested: 1. The "
+            f"accuracies here are too good; give groups={groups}.groups."
+        )
 
 
 def test_groups_are_respected(monkeypatch):
@@ -198,10 +215,18 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
     assert near.cost.pictures_trained == 0
 
 
+def test_two_pictures_of_a_class_are_enough():
+    report = recommend_strategy(pictures(4), [0, 0, 1, 1], Tiny, random_state=0)
+    assert report.evidence.curve == ((2, report.evidence.accuracy),)
+    assert "Fewer than 5 pictures of '0', '1': scores say little about them." in report.warnings
+
+
 def test_without_weights_it_is_from_scratch():
     X, y = cuts(14)
     report = recommend_strategy(X, y, weights=None, image_size=32, random_state=0)
     assert report.strategy == "scratch"
+    assert report.case == "Few pictures, and no weights"
+    assert not any("cosine" in reason for reason in report.reasons)
     assert report.estimator_.weights is None
     assert report.estimator_.unfreeze == "all"
     assert "Got weights=None: there is nothing to keep." in report.reasons
