@@ -201,9 +201,8 @@ def main() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # skada's own
                 found.append(compare(make(np.random.RandomState(seed)), settings, seed))
-            print(
-                name, seed, {way: round(score, 3) for way, score in found[-1].items()}, flush=True
-            )
+            shown = "  ".join(f"{way} {score:.3f}" for way, score in found[-1].items())
+            print(f"{name}, seed {seed}: {shown}", flush=True)
         result["tasks"][name] = summarise(found)
         for way, row in result["tasks"][name].items():
             print(f"  {way:24}{row['accuracy']:.3f} +- {row['spread']:.3f}{row['closed']:8.2f}")
