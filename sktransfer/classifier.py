@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn.base import ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 
 from sktransfer.augmentation import resolve_augmentation
@@ -25,13 +25,7 @@ from sktransfer.tuning import FineTuning, Target
 from sktransfer.validation import check_pictures
 
 
-class FineTunedImageClassifier(
-    CallbackSupport,
-    ClassifierMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    NetworkPrediction,
-):
+class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPrediction):
     """Classify pictures with a pretrained network, unfrozen from the head on, stage by stage.
 
     Stage 0 solves a new head on cached embeddings. Every later stage moves the boundary toward the
