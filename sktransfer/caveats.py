@@ -17,8 +17,6 @@ from sktransfer.leaks import LeakReport
 _UNEVEN = 5
 # Pictures of a class that say something about it.
 _TINY = 5
-# Scans with shorter sides often have nearly the same pixels without being copies.
-_SCAN = 48
 # Standard deviation of brightness, of 255, below which a picture is nearly one colour.
 _FLAT = 5
 # Classes that a sentence names.

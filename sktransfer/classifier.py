@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from sklearn.base import ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import Tags
+from sklearn.base import ClassifierMixin
+from sklearn.utils import Tags, _safe_indexing
 
 from sktransfer.augmentation import resolve_augmentation
 from sktransfer.examples import Examples
@@ -25,13 +26,7 @@ from sktransfer.tuning import FineTuning, Target
 from sktransfer.validation import check_pictures
 
 
-class FineTunedImageClassifier(
-    CallbackSupport,
-    ClassifierMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    NetworkPrediction,
-):
+class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPrediction):
     """Classify pictures with a pretrained network, unfrozen from the head on, stage by stage.
 
     Stage 0 solves a new head on cached embeddings. Every later stage moves the boundary toward the
@@ -313,6 +308,9 @@ default="standard"
             checkpoint=checkpoint,
         )
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        if sample_domain is not None:  # callbacks can score what has labels
+            metadata = metadata and {"sample_weight": labels.sample_weight}
+            X, y = (partial(_safe_indexing, each, labels.rows) for each in (X, y))
         plan = {"n_stages": len(stages), "verbose": self.verbose}
         with FitProgress(self, X=X, y=y, metadata=metadata, **plan) as progress:
             net, self.stages_ = fit.run(progress)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import softmax
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.backbones import Backbone
@@ -26,8 +26,11 @@ from sktransfer.tuned import save_weights, tuned_backbone
 from sktransfer.validation import check_pictures
 
 
-class NetworkPrediction(BaseEstimator):
-    """The half of a classifier that predicts; the other half is its parameters and `fit`."""
+class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """The half of a classifier that predicts; the other half is its parameters and `fit`.
+
+    It is a transformer itself, since scikit-learn wraps `transform` in the class that defines it.
+    """
 
     classes_: np.ndarray
     preprocessing_: Preprocessing

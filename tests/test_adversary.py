@@ -311,6 +311,15 @@ def test_domains_are_routed_through_pipelines_and_searches():
     assert np.isfinite(search.best_score_)
 
 
+def test_callbacks_score_the_pictures_whose_labels_are_known():
+    callback = pytest.importorskip("sklearn.callback")
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    classifier = dann().set_callbacks(monitor)
+    classifier.fit(BOTH, labels("unknown"), sample_domain=DOMAIN)
+    scores = {row["task_id_path"]: row["accuracy"] for row in monitor.get_logs().data}
+    assert scores[(0,)] == classifier.score(X, Y)
+
+
 # A fit that goes on
 
 

@@ -135,5 +135,7 @@ def test_names_of_the_contract():
     promised = "weights unfreeze max_epochs lr lr_drop optimizer weight_decay batch_size batch_norm"
     promised += " augment n_views dropout label_smoothing mixup class_weight validation_fraction"
     promised += " early_stopping n_iter_no_change checkpoint_dir image_size image_shape pixel_range"
-    promised += " device engine precision n_jobs cache callbacks random_state verbose"
+    promised += (
+        " device engine precision n_jobs cache callbacks random_state verbose domain_adversarial"
+    )
     assert set(promised.split()) <= set(parameters)

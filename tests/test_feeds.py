@@ -3,7 +3,7 @@ import pytest
 import torch
 from tiny import SIZE, pictures
 
-from sktransfer.feeds import CachedFeed, PictureFeed, Targets
+from sktransfer.feeds import CachedFeed, PairedFeed, PictureFeed, Targets
 from sktransfer.images import as_pictures
 from sktransfer.transforms import Preprocessing
 from sktransfer.views import Views
@@ -215,3 +215,27 @@ def test_views_may_be_others_in_every_epoch():
         x = torch.cat([x for x, _ in epoch(feed, 0, number)])
         np.testing.assert_array_equal(x, plain[:, number])
     assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("length", [4, 10, 23])
+def test_an_epoch_may_be_longer_or_shorter_than_the_pictures(length):
+    feed = cached(n=10, views=2, batch_size=5, length=length)
+    batches = epoch(feed, seed=1)
+    rows, _ = rows_and_views(batches)
+    assert len(feed) == len(rows) == length
+    assert max(len(x) for x, _ in batches) == feed.batch_size <= 5
+    counts = np.bincount(rows, minlength=10)
+    assert counts.max() - counts.min() <= 1
+    assert rows_and_views(epoch(feed, seed=2))[0] != rows
+
+
+def test_pairs_are_of_one_size_and_as_each_feed_alone_gives_them():
+    source, target = cached(n=11), cached(n=4, views=2, length=11)
+    paired = PairedFeed(cached(n=11), cached(n=4, views=2, length=11))
+    assert (len(paired), paired.n_batches) == (11, source.n_batches)
+    for number in range(2):
+        expected = zip(epoch(source, 5, number), epoch(target, 5, number), strict=True)
+        for (x, targets), (one, other) in zip(epoch(paired, 5, number), expected, strict=True):
+            assert torch.equal(x["x"], one[0])
+            assert torch.equal(x["target"], other[0])
+            assert torch.equal(targets, one[1])
