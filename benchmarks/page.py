@@ -206,6 +206,11 @@ def tuning_section() -> str:
     digits, epoch = load("digits"), load("epoch")
     found_remark = load("tuning").get("remark", "")
     folds = ", ".join(f"{accuracy:.3f}" for accuracy in found["ours"]["folds"])
+    alone = load("tuning_fold0")["variants"]
+    idle = ", ".join(
+        f"{name} {alone[name]['fit_seconds']:.0f} s ({alone[name]['times_ours']} times ours)"
+        for name in ("loop", "plain", "fastai")
+    )
     return f"""## Fine-tuning
 
 432 photographs in {len(found["ours"]["folds"])} folds, four fifths to train on and the rest to test
@@ -214,6 +219,9 @@ fold is 0.012 of its accuracy, and one fold alone says little: ours has {folds}.
 {found_remark}
 
 {table(head, rows)}
+
+Fold 0 once more, on an idle machine: ours {alone["ours"]["fit_seconds"]:.0f} s, {idle}; `plain` is
+fastai as documented, `fastai` its fastest settings.
 
 Over {len(whole["tuned"]["folds"])} folds ours has {whole["tuned"]["accuracy"]}, the linear
 classifier {whole["probe"]["accuracy"]} (`benchmarks/tuned_photographs.py`): a difference of
