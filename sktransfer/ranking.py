@@ -245,7 +245,8 @@ def rank_backbones(
         if cv is None
         else check_cv(cv, codes, classifier=True)
     )
-    rows = [_rank(extractor, X, codes, folds, groups) for extractor in extractors]
+    splits = list(folds.split(codes, codes, groups))
+    rows = [_rank(extractor, X, codes, splits) for extractor in extractors]
     order = sorted(range(len(rows)), key=lambda place: -rows[place].accuracy)
     return BackboneRanking(
         tuple(rows[place] for place in order), tuple(extractors[place] for place in order)
@@ -298,11 +299,11 @@ def make_folds(
 
 
 def _rank(
-    extractor: PretrainedFeatureExtractor, X: Any, codes: np.ndarray, folds: Any, groups: Any
+    extractor: PretrainedFeatureExtractor, X: Any, codes: np.ndarray, splits: list[Any]
 ) -> RankedBackbone:
     embeddings = extractor.fit_transform(X)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
-    scores = cross_val_score(probe, embeddings, codes, groups=groups, cv=folds)
+    scores = cross_val_score(probe, embeddings, codes, cv=splits)
     backbone = load_backbone(extractor.backbone, extractor.weights)
     return RankedBackbone(
         name=_name(backbone.name, extractor.layer),

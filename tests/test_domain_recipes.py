@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -16,7 +17,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "domains.md"
 
 
 def test_embeddings_are_aligned_by_skada():
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), sklearn.config_context():  # which importing it changes
         warnings.simplefilter("ignore")  # what it imports warns, too
         pytest.importorskip("skada")
         digits = load_digits()

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import sklearn
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import Tiny
@@ -63,11 +64,13 @@ def test_extractors_bring_their_own_settings():
     assert not hasattr(given[0], "digest_"), "the caller's extractor was fitted"
 
 
-def test_groups_and_splitters(ranking):
-    from sklearn.model_selection import GroupKFold
-
+@pytest.mark.parametrize("routing", [False, True])  # which importing skada switches on
+def test_groups_and_splitters(ranking, routing):
     groups = np.arange(len(X)) // 6
-    found = rank_backbones(X, y, ["efficientnet_lite0"], cv=GroupKFold(4), groups=groups, **SMALL)
+    with sklearn.config_context(enable_metadata_routing=routing):
+        found = rank_backbones(
+            X, y, ["efficientnet_lite0"], cv=GroupKFold(4), groups=groups, **SMALL
+        )
     assert found.rows[0].accuracy != ranking.rows[0].accuracy
     assert np.isnan(found.agreement)
 
