@@ -156,10 +156,14 @@ def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "
 @torch.inference_mode()
 def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
     """Fuse what can be fused, where the result gives what the prefix gives."""
-    x = preprocessing.normalize(noise(preprocessing.crop).repeat(_CPU_BATCH, 1, 1, 1))
     try:
-        fused = fuse(prefix, x.contiguous(memory_format=torch.channels_last))
-        same = likeness(prefix(x), fused(x)) >= _LIKENESS
+        fused = fuse(prefix)
+        if fused is prefix:
+            return prefix
+        x = preprocessing.normalize(noise(preprocessing.crop))
+        n = auto_batch_size(torch.device("cpu"), preprocessing.crop)
+        batch = x.repeat(n, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        same = likeness(prefix(x), fused(batch)[:1]) >= _LIKENESS
     except Exception:  # whatever torch has against it, the prefix runs as it is
         return prefix
     return fused if same else prefix

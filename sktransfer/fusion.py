@@ -23,20 +23,20 @@ from sktransfer.split import freeze
 
 
 @torch.inference_mode()
-def fuse(network: nn.Module, example: torch.Tensor) -> nn.Module:
+def fuse(network: nn.Module) -> nn.Module:
     """Make a network that computes the same with fewer passes over its feature maps.
 
     Parameters
     ----------
     network : Module
         Frozen, float32, on the CPU. It stays as it is, and shares what is not fused.
-    example : Tensor of shape (N, C, H, W)
-        A batch; all others are to have its height and width, and are fastest with its N.
 
     Returns
     -------
     network : Module
-        To be run in inference mode.
+        To be run in inference mode, on one batch before several threads do. All others are to have
+        the height and width of the first, and are fastest with its number of pictures. The network
+        itself where its convolutions are surrounded by nothing that they can do.
 
     Raises
     ------
@@ -49,11 +49,11 @@ def fuse(network: nn.Module, example: torch.Tensor) -> nn.Module:
     >>> network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
     >>> x = torch.ones(1, 3, 5, 5)
     >>> with torch.inference_mode():
-    ...     torch.allclose(fuse(network, x)(x), network(x), atol=1e-6)
+    ...     torch.allclose(fuse(network)(x), network(x), atol=1e-6)
     True
     """
     graph = _Tracer().trace(network)
-    fused = fx.GraphModule(network, graph)
+    fused, changed = fx.GraphModule(network, graph), False
     for node in list(graph.nodes):
         conv = _module(node, fused)
         if not _can_be_fused(conv):
@@ -66,15 +66,17 @@ def fuse(network: nn.Module, example: torch.Tensor) -> nn.Module:
         activation = _activation(follower, fused)
         if activation.name != "none":
             last = follower
+        if last is node and not isinstance(conv, SameConv2d):
+            continue
         name = f"fused_{node.name}"
         fused.add_module(name, _FusedConv2d(conv, activation))
         with graph.inserting_after(last):
             last.replace_all_uses_with(graph.call_module(name, node.args, node.kwargs))
+        changed = True
     graph.eliminate_dead_code()
     fused.delete_all_unused_submodules()
     fused.recompile()
-    freeze(fused)(example)
-    return fused
+    return freeze(fused) if changed else network
 
 
 class _Tracer(fx.Tracer):

@@ -31,7 +31,7 @@ def kinds(network):
 
 @torch.inference_mode()
 def assert_same(network, x, *, fused=None):
-    fused = fused or fuse(network, x)
+    fused = fused or fuse(network)
     torch.testing.assert_close(fused(x), network(x), rtol=1e-4, atol=1e-5)
     return fused
 
@@ -117,9 +117,15 @@ def test_batch_norm_without_statistics_stays():
     assert_same(freeze(seeded(nn.Sequential(*layers))), maps(4, 3, 9, 9))
 
 
+def test_nothing_to_fuse():
+    layers = nn.Conv2d(3, 8, 3), nn.LayerNorm(7), nn.Conv2d(8, 8, 3), nn.Tanh()
+    network = freeze(nn.Sequential(*layers))
+    assert fuse(network) is network
+
+
 def test_other_batches():
     network = freeze(seeded(nn.Sequential(SameConv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())))
-    fused = fuse(network, maps(4, 3, 16, 16))
+    fused = assert_same(network, maps(4, 3, 16, 16))
     for n in (1, 2, 4, 7):
         assert_same(network, maps(n, 3, 16, 16), fused=fused)
 
@@ -164,7 +170,7 @@ def test_the_engine_where_nothing_can_be_fused():
 
 def test_the_engine_refuses_what_gives_something_else(monkeypatch):
     wrong = freeze(seeded(nn.Sequential(nn.Flatten(), nn.Linear(768, 12))))
-    monkeypatch.setattr(engines, "fuse", lambda network, example: wrong)
+    monkeypatch.setattr(engines, "fuse", lambda network: wrong)
     prefix = FrozenPrefix(dissect(freeze(Tiny())))
     assert TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)._prefix is prefix
 
