@@ -13,6 +13,9 @@ recovered by the head alone. The stronger amounts were chosen among three, with 
 84 pictures of other themes (hobbies, seasonal, sports) and on kinds of animals (birds, fish,
 insects, mammals), which are pictures of the test with other labels and in other splits.
 
+`bound` knows what is coming: it is "standard" with each training picture once as it is and once
+spoilt in each of the ways. What it does not recover, no augmentation can be expected to.
+
 Fails unless "industrial" recovers at least half of what "standard" loses between the pictures as
 they are and the mean over the four ways.
 
@@ -21,6 +24,8 @@ they are and the mean over the four ways.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from _common import command_line, finish, split
 from PIL import Image, ImageEnhance, ImageFilter
@@ -28,7 +33,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from sktransfer import FineTunedImageClassifier
 from sktransfer.decoding import decode
 
-POLICIES = ("standard", "industrial")
+POLICIES = ("standard", "industrial", "bound")
 STAGES = {"head": (0,), "tuned": (0, 2)}
 BAR = 0.5
 
@@ -62,14 +67,17 @@ WAYS = {
 def score(fold: int, policy: str, stages: str) -> dict[str, float]:
     """Learn from pictures as they are; test on others in each way."""
     X, y, X_test, y_test = split(fold)
-    unfreeze = STAGES[stages]
-    classifier = FineTunedImageClassifier(unfreeze=unfreeze, augment=policy, random_state=0)
-    classifier.fit(X, y)
-    pictures = [Image.fromarray(decode(path)) for path in X_test]
-    return {
-        way: classifier.score([np.asarray(spoil(picture)) for picture in pictures], y_test)
-        for way, spoil in WAYS.items()
-    }
+    augment = "standard" if policy == "bound" else policy
+    classifier = FineTunedImageClassifier(unfreeze=STAGES[stages], augment=augment, random_state=0)
+    ways = WAYS if policy == "bound" else ["as they are"]
+    classifier.fit([spoilt(path, way) for way in ways for path in X], np.tile(y, len(ways)))
+    return {way: classifier.score([spoilt(path, way) for path in X_test], y_test) for way in WAYS}
+
+
+@cache
+def spoilt(path: str, way: str) -> np.ndarray:
+    """Spoil a picture in one of the ways."""
+    return np.asarray(WAYS[way](Image.fromarray(decode(path))))
 
 
 def measure(folds: list[int], policy: str, stages: str) -> dict[str, float]:
@@ -89,14 +97,17 @@ def main() -> None:
     result: dict = {"folds": folds}
     for stages in STAGES:
         found = {policy: measure(folds, policy, stages) for policy in POLICIES}
-        standard, industrial = found.values()
+        standard = found["standard"]
         result[stages] = {"accuracy": found}
         for place in ("spoilt", "all at once"):
             lost = standard["as they are"] - standard[place]
-            recovered = round((industrial[place] - standard[place]) / lost, 4)
+            recovered = {
+                policy: round((found[policy][place] - standard[place]) / lost, 4)
+                for policy in POLICIES[1:]
+            }
             result[stages] |= {f"lost {place}": round(lost, 4), f"recovered {place}": recovered}
-            print(f"{stages}, {place}: lost {lost:.3f}, of which the policy recovers {recovered}")
-    recovered = result["tuned"]["recovered spoilt"]
+            print(f"{stages}, {place}: lost {lost:.3f}, recovered {recovered}")
+    recovered = result["tuned"]["recovered spoilt"]["industrial"]
     failures = [f"industrial: recovers {recovered} of what is lost; bar {BAR}"]
     finish(result, failures if recovered < BAR else [], options.json)
 

@@ -2,7 +2,7 @@
 
 The source is clean, and labelled. The target is dim, noisy and on a grey ground, and without
 labels: those that are here only say how good each way is. Two ways look at the pictures of the
-target as well: BatchNorm that takes their statistics, and an adversary that tells the domains apart
+target as well: BatchNorm that is matched to them, and an adversary that tells the domains apart
 while the trained blocks learn to make them alike.
 
     python examples/06_domain_shift.py [--digits 200] [--epochs 4] [--unfreeze 4]

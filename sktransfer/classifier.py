@@ -16,13 +16,13 @@ from sktransfer.parameters import (
     check_parameters,
     checkpoint_of,
     divide,
-    find_sources,
+    find_source,
     find_target,
 )
 from sktransfer.prediction import NetworkPrediction
 from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
 from sktransfer.schedule import resolve_stages
-from sktransfer.tuning import FineTuning, Target
+from sktransfer.tuning import FineTuning
 from sktransfer.validation import check_pictures
 
 
@@ -69,9 +69,10 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPredicti
         Pictures of a training step.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
         Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the pictures
-        given to `fit` (AdaBN), where `sample_domain` tells two domains apart on each of them: the
-        classifier learns under the source's and predicts under the target's; or, in the trained
-        blocks only, learnt. Blocks before the boundary never change.
+        given to `fit` (AdaBN); or, in the trained blocks only, learnt. Where `sample_domain` tells
+        two domains apart, `"adapt"` learns as `"frozen"` does, and then finds statistics under
+        which the target looks to each layer as the source does. Weights of blocks before the
+        boundary never change.
     augment : {"light", "standard", "aggressive", "industrial"}, callable or None, \
 default="standard"
         How copies of the training pictures are made: see `AugmentationDisplay`. `"light"` mirrors
@@ -288,20 +289,20 @@ default="standard"
         )
         self.classes_ = labels.classes
         examples, target = Examples.of(pictures, labels), find_target(self, pictures, labels)
-        learnt_from, self._source = find_sources(self, examples, target)
+        self._source = find_source(self, examples, target)
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing()
-        checkpoint, seed = checkpoint_of(self, learnt_from, examples, target)
+        checkpoint, seed = checkpoint_of(self, self._source, examples, target)
         train, valid = divide(self, examples, X_val, y_val, seed)
         stages = resolve_stages(self.unfreeze, self._source.block_names())
         self._boundary = stages[-1].boundary
         fit = FineTuning(
             self,
-            self._network(learnt_from),
+            self._network(),
             stages,
             train,
             valid,
-            target=Target(target, self._network(self._source)) if target else None,
+            target=target,
             machine=Machine.of(self),
             augmentation=resolve_augmentation(self.augment),
             seed=seed,
@@ -315,6 +316,8 @@ default="standard"
         with FitProgress(self, X=X, y=y, metadata=metadata, **plan) as progress:
             net, self.stages_ = fit.run(progress)
         self.__dict__.update(fit.attributes(net), _net=net)
+        if target is not None and self.batch_norm == "adapt":
+            self._adapt(examples.pictures, target.pictures)
         return self
 
     def __sklearn_tags__(self) -> Tags:

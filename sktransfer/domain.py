@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as nnf
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktransfer.anatomy import Anatomy
@@ -23,6 +24,8 @@ from sktransfer.weights import digest_tensors
 
 # Pictures whose statistics are estimated together.
 _BATCH = 32
+# Pictures of a domain, at most, that a tuned network is matched on: more change nothing.
+_ENOUGH = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +62,7 @@ def estimate_batch_norm(
     ValueError
         Where the backbone has no BatchNorm, or too few pictures came to estimate a variance.
     """
-    anatomy = copy.deepcopy(backbone.anatomy)
-    blocks = nn.Sequential(*(block for _, block in anatomy.blocks)).to(device)
-    layers = [layer for _, layer in _batch_norms(anatomy)]
-    if not layers:
-        raise ValueError(
-            f"Got batch_norm='adapt', but {backbone.name} has no BatchNorm layers to adapt; "
-            "use batch_norm='frozen'"
-        )
+    anatomy, blocks, layers = _copy(backbone, device)
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a plain average over all batches
@@ -98,10 +94,100 @@ def adapt_batch_norm(
     faults : Faults
         Takes the errors of broken pictures.
     """
-    # Shuffled: folders come class by class, and a batch should look like the whole.
-    rows = np.random.RandomState(0).permutation(len(views)).tolist()
-    batches = PictureReader(views, threads, faults).batches(rows, _BATCH)
-    return estimate_batch_norm(backbone, (batch for _, batch in batches), device)
+    return estimate_batch_norm(backbone, _shuffled(views, threads, faults), device)
+
+
+@torch.no_grad()
+def match_batch_norm(
+    backbone: Backbone, source: Views, target: Views, device: torch.device, threads: int
+) -> BatchNormState:
+    """Find statistics under which a target looks to each layer as the source does.
+
+    For pictures of the target each BatchNorm layer then gives, channel by channel, the mean and the
+    variance that it gives for those of the source under the statistics that the backbone has. So
+    what was learnt under these goes on to hold. (AdaBN's own, a mean of 0 and a variance of 1, are
+    what the layers behind had in pretraining; blocks that were trained since have seen others.)
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Left as it is.
+    source, target : Views
+        No more than 1,024 pictures of each are looked at.
+    device : torch.device
+    threads : int
+        Threads that decode pictures.
+
+    Raises
+    ------
+    ValueError
+        Where the backbone has no BatchNorm.
+    """
+    anatomy, blocks, layers = _copy(backbone, device)
+
+    def observe(views: Views, ours: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+        """Give the mean moments of what comes into each layer; match them to `ours`, if any."""
+        found: dict[Any, list[torch.Tensor]] = {layer: [] for layer in layers}
+
+        def look(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            (x,) = inputs
+            others = [axis for axis in range(x.ndim) if axis != 1]
+            moments = torch.stack([x.mean(others), x.var(others, correction=0)])
+            found[layer].append(moments)
+            if not ours:
+                return output
+            mean, var = _match(layer, ours[layer], moments)
+            return nnf.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
+
+        hooks = [layer.register_forward_hook(look) for layer in layers]
+        for batch in _shuffled(views, threads, Faults("raise"), _ENOUGH):
+            blocks(backbone.preprocessing.normalize(batch.to(device)))
+        for hook in hooks:
+            hook.remove()
+        return {layer: torch.stack(moments).mean(0) for layer, moments in found.items()}
+
+    ours = observe(source, {})
+    for layer, moments in observe(target, ours).items():
+        mean, var = _match(layer, ours[layer], moments)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+    return BatchNormState({name: value.cpu() for name, value in named_statistics(anatomy)})
+
+
+def _match(
+    layer: Any, ours: torch.Tensor, theirs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find statistics under which `theirs` (mean, variance) come out as `ours` do."""
+    learnt, source, target = (
+        (var + layer.eps).sqrt() for var in (layer.running_var, ours[1], theirs[1])
+    )
+    deviation = target * learnt / source
+    mean = theirs[0] - (ours[0] - layer.running_mean) / learnt * deviation
+    return mean, (deviation**2 - layer.eps).clamp_min(0)
+
+
+def _copy(
+    backbone: Backbone, device: torch.device
+) -> tuple[Anatomy, nn.Sequential, list[_BatchNorm]]:
+    """Copy a network: what it consists of, its blocks on the device, and their BatchNorm layers."""
+    anatomy = copy.deepcopy(backbone.anatomy)
+    blocks = nn.Sequential(*(block for _, block in anatomy.blocks)).to(device)
+    layers = [layer for _, layer in _batch_norms(anatomy)]
+    if not layers:
+        raise ValueError(
+            f"Got batch_norm='adapt', but {backbone.name} has no BatchNorm layers to adapt; "
+            "use batch_norm='frozen'"
+        )
+    return anatomy, blocks, layers
+
+
+def _shuffled(
+    views: Views, threads: int, faults: Faults, most: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Read pictures in batches that look like the whole: folders come class by class."""
+    rows = np.random.RandomState(0).permutation(len(views))[:most].tolist()
+    for _, batch in PictureReader(views, threads, faults).batches(rows, _BATCH):
+        yield batch
 
 
 @lru_cache(maxsize=2)

@@ -13,7 +13,6 @@ import torch
 
 from sktransfer._config import training_precision
 from sktransfer.backbones import Backbone
-from sktransfer.domain import named_statistics
 from sktransfer.engines import auto_batch_size
 from sktransfer.features import Recipe, embed, engine_for, map_shape, output_width, recipe_at
 from sktransfer.images import Pictures
@@ -49,11 +48,6 @@ class Network:
     n_classes: int
     dropout: float
     learn_statistics: bool
-
-    @property
-    def statistics(self) -> dict[str, torch.Tensor]:
-        """BatchNorm statistics of all blocks, by the name of their buffer."""
-        return dict(named_statistics(self.backbone.anatomy))
 
     def recipe(self, boundary: int, machine: Machine) -> Recipe:
         """Make the recipe of what crosses a boundary, which lies after the first block."""

@@ -163,35 +163,25 @@ def find_target(estimator: Any, pictures: Pictures, labels: Labels) -> Examples 
     return Examples.unlabelled(pictures, labels.target) if used else None
 
 
-def find_sources(
-    estimator: Any, examples: Examples, target: Examples | None
-) -> tuple[BackboneSource, BackboneSource]:
-    """Find the backbone to train with and the one to predict with, their BatchNorm as asked.
+def find_source(estimator: Any, examples: Examples, target: Examples | None) -> BackboneSource:
+    """Find the backbone to train with, its BatchNorm as asked.
 
-    They differ where BatchNorm adapts to two domains: each is seen under statistics of its own, as
-    in AdaBN's paper.
+    A target, if any, is adapted to when all is learnt.
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
     source = BackboneSource(
         estimator.backbone, estimator.weights, estimator.image_size, None, backbone.digest
     )
-    if estimator.batch_norm != "adapt":
-        return source, source
-    sources = [
-        replace(
-            source,
-            batch_norm=adapt_batch_norm(
-                backbone,
-                Views(domain.pictures, source.preprocessing()),
-                resolve_device(estimator.device),
-                resolve_threads(estimator.n_jobs),
-                Faults("raise"),
-            ),
-        )
-        for domain in (examples, target)
-        if domain is not None
-    ]
-    return sources[0], sources[-1]
+    if estimator.batch_norm != "adapt" or target is not None:
+        return source
+    adapted = adapt_batch_norm(
+        backbone,
+        Views(examples.pictures, source.preprocessing()),
+        resolve_device(estimator.device),
+        resolve_threads(estimator.n_jobs),
+        Faults("raise"),
+    )
+    return replace(source, batch_norm=adapted)
 
 
 def checkpoint_of(

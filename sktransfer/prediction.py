@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.backbones import Backbone
-from sktransfer.domain import BackboneSource
+from sktransfer.domain import BackboneSource, BatchNormState, match_batch_norm
+from sktransfer.images import Pictures
 from sktransfer.machine import Machine
 from sktransfer.network import Network
 from sktransfer.session import share_session
@@ -24,6 +26,7 @@ from sktransfer.training import make_net, restore_history
 from sktransfer.transforms import Preprocessing
 from sktransfer.tuned import save_weights, tuned_backbone
 from sktransfer.validation import check_pictures
+from sktransfer.views import Views
 
 
 class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -34,6 +37,7 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     classes_: np.ndarray
     preprocessing_: Preprocessing
+    batch_norm_: BatchNormState | None
     _source: BackboneSource
     _boundary: int
     _net: Any
@@ -90,7 +94,7 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise AttributeError(f"This {type(self).__name__} is not fitted yet")
         if self._net is None:
             machine = Machine.of(self)
-            suffix = self._network(self._source).suffix({self._boundary}, machine)
+            suffix = self._network().suffix({self._boundary}, machine)
             suffix.restore(self._tuned)
             self._net = make_net(suffix, device=machine.device, optimizer=self.optimizer)
             restore_history(self._net, self._history)
@@ -127,18 +131,28 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """
         save_weights(self.as_backbone(), path)
 
+    def _adapt(self, source: Pictures, target: Pictures) -> None:
+        """Let the target look to each BatchNorm layer as the source did while it was learnt."""
+        ours, theirs = (Views(domain, self.preprocessing_) for domain in (source, target))
+        machine = Machine.of(self)
+        found = match_batch_norm(self.as_backbone(), ours, theirs, machine.device, machine.threads)
+        self.batch_norm_, self._source = found, replace(self._source, batch_norm=found)
+        statistics = found.statistics
+        self._tuned = {name: statistics.get(name, each) for name, each in self._tuned.items()}
+        self.net_.module_.restore(self._tuned)
+
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         return self._apply(X, self.net_.module_)
 
     def _apply(self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         pictures = check_pictures(self, X, reset=False)
-        network = self._network(self._source)
+        network = self._network()
         return network.apply(pictures, layer, Machine.of(self), self.verbose)
 
-    def _network(self, source: BackboneSource) -> Network:
+    def _network(self) -> Network:
         return Network(
-            source.load(),
+            self._source.load(),
             self.preprocessing_,
             self._boundary,
             len(self.classes_),

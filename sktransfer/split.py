@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktransfer._config import autocast, seeded
@@ -218,7 +217,6 @@ class TrainedSuffix(nn.Module):
         self.boundary, self.end, self.shapes = boundary, end, shapes
         self.learn_statistics, self.precision = learn_statistics, precision
         self.adversary: Adversary | None = None
-        self._target_statistics: dict[str, dict[str, torch.Tensor]] = {}
         self.training = False
         self.move_boundary(boundary, ())
 
@@ -228,26 +226,13 @@ class TrainedSuffix(nn.Module):
         rival = {} if self.adversary is None else {ADVERSARY: self.adversary}
         return {**blocks, NECK: self.neck, HEAD: self.head, **rival}
 
-    def meet(self, adversary: Adversary, statistics: dict[str, torch.Tensor]) -> None:
-        """Let training take an adversary along, from which a target's pictures are to be hidden.
-
-        Parameters
-        ----------
-        adversary : Adversary
-        statistics : dict of str to Tensor
-            BatchNorm statistics under which the target is seen, by block and name of the buffer;
-            those that are missing are the same for both domains.
-        """
+    def meet(self, adversary: Adversary) -> None:
+        """Let training take an adversary along, from which a target's pictures are to be hidden."""
         self.adversary = adversary.to(self.device)
-        for name, block in zip(self.names, self.blocks, strict=True):
-            keys = [key for key, _ in block.named_buffers() if f"{name}.{key}" in statistics]
-            self._target_statistics[name] = {
-                key: statistics[f"{name}.{key}"].to(self.device) for key in keys
-            }
 
     def part_from_adversary(self) -> None:
         """Forget the adversary, which only training needs."""
-        self.adversary, self._target_statistics = None, {}
+        self.adversary = None
 
     def move_boundary(self, boundary: int, trained: Collection[str]) -> None:
         """Let activations come in at `boundary`, and train just the parts named in `trained`."""
@@ -268,7 +253,7 @@ class TrainedSuffix(nn.Module):
                         module.train(False)
         return self
 
-    def embed(self, x: torch.Tensor, *, as_target: bool = False) -> torch.Tensor:
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
         """Map activations at the boundary, (N, ...), to penultimate vectors (N, D)."""
         if self.start == self.end:
             return x.flatten(1)
@@ -277,9 +262,8 @@ class TrainedSuffix(nn.Module):
         if len(shape) == 3:
             x = x.contiguous(memory_format=torch.channels_last)
         first = self.start - self.boundary
-        for name, block in zip(self.names[first:], self.blocks[first:], strict=True):
-            other = self._target_statistics.get(name, {}) if as_target else {}
-            x = functional_call(block, other, (x,)) if other else block(x)
+        for block in self.blocks[first:]:
+            x = block(x)
         return self.neck(x)
 
     def forward(self, x: torch.Tensor, target: torch.Tensor | None = None) -> Any:
@@ -292,7 +276,7 @@ class TrainedSuffix(nn.Module):
             logits = self.head(self.dropout(embeddings)).float()
             if target is None or self.adversary is None:
                 return logits
-            return logits, self.adversary(embeddings, self.embed(target, as_target=True))
+            return logits, self.adversary(embeddings, self.embed(target))
 
     @property
     def device(self) -> torch.device:

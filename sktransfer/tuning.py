@@ -8,12 +8,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sktransfer._config import seeded
 from sktransfer.activations import Activations, fits_on_disk, gather
@@ -44,22 +41,6 @@ from sktransfer.views import Views
 DECAY, TINY_DECAY = 0.01, 0.1
 
 
-@dataclass(frozen=True)
-class Target:
-    """The domain that a classifier is for, where its labels come from another one.
-
-    Parameters
-    ----------
-    examples : Examples
-        Unlabelled.
-    network : Network
-        What sees them: that of the source, but for BatchNorm statistics that adapt.
-    """
-
-    examples: Examples
-    network: Network
-
-
 class FineTuning:
     """One fit of a classifier.
 
@@ -71,7 +52,8 @@ class FineTuning:
     stages : tuple of Stage
     train : Examples
     valid : Examples or None
-    target : Target or None
+    target : Examples or None
+        Unlabelled, of the domain that the classifier is for.
     machine : Machine
     augmentation : Augmentation or None
     seed : int
@@ -86,7 +68,7 @@ class FineTuning:
         train: Examples,
         valid: Examples | None,
         *,
-        target: Target | None = None,
+        target: Examples | None = None,
         machine: Machine,
         augmentation: Augmentation | None,
         seed: int,
@@ -139,7 +121,6 @@ class FineTuning:
             if not going_on or progress.stop:
                 break
         net.module_.part_from_adversary()
-        net.module_.restore(self._target_statistics())
         net.module_.move_boundary(self.network.boundary, ())
         return net, run.reports
 
@@ -149,22 +130,14 @@ class FineTuning:
         if self.adversarial:
             with seeded(self.seed):
                 adversary = Adversary(suffix.head.in_features, self.estimator.domain_adversarial)
-            suffix.meet(adversary, self._target_statistics())
+            suffix.meet(adversary)
         return suffix
 
-    def _target_statistics(self) -> dict[str, torch.Tensor]:
-        """Give the BatchNorm statistics of the target, where they are not the source's."""
-        if self.target is None or self.network.learn_statistics:
-            return {}
-        same = self.target.network.backbone.digest == self.network.backbone.digest
-        return {} if same else self.target.network.statistics
-
     def attributes(self, net: Any) -> dict[str, Any]:
-        """Give what makes a classifier that predicts as the net does now, on the target if any."""
-        tuned, statistics = net.module_.state_of(self.trained), self._target_statistics()
+        """Give what makes a classifier that predicts as the net does now."""
         return {
             "_net": None,
-            "_tuned": {name: statistics.get(name, tensor) for name, tensor in tuned.items()},
+            "_tuned": net.module_.state_of(self.trained),
             "_history": list(net.history_),
             "_n_features_out": net.module_.head.in_features,
         }
@@ -244,19 +217,17 @@ class FineTuning:
         """Give what a stage trains on: the pictures, and beside them the target's."""
         smooth = self.estimator.label_smoothing
         targets = Targets(self.train.y, self.train.weights, self.network.n_classes, smooth)
-        feed = self._train_feed(stage, self.train, self.network, targets, self._train_at)
+        feed = self._train_feed(stage, self.train, targets, self._train_at)
         if self.target is None or not self.adversarial:
             return feed
-        examples, network = self.target.examples, self.target.network
-        nobody = Targets(examples.y, examples.weights, n_classes=1)
-        other = self._train_feed(stage, examples, network, nobody, self._target_at, len(feed))
+        nobody = Targets(self.target.y, self.target.weights, n_classes=1)
+        other = self._train_feed(stage, self.target, nobody, self._target_at, len(feed))
         return PairedFeed(feed, other)
 
     def _train_feed(
         self,
         stage: Stage,
         examples: Examples,
-        network: Network,
         targets: Targets,
         activations_at: Callable[[int], Activations],
         length: int | None = None,
@@ -269,7 +240,7 @@ class FineTuning:
             values = activations_at(stage.boundary).values
             values = values.reshape(len(targets.y), 1 + self.n_views, -1)
             return CachedFeed(values, *common, **settings)
-        run = network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
+        run = self.network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
         kind = self._fresh_views if self.fresh or stage.boundary == 0 else self._fixed_views
         return PictureFeed(partial(kind, examples), run, self.machine.threads, *common, **settings)
 
@@ -315,7 +286,7 @@ class FineTuning:
     def does_fit(self) -> bool:
         """Whether the activations of all views can be kept; a warning says where they cannot."""
         recipe = self.network.recipe(self.first_boundary, self.machine)
-        confronted = self.target.examples.y if self.target is not None and self.adversarial else ()
+        confronted = self.target.y if self.target is not None and self.adversarial else ()
         count = (len(self.train.y) + len(confronted)) * (1 + self.n_views)
         problem = fits_on_disk(count, recipe, self.machine.store)
         if problem is not None:
@@ -333,23 +304,22 @@ class FineTuning:
     def train_activations(self) -> Activations:
         """What the training views are at the first boundary, or behind all blocks."""
         boundary = self.first_boundary if self.does_fit and not self.fresh else self.end
-        return self._gather(self._views(self.train, self.n_views), boundary, self.network)
+        return self._gather(self._views(self.train, self.n_views), boundary)
 
     @cached_property
     def target_activations(self) -> Activations:
         """What the views of the target are at the first boundary."""
         assert self.target is not None
-        views = self._views(self.target.examples, self.n_views)
-        return self._gather(views, self.first_boundary, self.target.network)
+        return self._gather(self._views(self.target, self.n_views), self.first_boundary)
 
     @cached_property
     def valid_activations(self) -> Activations:
         """What the validation pictures are at the first boundary."""
         assert self.valid is not None
-        return self._gather(self._views(self.valid, 0), self.first_boundary, self.network)
+        return self._gather(self._views(self.valid, 0), self.first_boundary)
 
-    def _gather(self, views: Views, boundary: int, network: Network) -> Activations:
-        recipe = network.recipe(boundary, self.machine)
+    def _gather(self, views: Views, boundary: int) -> Activations:
+        recipe = self.network.recipe(boundary, self.machine)
         return gather(views, recipe, boundary, self.machine)
 
     def _train_at(self, boundary: int) -> Activations:

@@ -4,7 +4,9 @@ from tiny import Tiny, pictures
 from torch import nn
 
 from sktransfer.backbones import load_backbone
-from sktransfer.domain import estimate_batch_norm, with_batch_norm
+from sktransfer.domain import estimate_batch_norm, match_batch_norm, with_batch_norm
+from sktransfer.images import as_pictures
+from sktransfer.views import Views
 
 CPU = torch.device("cpu")
 
@@ -54,3 +56,64 @@ def test_a_single_value_per_channel_has_no_variance():
     backbone = load_backbone(module)
     with pytest.raises(ValueError, match="cannot estimate statistics from so few pictures"):
         estimate_batch_norm(backbone, [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], CPU)
+
+
+# Two domains
+
+
+def views(backbone, n, seed=0, light=1.0):
+    taken = [(light * picture).astype("uint8") for picture in pictures(n, seed=seed)]
+    return Views(as_pictures(taken), backbone.preprocessing)
+
+
+def moments(backbone, views):
+    """Give mean and variance, channel by channel, of what each BatchNorm layer gives."""
+    found, hooks = [], []
+    blocks = nn.Sequential(*(block for _, block in backbone.anatomy.blocks))
+    for layer in blocks.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            hooks.append(
+                layer.register_forward_hook(
+                    lambda layer, x, y: found.append([y.mean((0, 2, 3)), y.var((0, 2, 3))])
+                )
+            )
+    with torch.no_grad():
+        x = torch.stack([views.prepare(row) for row in range(len(views))])
+        blocks(backbone.preprocessing.normalize(x))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_a_matched_target_looks_to_each_layer_as_the_source_does():
+    backbone = load_backbone(Tiny())
+    source, target = views(backbone, 32), views(backbone, 32, seed=1, light=0.4)
+    state = match_batch_norm(backbone, source, target, CPU, 1)
+    expected = moments(backbone, source)
+    for adapted, matches in ((backbone, False), (with_batch_norm(backbone, state), True)):
+        for ours, theirs in zip(expected, moments(adapted, target), strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) == matches
+
+
+def test_the_source_itself_matches_as_it_is():
+    backbone = load_backbone(Tiny())
+    one, other = (views(backbone, 80) for _ in range(2))  # in batches
+    state = match_batch_norm(backbone, one, other, CPU, 2)
+    parts = nn.ModuleList(block for _, block in backbone.anatomy.blocks)
+    learnt = [t for name, t in parts.state_dict().items() if "running" in name]
+    for found, expected in zip(state.statistics.values(), learnt, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
+
+
+def test_a_single_picture_can_be_matched():
+    backbone = load_backbone(Tiny())
+    state = match_batch_norm(backbone, views(backbone, 8), views(backbone, 1), CPU, 1)
+    assert all(value.isfinite().all() for value in state.statistics.values())
+    assert all((v >= 0).all() for name, v in state.statistics.items() if name.endswith("var"))
+
+
+def test_nothing_to_match():
+    backbone = load_backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+    with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
+        match_batch_norm(backbone, views(backbone, 2), views(backbone, 2), CPU, 1)

@@ -389,29 +389,9 @@ def test_making_a_suffix_draws_no_random_numbers():
 # Two domains
 
 
-def test_a_target_is_seen_under_statistics_of_its_own():
-    suffix, reference = suffix_of(Wide()), suffix_of(Wide())
-    generator = torch.Generator().manual_seed(0)
-    names = [f"{block}.1.running_{kind}" for block in "abc" for kind in ("mean", "var")]
-    state = reference.state_of(PARTS)
-    other = {name: torch.rand(state[name].shape, generator=generator) + 0.5 for name in names}
-    x, target = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
-    adversary = Adversary(7, 1.0)
-    suffix.meet(adversary, other)
-    logits, loss = suffix(x, target)
-    plain, alone = reference(x), reference.embed(x)
-    reference.restore(other)
-    seen = reference.embed(target)
-    torch.testing.assert_close(suffix.embed(target, as_target=True), seen)
-    torch.testing.assert_close(suffix.embed(x), alone)
-    torch.testing.assert_close(logits, plain)
-    torch.testing.assert_close(loss, adversary(alone, seen))
-    assert all(torch.equal(suffix.state_of(PARTS)[name], state[name]) for name in names)
-
-
 def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
     suffix = suffix_of(Wide())
-    suffix.meet(Adversary(7, 1.0), {})
+    suffix.meet(Adversary(7, 1.0))
     suffix.move_boundary(0, [*PARTS, ADVERSARY])
     generator = torch.Generator().manual_seed(0)
     x, target = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
@@ -428,7 +408,7 @@ def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
 
 def test_an_adversary_can_be_forgotten():
     suffix = suffix_of(Wide())
-    suffix.meet(Adversary(7, 1.0), {})
+    suffix.meet(Adversary(7, 1.0))
     assert [*suffix.parts()] == [*PARTS, ADVERSARY]
     suffix.part_from_adversary()
     assert [*suffix.parts()] == [*PARTS]
