@@ -172,13 +172,17 @@ def _copy(
     """Copy a network: what it consists of, its blocks on the device, and their BatchNorm layers."""
     anatomy = copy.deepcopy(backbone.anatomy)
     blocks = nn.Sequential(*(block for _, block in anatomy.blocks)).to(device)
-    layers = [layer for _, layer in _batch_norms(anatomy)]
-    if not layers:
+    check_batch_norm(backbone)
+    return anatomy, blocks, [layer for _, layer in _batch_norms(anatomy)]
+
+
+def check_batch_norm(backbone: Backbone) -> None:
+    """Refuse a backbone that has no BatchNorm to adapt, with a ValueError."""
+    if not any(_batch_norms(backbone.anatomy)):
         raise ValueError(
             f"Got batch_norm='adapt', but {backbone.name} has no BatchNorm layers to adapt; "
             "use batch_norm='frozen'"
         )
-    return anatomy, blocks, layers
 
 
 def _shuffled(

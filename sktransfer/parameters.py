@@ -18,7 +18,7 @@ from sktransfer._version import __version__
 from sktransfer.augmentation import Augmentation, resolve_augmentation
 from sktransfer.backbones import load_backbone
 from sktransfer.checkpoint import load_checkpoint
-from sktransfer.domain import BackboneSource, adapt_batch_norm
+from sktransfer.domain import BackboneSource, adapt_batch_norm, check_batch_norm
 from sktransfer.engines import ENGINES
 from sktransfer.examples import Examples, hold_back
 from sktransfer.images import Pictures
@@ -172,7 +172,10 @@ def find_source(estimator: Any, examples: Examples, target: Examples | None) -> 
     source = BackboneSource(
         estimator.backbone, estimator.weights, estimator.image_size, None, backbone.digest
     )
-    if estimator.batch_norm != "adapt" or target is not None:
+    if estimator.batch_norm != "adapt":
+        return source
+    check_batch_norm(backbone)
+    if target is not None:
         return source
     adapted = adapt_batch_norm(
         backbone,

@@ -257,6 +257,14 @@ def test_the_target_is_matched_to_the_source_when_all_is_learnt(weight):
     assert (loaded.predict_proba(X_TEST) == adapted.predict_proba(X_TEST)).all()
 
 
+def test_a_network_without_batch_norm_is_refused_before_it_is_trained():
+    bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    classifier = dann(backbone=bare, unfreeze=(0,), domain_adversarial=0.0, batch_norm="adapt")
+    with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
+        classifier.fit(BOTH, labels("cat"), sample_domain=DOMAIN)
+    assert not hasattr(classifier, "stages_")
+
+
 def test_a_head_alone_is_learnt_on_the_source_and_used_on_the_target():
     head = {"unfreeze": (0,), "domain_adversarial": 0.0}
     alone = tiny(**head).fit(X, Y)
