@@ -4,7 +4,7 @@ The pictures are those of the Debian package `tuxpaint-stamps-default` (apt inst
 tuxpaint-stamps-default): eight themes, PNG, transparency composited on white. The classifier is
 `StandardScaler` and `LogisticRegression(C=0.03)` on frozen embeddings, in 5 shuffled folds, seed 0.
 
-    python benchmarks/photographs.py [--backbone NAME] [--json PATH]
+    python benchmarks/photographs.py [--backbone NAME] [--image-size 288 288] [--json PATH]
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def photographs(root: Path = STAMPS) -> tuple[list[str], np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--image-size", type=int, nargs=2, help="height and width; no crop")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     paths, y = photographs()
     pipeline = make_pipeline(
-        PretrainedFeatureExtractor(options.backbone),
+        PretrainedFeatureExtractor(options.backbone, image_size=options.image_size),
         StandardScaler(),
         LogisticRegression(C=0.03, max_iter=2000),
     )
@@ -58,6 +59,7 @@ def main() -> None:
     scores = cross_val_score(pipeline, paths, y, cv=folds)
     result = {
         "backbone": options.backbone,
+        "image_size": options.image_size,
         "pictures": len(paths),
         "embedded": session_store().info().computed,
         "accuracy": round(scores.mean(), 4),
