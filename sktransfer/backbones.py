@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sktransfer._config import seeded, settle_after_fork
-from sktransfer._errors import did_you_mean, import_optional
+from sktransfer._errors import check_choice, did_you_mean, import_optional
 from sktransfer.anatomy import Anatomy
 from sktransfer.architectures import (
     build_torchvision,
@@ -26,6 +26,7 @@ from sktransfer.architectures import (
     torchvision_weights,
 )
 from sktransfer.efficientnet_lite import efficientnet_lite0, weights_path
+from sktransfer.images import Pictures
 from sktransfer.split import freeze
 from sktransfer.transforms import Preprocessing
 from sktransfer.weights import digest_tensors, fetch, load_state_dict, require_reachable
@@ -36,6 +37,11 @@ LITE0 = "efficientnet_lite0"
 _LITE0_PREPROCESSING = Preprocessing(
     interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )
+
+# In pretraining things look so many times larger than in the middle of a whole picture, where the
+# size of that picture is at least so many times the size of what is cut out of it; and so many
+# times smaller than the network's own side, pictures hold too little to be enlarged further.
+_LARGER, _MARGIN, _TINY = 9 / 7, 8 / 7, 4
 
 # Backbones kept in memory by a process, so that clones and folds share one copy.
 _KEPT = 3
@@ -60,6 +66,8 @@ class Backbone:
         Names of the logits; empty where unknown.
     known : bool
         Whether a library makes the network, rather than code of the user's.
+    pretrained : bool
+        Whether the weights are those that the preprocessing came with.
     """
 
     name: str
@@ -69,6 +77,33 @@ class Backbone:
     build: Callable[[], nn.Module]
     categories: tuple[str, ...] = ()
     known: bool = True
+    pretrained: bool = False
+
+    def image_size_for(self, asked: Any, pictures: Pictures) -> Any:
+        """Find the size that pictures are to have: what is asked for, but what `"auto"` means.
+
+        Pretraining cuts pieces out of pictures and enlarges them, so things look larger in it than
+        in the middle of a whole picture, which is what most weights' preprocessing shows. Whole
+        pictures in 9/7 of the size, 288 x 288 for 224 x 224, make up for that. Weights with a
+        narrow margin were made for their own size; small pictures hold too little. Source: Touvron
+        et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
+
+        Raises
+        ------
+        ValueError
+            For a word that is not `"auto"`.
+        """
+        if not isinstance(asked, str):
+            return asked
+        check_choice("image_size", asked, ["auto"])
+        resize, crop = self.preprocessing.resize, self.preprocessing.crop
+        if not self.pretrained or self.anatomy.image_size is not None:
+            return None
+        if not isinstance(resize, int) or resize < _MARGIN * min(crop):
+            return None
+        if not pictures.reach(min(crop) // _TINY):
+            return None
+        return tuple(32 * round(_LARGER * side / 32) for side in crop)
 
     @property
     def n_bytes(self) -> int:
@@ -156,7 +191,8 @@ def _load_named(name: str, weights: str | None, stamp: tuple[int, int] | None) -
     """Load by name; `stamp` makes a weights file that changed another one."""
     loaded = _find_named(name, weights)
     digest = digest_tensors(loaded.model.state_dict().items(), name)
-    return _assemble(loaded, digest, lambda: _find_named(name, weights).model)
+    backbone = _assemble(loaded, digest, lambda: _find_named(name, weights).model)
+    return replace(backbone, pretrained=weights is not None and not name.startswith("timm:"))
 
 
 def _find_named(name: str, weights: str | None) -> _Loaded:

@@ -91,7 +91,7 @@ def _of_copies(leaks: LeakReport, evidence: Evidence, total: int) -> list[str]:
 def _of_pictures(evidence: Evidence, side: int) -> list[str]:
     found = []
     least, median, most = evidence.side
-    if 2 * median <= side:
+    if 4 * median <= side:
         found.append(
             f"Half of the pictures are no larger than {median} pixels, and the network sees "
             f"{side}: a smaller image_size may do as well, and is faster."

@@ -112,7 +112,9 @@ default="standard"
         trained blocks learn to make them alike (DANN): for labels in a source and none in the
         target, which `sample_domain` in `fit` tells apart. 0 trains on the source alone. Source:
         Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
-    image_size, image_shape, pixel_range, device, engine, precision, n_jobs, cache
+    image_size : int, (int, int), "auto" or None, default="auto"
+        As in `PretrainedFeatureExtractor`, whose default is `None`, however.
+    image_shape, pixel_range, device, engine, precision, n_jobs, cache
         As in `PretrainedFeatureExtractor`.
     callbacks : list of skorch callbacks or None, default=None
         Called in every stage that trains blocks.
@@ -197,7 +199,7 @@ default="standard"
         n_iter_no_change: int = 5,
         checkpoint_dir: Any = None,
         domain_adversarial: float = 0.0,
-        image_size: Any = None,
+        image_size: Any = "auto",
         image_shape: Any = None,
         pixel_range: Any = "auto",
         device: Any = "auto",

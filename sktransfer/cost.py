@@ -28,6 +28,7 @@ from sktransfer.backbones import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.features import Recipe, embed, output_width
+from sktransfer.images import Pictures
 from sktransfer.machine import Machine
 from sktransfer.network import Network
 from sktransfer.parameters import ENOUGH_TO_HOLD_BACK, check_parameters
@@ -155,7 +156,8 @@ class _Part:
         names = [name for name, _ in self.backbone.anatomy.blocks]
         self.end = len(names)
         self.stages = resolve_stages(estimator.unfreeze, names) if self.tunes else ()
-        seen = self.backbone.preprocessing.with_image_size(estimator.image_size)
+        size = self.backbone.image_size_for(estimator.image_size, self._pictures)
+        seen = self.backbone.preprocessing.with_image_size(size)
         last = self.stages[-1].boundary if self.tunes else self.end
         dropout = estimator.dropout if self.tunes else 0.0
         learns = estimator.batch_norm == "train" or estimator.weights is None
@@ -236,11 +238,14 @@ class _Part:
                 bill.work(shown, self._embedding(stage.boundary), embeds=1)
 
     @cached_property
+    def _pictures(self) -> Pictures:
+        return check_pictures(clone(self.estimator), self._X, reset=True)
+
+    @cached_property
     def _views(self) -> Views:
         """A few pictures, from everywhere in `X`, augmented where copies are made."""
-        pictures = check_pictures(clone(self.estimator), self._X, reset=True)
-        count = min(len(pictures), _FEW if self.machine.device.type == "cpu" else _MANY)
-        few = pictures.take(np.linspace(0, len(pictures) - 1, count).astype(int))
+        count = min(len(self._X), _FEW if self.machine.device.type == "cpu" else _MANY)
+        few = self._pictures.take(np.linspace(0, len(self._X) - 1, count).astype(int))
         return Views(few, self.network.preprocessing, self.augmentation, only=1)
 
     def _embedding(self, boundary: int | None) -> float:

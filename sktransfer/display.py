@@ -65,7 +65,7 @@ class AugmentationDisplay:
         n_views: int = 5,
         backbone: Any = "efficientnet_lite0",
         weights: Any = "default",
-        image_size: int | tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] | str | None = "auto",
         image_shape: Sequence[int] | None = None,
         pixel_range: Any = "auto",
         fig: Any = None,
@@ -84,7 +84,7 @@ class AugmentationDisplay:
         n_pictures, n_views : int
             How many pictures, at most, and how many copies of each, at least 1 and 0.
         backbone, weights, image_size, image_shape, pixel_range
-            As `PretrainedFeatureExtractor` takes them.
+            As `FineTunedImageClassifier` takes them.
         fig : matplotlib Figure, SubFigure or None
             Where to draw; None makes a figure.
 
@@ -102,8 +102,11 @@ class AugmentationDisplay:
         if isinstance(pixel_range, str):
             check_choice("pixel_range", pixel_range, ["auto"])
             pixel_range = learn_pixel_range(X, image_shape=image_shape)
-        pictures = as_pictures(X, image_shape=image_shape, pixel_range=pixel_range)[:n_pictures]
-        preprocessing = load_backbone(backbone, weights).preprocessing.with_image_size(image_size)
+        pictures = as_pictures(X, image_shape=image_shape, pixel_range=pixel_range)
+        network = load_backbone(backbone, weights)
+        size = network.image_size_for(image_size, pictures)
+        preprocessing = network.preprocessing.with_image_size(size)
+        pictures = pictures[:n_pictures]
         views = Views(pictures, preprocessing, augmentation, n_views)
         pixels = [views.prepare(item).permute(1, 2, 0).numpy() for item in range(len(views))]
         grid = np.stack(pixels).reshape(len(pictures), 1 + n_views, *pixels[0].shape)

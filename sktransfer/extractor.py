@@ -51,9 +51,13 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         How a feature map becomes a vector: mean or maximum over positions, or both. With
         `layer=None`, `"avg"` is the network's own way to its penultimate vector. `None` keeps
         every value of the map.
-    image_size : int, (int, int) or None, default=None
+    image_size : int, (int, int), "auto" or None, default=None
         Side in pixels of what the network sees; a pair (height, width) squeezes pictures to just
-        that. `None`: as the weights were made for.
+        that. `None`: as the weights say. `"auto"`: whole pictures in 9/7 of that size, (288, 288)
+        in place of 224, where the weights are torchvision's or `"efficientnet_lite0"`'s, were
+        trained in the usual way (their margin is an eighth), and the pictures are no thumbnails;
+        otherwise as `None`. More accurate on photographs, and 1.65 times the work. Source: Touvron
+        et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
     image_shape : tuple of int or None, default=None
         Shape (H, W) or (H, W, C) of the pictures in the rows of a 2-D `X`; one of the numbers may
         be -1.
@@ -192,10 +196,12 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     def _learn(self, pictures: Pictures) -> None:
         self.errors_: list[PictureError] = []
         backbone = load_backbone(self.backbone, self.weights)
-        self.batch_norm_ = self._adapt(backbone, pictures)
+        size = backbone.image_size_for(self.image_size, pictures)
+        views = Views(pictures, backbone.preprocessing.with_image_size(size))
+        self.batch_norm_ = self._adapt(backbone, views)
         self._plan = _Plan(
             source=BackboneSource(
-                self.backbone, self.weights, self.image_size, self.batch_norm_, backbone.digest
+                self.backbone, self.weights, size, self.batch_norm_, backbone.digest
             ),
             taps=tuple(self.layer) if isinstance(self.layer, (list, tuple)) else (self.layer,),
             pooling=self.pooling,
@@ -258,10 +264,9 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         check_is_fitted(self)
         return self._plan.feature_names(self._widths)
 
-    def _adapt(self, backbone: Backbone, pictures: Pictures) -> BatchNormState | None:
+    def _adapt(self, backbone: Backbone, views: Views) -> BatchNormState | None:
         if self.batch_norm == "frozen":
             return None
-        views = Views(pictures, backbone.preprocessing.with_image_size(self.image_size))
         return adapt_batch_norm(
             backbone,
             views,

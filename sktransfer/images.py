@@ -20,9 +20,10 @@ from sktransfer.containers import DatasetSource, check_source, holds_rows, is_st
 from sktransfer.decoding import Picture, PixelRange
 from sktransfer.items import as_array, describe, resolve
 
-# How many items tell the pixel range of a dataset that is read lazily, and how large a piece of
-# an array is looked at in one go.
+# How many items tell the pixel range of a dataset that is read lazily, how many tell whether
+# pictures are large, and how large a piece of an array is looked at in one go.
 _LOOKED_AT = 64
+_MEASURED = 16
 _BLOCK_BYTES = 2**26
 
 _Result = TypeVar("_Result")
@@ -125,6 +126,17 @@ class Pictures(Sequence[np.ndarray]):
         return (
             os.fsencode(os.path.abspath(item)) if isinstance(item, str) else self.fingerprint(row)
         )
+
+    def reach(self, side: int) -> bool:
+        """Tell by a few pictures whether most of them have so many pixels on their shorter side."""
+        rows = np.unique(np.linspace(0, len(self) - 1, _MEASURED).round().astype(int))
+        large = 0
+        for row in rows.tolist():
+            try:
+                large += min(self.decode(row, side).shape[:2]) >= side
+            except PictureError:  # told when it is read in earnest
+                continue
+        return 2 * large > len(rows)
 
     def describe(self, row: int) -> str:
         """Say in a few words what a row holds: its path, `"bytes"`, `"array of shape (8, 8)"`."""

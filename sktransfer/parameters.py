@@ -169,9 +169,8 @@ def find_source(estimator: Any, examples: Examples, target: Examples | None) -> 
     A target, if any, is adapted to when all is learnt.
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
-    source = BackboneSource(
-        estimator.backbone, estimator.weights, estimator.image_size, None, backbone.digest
-    )
+    size = backbone.image_size_for(estimator.image_size, examples.pictures)
+    source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
     if estimator.batch_norm != "adapt":
         return source
     check_batch_norm(backbone)

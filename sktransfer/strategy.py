@@ -173,7 +173,7 @@ def recommend_strategy(
     *,
     groups: Any = None,
     weights: Any = "default",
-    image_size: Any = None,
+    image_size: Any = "auto",
     image_shape: Sequence[int] | None = None,
     pixel_range: Any = "auto",
     device: Any = "auto",

@@ -61,6 +61,7 @@ def tuned_backbone(
             preprocessing=preprocessing,
             digest=digest,
             categories=tuple(map(str, classes)),
+            pretrained=False,  # it was tuned for the size that it has
         )
 
     return keep_backbone(digest, make)

@@ -1,6 +1,8 @@
 import copy
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as tvm
@@ -9,7 +11,9 @@ from tiny import Tiny
 from torch import nn
 
 from sktransfer._errors import WeightsNotFoundError
-from sktransfer.backbones import load_backbone
+from sktransfer.architectures import dissect, list_torchvision, skeleton, torchvision_weights
+from sktransfer.backbones import Backbone, load_backbone
+from sktransfer.images import as_pictures
 from sktransfer.transforms import Preprocessing
 
 
@@ -143,3 +147,60 @@ def test_threads_load_a_module_at_once():
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(lambda _: load_backbone(Tiny), range(40)))
     assert len({backbone.digest for backbone in loaded}) == 1
+
+
+PHOTOGRAPHS = as_pictures([np.zeros((75, 90, 3), dtype=np.uint8)] * 3)
+THUMBNAILS = as_pictures([np.zeros((55, 80, 3), dtype=np.uint8)] * 3)
+
+
+def pretrained(name):
+    """A network with random values that says it has those of its default weights."""
+    return dataclasses.replace(load_backbone(name, None), pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("efficientnet_lite0", (288, 288)),
+        ("resnet18", (288, 288)),
+        ("inception_v3", (384, 384)),
+        ("resnet50", None),  # its newer weights were trained for their size
+        ("vit_b_32", None),
+    ],
+)
+def test_image_size_for_weights_of_the_usual_training(name, size):
+    backbone = pretrained(name)
+    assert backbone.image_size_for("auto", PHOTOGRAPHS) == size
+    assert backbone.image_size_for("auto", THUMBNAILS) is None
+    for asked in (None, 64, (64, 96)):
+        assert backbone.image_size_for(asked, PHOTOGRAPHS) == asked
+
+
+def test_image_size_auto_is_for_weights_that_libraries_bring():
+    assert load_backbone("efficientnet_lite0").pretrained
+    for backbone in (load_backbone("resnet18", None), load_backbone(Tiny)):
+        assert not backbone.pretrained
+        assert backbone.image_size_for("auto", PHOTOGRAPHS) is None
+
+
+def test_image_size_that_is_no_size():
+    message = "Got image_size='large', but expected one of 'auto'"
+    with pytest.raises(ValueError, match=message):
+        load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)
+
+
+def test_networks_take_the_size_that_auto_finds():
+    sizes = {}
+    for name in list_torchvision():
+        member = torchvision_weights(name, "default")
+        anatomy = dissect(skeleton(name))
+        preprocessing = Preprocessing.from_torchvision(member.transforms())
+        backbone = Backbone(name, anatomy, preprocessing, b"", lambda: None, pretrained=True)
+        size = backbone.image_size_for("auto", PHOTOGRAPHS)
+        if size is not None:
+            x = torch.empty(1, 3, *size, device="meta")
+            for _, block in anatomy.blocks:
+                x = block.to("meta")(x)
+            sizes[name] = anatomy.logits(x).shape[1]
+    assert set(sizes.values()) == {1000}
+    assert len(sizes) > 20

@@ -277,8 +277,8 @@ EVIDENCE = Evidence(
         ),
         (
             {"a": 5, "b": 5},
-            {"side": (8, 112, 79)},
-            "Half of the pictures are no larger than 112 pixels, and the network sees 224: a "
+            {"side": (8, 56, 79)},
+            "Half of the pictures are no larger than 56 pixels, and the network sees 224: a "
             "smaller image_size may do as well, and is faster.",
         ),
         (
