@@ -1,8 +1,8 @@
 """An epoch of fine-tuning on cached activations, against epochs of plain torch.
 
 The last two blocks of EfficientNet-Lite0 (block15, conv_head) and the head, on the 345 training
-photographs of benchmarks/tuning.py. Ours is FineTunedImageClassifier(unfreeze=(0, 2)), as its
-history tells. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm, and
+photographs of benchmarks/tuning.py at 224 x 224. Ours is FineTunedImageClassifier(unfreeze=(0, 2)),
+as its history tells. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm, and
 the batch size that turns out fastest; it is measured with gradients
 
 everything  for all blocks: a full forward and backward pass,
@@ -46,7 +46,7 @@ def ours(epochs: int) -> list[float]:
 
     paths, y, _, _ = split()
     classifier = FineTunedImageClassifier(
-        unfreeze=(0, 2), max_epochs=epochs, early_stopping=False, random_state=0
+        unfreeze=(0, 2), max_epochs=epochs, early_stopping=False, image_size=None, random_state=0
     )
     return [row["dur"] for row in classifier.fit(paths, y).history_ if "dur" in row]
 

@@ -4,7 +4,7 @@ The pictures are those of the Debian package `tuxpaint-stamps-default` (apt inst
 tuxpaint-stamps-default): eight themes, PNG, transparency composited on white. The classifier is
 `StandardScaler` and `LogisticRegression(C=0.03)` on frozen embeddings, in 5 shuffled folds, seed 0.
 
-    python benchmarks/photographs.py [--backbone NAME] [--image-size 288 288] [--json PATH]
+    python benchmarks/photographs.py [--backbone NAME] [--image-size auto] [--json PATH]
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def photographs(root: Path = STAMPS) -> tuple[list[str], np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument("--image-size", type=int, nargs=2, help="height and width; no crop")
+    parser.add_argument("--image-size", choices=["auto"], help="larger, and whole")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     paths, y = photographs()

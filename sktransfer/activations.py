@@ -59,7 +59,7 @@ class Activations:
         if device.type != "cpu":
             span = copy.deepcopy(span).to(device)
         out = scratch_array((len(self.values), output_width(recipe)), recipe.dtype)
-        size = auto_batch_size(device, old.preprocessing.crop)
+        size = 4 * auto_batch_size(device, old.preprocessing.crop)
         for start, x in self._batches(size):
             y = run_span(span, x, device, recipe.precision)
             out[start : start + size] = y[: len(out) - start]
