@@ -2,8 +2,8 @@
 
 The last two blocks of EfficientNet-Lite0 (block15, conv_head) and the head, on the 345 training
 photographs of benchmarks/tuning.py at 224 x 224. Ours is FineTunedImageClassifier(unfreeze=(0, 2)),
-as its history tells. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm, and
-the batch size that turns out fastest; it is measured with gradients
+as its history tells. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm,
+and the batch size that turns out fastest; it is measured with gradients
 
 everything  for all blocks: a full forward and backward pass,
 last two    for those two blocks and the head: the other blocks still run forward each epoch.

@@ -28,7 +28,6 @@ from sktransfer.backbones import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.features import Recipe, embed, output_width
-from sktransfer.images import Pictures
 from sktransfer.machine import Machine
 from sktransfer.network import Network
 from sktransfer.parameters import ENOUGH_TO_HOLD_BACK, check_parameters
@@ -148,7 +147,8 @@ class _Part:
     """An estimator of this package, and what its fits take."""
 
     def __init__(self, estimator: Any, X: Any, n_classes: int, times: dict[Any, float]) -> None:
-        self.estimator, self._X, self._times = estimator, X, times
+        self.estimator, self._times = estimator, times
+        self._pictures = check_pictures(clone(estimator), X, reset=True)
         self.tunes = isinstance(estimator, FineTunedImageClassifier)
         if self.tunes:
             check_parameters(estimator)
@@ -238,20 +238,15 @@ class _Part:
                 bill.work(shown, self._embedding(stage.boundary), embeds=1)
 
     @cached_property
-    def _pictures(self) -> Pictures:
-        return check_pictures(clone(self.estimator), self._X, reset=True)
-
-    @cached_property
     def _views(self) -> Views:
         """A few pictures, from everywhere in `X`, augmented where copies are made."""
-        count = min(len(self._X), _FEW if self.machine.device.type == "cpu" else _MANY)
-        few = self._pictures.take(np.linspace(0, len(self._X) - 1, count).astype(int))
+        few = self._pictures.sample(_FEW if self.machine.device.type == "cpu" else _MANY)
         return Views(few, self.network.preprocessing, self.augmentation, only=1)
 
     def _embedding(self, boundary: int | None) -> float:
         """Measure the seconds that a picture takes from the file to a boundary."""
         recipe = self.recipe(boundary)
-        run = partial(embed, self._views, recipe, self.machine, n_pictures=len(self._X))
+        run = partial(embed, self._views, recipe, self.machine, n_pictures=len(self._pictures))
         return self._time(recipe.digest, len(self._views), run)
 
     def _step(self, stage: Stage) -> float:

@@ -129,14 +129,13 @@ class Pictures(Sequence[np.ndarray]):
 
     def reach(self, side: int) -> bool:
         """Tell by a few pictures whether most of them have so many pixels on their shorter side."""
-        rows = np.unique(np.linspace(0, len(self) - 1, _MEASURED).round().astype(int))
-        large = 0
-        for row in rows.tolist():
+        few, large = self.sample(_MEASURED), 0
+        for row in range(len(few)):
             try:
-                large += min(self.decode(row, side).shape[:2]) >= side
+                large += min(few.decode(row, side).shape[:2]) >= side
             except PictureError:  # told when it is read in earnest
                 continue
-        return 2 * large > len(rows)
+        return 2 * large > len(few)
 
     def describe(self, row: int) -> str:
         """Say in a few words what a row holds: its path, `"bytes"`, `"array of shape (8, 8)"`."""
@@ -159,6 +158,10 @@ class Pictures(Sequence[np.ndarray]):
             pixel_range=self.pixel_range,
             rows=(np.arange(len(self)) if self.rows is None else self.rows)[chosen],
         )
+
+    def sample(self, count: int) -> Pictures:
+        """Select so many pictures, or as many as there are, from everywhere."""
+        return self.take(np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)))
 
     def _read(self, row: int) -> Any:
         return self.source[self._origin(row)]
