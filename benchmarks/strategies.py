@@ -2,8 +2,8 @@
 
 Four strategies on the ten sets of benchmarks/_sets.py: a linear classifier on frozen embeddings,
 the last two blocks tuned, all blocks tuned, all blocks trained from random weights. Each is what
-`recommend_strategy` would configure, with 10 epochs where it trains. Besides, for comparison, the
-linear classifier on embeddings that are scaled by their standard deviation, not to length 1.
+`recommend_strategy` would configure. Besides, for comparison, the linear classifier on embeddings
+that are scaled by their standard deviation, not to length 1.
 
 Pictures are held back to test with, the same ones for all sizes; of the others some are drawn, 5 to
 200 of each class, twice where they are 5. `recommend_strategy` sees these alone. Its choice is as

@@ -49,7 +49,7 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPredicti
         the name of a block or a list of names. 0, which can only come first, solves the head; in a
         fit without it the head starts at zero. `("all",)` is full fine-tuning from the start, and
         with `weights=None` training from scratch.
-    max_epochs : int, default=10
+    max_epochs : int, default=6
         Epochs of each stage at most; an epoch shows each picture once, in one of its views.
     lr : float, default=1e-3
         Highest learning rate of the head. Within a stage all rates rise for a tenth of the epochs,
@@ -180,7 +180,7 @@ default="standard"
         *,
         weights: Any = "default",
         unfreeze: Any = (0, 2),
-        max_epochs: int = 10,
+        max_epochs: int = 6,
         lr: float = 1e-3,
         lr_drop: float = 10.0,
         lr_decay: float = 2.6,
