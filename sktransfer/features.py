@@ -225,7 +225,7 @@ def _run(
         return engine.run(full)[: len(batch)]
 
     if engine.side_by_side and not alone:
-        yield from reader.map(run, batches)
+        yield from reader.map(run, batches, engine.callers)
     else:
         for rows, batch in reader.read(batches):
             yield rows, run(batch)

@@ -14,11 +14,11 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
@@ -41,9 +41,6 @@ _LIKENESS = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 _EDITION = 1
 # Where weights take more than the caches of any CPU, several pictures share the reading of them.
 _HEAVY_BYTES, _TOGETHER = 2**27, 4
-# Requests for each of the pictures that are computed side by side: while Python takes one result
-# and brings the next picture, the core has another, which is worth 5 to 8% of the speed.
-_WAITING = 2
 # What all kept graphs together may take; the ones that were not used for longest go first.
 _KEPT_BYTES = 2 * 2**30
 
@@ -71,7 +68,8 @@ class OpenVINOEngine:
     """
 
     name = "openvino"
-    side_by_side = False
+    side_by_side = True
+    callers = 2
 
     def __init__(
         self,
@@ -85,32 +83,34 @@ class OpenVINOEngine:
         self.alone = self._together == 1
         parts = (_EDITION, key.hex(), self._together, openvino.__version__, torch.__version__)
         folder = _kept() / hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-        self._core, self._precision, self._lock = openvino.Core(), precision, threading.Lock()
+        self._core, self._precision = openvino.Core(), precision
         with contextlib.suppress(EngineError):
-            self._queue = self._read(folder)
+            self._idle = self._read(folder)
             self._compare(whole)
             os.utime(folder)
             return
         with _new_folder(folder.parent) as new:
             openvino.save_model(_convert(whole), new / "graph.xml", compress_to_fp16=False)
             # As every later process does: what is read is compiled to other roundings.
-            self._queue = self._read(new)
+            self._idle = self._read(new)
             self._compare(whole)
             _keep(new, folder)
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
         pixels = batch.permute(0, 2, 3, 1).contiguous().numpy()
-        embeddings: list[Any] = [None] * len(pixels)
-        with self._lock:
+        embeddings, request = [], self._idle.get()
+        try:
             for row in range(0, len(pixels), self._together):
                 few = _filled(pixels[row : row + self._together], self._together)
-                self._queue.start_async({0: few}, (embeddings, row), share_inputs=True)
-            self._queue.wait_all()
-        return np.concatenate(embeddings[:: self._together])[: len(pixels)]
+                request.infer({0: few}, share_inputs=True)
+                embeddings.append(request.get_output_tensor(0).data.copy())
+        finally:
+            self._idle.put(request)
+        return np.concatenate(embeddings)[: len(pixels)]
 
-    def _read(self, folder: Path) -> Any:
-        """Make the queue that runs the graph in a folder."""
+    def _read(self, folder: Path) -> SimpleQueue[Any]:
+        """Give the requests that run the graph in a folder."""
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
@@ -119,12 +119,13 @@ class OpenVINOEngine:
         try:
             graph = self._core.read_model(folder / "graph.xml")
             compiled = self._core.compile_model(graph, "CPU", settings)
-            side_by_side = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-            queue = _openvino().AsyncInferQueue(compiled, _WAITING * side_by_side)
         except (OSError, RuntimeError) as error:
             raise EngineError(f"OpenVINO cannot read its graph in {folder}: {error}") from error
-        queue.set_callback(_take)
-        return queue
+        requests = SimpleQueue[Any]()
+        side_by_side = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        for _ in range(self.callers * side_by_side):
+            requests.put(compiled.create_infer_request())
+        return requests
 
     def _compare(self, whole: _Whole) -> None:
         """Refuse a graph that gives something else than the network."""
@@ -144,11 +145,6 @@ def _filled(pixels: np.ndarray, size: int) -> np.ndarray:
     if len(pixels) == size:
         return pixels
     return np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
-
-
-def _take(request: Any, place: tuple[list[Any], int]) -> None:
-    embeddings, row = place
-    embeddings[row] = request.get_output_tensor(0).data.copy()
 
 
 @cache

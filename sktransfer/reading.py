@@ -99,10 +99,12 @@ class PictureReader:
         self,
         function: Callable[[torch.Tensor], np.ndarray],
         batches: Iterable[Sequence[int]],
+        callers: int = 1,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield the readable rows and what a function makes of their pixels, in order.
 
-        The function is called on several threads at once, on each of which torch computes alone.
+        The function is called on several threads at once, on each of which torch computes alone;
+        there are `callers` for each core.
         """
 
         def work(rows: Sequence[int]) -> _Mapped:
@@ -116,9 +118,10 @@ class PictureReader:
             pixels = pixels if not errors else pixels[good]
             return [rows[slot] for slot in good], function(pixels) if good else None, errors
 
-        with _pool(self._threads) as pool:
+        threads = callers * self._threads
+        with _pool(threads) as pool:
             futures = (pool.submit(work, rows) for rows in batches)
-            for rows, values, errors in _ahead(futures, 2 * self._threads, Future.result):
+            for rows, values, errors in _ahead(futures, 2 * threads, Future.result):
                 for row, error in errors.items():
                     self._faults.add(row, error)
                 if values is not None:

@@ -58,7 +58,8 @@ _WHY = {
     "scratch": "Got weights=None: there is nothing to keep.",
 }
 
-# Of all blocks: as fast as the last one, three times the default, and longer. Chosen on digits alone.
+# Of all blocks: as fast as the last one, three times the default, and for longer. Chosen on digits
+# alone.
 _FAST = {"lr": 3e-3, "lr_decay": 1.0, "max_epochs": 10}
 
 # Pictures that are measured at most, and of each class at least, where it has so many.
