@@ -407,10 +407,11 @@ parameter it would have to be 1.5 times as fast, and to cost less than half a po
 
 HEAD = """# Benchmarks
 
-Measured on {cores} CPU cores with torch {torch}. Every variant runs in a fresh process, results are
-compared before a speed counts, and peers run at the best settings that could be found for them. All
-figures come from `benchmarks/results/`, this page from `benchmarks/page.py`;
-`benchmarks/run_all.py` measures all of it again.
+Measured on {cores} CPU cores with torch {torch}, of an AMD EPYC or an Intel Xeon: ratios within a
+section hold, and seconds of two sections need not be of the same machine. Every variant runs in a
+fresh process, results are compared before a speed counts, and peers run at the best settings that
+could be found for them. All figures come from `benchmarks/results/`, this page from
+`benchmarks/page.py`; `benchmarks/run_all.py` measures all of it again.
 
 """
 

@@ -22,7 +22,7 @@ from skorch.helper import predefined_split
 from skorch.history import History
 from torch import nn
 
-from sktransfer._config import seeded
+from sktransfer._config import keep_pages, seeded
 from sktransfer._errors import check_choice
 from sktransfer.adversary import reversal_strength
 from sktransfer.checkpoint import load_checkpoint, save_checkpoint
@@ -64,6 +64,8 @@ def make_net(
     All groups are there from the start; what a stage does not train gets no gradient, and so no
     step. The net takes activations at the suffix's boundary.
     """
+    if torch.device(device).type == "cpu":
+        keep_pages()
     kind, settings = resolve_optimizer(optimizer)
     groups = [(f"blocks.{i}.*", {"name": name}) for i, name in enumerate(suffix.names)]
     groups += [(f"{name}.*", {"name": name}) for name in (NECK, HEAD, ADVERSARY)]
