@@ -101,12 +101,13 @@ is the median one, and the best peer may be one in bfloat16.
 
 
 def networks_section() -> str:
+    found = load("networks")
     rows = [
         [name, v["ours"]["pictures_per_second"], v["ours"]["best"],
          v["torch"]["pictures_per_second"],
          f"{v['eager']['pictures_per_second']} ({v['eager']['best']})",
          f"{v['openvino']['pictures_per_second']} ({v['openvino']['best']})", v["share"]]
-        for name, v in load("networks")["networks"].items()
+        for name, v in found["networks"].items()
     ]  # fmt: skip
     head = [
         "",
@@ -122,6 +123,7 @@ def networks_section() -> str:
 128 pictures of 224 x 224 in memory, random weights, pictures a second (`benchmarks/networks.py`).
 Ours go from uint8 pixels to embeddings; the two others run the forward alone, on prepared
 tensors, at the best batch.
+{found.get("remark", "")}
 
 {table(head, rows)}
 """

@@ -40,7 +40,7 @@ _LIKENESS = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 # To be raised when the same prefix becomes another graph.
 _EDITION = 1
 # Where weights take more than the caches of any CPU, several pictures share the reading of them.
-_HEAVY_BYTES, _TOGETHER = 2**27, 4
+_HEAVY_BYTES, _TOGETHER = 2**26, 4
 # What all kept graphs together may take; the ones that were not used for longest go first.
 _KEPT_BYTES = 2 * 2**30
 
