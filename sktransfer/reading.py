@@ -63,9 +63,8 @@ class Faults:
 class PictureReader:
     """Decodes and prepares pictures on threads.
 
-    Where the engine has threads or processors of its own, pictures are read ahead of it (`read`).
-    Otherwise each thread reads a batch and sends it through the engine (`map`): no core waits for
-    another, and never do more threads want a core than there are.
+    Where one thread alone calls the engine, pictures are read ahead of it (`read`). Otherwise each
+    thread reads a batch and sends it through the engine (`map`), so that no core waits for another.
     Memory holds a few batches, however many pictures there are.
 
     Parameters
