@@ -169,15 +169,27 @@ class Blur(Part):
 
 
 class SensorNoise(Part):
-    """Noise: at most `read` of the full scale everywhere, and `shot` more where it is white."""
+    """Noise: at most `read` of the full scale everywhere, and `shot` more where it is white.
 
-    def __init__(self, shot: float = 0.06, read: float = 0.03, p: float = 1.0) -> None:
-        super().__init__(p, shot=(0.0, shot), read=(0.0, read), seed=(0.0, 2.0**24))
+    `grain` is how large its grains are at most; they grow where small pictures are enlarged.
+    """
+
+    def __init__(
+        self, shot: float = 0.06, read: float = 0.03, grain: float = 0.0, p: float = 1.0
+    ) -> None:
+        levels = {"shot": (0.0, shot), "read": (0.0, read)}
+        super().__init__(p, **levels, grain=(0.0, grain), seed=(0.0, 2.0**24))
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
         own = torch.Generator().manual_seed(int(drawn["seed"]))
         deviation = (pixels * drawn["shot"] ** 2).add_(255 * drawn["read"] ** 2).mul_(255).sqrt_()
-        return torch.randn(pixels.shape, generator=own).mul_(deviation).add_(pixels)
+        height, width = pixels.shape[1:]
+        grain = max(1.0, drawn["grain"] * min(height, width))
+        sides = math.ceil(height / grain), math.ceil(width / grain)
+        noise = torch.randn(1, 3, *sides, generator=own)
+        if grain > 1:
+            noise = nnf.interpolate(noise, (height, width), mode="bicubic")
+        return noise[0].mul_(deviation).add_(pixels)
 
 
 class Erase(Part):

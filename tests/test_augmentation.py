@@ -30,10 +30,10 @@ from sktransfer.augmentation import (
 
 JITTER = "v2.Compose([v2.RandomRotation(10), v2.ColorJitter(0.2), v2.ToDtype(torch.uint8)])"
 DIGESTS = {
-    "light": "2435108d7d158b10aef6580e584f6c63",
-    "standard": "9dbf4d180dc0bf6753fc040ab86d9296",
-    "aggressive": "45d39544dcc773c284f2d61c5aa0bcff",
-    "industrial": "d19edaac2f789c6b811c3c0800382d55",
+    "light": "113f46547442b345c5fe94908126f89f",
+    "standard": "d2a3dea62cd94ea8e8b015fc4697a165",
+    "aggressive": "c140bda548cf52bc42e271ea147a98b8",
+    "industrial": "94cc8ab16629b794cab2de7cbf543c4b",
 }
 COPIES = {
     "light": [[92.0, 63.3], [87.2, 55.8], [100.7, 64.7], [92.3, 60.6], [100.6, 67.6], [96.3, 69.3]],
@@ -54,12 +54,12 @@ COPIES = {
         [87.2, 42.6],
     ],
     "industrial": [
-        [67.7, 61.8],
-        [49.9, 19.1],
-        [88.9, 61.0],
-        [73.6, 52.7],
-        [56.3, 21.8],
-        [89.0, 67.0],
+        [94.4, 60.0],
+        [42.2, 14.9],
+        [94.5, 63.8],
+        [68.6, 49.0],
+        [53.8, 17.0],
+        [86.8, 64.8],
     ],
 }
 
@@ -326,7 +326,7 @@ def test_blur_spreads_a_point_and_keeps_its_light():
 
 
 def test_sensor_noise_has_the_deviation_drawn():
-    drawn = {"shot": 0.04, "read": 0.03, "seed": 5.0}
+    drawn = {"shot": 0.04, "read": 0.03, "grain": 0.0, "seed": 5.0}
     noisy = SensorNoise().transform(flat(128, 200, 200), drawn).float()
     assert noisy.mean().item() == pytest.approx(128, abs=0.2)
     expected = 255 * (0.03**2 + 0.04**2 * 128 / 255) ** 0.5
@@ -334,6 +334,17 @@ def test_sensor_noise_has_the_deviation_drawn():
     own = SensorNoise()
     seeds = {int(own.draw(torch.Generator().manual_seed(i))["seed"]) % 2**32 for i in range(200)}
     assert len(seeds) == 200
+
+
+def test_grain_of_sensor_noise_is_as_large_as_drawn():
+    def likeness_of_neighbours(grain):
+        drawn = {"shot": 0.0, "read": 0.05, "grain": grain, "seed": 5.0}
+        noise = SensorNoise().transform(flat(128, 150, 200), drawn)[0].float() - 128
+        return np.corrcoef(noise[:, 1:].flatten(), noise[:, :-1].flatten())[0, 1]
+
+    fine, pixel, coarse = (likeness_of_neighbours(grain) for grain in (0.0, 1 / 150, 0.02))
+    assert fine == pixel == pytest.approx(0, abs=0.02)
+    assert coarse > 0.7  # three pixels
 
 
 def test_erase_hides_a_rectangle_under_the_mean():
