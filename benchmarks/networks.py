@@ -17,6 +17,7 @@ network, at least 0.95 times the speed of the better of both.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -146,11 +147,14 @@ def one_round(name: str, threads: int) -> dict:
         for variant in VARIANTS:
             arguments = ("--measure", variant, name, folder)
             figures[variant] = in_fresh_process("networks.py", *arguments, threads=threads)
-        one, *others = (np.load(Path(folder) / f"{variant}.npy") for variant in VARIANTS)
-    for other in others:
-        likeness = float(cosines(one, other).min())
-        if not likeness >= LIKENESS:
-            sys.exit(f"{name}: the embeddings differ, the cosine is {likeness}")
+        found = {variant: np.load(Path(folder) / f"{variant}.npy") for variant in VARIANTS}
+    for one, other in itertools.combinations(VARIANTS, 2):
+        likeness = cosines(found[one], found[other])
+        if not likeness.min() >= LIKENESS:
+            sys.exit(
+                f"{name}: {one} and {other} embed {np.sum(~(likeness >= LIKENESS))} pictures "
+                f"differently, the least cosine is {likeness.min()}"
+            )
     return figures
 
 
