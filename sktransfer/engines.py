@@ -18,7 +18,7 @@ from sktransfer._config import autocast, is_fork, keep_pages
 from sktransfer._errors import check_choice
 from sktransfer.fusion import fuse
 from sktransfer.likeness import likeness, noise
-from sktransfer.openvino_engine import PRECISIONS, OpenVINOEngine
+from sktransfer.openvino_engine import PRECISIONS, OpenVINOEngine, pictures_together
 from sktransfer.split import FrozenPrefix
 from sktransfer.transforms import Preprocessing
 
@@ -147,11 +147,11 @@ def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "
     >>> auto_batch_size(torch.device("cpu"), (224, 224))
     4
     """
+    if engine == "openvino":
+        return max(pictures_together(size), _CPU_BATCH)
     at_224 = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
-    scaled = min(at_224 * 224 * 224 // (size[0] * size[1]), 4 * at_224)
-    if engine == "openvino":  # takes one or four at once, however large
-        return max(scaled // _CPU_BATCH, 1) * _CPU_BATCH
-    return max(1, scaled)
+    scaled = at_224 * 224 * 224 // (size[0] * size[1])
+    return max(1, min(scaled, 4 * at_224))
 
 
 @torch.inference_mode()

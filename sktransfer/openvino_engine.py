@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -39,16 +40,29 @@ _LIKENESS = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 
 # To be raised when the same prefix becomes another graph.
 _EDITION = 1
-# Where weights take more than the caches of any CPU, several pictures share the reading of them.
-_HEAVY_BYTES, _TOGETHER = 2**26, 4
+# Pictures that go together share what a call of each layer costs and the reading of its weights.
+# It pays while their feature maps stay in the caches: those of two pictures of 224 x 224 do, and of
+# more that are smaller. Weights larger than the caches of any CPU are shared by four or more.
+_PIXELS, _MOST = 2 * 224 * 224, 16
+_HEAVY_BYTES, _HEAVY_TOGETHER = 2**26, 4
 # What all kept graphs together may take; the ones that were not used for longest go first.
 _KEPT_BYTES = 2 * 2**30
 
 
-class OpenVINOEngine:
-    """A frozen prefix on the CPU, several pictures side by side, each of them alone.
+def pictures_together(size: tuple[int, int]) -> int:
+    """Choose how many pictures of `size` (height, width) go together: a power of two.
 
-    With heavy weights, four of them go together.
+    Examples
+    --------
+    >>> [pictures_together((side, side)) for side in (32, 96, 160, 224, 288)]
+    [16, 8, 4, 2, 1]
+    """
+    fitting = math.log2(_PIXELS / (size[0] * size[1]))
+    return min(2 ** max(round(fitting), 0), _MOST)
+
+
+class OpenVINOEngine:
+    """A frozen prefix on the CPU, on as many pictures at once as pays.
 
     Parameters
     ----------
@@ -167,7 +181,9 @@ class _Whole(nn.Module):
         super().__init__()
         self.prefix, self.preprocessing = prefix, preprocessing
         heavy = sum(each.nbytes for each in prefix.state_dict().values()) > _HEAVY_BYTES
-        self.shape = (_TOGETHER if heavy else 1, *preprocessing.crop, 3)
+        together = pictures_together(preprocessing.crop)
+        together = max(together, _HEAVY_TOGETHER) if heavy else together
+        self.shape = (together, *preprocessing.crop, 3)
         freeze(self)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

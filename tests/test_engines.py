@@ -120,6 +120,8 @@ def test_batches_fit_the_device_and_the_size_of_the_pictures():
     assert auto_batch_size(CUDA, (224, 224)) > auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (448, 448)) < auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (5000, 5000)) == 1
+    assert auto_batch_size(CPU, (32, 32), "openvino") % 16 == 0  # as many as go together
+    assert auto_batch_size(CPU, (5000, 5000), "openvino") == 4  # what heavy weights ask for
     assert auto_batch_size(CUDA, (8, 8)) <= 1024
 
 

@@ -105,21 +105,27 @@ def test_equals_torch_for_known_networks(name, boundary):
     assert cosine(fast.run(batch), slow.run(batch)).min() >= 0.9999
 
 
-def test_no_bit_depends_on_the_company():
+def test_no_bit_of_a_large_picture_depends_on_the_company(monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_PIXELS", 16 * 16)
     engine, batch = make(), pixels(20)
     together = engine.run(batch)
     alone = np.concatenate([engine.run(batch[row : row + 1]) for row in range(20)])
+    assert engine.alone
     assert (together == alone).all()
 
 
+@pytest.mark.parametrize(
+    ("fitting", "heavy", "together"), [(4, 2**26, 4), (1, 100, 4), (1000, 100, 16)]
+)
 @pytest.mark.parametrize("n", [1, 3, 4, 37])
-def test_heavy_weights_are_shared_by_a_few_pictures(n, monkeypatch):
-    monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", 100)
+def test_several_pictures_go_together(n, fitting, heavy, together, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_PIXELS", fitting * 16 * 16)
+    monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
     engine, batch = make(), pixels(n)
     found = engine.run(batch)
     assert not engine.alone
     requests = [engine._idle.get() for _ in range(engine._idle.qsize())]
-    assert max(request.get_input_tensor(0).shape[0] for request in requests) == 4
+    assert max(request.get_input_tensor(0).shape[0] for request in requests) == together
     np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
 
 
