@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -115,9 +116,21 @@ def in_fresh_process(
     return json.loads(lines[-1])
 
 
+def cpu_name() -> str:
+    """Name the CPU, where Linux tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def finish(result: dict, failures: Sequence[str], path: Path | None) -> None:
     """Write the figures, say which bars were missed, and end the process accordingly."""
-    result["machine"] = {"cores": joblib.cpu_count(), "torch": torch.__version__}
+    result["machine"] = {
+        "cores": joblib.cpu_count(),
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+    }
     result["failures"] = list(failures)
     if path:
         path.write_text(json.dumps(result, indent=2) + "\n")

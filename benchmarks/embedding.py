@@ -18,6 +18,8 @@ fastai_half  the same under torch's autocast to bfloat16
 forward      OpenVINO alone, at its best batch, on pixels that lie in memory
 limit        what these cores could do if all they did was to decode, prepare and run OpenVINO:
              their number, divided by the CPU seconds that a picture takes for both
+arithmetic   the same, where the multiplications of the network go as fast as those of two large
+             matrices in torch: there is not much above that in float32
 
 embetter and fastai read copies of the photographs that have no transparency, which they would put
 on black. thingsvision is asked for, too, and reported as missing where it does not install.
@@ -46,7 +48,8 @@ from PIL import Image
 
 from sktransfer.decoding import decode
 
-OWN = ["ours", "torch", "half", "loop", "tuned", "tuned_half", "forward", "limit"]
+OWN = ["ours", "torch", "half", "loop", "tuned", "tuned_half", "forward", "limit", "arithmetic"]
+BOUNDS = ["limit", "arithmetic"]  # which embed nothing
 PEERS = ["embetter", "fastai", "fastai_half", "thingsvision"]
 # Pictures a second, of which a peer is the best; in bfloat16 it may be another one.
 JUDGED = ["embetter", "fastai", "thingsvision", "loop"]
@@ -103,7 +106,7 @@ def measure_rounds(names: list[str], rounds: int, threads: int) -> dict[str, dic
                 except (ChildError, subprocess.CalledProcessError, OSError) as error:
                     figures["missing"] = str(error)
                     continue
-                if name != "limit":
+                if name not in BOUNDS:
                     embeddings = np.load(folder / f"{name}.npy")
                     figures["cosine"] = likeness(name, embeddings, expected)
                 for key, value in found.items():

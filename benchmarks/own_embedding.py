@@ -1,6 +1,7 @@
 """The variants of benchmarks/embedding.py that need no other environment, each by itself.
 
-python benchmarks/own_embedding.py {ours,torch,half,loop,tuned,tuned_half,forward,limit} FOLDER
+python benchmarks/own_embedding.py \
+    {ours,torch,half,loop,tuned,tuned_half,forward,limit,arithmetic} FOLDER
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from _common import MEAN, STD, lite0
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import InterpolationMode, v2
 
 from sktransfer import PretrainedFeatureExtractor
@@ -23,6 +25,9 @@ from sktransfer.backbones import load_backbone
 from sktransfer.decoding import decode
 
 Embed = Callable[[list[str]], np.ndarray]
+
+# Of the matrices whose product tells how fast a core multiplies at best.
+SIDE = 2048
 
 
 class Photographs(torch.utils.data.Dataset):
@@ -119,19 +124,39 @@ def time_preparing(paths: list[str]) -> float:
     return (time.process_time() - cpu) / len(paths)
 
 
+@torch.inference_mode()
+def time_arithmetic() -> float:
+    """Give the CPU seconds of the network's multiplications, done as fast as those of matrices."""
+    with FlopCounterMode(display=False) as counter:
+        headless()(torch.zeros(1, 3, 224, 224))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    matrix, spent = torch.rand(SIDE, SIDE), []
+    for _ in range(10):
+        cpu = time.process_time()
+        torch.mm(matrix, matrix)
+        spent.append(time.process_time() - cpu)
+    torch.set_num_threads(threads)
+    return counter.get_total_flops() * min(spent) / (2 * SIDE**3)
+
+
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     paths = (folder / "originals.txt").read_text().split("\n")
-    if name in ("forward", "limit"):
+    if name in ("limit", "arithmetic"):
         preparing = time_preparing(paths)
-        embeddings, figures = time_forward(paths)
-        if name == "limit":
-            spent = preparing + figures["cpu_seconds"]
-            cores = min(torch.get_num_threads(), os.cpu_count() or 1)
-            figures = {"pictures_per_second": cores / spent, "preparing_cpu_seconds": preparing}
+        network = time_forward(paths)[1]["cpu_seconds"] if name == "limit" else time_arithmetic()
+        cores = min(torch.get_num_threads(), os.cpu_count() or 1)
+        speed = cores / (preparing + network)
+        figures = {
+            "pictures_per_second": speed,
+            "preparing_cpu_seconds": preparing,
+            "network_cpu_seconds": network,
+        }
     else:
-        embeddings, figures = time_embedding(VARIANTS[name](), paths)
-    np.save(folder / f"{name}.npy", embeddings)
+        timed = time_forward(paths) if name == "forward" else None
+        embeddings, figures = timed or time_embedding(VARIANTS[name](), paths)
+        np.save(folder / f"{name}.npy", embeddings)
     print(json.dumps(figures))
 
 
