@@ -13,9 +13,10 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sktransfer._errors import PictureError
 
@@ -193,6 +194,34 @@ def decode(
             image.draft(None, (_SPARE * side, _SPARE * side))
         ImageOps.exif_transpose(image, in_place=True)
         return _from_pil(image)
+
+
+def plain_jpeg(picture: Picture, side: int) -> bytes | None:
+    """Read an encoded picture that any decoder of JPEGs can take over from `decode`.
+
+    Parameters
+    ----------
+    picture : str, bytes-like, PIL.Image.Image or ndarray
+    side : int
+        As in `decode`.
+
+    Returns
+    -------
+    bytes or None
+        None where it is no JPEG, cannot be read, is not RGB or grey, is to be turned, is to be
+        decoded smaller, or has too many pixels: all that is left to `decode`.
+    """
+    if isinstance(picture, (np.ndarray, Image.Image)):
+        return None
+    try:
+        encoded = Path(picture).read_bytes() if isinstance(picture, str) else bytes(picture)
+        with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
+            _refuse_bomb(image)
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            whole = min(image.size) < 2 * _SPARE * side
+            return encoded if upright and whole and image.mode in ("RGB", "L") else None
+    except Exception:  # Pillow's plugins raise nearly anything on a broken file.
+        return None
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:

@@ -19,6 +19,7 @@ import torch
 from sktransfer._config import progress_bar
 from sktransfer._errors import EngineError, PictureError
 from sktransfer.backbones import Backbone
+from sktransfer.device_decoding import decodes_on
 from sktransfer.engines import FrozenEngine, auto_batch_size, choose_engine, create_engine
 from sktransfer.machine import Machine
 from sktransfer.reading import Faults, PictureReader
@@ -180,7 +181,8 @@ def embed(
             alone = not steady and n_pictures <= batch_size
             items = ([rows[place] for place in claim] for claim in claims)
             batches = (batch for claim in items for batch in chunks(claim, batch_size))
-            reader = PictureReader(views, machine.threads, faults)
+            device = machine.device if decodes_on(machine.device) else None
+            reader = PictureReader(views, machine.threads, faults, device)
             for batch_rows, values in _run(engine, reader, batches, fill, alone=alone):
                 yield [place_of[row] for row in batch_rows], values
                 bar.update(len(batch_rows))

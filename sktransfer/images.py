@@ -5,6 +5,7 @@ Shapes: N pictures of H x W pixels with C channels.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,17 @@ class Pictures(Sequence[np.ndarray]):
             fewer pixels than it has, but not with so few. None gives all of them.
         """
         return self._apply(partial(decoding.decode, side=side), row)
+
+    def plain_jpeg(self, row: int, side: int) -> bytes | None:
+        """Read one picture as it is encoded where any decoder of JPEGs can take it, else `None`.
+
+        Items of datasets are not looked at, and what is wrong with a picture `decode` tells.
+        """
+        if isinstance(self.source, DatasetSource):
+            return None
+        with contextlib.suppress(PictureError):
+            return self._apply(lambda picture, _: decoding.plain_jpeg(picture, side), row)
+        return None
 
     def fingerprint(self, row: int) -> bytes:
         """Identify the content of one picture, for a cache.

@@ -130,19 +130,24 @@ class Preprocessing:
         """The length, in pixels, that no side of a resized picture falls short of."""
         return self.resize if isinstance(self.resize, int) else max(self.resize)
 
-    def resized(self, picture: np.ndarray) -> torch.Tensor:
-        """Resize one picture, (H, W, 3) as `prepare` takes it, and cut nothing away.
+    def resized(self, picture: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Resize one picture, and cut nothing away.
+
+        Parameters
+        ----------
+        picture : ndarray of shape (H, W, 3) or Tensor of shape (3, H, W)
+            uint8, 0-255, RGB; a tensor is resized on its own device.
 
         Returns
         -------
         Tensor of shape (3, h, w)
             uint8, 0-255, in a size out of which `crop` can be cut.
         """
-        picture = self._cut_strip(picture)
-        if not picture.flags.writeable:  # torch has no read-only tensors
-            picture = picture.copy()
-        tensor = torch.from_numpy(picture).permute(2, 0, 1)
-        return self._resize(tensor, self.resize)
+        if isinstance(picture, np.ndarray):
+            # torch has no read-only tensors
+            own = picture if picture.flags.writeable else picture.copy()
+            picture = torch.from_numpy(own).permute(2, 0, 1)
+        return self._resize(self._cut_strip(picture), self.resize)
 
     def cropped(self, picture: torch.Tensor) -> torch.Tensor:
         """Cut the middle out of a picture (3, h, w), uint8; what is too small for it is enlarged.
@@ -180,11 +185,11 @@ class Preprocessing:
         std = torch.tensor(self.std, device=batch.device).view(-1, 1, 1) * 255
         return batch.to(torch.float32).sub_(mean).div_(std)
 
-    def _cut_strip(self, picture: np.ndarray) -> np.ndarray:
-        height, width = picture.shape[:2]
+    def _cut_strip(self, picture: torch.Tensor) -> torch.Tensor:
+        height, width = picture.shape[1:]
         short = min(height, width)
         if not isinstance(self.resize, int) or max(height, width) <= _STRIP * short:
             return picture
         keep = max(_STRIP * short, math.ceil(2 * short * max(self.crop) / self.resize))
         top, left = max(0, (height - keep) // 2), max(0, (width - keep) // 2)
-        return np.ascontiguousarray(picture[top : top + keep, left : left + keep])
+        return picture[:, top : top + keep, left : left + keep]

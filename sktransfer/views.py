@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from sktransfer.device_decoding import prepare_jpegs
 from sktransfer.images import Pictures
 from sktransfer.transforms import Preprocessing
 
@@ -123,6 +124,26 @@ class Views:
             size = crop if crop[0] <= height and crop[1] <= width else None
             picture = self._augmentation(picture, self._seed(digest, number), size)
         return self.preprocessing.cropped(picture)
+
+    def prepare_on(self, device: torch.device, items: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Prepare many pictures on a device: those whose JPEGs can be decoded there.
+
+        Returns
+        -------
+        dict of int to Tensor of shape (3, H, W)
+            uint8, 0-255, on the CPU; the other items, and augmented ones, are left to `prepare`.
+        """
+        if self._augmentation is not None:
+            return {}
+        jpegs = {
+            item: self.pictures.plain_jpeg(self._place(item)[0], self.preprocessing.side)
+            for item in items
+        }
+        return prepare_jpegs(
+            {item: jpeg for item, jpeg in jpegs.items() if jpeg is not None},
+            lambda pixels: self.preprocessing.cropped(self.preprocessing.resized(pixels)),
+            device,
+        )
 
     def _place(self, item: int) -> tuple[int, int]:
         row, place = divmod(item, len(self._numbers))

@@ -16,6 +16,7 @@ ROOMS = [
     "_errors",
     "_config",
     "decoding",
+    "device_decoding",
     "report",
     "items",
     "containers",
