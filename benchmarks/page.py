@@ -419,9 +419,9 @@ parameter it would have to be 1.5 times as fast, and to cost less than half a po
 
 HEAD = """# Benchmarks
 
-Measured on {cores} CPU cores with torch {torch}, of an AMD EPYC or an Intel Xeon: ratios within a
-section hold, and seconds of two sections need not be of the same machine. Every variant runs in a
-fresh process, results are compared before a speed counts, and peers run at the best settings that
+Measured on 2 cores of an AMD EPYC or an Intel Xeon, with torch {torch}: ratios within a section
+hold, and seconds of two sections need not be of the same machine. Every variant runs in a fresh
+process, results are compared before a speed counts, and peers run at the best settings that
 could be found for them. All figures come from `benchmarks/results/`, this page from
 `benchmarks/page.py`; `benchmarks/run_all.py` measures all of it again.
 
@@ -436,8 +436,9 @@ def main() -> None:
         sections.insert(1, networks_section())
     if (RESULTS / "int8.json").exists():
         sections.append(int8_section())
-    machine = load("embedding")["machine"]
-    (DOCS / "benchmarks.md").write_text(HEAD.format(**machine) + "\n".join(sections))
+    machines = [load(path.stem)["machine"] for path in RESULTS.glob("*.json")]
+    torch = " or ".join(sorted({machine["torch"] for machine in machines}))
+    (DOCS / "benchmarks.md").write_text(HEAD.format(torch=torch) + "\n".join(sections))
 
 
 if __name__ == "__main__":
