@@ -176,7 +176,8 @@ The search takes {found["times_parts"]} times as long as its parts. `import sktr
 
 
 def growth_section() -> str:
-    sizes = load("growth")["sizes"]
+    growth = load("growth")
+    sizes = growth["sizes"]
     keys = ("embedding_ms", "reading_ms", "search_beyond_s", "peak_mb", "bytes_kept")
     rows = [
         [f"{int(count):,}", *(figures[key] for key in keys)] for count, figures in sizes.items()
@@ -194,7 +195,8 @@ def growth_section() -> str:
     return f"""## Cost as work grows
 
 Digits at 32 x 32, so that the network hides nothing (`benchmarks/growth.py`); of the peak of
-memory the embeddings themselves and the file of the store are subtracted.
+memory the embeddings themselves and the file of the store are subtracted. What is kept includes the
+store's journal, 64 MB at most. On {growth["machine"]["cpu"]}.
 
 ![Milliseconds a picture]({path})
 
