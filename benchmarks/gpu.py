@@ -13,8 +13,8 @@ device_jpeg  ours with SKTRANSFER_DEVICE_JPEG=1, which decodes on the device, to
 head         milliseconds in which LogisticRegression solves a head, in numpy and on the device
 
 The embeddings have to be those of the CPU in float32: cosine at least 0.9999, and 0.999 where
-another decoder read the pictures. Fails unless ours
-reaches 0.8 times the slower of decode and forward, and 10 times single.
+another decoder read the pictures. Fails unless ours reaches 0.8 times the slower of decode and
+forward, and 10 times single.
 
     python benchmarks/gpu.py [--network resnet50] [--count 4096] [--device cuda] [--json PATH]
 """

@@ -154,8 +154,9 @@ def main() -> None:
             "network_cpu_seconds": network,
         }
     else:
-        timed = time_forward(paths) if name == "forward" else None
-        embeddings, figures = timed or time_embedding(VARIANTS[name](), paths)
+        forward = name == "forward"
+        timed = time_forward(paths) if forward else time_embedding(VARIANTS[name](), paths)
+        embeddings, figures = timed
         np.save(folder / f"{name}.npy", embeddings)
     print(json.dumps(figures))
 

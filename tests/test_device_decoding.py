@@ -113,6 +113,6 @@ def test_a_gpu_embeds_the_same(folder, monkeypatch):
     expected = extractor.transform(paths * 40)
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
     cuda = torch.device("cuda")
-    some = Views(as_pictures(paths), Preprocessing())
+    some = Views(as_pictures(paths), PREPROCESSING)
     assert set(some.prepare_on(cuda, range(4))) == {0, 1}
     assert cosine(extractor.transform(paths * 40), expected).min() >= 0.999
