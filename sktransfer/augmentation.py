@@ -28,6 +28,10 @@ from sktransfer.distortions import Blur, ColourLoss, Erase, Geometry, Lighting, 
 
 POLICIES = ("light", "standard", "aggressive", "industrial")
 
+# Copies that show what a policy does; much may be wrong with an industrial picture.
+_COPIES = {"industrial": 7}
+_FEW_COPIES = 3
+
 # Part of every digest. To be raised whenever the same seed gives another picture than before.
 _EDITION = 4
 
@@ -135,6 +139,23 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
         )
     name = getattr(augment, "__name__", type(augment).__name__)
     return Augmentation(name, tuple(_flatten(augment)), _identify(augment))
+
+
+def count_copies(augmentation: Augmentation | None, n_views: int | str | None) -> int | None:
+    """Tell how many copies of each picture are cached; `None` where every epoch makes fresh ones.
+
+    Examples
+    --------
+    >>> count_copies(resolve_augmentation("industrial"), "auto")
+    7
+    >>> count_copies(None, 5)
+    0
+    """
+    if augmentation is None:
+        return 0
+    if n_views == "auto":
+        return _COPIES.get(augmentation.name, _FEW_COPIES)
+    return n_views
 
 
 @contextlib.contextmanager

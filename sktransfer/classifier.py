@@ -78,8 +78,9 @@ default="standard"
         How copies of the training pictures are made: see `AugmentationDisplay`. `"light"` mirrors
         nothing, for digits and text. A transform of torchvision or any other callable maps a
         picture (3, H, W), uint8, to another one.
-    n_views : int or None, default=3
+    n_views : int, "auto" or None, default="auto"
         Augmented copies of each training picture, which are cached besides the picture itself.
+        `"auto"` is 3, and 7 with `augment="industrial"`, where much can be wrong with a picture.
         `None` makes fresh ones in every epoch, which costs a pass of all pictures through the whole
         network each time.
     dropout : float, default=0.2
@@ -189,7 +190,7 @@ default="standard"
         batch_size: int = 16,
         batch_norm: str = "frozen",
         augment: Any = "standard",
-        n_views: int | None = 3,
+        n_views: int | str | None = "auto",
         dropout: float = 0.2,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,

@@ -23,7 +23,7 @@ from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sktransfer._config import seeded
 from sktransfer.activations import fits_on_disk
-from sktransfer.augmentation import resolve_augmentation
+from sktransfer.augmentation import count_copies, resolve_augmentation
 from sktransfer.backbones import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.extractor import PretrainedFeatureExtractor
@@ -213,8 +213,8 @@ class _Part:
         """Count what `FineTuning` does."""
         options, n = self.estimator, int(rows.sum())
         first = min((stage.boundary for stage in self.stages if stage.boundary), default=0)
-        fresh = self.augmentation is not None and options.n_views is None
-        n_views = options.n_views if self.augmentation is not None and not fresh else 0
+        copies = count_copies(self.augmentation, options.n_views)
+        n_views, fresh = copies or 0, copies is None
         views = n * (1 + n_views)
         kept = (
             first > 0 and not fresh and fits_on_disk(views, self.recipe(first), self.store) is None

@@ -81,7 +81,7 @@ def check_parameters(estimator: Any) -> None:
     resolve_precision(estimator.precision, resolve_device(estimator.device))
     for name, (kind, low, high) in _RANGES.items():
         check_number(name, getattr(estimator, name), kind, low, high)
-    if estimator.n_views is not None:
+    if estimator.n_views not in ("auto", None):
         check_number("n_views", estimator.n_views, Integral, 0)
     if estimator.weight_decay != "auto":
         check_number("weight_decay", estimator.weight_decay, Real, 0)

@@ -15,7 +15,7 @@ from typing import Any
 from sktransfer._config import seeded
 from sktransfer.activations import Activations, fits_on_disk, gather
 from sktransfer.adversary import Adversary
-from sktransfer.augmentation import Augmentation
+from sktransfer.augmentation import Augmentation, count_copies
 from sktransfer.copies import Embedded
 from sktransfer.examples import Examples
 from sktransfer.feeds import CachedFeed, Feed, PairedFeed, PictureFeed, Targets
@@ -79,9 +79,8 @@ class FineTuning:
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
         self.end = len(network.backbone.anatomy.blocks)
         self._judged: Activations | None = None
-        cached = augmentation is not None and estimator.n_views is not None
-        self.n_views = estimator.n_views if cached else 0
-        self.fresh = augmentation is not None and estimator.n_views is None
+        copies = count_copies(augmentation, estimator.n_views)
+        self.n_views, self.fresh = copies or 0, copies is None
         names = {block for stage in stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([NECK] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)

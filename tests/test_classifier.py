@@ -261,6 +261,13 @@ def test_fresh_augmentation_reads_every_picture_in_every_epoch(log):
     assert (fresh, counted(log)) == (60 + 3 * 60, 3 * 60)
 
 
+@pytest.mark.parametrize(("augment", "copies"), [("standard", 3), ("industrial", 7), (None, 0)])
+def test_a_policy_makes_as_many_copies_as_it_needs(log, augment, copies):
+    settings = {"unfreeze": (0, 1), "max_epochs": 1, "early_stopping": False}
+    tiny(CountingTiny(log), n_views="auto", augment=augment, **settings).fit(X, Y)
+    assert counted(log) == (1 + copies) * 60
+
+
 # Guards
 
 
@@ -299,6 +306,7 @@ def test_a_class_too_small_to_hold_back_is_warned_of():
         ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
         ({"dropout": 2}, "Got dropout=2, but expected a number from 0 to 1"),
         ({"n_views": -1}, "Got n_views=-1, but expected an integer of at least 0"),
+        ({"n_views": "atuo"}, "Got n_views='atuo', but expected an integer of at least 0"),
         ({"batch_norm": "no"}, "Got batch_norm='no', but expected"),
         ({"optimizer": "adma"}, "did you mean 'adam'?"),
         ({"augment": "standrad"}, "did you mean 'standard'?"),
