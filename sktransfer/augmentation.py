@@ -141,7 +141,7 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
     return Augmentation(name, tuple(_flatten(augment)), _identify(augment))
 
 
-def count_copies(augmentation: Augmentation | None, n_views: int | str | None) -> int | None:
+def count_copies(augmentation: Augmentation | None, n_views: Any) -> int | None:
     """Tell how many copies of each picture are cached; `None` where every epoch makes fresh ones.
 
     Examples
