@@ -39,6 +39,8 @@ training (checkpoint, progress), network, tuning
     one stage; the whole way of a picture; stage after stage
 classifier (parameters, prediction, tuned)
     FineTunedImageClassifier; its network as the source of the next
+self_training
+    what a classifier is sure of in another domain, as labels to learn from
 cost
     what a search will cost, before it is fitted
 strategy (evidence, caveats)
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from sktransfer.cost import Cost, estimate_cost
     from sktransfer.leaks import LeakReport, find_leaks
     from sktransfer.ranking import BackboneRanking, rank_backbones
+    from sktransfer.self_training import SelfTrainedImageClassifier
     from sktransfer.strategy import StrategyReport, recommend_strategy
 
 # What needs skorch, or the whole of scikit-learn's model selection, is imported when it is used.
@@ -76,6 +79,7 @@ _LATER = {
     "Cost": "sktransfer.cost",
     "FineTunedImageClassifier": "sktransfer.classifier",
     "LeakReport": "sktransfer.leaks",
+    "SelfTrainedImageClassifier": "sktransfer.self_training",
     "StrategyReport": "sktransfer.strategy",
     "estimate_cost": "sktransfer.cost",
     "find_leaks": "sktransfer.leaks",
@@ -93,6 +97,7 @@ __all__ = [
     "PictureError",
     "Preprocessing",
     "PretrainedFeatureExtractor",
+    "SelfTrainedImageClassifier",
     "StrategyReport",
     "WeightsNotFoundError",
     "__version__",

@@ -68,6 +68,7 @@ ROOMS = [
     "tuned",
     "prediction",
     "classifier",
+    "self_training",
     "cost",
     "evidence",
     "caveats",

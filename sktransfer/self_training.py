@@ -1,0 +1,207 @@
+"""SelfTrainedImageClassifier: learn from a source, and from one's own surest guesses of a target.
+
+Shapes: N pictures, M of them guessed, K classes.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.utils import Tags, _safe_indexing, get_tags
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import (
+    _num_samples,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    has_fit_parameter,
+)
+
+from sktransfer._errors import check_number
+from sktransfer.labels import split_domains
+
+
+def _has(name: str) -> Any:
+    """Tell whether the classifier inside has a method."""
+
+    def look(estimator: Any) -> bool:
+        getattr(getattr(estimator, "estimator_", estimator.estimator), name)
+        return True
+
+    return available_if(look)
+
+
+class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+    """Let a classifier label the pictures of another domain, and learn from what it is sure of.
+
+    The classifier learns from the source, whose labels are known, and guesses those of the target.
+    Of each class that it sees there, the pictures of which it is surest join the source, with the
+    guesses as labels, and it learns anew. The same share of each class joins, since the easiest
+    ones alone would soon be all that it sees.
+
+    Parameters
+    ----------
+    estimator : classifier with `predict_proba`
+        Such as `FineTunedImageClassifier(batch_norm="adapt")`, or a Pipeline that begins with a
+        `PretrainedFeatureExtractor`. It is cloned. Where its `fit` takes `sample_domain`, each fit
+        tells it which pictures are the target's; otherwise it sees what is labelled alone.
+    share : float, default=0.5
+        Of the pictures that are guessed to be of a class, how many join: above 0, at most 1.
+    n_iter : int, default=2
+        How often it guesses and learns anew.
+
+    Attributes
+    ----------
+    estimator_ : classifier
+        The one that learnt last, and predicts.
+    classes_ : ndarray of shape (K,)
+        The labels, sorted.
+    pseudo_rows_ : ndarray of shape (M,), int
+        Rows of `X` that joined the source in the last fit.
+    pseudo_labels_ : ndarray of shape (M,)
+        What they were guessed to be.
+    n_features_in_ : int
+        Columns seen in `fit`, where the classifier knows them.
+    feature_names_in_ : ndarray of str
+        Column names seen in `fit`, where the classifier knows them.
+
+    See Also
+    --------
+    FineTunedImageClassifier : With `batch_norm="adapt"`, what to begin with.
+    sklearn.semi_supervised.SelfTrainingClassifier : For numeric rows of one domain.
+
+    Notes
+    -----
+    Wrong guesses are learnt too. Where the first classifier is right about few pictures of the
+    target, this can make it worse.
+
+    Sources: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep
+    Neural Networks", 2013; for the same share of each class, Zou et al., "Unsupervised Domain
+    Adaptation for Semantic Segmentation via Class-Balanced Self-Training", ECCV 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
+    >>> digits = load_digits()
+    >>> X = np.concatenate([digits.images[:100], 16 - digits.images[100:200]])  # black, then white
+    >>> y = np.concatenate([digits.target[:100], np.full(100, -1)])
+    >>> first = FineTunedImageClassifier(
+    ...     image_size=32, unfreeze=0, augment=None, batch_norm="adapt", random_state=0
+    ... )
+    >>> classifier = SelfTrainedImageClassifier(first, n_iter=1)
+    >>> classifier = classifier.fit(X, y, sample_domain=np.repeat([1, -2], 100))
+    >>> bool((classifier.pseudo_rows_ >= 100).all())
+    True
+    """
+
+    def __init__(self, estimator: Any, *, share: float = 0.5, n_iter: int = 2) -> None:
+        self.estimator = estimator
+        self.share = share
+        self.n_iter = n_iter
+
+    def fit(self, X: Any, y: Any, *, sample_domain: Any = None) -> SelfTrainedImageClassifier:
+        """Train the classifier, let it guess, and train it again.
+
+        Parameters
+        ----------
+        X : what the classifier takes, of length N
+        y : array-like of shape (N,)
+            Class labels; what stands there for the target is never read.
+        sample_domain : array-like of shape (N,), int, default=None
+            A positive number for the source, a negative one for the target. `None`: all is the
+            source, and the classifier is fitted once.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For a share or a number of rounds out of range, or domains that are none.
+        """
+        check_number("share", self.share, Real, 0, 1)
+        check_number("n_iter", self.n_iter, Integral, 0)
+        if not self.share:
+            raise ValueError("Got share=0, but expected more: with n_iter=0 no picture joins")
+        self.pseudo_rows_ = np.empty(0, int)
+        if sample_domain is None:
+            self._take(clone(self.estimator).fit(X, y))
+            self.pseudo_labels_ = self.classes_[:0]
+            return self
+        check_consistent_length(X, y)
+        source, target = split_domains(sample_domain, _num_samples(X))
+        known = column_or_1d(_safe_indexing(y, source), warn=True)
+        labels = np.repeat(known[:1], len(source) + len(target))
+        labels[source], self.pseudo_labels_ = known, known[:0]
+        self._take(self._fit(X, labels, target))
+        for _ in range(self.n_iter if len(target) else 0):
+            probability = self.predict_proba(_safe_indexing(X, target))
+            guesses = probability.argmax(axis=1)
+            surest = _surest(probability.max(axis=1), guesses, self.share)
+            self.pseudo_rows_, self.pseudo_labels_ = target[surest], self.classes_[guesses[surest]]
+            self._take(self._fit(X, labels, target))
+        return self
+
+    def _fit(self, X: Any, labels: np.ndarray, target: np.ndarray) -> Any:
+        """Fit a new classifier on what has a label, known or guessed; the target's say nothing."""
+        estimator = clone(self.estimator)
+        rows = np.concatenate([np.arange(len(labels)), self.pseudo_rows_])
+        y = np.concatenate([labels, self.pseudo_labels_])
+        domain = np.ones(len(rows), int)
+        domain[target] = -2
+        if has_fit_parameter(estimator, "sample_domain"):
+            return estimator.fit(_safe_indexing(X, rows), y, sample_domain=domain)
+        labelled = domain > 0
+        return estimator.fit(_safe_indexing(X, rows[labelled]), y[labelled])
+
+    def _take(self, estimator: Any) -> None:
+        self.estimator_, self.classes_ = estimator, estimator.classes_
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(estimator, name):
+                setattr(self, name, getattr(estimator, name))
+
+    @_has("predict")
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict a label for each picture, ndarray of shape (N,)."""
+        check_is_fitted(self)
+        return self.estimator_.predict(X)
+
+    @_has("predict_proba")
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Predict how probable each class is, ndarray of shape (N, K)."""
+        check_is_fitted(self)
+        return self.estimator_.predict_proba(X)
+
+    @_has("decision_function")
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Compute what speaks for each class, as the classifier inside does."""
+        check_is_fitted(self)
+        return self.estimator_.decision_function(X)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
+        tags.input_tags, tags.classifier_tags = inner.input_tags, inner.classifier_tags
+        return tags
+
+
+def _surest(confidence: np.ndarray, guesses: np.ndarray, share: float) -> np.ndarray:
+    """Select the same share of what was guessed to be of each class, at least one; rows, sorted.
+
+    Examples
+    --------
+    >>> confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    >>> _surest(confidence, np.array([0, 0, 0, 0, 1]), 0.5)
+    array([0, 1, 4])
+    """
+    rows = []
+    for number in np.unique(guesses):
+        own = np.flatnonzero(guesses == number)
+        most = max(1, round(share * len(own)))
+        rows.append(own[np.argsort(-confidence[own], kind="stable")[:most]])
+    return np.sort(np.concatenate(rows))

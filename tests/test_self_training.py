@@ -1,0 +1,175 @@
+"""SelfTrainedImageClassifier: guesses of which a classifier is sure become labels."""
+
+import pickle
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import check_estimator
+from test_adversary import BOTH, DOMAIN, X_TARGET, labels
+from test_classifier import X, Y, coloured, same, tiny, weights
+from tiny import CountingTiny, counted
+
+from sktransfer import PretrainedFeatureExtractor, SelfTrainedImageClassifier
+from sktransfer.store import EmbeddingStore
+
+
+def shifted(n=200):
+    """Make two classes; in the target it is not the first feature that tells them best."""
+    random, y = np.random.RandomState(0), np.arange(n) % 2
+    source = (2 * y - 1)[:, None] * [1, 0] + random.normal(0, 0.6, (n, 2))
+    target = (2 * y - 1)[:, None] * [0.4, 2] + random.normal(0, 0.6, (n, 2))
+    return np.concatenate([source, target]), np.tile(y, 2), np.repeat([1, -2], n)
+
+
+def test_check_estimator():
+    results = check_estimator(
+        SelfTrainedImageClassifier(LogisticRegression()), on_fail=None, on_skip=None
+    )
+    failed = [(r["check_name"], r["exception"]) for r in results if r["status"] == "failed"]
+    assert not failed
+    assert [r["status"] for r in results].count("passed") >= 50
+
+
+def test_it_learns_what_tells_the_classes_of_the_target():
+    X, y, domain = shifted()
+    ours, theirs = domain > 0, domain < 0
+    once = LogisticRegression().fit(X[ours], y[ours])
+    again = SelfTrainedImageClassifier(LogisticRegression())
+    again.fit(X, np.where(ours, y, -1), sample_domain=domain)
+    assert once.score(X[theirs], y[theirs]) < 0.9
+    assert again.score(X[theirs], y[theirs]) > 0.97
+
+
+def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
+    X, y, domain = shifted()
+    once = LogisticRegression().fit(X[domain > 0], y[domain > 0])
+    found = SelfTrainedImageClassifier(LogisticRegression(), share=0.25, n_iter=1)
+    found.fit(X, y, sample_domain=domain)
+    expected = []
+    for number in (0, 1):
+        guessed = np.flatnonzero((domain < 0) & (once.predict(X) == number))
+        sure = once.predict_proba(X)[guessed, number]
+        expected += [*guessed[np.argsort(-sure)][: round(len(guessed) / 4)]]
+    assert found.pseudo_rows_.tolist() == sorted(expected)
+    np.testing.assert_array_equal(found.pseudo_labels_, once.predict(X[found.pseudo_rows_]))
+    learnt = [*np.flatnonzero(domain > 0), *found.pseudo_rows_]
+    again = LogisticRegression().fit(X[learnt], [*y[domain > 0], *found.pseudo_labels_])
+    np.testing.assert_allclose(found.estimator_.coef_, again.coef_)
+
+
+def test_it_is_what_the_same_fits_one_by_one_are():
+    y, options = labels("cat"), {"unfreeze": (0, 1), "batch_norm": "adapt", "early_stopping": False}
+    found = SelfTrainedImageClassifier(tiny(**options), n_iter=1)
+    found.fit(BOTH, y, sample_domain=DOMAIN)
+    first = tiny(**options).fit(BOTH, y, sample_domain=DOMAIN)
+    guesses = first.predict(BOTH[found.pseudo_rows_])
+    assert found.pseudo_labels_.tolist() == guesses.tolist()
+    more = np.ones(len(guesses), int)
+    again = tiny(**options).fit(
+        np.concatenate([BOTH, BOTH[found.pseudo_rows_]]),
+        np.concatenate([y, guesses]),
+        sample_domain=np.concatenate([DOMAIN, more]),
+    )
+    assert same(weights(found.estimator_), weights(again))
+    assert not same(weights(found.estimator_), weights(first))
+    restored = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(restored.predict_proba(X), found.predict_proba(X))
+
+
+@pytest.mark.parametrize("garbage", ["cat", "nothing", None])
+def test_labels_of_the_target_are_never_read(garbage):
+    estimator = tiny(unfreeze=0, batch_norm="adapt")
+    y = [*Y.tolist(), *[garbage] * 40]
+    found = SelfTrainedImageClassifier(estimator).fit([*BOTH], y, sample_domain=DOMAIN)
+    expected = SelfTrainedImageClassifier(estimator).fit(BOTH, labels("owl"), sample_domain=DOMAIN)
+    assert found.classes_.tolist() == ["cat", "dog", "owl"]
+    np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+
+
+class Noting(ClassifierMixin, BaseEstimator):
+    """Notes what each fit gets."""
+
+    def __init__(self, notes=None):
+        self.notes = notes
+
+    def __sklearn_clone__(self):
+        return Noting(self.notes)
+
+    def fit(self, X, y, sample_domain=None):
+        self.notes.append((np.ravel(X).tolist(), list(y), list(sample_domain)))
+        self.classes_ = np.unique(np.asarray(y)[np.asarray(sample_domain) > 0])
+        return self
+
+    def predict_proba(self, X):
+        second = np.ravel(X) / 10
+        return np.stack([1 - second, second], axis=1)
+
+
+def test_a_classifier_that_knows_domains_is_told_of_them_in_every_fit():
+    notes = []
+    found = SelfTrainedImageClassifier(Noting(notes))
+    found.fit([[1], [9], [8], [2]], ["a", "?", "b", "?"], sample_domain=[3, -1, 3, -1])
+    first = ([1, 9, 8, 2], ["a", "a", "b", "a"], [1, -2, 1, -2])
+    again = ([1, 9, 8, 2, 9, 2], [*first[1], "b", "a"], [*first[2], 1, 1])
+    assert notes == [first, again, again]
+    assert (found.pseudo_rows_.tolist(), found.pseudo_labels_.tolist()) == ([1, 3], ["b", "a"])
+
+
+def test_without_a_target_the_classifier_is_fitted_once(log):
+    estimator = tiny(CountingTiny(log), unfreeze=0, augment=None)
+    expected = clone(estimator).fit(X, Y)
+    once = counted(log)
+    for domain in (None, np.ones(60, int)):
+        log.unlink()
+        found = SelfTrainedImageClassifier(estimator).fit(X, Y, sample_domain=domain)
+        assert counted(log) == once
+        assert len(found.pseudo_rows_) == len(found.pseudo_labels_) == 0
+        np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+
+
+def test_a_pipeline_embeds_each_picture_once(log, tmp_path):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
+    found = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
+    found.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+    assert counted(log) == len(BOTH)
+    assert found.score(X_TARGET, coloured(40, seed=2)[1]) > 0.3
+
+
+def test_a_search_keeps_the_target_in_all_folds():
+    folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
+    with sklearn.config_context(enable_metadata_routing=True):
+        classifier = SelfTrainedImageClassifier(tiny(unfreeze=0, batch_norm="adapt"))
+        classifier.set_fit_request(sample_domain=True)
+        search = GridSearchCV(classifier, {"share": [0.3, 0.6]}, cv=folds, error_score="raise")
+        search.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+    assert len(search.best_estimator_.pseudo_rows_) in (12, 24)
+
+
+def test_it_offers_what_the_classifier_inside_offers():
+    assert not hasattr(SelfTrainedImageClassifier(LinearSVC()), "predict_proba")
+    assert hasattr(SelfTrainedImageClassifier(LinearSVC()), "decision_function")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"share": 0}, "Got share=0, but"),
+        ({"share": 1.5}, "Got share=1.5, but expected a number from 0 to 1"),
+        ({"n_iter": -1}, "Got n_iter=-1, but expected an integer of at least 0"),
+    ],
+)
+def test_bad_parameters_are_explained(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        SelfTrainedImageClassifier(LogisticRegression(), **parameters).fit(*shifted()[:2])
+
+
+def test_bad_domains_are_explained():
+    classifier = SelfTrainedImageClassifier(LogisticRegression())
+    with pytest.raises(ValueError, match="Got no picture of the source in sample_domain"):
+        classifier.fit([[1], [2]], [0, 1], sample_domain=[-1, -1])
