@@ -20,9 +20,9 @@ from sktransfer.store import EmbeddingStore
 
 
 def shifted(n=200):
-    """Make two classes; in the target it is not the first feature that tells them best."""
+    """Make two classes, told apart by the first feature; in the target, by the second better."""
     random, y = np.random.RandomState(0), np.arange(n) % 2
-    source = (2 * y - 1)[:, None] * [1, 0] + random.normal(0, 0.6, (n, 2))
+    source = (2 * y - 1)[:, None] * [1, 0] + random.normal(0, 0.6, (n, 2)) * [1, 0.1]
     target = (2 * y - 1)[:, None] * [0.4, 2] + random.normal(0, 0.6, (n, 2))
     return np.concatenate([source, target]), np.tile(y, 2), np.repeat([1, -2], n)
 
@@ -42,8 +42,7 @@ def test_it_learns_what_tells_the_classes_of_the_target():
     once = LogisticRegression().fit(X[ours], y[ours])
     again = SelfTrainedImageClassifier(LogisticRegression())
     again.fit(X, np.where(ours, y, -1), sample_domain=domain)
-    assert once.score(X[theirs], y[theirs]) < 0.9
-    assert again.score(X[theirs], y[theirs]) > 0.97
+    assert again.score(X[theirs], y[theirs]) > once.score(X[theirs], y[theirs]) + 0.08
 
 
 def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
