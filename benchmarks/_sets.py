@@ -1,6 +1,7 @@
 """Small real sets of pictures, near to the photographs of ImageNet and far from them.
 
-Photographs are those of the Debian package `tuxpaint-stamps-default`. Letters are drawn with the
+Photographs are those of the Debian package `tuxpaint-stamps-default`, clothes those of
+`dataset-fashion-mnist`. Letters are drawn with the
 fonts that fontconfig finds; these were there besides the usual ones: fonts-averia-sans-gwf,
 fonts-averia-serif-gwf, fonts-bebas-neue, fonts-breip, fonts-cabin, fonts-cantarell,
 fonts-comfortaa, fonts-courier-prime, fonts-crosextra-caladea, fonts-crosextra-carlito,
@@ -15,6 +16,7 @@ Shapes: N pictures.
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
+CLOTHES = Path("/usr/share/datasets/fashion-mnist")
 LETTERS = "ABCDEFGHIJ"
 _SIDE = 64
 # Fonts that say they have Latin letters, but draw something else.
@@ -113,6 +116,19 @@ def mnist() -> tuple[np.ndarray, np.ndarray, None]:
 
     X, y = mnist_data()
     return X.reshape(-1, 28, 28).astype(np.uint8), y, None
+
+
+def clothes() -> tuple[np.ndarray, np.ndarray, None]:
+    """Read what is worn above the belt, much of it alike: grey, 28 x 28, 900 of each kind."""
+    if not CLOTHES.is_dir():
+        sys.exit(f"{CLOTHES} is not there; install it with: apt install dataset-fashion-mnist")
+    pixels, codes = (
+        np.frombuffer(gzip.decompress((CLOTHES / f"train-{name}.gz").read_bytes()), np.uint8, -1, n)
+        for name, n in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
+    )
+    kinds = {0: "T-shirt", 2: "pullover", 3: "dress", 4: "coat", 6: "shirt"}
+    rows = np.concatenate([np.flatnonzero(codes == code)[:900] for code in kinds])
+    return pixels.reshape(-1, 28, 28)[rows], np.array([kinds[code] for code in codes[rows]]), None
 
 
 def faces() -> tuple[np.ndarray, np.ndarray, None]:
@@ -211,5 +227,6 @@ SETS: dict[str, PictureSet] = {
     "faces": PictureSet(faces, (5, 20, 60)),
     "places": PictureSet(places, (5, 20, 60)),
     "mnist": PictureSet(mnist, (5, 20, 60, 200), held=0.2, mirrored=False),
+    "clothes": PictureSet(clothes, (5, 60, 500)),
     "letters": PictureSet(letters, (5, 20, 60), mirrored=False),
 }

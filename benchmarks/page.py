@@ -314,8 +314,10 @@ to length 1; it is not among the choices. The machine was busy, so nothing is sa
 def strategies_plot(rows: list[dict[str, Any]], names: list[str]) -> str:
     """Draw a panel for each set: accuracy of each strategy, and a ring around the choice."""
     sets = list(dict.fromkeys(row["set"] for row in rows))
-    figure, panels = plt.subplots(2, 5, figsize=(14, 5.6), sharey=True, layout="constrained")
-    for axes, name in zip(panels.flat, sets, strict=True):
+    figure, panels = plt.subplots(2, 6, figsize=(16, 5.6), sharey=True, layout="constrained")
+    for axes in panels.flat[len(sets) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels.flat, sets, strict=False):
         own = [row for row in rows if row["set"] == name]
         sizes = [row["size"] for row in own]
         for each, colour in zip(names, (OTHERS, "#2da44e", OURS, "#d4a017"), strict=True):

@@ -1,12 +1,12 @@
 """What recommend_strategy chooses, against what each strategy comes to on held-back pictures.
 
-Four strategies on the ten sets of benchmarks/_sets.py: a linear classifier on frozen embeddings,
+Four strategies on the eleven sets of benchmarks/_sets.py: a linear classifier on frozen embeddings,
 the last two blocks tuned, all blocks tuned, all blocks trained from random weights. Each is what
 `recommend_strategy` would configure. Besides, for comparison, the linear classifier on embeddings
 that are scaled by their standard deviation, not to length 1.
 
 Pictures are held back to test with, the same ones for all sizes; of the others some are drawn, 5 to
-200 of each class, twice where they are 5. `recommend_strategy` sees these alone. Its choice is as
+500 of each class, twice where they are 5. `recommend_strategy` sees these alone. Its choice is as
 good as the best where its accuracy is within one standard error of the best one's, which is that of
 the held-back pictures: sqrt(p (1 - p) / n).
 
@@ -140,13 +140,15 @@ def summary(rows: list[dict]) -> dict[str, Any]:
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--jobs", type=int, default=joblib.cpu_count(), help="processes")
-    parser.add_argument("--keep", action="store_true", help="keep the fits of the file of --json")
+    parser.add_argument("--keep", action="store_true", help="keep what the file of --json has")
     options = parser.parse_args()
-    fits = json.loads(options.json.read_text())["fits"] if options.keep else []
+    kept = json.loads(options.json.read_text()) if options.keep else {"fits": [], "choices": []}
+    fits, choices = kept["fits"], kept["choices"]
+    chosen = {tuple(row[key] for key in ("set", "size", "seed")) for row in choices}
     done = {tuple(row[key] for key in ("set", "size", "seed", "strategy")) for row in fits}
     tasks = [(*case, each) for case in cases() for each in [*STRATEGIES, SCALED]]
     fits += run(options.jobs, fit, [task for task in tasks if task not in done])
-    choices = list(run(options.jobs, choose, list(cases())))
+    choices += run(options.jobs, choose, [case for case in cases() if case not in chosen])
     rows = compare(fits, choices)
     result: dict[str, Any] = {
         "development": summary([row for row in rows if row["chooses"]]),
