@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.utils import Tags, _safe_indexing, get_tags
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import (
     _num_samples,
     check_consistent_length,
@@ -24,23 +23,14 @@ from sktransfer._errors import check_number
 from sktransfer.labels import split_domains
 
 
-def _has(name: str) -> Any:
-    """Tell whether the classifier inside has a method."""
-
-    def look(estimator: Any) -> bool:
-        getattr(getattr(estimator, "estimator_", estimator.estimator), name)
-        return True
-
-    return available_if(look)
-
-
 class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     """Let a classifier label the pictures of another domain, and learn from what it is sure of.
 
     The classifier learns from the source, whose labels are known, and guesses those of the target.
     Of each class that it sees there, the pictures of which it is surest join the source, with the
-    guesses as labels, and it learns anew. The same share of each class joins, since the easiest
-    ones alone would soon be all that it sees.
+    guesses as labels, and another one learns from both. The same share of each class joins, since
+    the easiest ones alone would soon be all that is seen. All of them guess and predict together,
+    by the mean of their probabilities, so that what one has learnt wrongly counts less.
 
     Parameters
     ----------
@@ -51,12 +41,12 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
     share : float, default=0.5
         Of the pictures that are guessed to be of a class, how many join: above 0, at most 1.
     n_iter : int, default=2
-        How often it guesses and learns anew.
+        How many more classifiers learn, each from what those before it guess.
 
     Attributes
     ----------
-    estimator_ : classifier
-        The one that learnt last, and predicts.
+    estimators_ : list of classifier
+        The first, and the others in their order.
     classes_ : ndarray of shape (K,)
         The labels, sorted.
     pseudo_rows_ : ndarray of shape (M,), int
@@ -75,8 +65,8 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
 
     Notes
     -----
-    Wrong guesses are learnt too. Where the first classifier is right about few pictures of the
-    target, this can make it worse.
+    Wrong guesses are learnt too: where the first classifier is mostly wrong, nothing is gained. A
+    prediction takes as long as those of all classifiers.
 
     Sources: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep
     Neural Networks", 2013; for the same share of each class, Zou et al., "Unsupervised Domain
@@ -124,14 +114,21 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         ------
         ValueError
             For a share or a number of rounds out of range, or domains that are none.
+        TypeError
+            Where the classifier tells no probabilities.
         """
         check_number("share", self.share, Real, 0, 1)
         check_number("n_iter", self.n_iter, Integral, 0)
         if not self.share:
             raise ValueError("Got share=0, but expected more: with n_iter=0 no picture joins")
+        if not hasattr(self.estimator, "predict_proba"):
+            raise TypeError(
+                f"Got {self.estimator!r}, but expected a classifier with predict_proba, to tell "
+                "how sure it is; a sklearn.calibration.CalibratedClassifierCV around it has one"
+            )
         self.pseudo_rows_ = np.empty(0, int)
         if sample_domain is None:
-            self._take(clone(self.estimator).fit(X, y))
+            self._take([clone(self.estimator).fit(X, y)])
             self.pseudo_labels_ = self.classes_[:0]
             return self
         check_consistent_length(X, y)
@@ -139,13 +136,13 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         known = column_or_1d(_safe_indexing(y, source), warn=True)
         labels = np.repeat(known[:1], len(source) + len(target))
         labels[source], self.pseudo_labels_ = known, known[:0]
-        self._take(self._fit(X, labels, target))
+        self._take([self._fit(X, labels, target)])
         for _ in range(self.n_iter if len(target) else 0):
             probability = self.predict_proba(_safe_indexing(X, target))
             guesses = probability.argmax(axis=1)
             surest = _surest(probability.max(axis=1), guesses, self.share)
             self.pseudo_rows_, self.pseudo_labels_ = target[surest], self.classes_[guesses[surest]]
-            self._take(self._fit(X, labels, target))
+            self.estimators_.append(self._fit(X, labels, target))
         return self
 
     def _fit(self, X: Any, labels: np.ndarray, target: np.ndarray) -> Any:
@@ -160,29 +157,21 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         labelled = domain > 0
         return estimator.fit(_safe_indexing(X, rows[labelled]), y[labelled])
 
-    def _take(self, estimator: Any) -> None:
-        self.estimator_, self.classes_ = estimator, estimator.classes_
+    def _take(self, estimators: list[Any]) -> None:
+        self.estimators_, self.classes_ = estimators, estimators[0].classes_
         for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(estimator, name):
-                setattr(self, name, getattr(estimator, name))
+            if hasattr(estimators[0], name):
+                setattr(self, name, getattr(estimators[0], name))
 
-    @_has("predict")
     def predict(self, X: Any) -> np.ndarray:
         """Predict a label for each picture, ndarray of shape (N,)."""
         check_is_fitted(self)
-        return self.estimator_.predict(X)
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-    @_has("predict_proba")
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Predict how probable each class is, ndarray of shape (N, K)."""
+        """Predict how probable each class is, ndarray of shape (N, K): the classifiers' mean."""
         check_is_fitted(self)
-        return self.estimator_.predict_proba(X)
-
-    @_has("decision_function")
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Compute what speaks for each class, as the classifier inside does."""
-        check_is_fitted(self)
-        return self.estimator_.decision_function(X)
+        return np.mean([each.predict_proba(X) for each in self.estimators_], axis=0)
 
     def __sklearn_tags__(self) -> Tags:
         tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)

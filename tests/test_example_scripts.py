@@ -120,7 +120,7 @@ def test_which_strategy_as_it_stands(tmp_path):
 def test_domain_shift(tmp_path):
     few = ("--digits", "60", "--epochs", "1", "--unfreeze", "2")
     printed = run("06_domain_shift.py", tmp_path, *few)
-    for name in ("source only", "BatchNorm", "adversary", "both"):
+    for name in ("source only", "BatchNorm", "adversary", "both", "its own guesses"):
         assert numbers(rf"{name} +accuracy on the target (\d\.\d+) in", printed)[0] > 0.1
 
 

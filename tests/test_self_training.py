@@ -59,7 +59,10 @@ def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
     np.testing.assert_array_equal(found.pseudo_labels_, once.predict(X[found.pseudo_rows_]))
     learnt = [*np.flatnonzero(domain > 0), *found.pseudo_rows_]
     again = LogisticRegression().fit(X[learnt], [*y[domain > 0], *found.pseudo_labels_])
-    np.testing.assert_allclose(found.estimator_.coef_, again.coef_)
+    np.testing.assert_allclose(found.estimators_[1].coef_, again.coef_)
+    mean = (once.predict_proba(X) + again.predict_proba(X)) / 2
+    np.testing.assert_allclose(found.predict_proba(X), mean)
+    np.testing.assert_array_equal(found.predict(X), mean.argmax(axis=1))
 
 
 def test_it_is_what_the_same_fits_one_by_one_are():
@@ -75,8 +78,9 @@ def test_it_is_what_the_same_fits_one_by_one_are():
         np.concatenate([y, guesses]),
         sample_domain=np.concatenate([DOMAIN, more]),
     )
-    assert same(weights(found.estimator_), weights(again))
-    assert not same(weights(found.estimator_), weights(first))
+    assert same(weights(found.estimators_[0]), weights(first))
+    assert same(weights(found.estimators_[1]), weights(again))
+    assert not same(weights(again), weights(first))
     restored = pickle.loads(pickle.dumps(found))
     np.testing.assert_array_equal(restored.predict_proba(X), found.predict_proba(X))
 
@@ -150,9 +154,9 @@ def test_a_search_keeps_the_target_in_all_folds():
     assert len(search.best_estimator_.pseudo_rows_) in (12, 24)
 
 
-def test_it_offers_what_the_classifier_inside_offers():
-    assert not hasattr(SelfTrainedImageClassifier(LinearSVC()), "predict_proba")
-    assert hasattr(SelfTrainedImageClassifier(LinearSVC()), "decision_function")
+def test_a_classifier_has_to_tell_how_sure_it_is():
+    with pytest.raises(TypeError, match="but expected a classifier with predict_proba"):
+        SelfTrainedImageClassifier(LinearSVC()).fit(*shifted()[:2])
 
 
 @pytest.mark.parametrize(
