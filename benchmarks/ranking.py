@@ -1,6 +1,6 @@
 """The two orders of rank_backbones, against the accuracy on pictures that were held back.
 
-On the ten sets of benchmarks/_sets.py, the second size of each: candidates are ranked on the
+On the sets of benchmarks/_sets.py, the second size of each: candidates are ranked on the
 training pictures, by the cross-validated accuracy of the linear probe and by LogME, and then
 each one's probe is fitted to the same pictures and tested with up to 200 others. Kendall's rank
 correlation says how alike two orders are, from -1 to 1.
