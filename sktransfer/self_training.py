@@ -5,7 +5,8 @@ Shapes: N pictures, M of them guessed, K classes.
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,9 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         Such as `FineTunedImageClassifier(batch_norm="adapt")`, or a Pipeline that begins with a
         `PretrainedFeatureExtractor`. It is cloned. Where its `fit` takes `sample_domain`, each fit
         tells it which pictures are the target's; otherwise it sees what is labelled alone.
-    share : float, default=0.5
-        Of the pictures that are guessed to be of a class, how many join: above 0, at most 1.
-    n_iter : int, default=2
-        How many more classifiers learn, each from what those before it guess.
+    shares : sequence of float, default=(0.5, 0.7, 0.9)
+        One entry for each classifier that learns after the first: of the pictures that are guessed
+        to be of a class, how many join; above 0, at most 1.
 
     Attributes
     ----------
@@ -83,16 +83,15 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
     >>> first = FineTunedImageClassifier(
     ...     image_size=32, unfreeze=0, augment=None, batch_norm="adapt", random_state=0
     ... )
-    >>> classifier = SelfTrainedImageClassifier(first, n_iter=1)
+    >>> classifier = SelfTrainedImageClassifier(first, shares=[0.5])
     >>> classifier = classifier.fit(X, y, sample_domain=np.repeat([1, -2], 100))
     >>> bool((classifier.pseudo_rows_ >= 100).all())
     True
     """
 
-    def __init__(self, estimator: Any, *, share: float = 0.5, n_iter: int = 2) -> None:
+    def __init__(self, estimator: Any, *, shares: Sequence[float] = (0.5, 0.7, 0.9)) -> None:
         self.estimator = estimator
-        self.share = share
-        self.n_iter = n_iter
+        self.shares = shares
 
     def fit(self, X: Any, y: Any, *, sample_domain: Any = None) -> SelfTrainedImageClassifier:
         """Train the classifier, let it guess, and train it again.
@@ -113,14 +112,14 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         Raises
         ------
         ValueError
-            For a share or a number of rounds out of range, or domains that are none.
+            For shares out of range, or domains that are none.
         TypeError
             Where the classifier tells no probabilities.
         """
-        check_number("share", self.share, Real, 0, 1)
-        check_number("n_iter", self.n_iter, Integral, 0)
-        if not self.share:
-            raise ValueError("Got share=0, but expected more: with n_iter=0 no picture joins")
+        for share in self.shares:
+            check_number("an entry of shares", share, Real, 0, 1)
+            if not share:
+                raise ValueError("Got 0 in shares, so that nothing would join; leave it out")
         if not hasattr(self.estimator, "predict_proba"):
             raise TypeError(
                 f"Got {self.estimator!r}, but expected a classifier with predict_proba, to tell "
@@ -137,10 +136,10 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         labels = np.repeat(known[:1], len(source) + len(target))
         labels[source], self.pseudo_labels_ = known, known[:0]
         self._take([self._fit(X, labels, target)])
-        for _ in range(self.n_iter if len(target) else 0):
+        for share in self.shares if len(target) else ():
             probability = self.predict_proba(_safe_indexing(X, target))
             guesses = probability.argmax(axis=1)
-            surest = _surest(probability.max(axis=1), guesses, self.share)
+            surest = _surest(probability.max(axis=1), guesses, share)
             self.pseudo_rows_, self.pseudo_labels_ = target[surest], self.classes_[guesses[surest]]
             self.estimators_.append(self._fit(X, labels, target))
         return self
