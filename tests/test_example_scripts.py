@@ -142,3 +142,22 @@ def test_closer_source_as_it_stands(tmp_path):
     printed = run("08_closer_source.py", tmp_path)
     far = numbers(r"ImageNet +accuracy (\d\.\d+) ±", printed)[0]
     assert numbers(r"digits 0 to 4 +accuracy (\d\.\d+) ±", printed)[0] > far
+
+
+def test_as_data_grows(tmp_path):
+    printed = run("09_as_data_grows.py", tmp_path, "--sizes", "2", "4", "--epochs", "1")
+    for name in ("frozen", "staged", "full", "scratch"):
+        assert len(numbers(rf"of a class: .*{name} (\d\.\d+)", printed)) == 4
+    with Image.open(tmp_path / "as_data_grows.png") as plot:
+        assert plot.size == (1500, 600)
+
+
+@pytest.mark.slow
+def test_as_data_grows_as_it_stands(tmp_path):
+    printed = run("09_as_data_grows.py", tmp_path)
+    frozen, full, scratch = (
+        numbers(rf"45 of a class: .*{name} (\d\.\d+)", printed)
+        for name in ("frozen", "full", "scratch")
+    )
+    assert full[1] > frozen[1] > scratch[1]  # digits
+    assert frozen[0] > scratch[0] + 0.2  # photographs
