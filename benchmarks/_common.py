@@ -104,7 +104,8 @@ def in_fresh_process(
     command = [str(python), str(ROOT / "benchmarks" / script), *arguments]
     with tempfile.TemporaryDirectory() as empty:
         home = caches or empty
-        folders = dict.fromkeys(("XDG_CACHE_HOME", "FASTAI_HOME", "MPLCONFIGDIR"), home)
+        names = ("XDG_CACHE_HOME", "FASTAI_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
+        folders = dict.fromkeys(names, home)
         # The environment of a peer has the dependencies of sktransfer, but not itself.
         environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | folders
         child = subprocess.run(
