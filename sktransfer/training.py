@@ -175,8 +175,8 @@ def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgres
     """Train one stage, from its beginning or from where `run` says that it was left.
 
     The boundary is where it belongs already. Afterwards the net has the best weights of the stage,
-    by validation loss, which may be those that it began with; without validation, or without
-    patience, the last ones.
+    by validation loss, which may be those that it began with; without patience the last epoch is
+    taken for the best, and without validation there is no other.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgres
         if run.stage != lesson.number:
             _begin(net, run, lesson)
         going_on = _loop(net, run, lesson, progress)
-    if run.best and lesson.patience is not None:
+    if run.best:
         suffix.restore(run.best)
     suffix.train(False)
     return going_on
@@ -333,7 +333,7 @@ class _Keeper(Callback):
         run, row = self.run, net.history_[-1]
         run.epoch += 1
         loss = float(row.get("valid_loss", math.nan))
-        if loss < run.best_loss:
+        if loss < run.best_loss or (self.lesson.valid is not None and self.lesson.patience is None):
             run.best_loss, run.best_accuracy = loss, row["valid_acc"]
             run.best_epoch, run.stall = run.epoch, 0
             run.best = net.module_.state_of(self.lesson.kept)

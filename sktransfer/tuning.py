@@ -336,14 +336,13 @@ class FineTuning:
     def _report(self, net: Any, run: Run, number: int, seconds: float) -> dict[str, Any]:
         stage = self.stages[number]
         epochs = 0 if stage.solves_head else run.epoch
-        restored = self.valid is not None and self.estimator.early_stopping
         return {
             "stage": stage.name,
             "blocks": list(stage.blocks),
             "boundary": stage.boundary,
             "trainable": net.module_.count_trained(),
             "epochs": epochs,
-            "best_epoch": run.best_epoch if epochs and restored else epochs,
+            "best_epoch": run.best_epoch if epochs and self.valid is not None else epochs,
             "valid_loss": None if self.valid is None else run.best_loss,
             "valid_acc": None if self.valid is None else run.best_accuracy,
             "C": self._strength if stage.solves_head else None,

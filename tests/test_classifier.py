@@ -336,6 +336,11 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_the_best_weights():
     with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of the stage"):
         classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
+    with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 3 of the stage"):
+        classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(3)], early_stopping=False)
+        classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
+    assert np.isfinite(classifier.predict_proba(X_TEST)).all()
+    assert classifier.stages_[-1]["best_epoch"] == 2
     with pytest.raises(FloatingPointError, match="lower lr, raise lr_drop"):
         tiny(unfreeze=(0, 1), callbacks=[Explode(1)], early_stopping=False).fit(X, Y)
 
@@ -391,6 +396,15 @@ def test_without_early_stopping_all_pictures_train_all_epochs():
     assert len(classifier.history_) == 4
     assert sum(batch["train_batch_size"] for batch in classifier.history_[0]["batches"]) == 60
     assert classifier.stages_[-1]["valid_loss"] is None
+
+
+def test_without_early_stopping_the_last_epoch_is_kept_and_told():
+    classifier = tiny(unfreeze=(0, 1), lr=10.0, max_epochs=4, early_stopping=False)
+    classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
+    first, last = classifier.stages_
+    assert last["best_epoch"] == 4
+    assert last["valid_loss"] == classifier.history_[-1]["valid_loss"] > first["valid_loss"]
+    assert last["valid_acc"] == pytest.approx(classifier.score(X_TEST, Y_TEST))
 
 
 def test_callbacks_of_skorch_stop_a_stage():
