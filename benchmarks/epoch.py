@@ -3,8 +3,8 @@
 The last two blocks of EfficientNet-Lite0 (block15, conv_head) and the head, on the 345 training
 photographs of benchmarks/tuning.py at 224 x 224. Ours is FineTunedImageClassifier(unfreeze=(0, 2)),
 as its history tells; "compiled" is the same with what is trained compiled by torch, which its first
-epoch pays for, and which may pay in a fit that is long enough. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm,
-and the batch size that turns out fastest; it is measured with gradients
+epoch pays for. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm, and
+the batch size that turns out fastest; it is measured with gradients
 
 everything  for all blocks: a full forward and backward pass,
 last two    for those two blocks and the head: the other blocks still run forward each epoch.
@@ -51,6 +51,7 @@ class Compiling(Callback):
     """Compiles what is trained when a stage begins."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """See skorch."""
         torch._inductor.config.fallback_random = True  # the same dropout
         net.module_.compile()
 
@@ -106,7 +107,8 @@ def plain(kind: str, batch_size: int, epochs: int) -> list[float]:
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--epochs", type=int, default=4, help="of each; default: %(default)s")
-    parser.add_argument("--kind", choices=("ours", "compiled", *KINDS), help="measure it, in this process")
+    kinds = ("ours", "compiled", *KINDS)
+    parser.add_argument("--kind", choices=kinds, help="measure it, in this process")
     parser.add_argument("--batch-size", type=int, default=8, help="with --kind; default: 8")
     options = parser.parse_args()
     if options.epochs < 2:

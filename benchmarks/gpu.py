@@ -189,6 +189,17 @@ def expected(network: str, folder: Path) -> np.ndarray:
     return PretrainedFeatureExtractor(network, **options).fit_transform(paths)
 
 
+def run_variant(variant: str, *arguments: str, threads: int) -> dict:
+    """Measure a variant in a fresh process; what may be faster may also be missing."""
+    try:
+        found = in_fresh_process(*arguments, threads=threads)
+    except ChildError as error:
+        if variant not in FASTER:
+            raise
+        return {"missing": str(error)}
+    return {key: round(value, 1) for key, value in found.items()}
+
+
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--network", default="resnet50", help="default: %(default)s")
@@ -218,13 +229,7 @@ def main() -> None:
         os.environ["SCIPY_ARRAY_API"] = "1"  # read when scipy is imported
         for variant in [*VARIANTS, *FASTER, "head"]:
             arguments = ("gpu.py", "--measure", variant, name, *common)
-            try:
-                found = in_fresh_process(*arguments, threads=options.threads)
-                result[variant] = {key: round(value, 1) for key, value in found.items()}
-            except ChildError as error:
-                if variant not in FASTER:
-                    raise
-                result[variant] = {"missing": str(error)}
+            result[variant] = run_variant(variant, *arguments, threads=options.threads)
             print(f"{variant:12}", result[variant])
         right = expected(options.network, Path(name))
         found = {variant: np.load(Path(name) / f"{variant}.npy") for variant in LIKENESS}

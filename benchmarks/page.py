@@ -77,11 +77,11 @@ def embedding_section() -> str:
 
 432 photographs (PNG), from file to embedding, EfficientNet-Lite0 at 224 x 224, medians of three
 rounds in fresh processes (`benchmarks/embedding.py`). The limit is what the cores could do if all
-they did was to decode, prepare and run OpenVINO; at the speed of a matrix product, the
-multiplications of the network would be as fast as those of large matrices in torch. fastai runs
-channels last, in batches of 8; embetter in evaluation mode and without gradients, which it does not
-do by itself. bfloat16 has to be asked for, with `precision="bfloat16"`, or with torch's autocast in
-the others; there the cosine is the median one, and the best peer may be one in bfloat16.
+they did was to decode, prepare and run OpenVINO; the one at the speed of a matrix product assumes
+that the multiplications of the network are as fast as those of one large matrix product in torch.
+fastai runs channels last, in batches of 8; embetter in evaluation mode and without gradients, which
+it does not do by itself. bfloat16 has to be asked for, with `precision="bfloat16"`, or with torch's
+autocast in the others; there the cosine is the median, and the best peer may be one in bfloat16.
 
 ![Pictures a second on {machines[0]["machine"]["cpu"]}]({path})
 
@@ -253,8 +253,9 @@ frozen embeddings {digits["probe"]["accuracy"]}, on raw pixels {digits["pixels"]
 
 An epoch of the last two blocks on cached activations takes {epoch["ours"]} s, one of plain torch
 {epoch["last two"]["times_ours"]} times as long with the other blocks frozen, and
-{epoch["everything"]["times_ours"]} times with all trained (`benchmarks/epoch.py`). What is trained is
-not compiled: torch compiles it in {epoch["compiling"]} s, after which an epoch takes {epoch["compiled"]} s.
+{epoch["everything"]["times_ours"]} times with all trained (`benchmarks/epoch.py`). What is trained
+is not compiled: torch compiles it in {epoch["compiling"]} s, after which an epoch takes
+{epoch["compiled"]} s.
 """
 
 
@@ -438,7 +439,8 @@ Measured on 2 cores of an AMD EPYC or an Intel Xeon, with torch {torch}: ratios 
 hold, and seconds of two sections need not be of the same machine. Every variant runs in a fresh
 process, results are compared before a speed counts, and peers run at the best settings that
 could be found for them. All figures come from `benchmarks/results/`, this page from
-`benchmarks/page.py`; `benchmarks/run_all.py` measures all of it again.
+`benchmarks/page.py`; `benchmarks/run_all.py` measures it again, but for int8, the
+second machine and the rounds on fold 0.
 
 """
 

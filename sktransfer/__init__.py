@@ -1,14 +1,14 @@
 """Transfer learning for images that behaves like scikit-learn.
 
 A backbone is an ordered list of blocks, and one boundary moves. What lies before it is frozen: it
-runs through the fastest engine of the machine, and each picture goes through it once. The rooms, of
-which each imports only from those above it:
+runs through the fastest engine of the machine, and each picture goes through it once. The rooms, in
+about the order in which they import each other (tests/test_rooms.py has the exact one):
 
 images (decoding, items, containers, validation)
     anything image-like -> a lazy sequence of uint8 pictures
 datasets
     folders of pictures -> paths and labels
-transforms (distortions, augmentation, views), reading
+transforms (distortions, augmentation, views), reading (device_decoding)
     pictures -> batches of pixels, prepared as the weights expect, or augmented
 architectures (anatomy, efficientnet_lite), split (adversary)
     networks as ordered blocks; the boundary, what is frozen before it, and what is trained behind

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import platform
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,9 @@ PRECISIONS = {
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _IMPORTED_IN = os.getpid()
+
+# Held by whoever draws from generators that the whole process shares, or seeds them for a while.
+GLOBAL_GENERATORS = threading.RLock()
 
 
 def is_fork() -> bool:
@@ -143,8 +147,12 @@ def training_precision(precision: torch.dtype, device: torch.device) -> torch.dt
     >>> training_precision(torch.float32, torch.device("cpu"))
     torch.float32
     """
-    if precision == torch.float32 or (device.type == "cuda" and not torch.cuda.is_bf16_supported()):
+    if precision == torch.float32:
         return torch.float32
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # of which it speaks
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.float32
     return torch.bfloat16
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
+import os
 import shutil
 import tempfile
 import weakref
@@ -16,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sktransfer._config import autocast
-from sktransfer.engines import auto_batch_size
+from sktransfer.engines import auto_batch_size, in_parts, run_frozen
 from sktransfer.features import Recipe, embed, map_shape, output_width, recipe_at
 from sktransfer.machine import Machine
 from sktransfer.split import FrozenSpan
@@ -108,18 +109,28 @@ def run_span(
     span: FrozenSpan, x: torch.Tensor, device: torch.device, precision: torch.dtype
 ) -> np.ndarray:
     """Carry a batch of activations (N, ...) through frozen blocks: float32 of shape (N, W)."""
-    x = x.to(device)
-    if x.ndim == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    with autocast(device, precision):
-        return span(x).flatten(1).float().cpu().numpy()
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        part = part.to(device)
+        if part.ndim == 4:
+            part = part.contiguous(memory_format=torch.channels_last)
+        return run_frozen(span, part, precision).flatten(1).cpu()
+
+    return in_parts(run, x)[0]
 
 
 def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
-    """Make an array in a temporary file, which goes when the array goes."""
+    """Make an array in a temporary file, which goes when the array goes.
+
+    Raises
+    ------
+    OSError
+        Where the disk has no room for it.
+    """
     with tempfile.NamedTemporaryFile(prefix="sktransfer-", delete=False) as file:
         path = Path(file.name)
     try:
+        _reserve(path, math.prod(shape) * np.dtype(dtype).itemsize)
         array = np.memmap(path, dtype=dtype, mode="w+", shape=shape)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -129,3 +140,18 @@ def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
         return array
     weakref.finalize(array, path.unlink, missing_ok=True)
     return array
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the room on the disk now: a mapped file that finds none later ends the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Got no room for {size:,} bytes of activations in {path.parent} ({error.strerror}); "
+            "free disk space, let TMPDIR name a folder on another disk, or lower n_views",
+        ) from error

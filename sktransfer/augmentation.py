@@ -10,7 +10,6 @@ import hashlib
 import pickle
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, SimpleNamespace
@@ -22,7 +21,7 @@ import torchvision
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from sktransfer._config import seeded
+from sktransfer._config import GLOBAL_GENERATORS, seeded
 from sktransfer._errors import check_choice
 from sktransfer.distortions import Blur, ColourLoss, Erase, Geometry, Lighting, Part, SensorNoise
 
@@ -37,9 +36,6 @@ _EDITION = 4
 
 # What is in them is told by its name; torchvision's version is part of the digest too.
 _LIBRARIES = sys.stdlib_module_names | {"PIL", "numpy", "sktransfer", "torch", "torchvision"}
-
-# Users' transforms draw from generators that the whole process shares.
-_GLOBAL_GENERATORS = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Augmentation:
                 drawn = step.draw(torch.Generator().manual_seed(own_seed))
                 result = step.transform(result, drawn and {**drawn, "size": size})
             else:
-                with _GLOBAL_GENERATORS, _globally_seeded(own_seed), torch.no_grad():
+                with GLOBAL_GENERATORS, _globally_seeded(own_seed), torch.no_grad():
                     result = step(result)
         return _check_result(result, self.name)
 
@@ -116,7 +112,13 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
         - `"light"`: small turns, shifts and zooms, a little light. No mirror images: for digits.
         - `"standard"`: more of each, and mirror images. For photographs.
         - `"aggressive"`: still more, and shear, colour, blur, hidden parts. For few pictures.
-        - `"industrial"`: a fixed camera whose lighting, focus, sensor and colours vary.
+        - `"industrial"`: a fixed camera whose lighting, focus, sensor and colours vary; small
+          turns, and mirror images.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where it is none of these.
 
     Examples
     --------

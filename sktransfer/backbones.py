@@ -176,14 +176,16 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
 
 def keep_backbone(digest: bytes, make: Callable[[], Backbone]) -> Backbone:
     """Make a backbone, or find it where this process has made it before."""
-    if digest not in _made:
-        _made[digest] = make()
+    with _making:
+        found = _made.pop(digest, None) or make()
+        _made[digest] = found  # the last to go
         while len(_made) > _KEPT:
             _made.popitem(last=False)
-    return _made[digest]
+    return found
 
 
 _made: OrderedDict[bytes, Backbone] = OrderedDict()
+_making = threading.RLock()
 
 
 @lru_cache(maxsize=_KEPT)

@@ -18,6 +18,7 @@ from sktransfer.parameters import (
     divide,
     find_source,
     find_target,
+    find_validation,
 )
 from sktransfer.prediction import NetworkPrediction
 from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
@@ -99,9 +100,10 @@ default="standard"
         Ends a stage when the loss on the validation pictures has not improved for
         `n_iter_no_change` epochs, and goes back to the best weights, which may be those that the
         stage began with. `False` trains on all pictures for `max_epochs` epochs, and chooses the
-        head's regularisation by cross-validation. `"auto"` is `True` where validation pictures are
-        given, or there are at least 2,000 pictures: fewer can better be used for training. With
-        `domain_adversarial` only given ones count: those of the source cannot judge the target.
+        head's regularisation by `X_val`, or else by cross-validation. `"auto"` is `True` where
+        validation pictures are given, or there are at least 2,000 pictures: fewer can better be
+        used for training. With `domain_adversarial` only given ones count: those of the source
+        cannot judge the target.
     n_iter_no_change : int, default=5
         Epochs without improvement that end a stage.
     checkpoint_dir : path or None, default=None
@@ -279,6 +281,16 @@ default="standard"
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError, TypeError
+            For parameters, pictures, labels or domains that cannot be used, before anything is
+            trained.
+        PictureError
+            For a picture that cannot be read; it names the row and the file.
+        FloatingPointError
+            Where the loss is not finite, and there are no validation pictures by which to go back.
         """
         check_parameters(self)
         pictures = check_pictures(self, X, reset=True, sample_weight=sample_weight)
@@ -295,8 +307,9 @@ default="standard"
         self._source = find_source(self, examples, target)
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing()
-        checkpoint, seed = checkpoint_of(self, self._source, examples, target)
-        train, valid = divide(self, examples, X_val, y_val, seed)
+        given = find_validation(self, X_val, y_val)
+        checkpoint, seed = checkpoint_of(self, self._source, examples, target, given)
+        train, valid = divide(self, examples, given, seed)
         stages = resolve_stages(self.unfreeze, self._source.block_names())
         self._boundary = stages[-1].boundary
         fit = FineTuning(

@@ -45,7 +45,7 @@ _OURS = (FineTunedImageClassifier, PretrainedFeatureExtractor)
 
 @dataclass(frozen=True)
 class Cost:
-    """What fits cost at most, as `estimate_cost` finds it.
+    """What fits cost, as `estimate_cost` finds it; counts are at most.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Cost:
 
     def __repr__(self) -> str:
         lines = [f"  {k.replace('_', ' '):<18} {round(v, 1):,}" for k, v in vars(self).items()]
-        return "\n".join(["Cost, at most", *lines]) + " in one process"
+        return "\n".join(["Cost, at most", *lines]) + " in one process, besides solving heads"
 
 
 def estimate_cost(estimator: Any, X: Any, y: Any = None, *, cv: Any = None) -> Cost:
@@ -109,7 +109,7 @@ def estimate_cost(estimator: Any, X: Any, y: Any = None, *, cv: Any = None) -> C
       pictures embedded  120
       pictures trained   600
       bytes cached       ...
-      seconds            ... in one process
+      seconds            ... in one process, besides solving heads
     """
     state = np.random.get_state()
     try:

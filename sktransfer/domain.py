@@ -144,7 +144,7 @@ def match_batch_norm(
             blocks(backbone.preprocessing.normalize(batch.to(device)))
         for hook in hooks:
             hook.remove()
-        return {layer: torch.stack(moments).mean(0) for layer, moments in found.items()}
+        return {layer: torch.stack(seen).mean(0) for layer, seen in found.items() if seen}
 
     ours = observe(source, {})
     for layer, moments in observe(target, ours).items():
@@ -190,6 +190,8 @@ def _shuffled(
 ) -> Iterator[torch.Tensor]:
     """Read pictures in batches that look like the whole: folders come class by class."""
     rows = np.random.RandomState(0).permutation(len(views))[:most].tolist()
+    if len(rows) > _BATCH and len(rows) % _BATCH == 1:
+        rows.pop()  # of one picture alone there is no variance
     for _, batch in PictureReader(views, threads, faults).batches(rows, _BATCH):
         yield batch
 

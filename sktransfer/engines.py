@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import threading
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -209,50 +210,78 @@ class TorchEngine:
         self._preprocessing = preprocessing
         self._device, self._precision = device, precision
         self.side_by_side = known and device.type in ("cpu", "cuda")
-        self._places, self._own = threading.BoundedSemaphore(_ON_DEVICE), threading.local()
         if device.type == "cpu":
             keep_pages()
         if device.type == "cuda":
             self._prefix.to(memory_format=torch.channels_last)
-            torch.cuda.synchronize(device)  # the streams of other threads would not wait for it
+            torch.cuda.synchronize(device)  # other streams would not wait for it
+            self._streams = SimpleQueue[torch.cuda.Stream]()
+            for _ in range(_ON_DEVICE):
+                self._streams.put(torch.cuda.Stream(device))
         self._most: int | None = None
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
-        done = []
-        while len(batch):
-            part = batch[: self._most]
-            try:
-                done.append(self._forward(part))
-                batch = batch[len(part) :]
-                continue
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
-                    raise
-            # Outside the handler, whose traceback would keep the tensors of the failed run alive.
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            self._most = len(part) // 2
-        return np.concatenate(done)
+        found, self._most = in_parts(self._forward, batch, self._most)
+        return found
 
     @torch.inference_mode()
-    def _forward(self, batch: torch.Tensor) -> np.ndarray:
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
             return self._compute(batch)
-        with self._places, torch.cuda.stream(self._stream()):
-            return self._compute(batch.pin_memory())
+        stream = self._streams.get()  # copies of one run beside the forward of another
+        try:
+            with torch.cuda.stream(stream):
+                return self._compute(batch.pin_memory())
+        finally:
+            self._streams.put(stream)
 
-    def _stream(self) -> torch.cuda.Stream:
-        """Give each thread a queue of its own: copies of one run beside the forward of another."""
-        if not hasattr(self._own, "stream"):
-            self._own.stream = torch.cuda.Stream(self._device)
-        return self._own.stream
-
-    def _compute(self, batch: torch.Tensor) -> np.ndarray:
+    def _compute(self, batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(self._device, non_blocking=True)
         x = self._preprocessing.normalize(batch.contiguous(memory_format=torch.channels_last))
-        with autocast(self._device, self._precision):
-            embeddings = self._prefix(x)
-        if self._precision == torch.float16 and not embeddings.isfinite().all():
-            embeddings = self._prefix(x)  # it was too large for float16
-        return embeddings.float().cpu().numpy()
+        return run_frozen(self._prefix, x, self._precision).cpu()
+
+
+def run_frozen(blocks: nn.Module, x: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+    """Run frozen blocks in mixed precision: float32; what is too large for float16 in float32."""
+    with autocast(x.device, precision):
+        y = blocks(x)
+    if precision == torch.float16 and not y.isfinite().all():
+        y = blocks(x)
+    return y.float()
+
+
+def in_parts(
+    run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, most: int | None = None
+) -> tuple[np.ndarray, int | None]:
+    """Run a batch; where memory ends on the device, in halves, or in halves of these.
+
+    Parameters
+    ----------
+    run : callable
+        Maps a part (n, ...) of the batch to what belongs to it, (n, ...), on the CPU.
+    batch : Tensor of shape (N, ...)
+    most : int or None
+        How many go at once from the beginning; all.
+
+    Returns
+    -------
+    ndarray of shape (N, ...)
+    most : int or None
+        How many went at once in the end.
+    """
+    done = []
+    while len(batch):
+        part = batch[:most]
+        try:
+            done.append(run(part).numpy())
+            batch = batch[len(part) :]
+            continue
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+        # Outside the handler, whose traceback would keep the tensors of the failed run alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        most = len(part) // 2
+    return np.concatenate(done), most

@@ -78,7 +78,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the network: float32, but on CUDA float16.
     batch_size : int or "auto", default="auto"
-        Pictures that go through the network at once; halved by itself where memory ends.
+        Pictures that go through the network at once; halved by itself where a GPU's memory ends.
     n_jobs : int or None, default=None
         Threads that read pictures, and run torch on a CPU; -1 is one a core, `None` one for each
         thread of torch's (a single one inside a worker of a parallel search).

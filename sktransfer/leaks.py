@@ -187,8 +187,9 @@ def find_leaks(
 
     Pictures whose embeddings have a cosine of at least 0.5 are compared pixel by pixel, in small,
     also mirrored and cropped by up to a tenth: a correlation of at least 0.95 makes them copies.
-    Others are alike from a cosine of 0.95 on. At these bounds resized, recompressed, mirrored and
-    cropped copies of 432 photographs were told from all other pairs of them.
+    Others are alike from a cosine of 0.95 on. At these bounds 0.98 or more of the resized,
+    recompressed, mirrored or cropped copies of 432 photographs were found, and 0.96 or more of
+    what was found were such copies.
 
     Parameters
     ----------

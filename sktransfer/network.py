@@ -13,7 +13,7 @@ import torch
 
 from sktransfer._config import training_precision
 from sktransfer.backbones import Backbone
-from sktransfer.engines import auto_batch_size
+from sktransfer.engines import auto_batch_size, in_parts
 from sktransfer.features import Recipe, embed, engine_for, map_shape, output_width, recipe_at
 from sktransfer.images import Pictures
 from sktransfer.machine import Machine
@@ -104,11 +104,15 @@ class Network:
         """
         size = auto_batch_size(machine.device, self.preprocessing.crop)
         outputs = []
+
+        @torch.inference_mode()
+        def run(part: torch.Tensor) -> torch.Tensor:
+            return layer(part.to(machine.device).float()).float().cpu()
+
         for start in range(0, len(pictures), _CHUNK):
             views = Views(pictures[start : start + _CHUNK], self.preprocessing)
             for x in self._activations(views, len(pictures), size, machine, verbose):
-                with torch.inference_mode():
-                    outputs.append(layer(x).float().cpu().numpy())
+                outputs.append(in_parts(run, x)[0])
         return np.concatenate(outputs)
 
     def _activations(
@@ -128,4 +132,4 @@ class Network:
             steady=machine.store is not None,  # what others read must not depend on who wrote it
         )
         for start in range(0, len(values), 4 * size):
-            yield torch.from_numpy(values[start : start + 4 * size]).to(machine.device).float()
+            yield torch.from_numpy(values[start : start + 4 * size])

@@ -104,7 +104,11 @@ class OpenVINOEngine:
             os.utime(folder)
             return
         with _new_folder(folder.parent) as new:
-            openvino.save_model(_convert(whole), new / "graph.xml", compress_to_fp16=False)
+            graph = _convert(whole)
+            try:
+                openvino.save_model(graph, new / "graph.xml", compress_to_fp16=False)
+            except (OSError, RuntimeError) as error:
+                raise EngineError(f"OpenVINO cannot write its graph to {new}: {error}") from error
             # As every later process does: what is read is compiled to other roundings.
             self._idle = self._read(new)
             self._compare(whole)

@@ -115,10 +115,8 @@ def draw_seed(random_state: Any) -> int:
     )
 
 
-def divide(
-    estimator: Any, examples: Examples, X_val: Any, y_val: Any, seed: int
-) -> tuple[Examples, Examples | None]:
-    """Find the pictures to validate on: those that are given, or some that are held back.
+def find_validation(estimator: Any, X_val: Any, y_val: Any) -> Examples | None:
+    """Find the pictures to validate on where they are given.
 
     Raises
     ------
@@ -127,11 +125,20 @@ def divide(
     """
     if (X_val is None) != (y_val is None):
         raise ValueError("Got only one of X_val and y_val, but expected both or none of them")
-    if X_val is not None:
-        pictures = check_pictures(estimator, X_val, reset=False)
-        check_consistent_length(pictures, y_val)
-        ones = np.ones(len(pictures))
-        return examples, Examples(pictures, encode(y_val, estimator.classes_), ones, ones)
+    if X_val is None:
+        return None
+    pictures = check_pictures(estimator, X_val, reset=False)
+    check_consistent_length(pictures, y_val)
+    ones = np.ones(len(pictures))
+    return Examples(pictures, encode(y_val, estimator.classes_), ones, ones)
+
+
+def divide(
+    estimator: Any, examples: Examples, given: Examples | None, seed: int
+) -> tuple[Examples, Examples | None]:
+    """Find what to train and to validate on: what is given, or what is held back, if asked for."""
+    if given is not None:
+        return examples, given
     asked = estimator.early_stopping
     enough = asked is True or (
         len(examples.y) >= ENOUGH_TO_HOLD_BACK
@@ -187,7 +194,7 @@ def find_source(estimator: Any, examples: Examples, target: Examples | None) -> 
 
 
 def checkpoint_of(
-    estimator: Any, source: BackboneSource, examples: Examples, target: Examples | None
+    estimator: Any, source: BackboneSource, *examples: Examples | None
 ) -> tuple[Path | None, int]:
     """Find the file of a fit in its `checkpoint_dir`, and the seed to use.
 
@@ -205,8 +212,7 @@ def checkpoint_of(
         source.load().digest.hex(),
         "" if augmentation is None else _identify(estimator.augment, augmentation),
         "" if estimator.random_state is None else str(seed),
-        examples.digest(),
-        "" if target is None else target.digest(),
+        *("" if each is None else each.digest() for each in examples),
     ]
     name = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
     path = Path(estimator.checkpoint_dir).expanduser() / f"{name}.pt"

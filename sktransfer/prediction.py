@@ -16,6 +16,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from sktransfer._config import resolve_device
 from sktransfer.backbones import Backbone
 from sktransfer.domain import BackboneSource, BatchNormState, match_batch_norm
 from sktransfer.images import Pictures
@@ -92,7 +93,8 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """The skorch net, which takes activations at the last boundary."""
         if "_tuned" not in vars(self):
             raise AttributeError(f"This {type(self).__name__} is not fitted yet")
-        if self._net is None:
+        device = resolve_device(self.device)
+        if self._net is None or _differ(self._net.module_.device, device):
             machine = Machine.of(self)
             suffix = self._network().suffix({self._boundary}, machine)
             suffix.restore(self._tuned)
@@ -128,8 +130,17 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         path : path
             Ends in `.safetensors`. The network's own classifying layer is in the file as it was;
             the head is not.
+
+        Raises
+        ------
+        ValueError
+            Where the name ends in something else.
         """
         save_weights(self.as_backbone(), path)
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        shown = super().__repr__(N_CHAR_MAX)
+        return f"{shown} <{self.preprocessing_}>" if "preprocessing_" in vars(self) else shown
 
     def _adapt(self, source: Pictures, target: Pictures) -> None:
         """Let the target look to each BatchNorm layer as the source did while it was learnt."""
@@ -139,7 +150,7 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.batch_norm_, self._source = found, replace(self._source, batch_norm=found)
         statistics = found.statistics
         self._tuned = {name: statistics.get(name, each) for name, each in self._tuned.items()}
-        self.net_.module_.restore(self._tuned)
+        self.net_.module_.restore({**statistics, **self._tuned})
 
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -169,3 +180,8 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if "_net" in state:
             state = {**state, "_net": None}
         return state
+
+
+def _differ(one: torch.device, other: torch.device) -> bool:
+    """Whether these are two devices: without a number it is the first."""
+    return (one.type, one.index or 0) != (other.type, other.index or 0)

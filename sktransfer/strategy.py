@@ -162,7 +162,7 @@ class StrategyReport:
             ["contrast, of 255", f"{found.contrast:.0f}"],
             ["pictures embedded by the fit", f"{cost.pictures_embedded:,}"],
             ["pictures of its training steps", f"{cost.pictures_trained:,}"],
-            ["seconds of the fit, at most", f"{cost.seconds:,.0f}"],
+            ["seconds, besides solving the head", f"{cost.seconds:,.0f}"],
         ]
         return ["measured", ""], rows, [0]
 
@@ -221,7 +221,8 @@ def recommend_strategy(
     Notes
     -----
     Each picture goes through the network once, and its embedding is shared with what is fitted
-    later. Of more than 2,000 pictures a share of each class is measured.
+    later, unless that is staged and needs what crosses an earlier boundary. Of more than 2,000
+    pictures a share of each class is measured.
 
     Pictures are *different* where the embeddings of different classes have a mean cosine of at
     least 0.45: to the network they are all one thing. The bound holds for EfficientNet-Lite0; other

@@ -6,7 +6,7 @@ and the epoch, and boundary and rates follow from stage and progress.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from skorch.helper import predefined_split
 from skorch.history import History
 from torch import nn
 
-from sktransfer._config import keep_pages, seeded
+from sktransfer._config import GLOBAL_GENERATORS, keep_pages, seeded
 from sktransfer._errors import check_choice
 from sktransfer.adversary import reversal_strength
 from sktransfer.checkpoint import load_checkpoint, save_checkpoint
@@ -90,6 +90,10 @@ class _PenalisedNet(NeuralNet):
 
     Where the module has met an adversary, its loss comes on top.
     """
+
+    def train_step(self, batch: Any, **fit_params: Any) -> Any:
+        with GLOBAL_GENERATORS:  # dropout draws from them, while pictures are read ahead
+            return super().train_step(batch, **fit_params)
 
     def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
         logits, *rival = y_pred if isinstance(y_pred, tuple) else (y_pred,)
@@ -213,7 +217,7 @@ def _loop(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> 
     callbacks = dict(net.callbacks_)
     conductor, keeper = callbacks["conductor"], callbacks["keeper"]
     conductor.run, conductor.lesson = keeper.run, keeper.lesson = (run, lesson)
-    keeper.progress = progress
+    keeper.progress, keeper.conductor = progress, conductor
     net.set_params(train_split=lesson.valid and predefined_split(lesson.valid))
     net.notify("on_train_begin", X=lesson.train, y=None)
     going_on = True
@@ -224,7 +228,8 @@ def _loop(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> 
         pass
     except KeyboardInterrupt:
         if conductor.in_callbacks:  # skorch's way of stopping early
-            keeper.keep(net)
+            with contextlib.suppress(_StageEnds):
+                keeper.keep(net)
         else:
             going_on = False
     net.notify("on_train_end", X=lesson.train, y=None)
@@ -262,7 +267,8 @@ class _Conductor(Callback):
         seed = derive_seed(self.run.seed, self.lesson.number, self.run.epoch)
         torch.default_generator.manual_seed(seed)
         if net.module_.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(net.module_.device):
+                torch.cuda.manual_seed(seed)
         self.lesson.train.begin_epoch(seed, self.run.epoch)
 
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
@@ -319,11 +325,13 @@ class _Keeper(Callback):
     run: Run
     lesson: Lesson
     progress: StageProgress
+    conductor: _Conductor
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.progress.begin()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.conductor.in_callbacks = False  # those of the user
         self.keep(net)
         if self.is_over():
             raise _StageEnds
@@ -362,7 +370,7 @@ def save_run(path: Path | None, net: NeuralNet, run: Run, kept: Sequence[str]) -
     if path is None:
         return
     content = {
-        **dataclasses.asdict(run),
+        **vars(run),
         "weights": net.module_.state_of(kept),
         "optimizer": net.optimizer_.state_dict(),
         "history": _plain(list(net.history_)),

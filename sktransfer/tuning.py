@@ -173,7 +173,7 @@ class FineTuning:
             number=number,
             stage=stage,
             rates=rates,
-            train=self._lesson_feed(stage),
+            train=self._lesson_feed(number),
             valid=self._valid_feed(stage),
             max_epochs=options.max_epochs,
             patience=options.n_iter_no_change if options.early_stopping else None,
@@ -212,27 +212,27 @@ class FineTuning:
 
     # What a stage learns from, and is judged by.
 
-    def _lesson_feed(self, stage: Stage) -> Feed | PairedFeed:
+    def _lesson_feed(self, number: int) -> Feed | PairedFeed:
         """Give what a stage trains on: the pictures, and beside them the target's."""
         smooth = self.estimator.label_smoothing
         targets = Targets(self.train.y, self.train.weights, self.network.n_classes, smooth)
-        feed = self._train_feed(stage, self.train, targets, self._train_at)
+        feed = self._train_feed(number, self.train, targets, self._train_at)
         if self.target is None or not self.adversarial:
             return feed
         nobody = Targets(self.target.y, self.target.weights, n_classes=1)
-        other = self._train_feed(stage, self.target, nobody, self._target_at, len(feed))
+        other = self._train_feed(number, self.target, nobody, self._target_at, len(feed))
         return PairedFeed(feed, other)
 
     def _train_feed(
         self,
-        stage: Stage,
+        number: int,
         examples: Examples,
         targets: Targets,
         activations_at: Callable[[int], Activations],
         length: int | None = None,
     ) -> Feed:
         """Give the views of pictures: from what is cached, or else read anew."""
-        options = self.estimator
+        options, stage = self.estimator, self.stages[number]
         settings = {"mixup": options.mixup, "length": length}
         common = (targets, options.batch_size, self.machine.device)
         if stage.boundary > 0 and not self.fresh and self.does_fit:
@@ -240,7 +240,8 @@ class FineTuning:
             values = values.reshape(len(targets.y), 1 + self.n_views, -1)
             return CachedFeed(values, *common, **settings)
         run = self.network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
-        kind = self._fresh_views if self.fresh or stage.boundary == 0 else self._fixed_views
+        fresh = partial(self._fresh_views, number)
+        kind = fresh if self.fresh or stage.boundary == 0 else self._fixed_views
         return PictureFeed(partial(kind, examples), run, self.machine.threads, *common, **settings)
 
     def _valid_feed(self, stage: Stage) -> Feed | None:
@@ -259,9 +260,9 @@ class FineTuning:
         """Give all views that could be cached."""
         return self._views(examples, self.n_views), 1 + self.n_views
 
-    def _fresh_views(self, examples: Examples, epoch: int) -> tuple[Views, int]:
-        """Give a view of each picture that no other epoch sees."""
-        salt = self.seed.to_bytes(8, "little")
+    def _fresh_views(self, stage: int, examples: Examples, epoch: int) -> tuple[Views, int]:
+        """Give a view of each picture that no other epoch of any stage sees."""
+        salt = self.seed.to_bytes(8, "little") + stage.to_bytes(2, "little")
         fresh = Views(
             examples.pictures,
             self.network.preprocessing,

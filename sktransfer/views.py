@@ -90,6 +90,7 @@ class Views:
         self._numbers: Sequence[int] = range(1 + n_views) if only is None else [only]
         self._resized: OrderedDict[int, Future[_Source]] = OrderedDict()
         self._lock = threading.Lock()
+        self._identity = -1, b""
 
     def __len__(self) -> int:
         return len(self.pictures) * len(self._numbers)
@@ -103,7 +104,10 @@ class Views:
             For a missing file or an item that is no picture.
         """
         row, number = self._place(item)
-        identity = self.pictures.fingerprint(row)
+        known, identity = self._identity
+        if known != row:  # views of a picture come one after the other
+            identity = self.pictures.fingerprint(row)
+            self._identity = row, identity
         if number == 0 or self._augmentation is None:
             return identity
         parts = identity + self._augmentation.digest + number.to_bytes(8, "little") + self._salt

@@ -1,8 +1,11 @@
 """What crosses a boundary, and below it the way through the whole network, which uses it."""
 
 import dataclasses
+import errno
 import gc
 import math
+import os
+import tempfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import CountingTiny, Tiny, cosine, counted, pictures
+from torch import nn
 
 from sktransfer import activations, network
 from sktransfer._errors import PictureError
-from sktransfer.activations import fits_on_disk, gather, scratch_array
+from sktransfer.activations import fits_on_disk, gather, run_span, scratch_array
 from sktransfer.augmentation import resolve_augmentation
 from sktransfer.backbones import load_backbone
 from sktransfer.engines import TorchEngine, auto_batch_size
@@ -344,3 +348,50 @@ def test_what_carries_pixels_to_the_boundary(boundary):
     found = ours.runner(boundary, machine(), 3)(batch)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.flatten(1), plain(views, boundary).flatten(1))
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch, tmp_path):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(activations.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"Got no room for 4,000 bytes .*No space left.*TMPDIR"):
+        scratch_array((10, 100), "float32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_array_has_its_room_from_the_beginning(monkeypatch, tmp_path):
+    taken = []
+    fallocate = os.posix_fallocate
+
+    def noted(file, start, size):
+        fallocate(file, start, size)
+        taken.append((os.fstat(file).st_blocks * 512, size))
+
+    monkeypatch.setattr(activations.os, "posix_fallocate", noted)
+    scratch_array((100, 1000), "float16")
+    ((blocks, size),) = taken
+    assert blocks >= size == 200_000
+
+
+def test_what_is_too_large_for_float16_crosses_a_span_in_float32():
+    class Large(nn.Module):
+        def forward(self, x):
+            return (x @ torch.full((3, 3), 4e4, dtype=x.dtype)) / 4e4
+
+    x = torch.full((2, 3), 2.0)
+    low = run_span(Large(), x, CPU, torch.float16)
+    np.testing.assert_allclose(low, run_span(Large(), x, CPU, torch.float32), rtol=1e-3)
+    assert low.dtype == np.float32
+
+
+def test_out_of_memory_halves_what_crosses_a_span():
+    class Scarce(nn.Module):
+        def forward(self, x):
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return 2 * x
+
+    x = torch.arange(22.0).reshape(11, 2)
+    assert (run_span(Scarce(), x, CPU, torch.float32) == 2 * x.numpy()).all()

@@ -290,6 +290,13 @@ def test_adapting_to_the_target_undoes_what_light_and_contrast_do():
     assert scores["adapt"] > scores["frozen"] + 0.3
 
 
+@pytest.mark.parametrize("unfreeze", [(0, 1), (0, ["0"])])
+def test_adapting_to_the_target_takes_in_blocks_that_were_not_trained(unfreeze):
+    classifier = fitted(batch_norm="adapt", unfreeze=unfreeze, domain_adversarial=0.0)
+    loaded = pickle.loads(pickle.dumps(classifier))
+    assert (loaded.predict_proba(X_TARGET) == classifier.predict_proba(X_TARGET)).all()
+
+
 # What scikit-learn asks
 
 

@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import sys
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,9 +12,10 @@ from safetensors.torch import save_file
 from tiny import Tiny
 from torch import nn
 
+from sktransfer import backbones
 from sktransfer._errors import WeightsNotFoundError
 from sktransfer.architectures import dissect, list_torchvision, skeleton, torchvision_weights
-from sktransfer.backbones import Backbone, load_backbone
+from sktransfer.backbones import Backbone, keep_backbone, load_backbone
 from sktransfer.images import as_pictures
 from sktransfer.transforms import Preprocessing
 
@@ -204,3 +207,25 @@ def test_networks_take_the_size_that_auto_finds():
             sizes[name] = anatomy.logits(x).shape[1]
     assert set(sizes.values()) == {1000}
     assert len(sizes) > 20
+
+
+def test_threads_may_load_more_backbones_than_are_kept(monkeypatch):
+    monkeypatch.setattr(backbones, "_made", OrderedDict())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            digests = [bytes([number % 8]) for number in range(2000)]
+            found = list(pool.map(lambda each: keep_backbone(each, lambda: each), digests))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == digests
+    assert len(backbones._made) == 3
+
+
+def test_a_backbone_in_use_outlives_others(monkeypatch):
+    monkeypatch.setattr(backbones, "_made", OrderedDict())
+    used = keep_backbone(b"used", object)
+    for number in range(9):
+        keep_backbone(bytes([number]), object)
+        assert keep_backbone(b"used", object) is used

@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -17,6 +18,9 @@ from tiny import CountingTiny, Tiny, counted, pictures
 
 from sktransfer import FineTunedImageClassifier, PictureError
 from sktransfer.backbones import load_backbone
+from sktransfer.progress import StageProgress
+from sktransfer.split import TrainedSuffix
+from sktransfer.tuning import FineTuning
 
 NAMES = np.array(["cat", "dog", "owl"])
 
@@ -336,8 +340,8 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_the_best_weights():
     with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of the stage"):
         classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
+    classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(3)], early_stopping=False)
     with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 3 of the stage"):
-        classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(3)], early_stopping=False)
         classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
     assert classifier.stages_[-1]["best_epoch"] == 2
@@ -414,6 +418,16 @@ def test_callbacks_of_skorch_stop_a_stage():
     assert len(classifier.stages_) == 3
 
 
+def test_two_callbacks_may_stop_a_stage_at_once(monkeypatch):
+    class Stop(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StageProgress, "update", lambda self, metrics, *_: "loss" in metrics)
+    classifier = tiny(unfreeze=(0, 1, 2), callbacks=[Stop()]).fit(X, Y)
+    assert [stage["epochs"] for stage in classifier.stages_] == [0, 1, 1]
+
+
 class Interrupt(Callback):
     """Stands in for Ctrl-C in the third epoch."""
 
@@ -432,6 +446,39 @@ def test_an_interrupted_fit_keeps_its_best():
         classifier = tiny(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
     assert [stage["stage"] for stage in classifier.stages_] == ["head", "last block"]
     assert classifier.score(X_TEST, Y_TEST) > 0.9
+
+
+# What is random
+
+
+def slow_noise(picture):
+    """Draw from the generator that the whole process shares, and hold it for a while."""
+    noise = torch.randint(0, 30, picture.shape, dtype=torch.uint8)
+    time.sleep(0.002)
+    return picture // 2 + noise
+
+
+@pytest.mark.parametrize("unfreeze", [(0, 1), "all"])
+def test_transforms_that_run_beside_the_training_leave_dropout_alone(unfreeze):
+    settings = {"n_views": None, "dropout": 0.5, "batch_size": 4, "n_jobs": 2, "max_epochs": 2}
+    fits = [
+        tiny(unfreeze=unfreeze, augment=slow_noise, early_stopping=False, **settings).fit(X, Y)
+        for _ in range(2)
+    ]
+    assert same(*map(weights, fits))
+
+
+def test_fresh_copies_are_others_in_each_epoch_of_each_stage(monkeypatch):
+    seen, fresh = [], FineTuning._fresh_views
+
+    def noted(*arguments):
+        views, count = fresh(*arguments)
+        seen.append(views.fingerprint(0))
+        return views, count
+
+    monkeypatch.setattr(FineTuning, "_fresh_views", noted)
+    tiny(n_views=None, max_epochs=2, early_stopping=False).fit(X, Y)
+    assert len(seen) == len(set(seen)) == 4
 
 
 # From scratch, and all at once
@@ -462,6 +509,32 @@ def test_from_scratch_everything_learns_at_the_same_rate():
         "efficientnet_lite0", weights=None, unfreeze="all", image_size=32, max_epochs=1
     ).fit(X[:12], Y[:12])
     assert len(set(scratch.history_[0]["lr"].values())) == 1
+
+
+# Devices
+
+
+def test_a_fitted_classifier_goes_to_the_device_that_it_is_told():
+    classifier = tiny(unfreeze=(0, 1)).fit(X, Y)
+    expected, net = classifier.predict_proba(X_TEST), classifier.net_
+    assert classifier.set_params(device="cpu").net_ is net
+    assert classifier.set_params(device="meta").net_.module_.device.type == "meta"
+    assert (classifier.set_params(device="cpu").predict_proba(X_TEST) == expected).all()
+
+
+def test_out_of_memory_in_trained_blocks_halves_what_is_predicted_at_once(monkeypatch):
+    classifier, embed = tiny(unfreeze=(0, 1)).fit(X, Y), TrainedSuffix.embed
+    expected, sizes = classifier.predict_proba(X_TEST), []
+
+    def scarce(self, x):
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(x))
+        return embed(self, x)
+
+    monkeypatch.setattr(TrainedSuffix, "embed", scarce)
+    np.testing.assert_allclose(classifier.predict_proba(X_TEST), expected, rtol=1e-4, atol=1e-6)
+    assert sum(sizes) == 30
 
 
 # Pickles

@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import types
 
@@ -22,7 +23,12 @@ def machine(monkeypatch):
     def pretend(cuda=0, mps=False, bf16=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+
+        def supports(including_emulation=True):
+            return bf16 or including_emulation
+
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supports)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     return pretend

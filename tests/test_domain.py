@@ -4,8 +4,14 @@ from tiny import Tiny, pictures
 from torch import nn
 
 from sktransfer.backbones import load_backbone
-from sktransfer.domain import estimate_batch_norm, match_batch_norm, with_batch_norm
+from sktransfer.domain import (
+    adapt_batch_norm,
+    estimate_batch_norm,
+    match_batch_norm,
+    with_batch_norm,
+)
 from sktransfer.images import as_pictures
+from sktransfer.reading import Faults
 from sktransfer.views import Views
 
 CPU = torch.device("cpu")
@@ -117,3 +123,34 @@ def test_nothing_to_match():
     backbone = load_backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
         match_batch_norm(backbone, views(backbone, 2), views(backbone, 2), CPU, 1)
+
+
+class Pooled(nn.Module):
+    """A map of one value a channel into BatchNorm; another BatchNorm that nothing goes through."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.unused = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(nn.functional.adaptive_avg_pool2d(x, 1)))
+
+
+@pytest.mark.parametrize("n", [33, 64, 65])
+def test_no_picture_is_left_alone_in_a_batch(n):
+    backbone = load_backbone(nn.Sequential(Pooled(), nn.Flatten()))
+    views = Views(as_pictures(pictures(n)), backbone.preprocessing)
+    state = adapt_batch_norm(backbone, views, CPU, 1, Faults("raise"))
+    assert all(each.isfinite().all() for each in state.statistics.values())
+
+
+def test_a_layer_that_nothing_goes_through_keeps_its_statistics():
+    backbone = load_backbone(nn.Sequential(Pooled(), nn.Flatten()))
+    source, target = (
+        Views(as_pictures(pictures(8, seed=seed)), backbone.preprocessing) for seed in (0, 1)
+    )
+    found = match_batch_norm(backbone, source, target, CPU, 1).statistics
+    unused = {name: each for name, each in found.items() if "unused" in name}
+    assert sorted(float(each.mean()) for each in unused.values()) == [0, 1]
+    assert any(each.mean() not in (0, 1) for name, each in found.items() if name not in unused)

@@ -236,6 +236,20 @@ def test_auto_falls_back_to_torch(monkeypatch):
         engine_for(recipe, machine("openvino"), 1000)
 
 
+def test_a_graph_that_cannot_be_written_leaves_the_work_to_torch(monkeypatch):
+    import openvino
+
+    def fails(*arguments, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", fails)
+    backbone = load_backbone("mobilenet_v3_small", None)
+    recipe = Recipe(backbone, backbone.preprocessing.with_image_size(32))
+    assert isinstance(engine_for(recipe, machine("auto"), 1000), TorchEngine)
+    with pytest.raises(EngineError, match=r"OpenVINO cannot write its graph to .*iostream error"):
+        engine_for(recipe, machine("openvino"), 1000)
+
+
 def test_an_extractor_with_either_engine():
     X = pictures(130, 40)
     usual = {"backbone": "resnet18", "weights": None, "image_size": 32, "cache": None}

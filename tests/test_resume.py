@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sktransfer import training
+
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})
@@ -113,9 +115,12 @@ def test_other_parameters_or_data_have_a_checkpoint_of_their_own(tmp_path):
     for number, (parameters, data, labels) in enumerate(fits, start=1):
         tiny(**settings, **parameters).fit(data, labels)
         assert len(list(tmp_path.glob("*.pt"))) == number
+    for valid, of_valid in ((X[:9], Y[:9]), (X[9:18], Y[9:18]), (X[9:18], Y[17:8:-1])):
+        tiny(**settings).fit(X, Y, X_val=valid, y_val=of_valid)
+    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
     for parameters in ({"verbose": 0, "n_jobs": 1}, {"cache": "auto"}, {"device": "cpu"}):
         tiny(**{**settings, **parameters}).fit(X, Y)
-    assert len(list(tmp_path.glob("*.pt"))) == len(fits)
+    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
 
 
 def test_what_was_interrupted_from_the_keyboard_goes_on_too(tmp_path):
@@ -126,6 +131,26 @@ def test_what_was_interrupted_from_the_keyboard_goes_on_too(tmp_path):
     settings["checkpoint_dir"] = str(tmp_path)
     with pytest.warns(UserWarning, match="Interrupted"):
         tiny(**settings, callbacks=[Interrupt()]).fit(X, Y)
+    assert (tiny(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
+
+
+def test_what_was_interrupted_while_it_was_saved_goes_on_too(tmp_path, monkeypatch):
+    from test_classifier import X_TEST, X, Y, tiny
+
+    settings = {"checkpoint_dir": str(tmp_path), "early_stopping": False}
+    expected = tiny(early_stopping=False).fit(X, Y).predict_proba(X_TEST)
+    save, seen = training.save_checkpoint, []
+
+    def interrupted(path, content):
+        seen.append(content["stage"])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        save(path, content)
+
+    monkeypatch.setattr(training, "save_checkpoint", interrupted)
+    with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
+        classifier = tiny(**settings).fit(X, Y)
+    assert [stage["epochs"] for stage in classifier.stages_] == [0, len(classifier.history_)]
     assert (tiny(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
 
 

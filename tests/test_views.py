@@ -82,6 +82,16 @@ def test_without_augmentation_all_views_are_the_picture():
             assert views.fingerprint(item) == as_pictures(X).fingerprint(item // 3)
 
 
+def test_views_of_a_picture_ask_for_its_identity_once(monkeypatch):
+    asked, fingerprint = [], Pictures.fingerprint
+    monkeypatch.setattr(
+        Pictures, "fingerprint", lambda self, row: asked.append(row) or fingerprint(self, row)
+    )
+    views = views_of(pictures(3), resolve_augmentation("light"), 4)
+    assert len({views.fingerprint(item) for item in range(len(views))}) == 15
+    assert asked == [0, 1, 2]
+
+
 def test_only_one_view_of_each_picture():
     X, augmentation = pictures(3), resolve_augmentation("standard")
     every = views_of(X, augmentation, 4)
