@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +23,7 @@ from sktransfer.transforms import Preprocessing
 from sktransfer.views import Views
 from sktransfer.weights import digest_tensors
 
-# Pictures whose statistics are estimated together.
+# Pictures, at most, whose statistics are estimated together.
 _BATCH = 32
 # Pictures of a domain, at most, that a tuned network is matched on: more change nothing.
 _ENOUGH = 1024
@@ -189,10 +190,10 @@ def _shuffled(
     views: Views, threads: int, faults: Faults, most: int | None = None
 ) -> Iterator[torch.Tensor]:
     """Read pictures in batches that look like the whole: folders come class by class."""
-    rows = np.random.RandomState(0).permutation(len(views))[:most].tolist()
-    if len(rows) > _BATCH and len(rows) % _BATCH == 1:
-        rows.pop()  # of one picture alone there is no variance
-    for _, batch in PictureReader(views, threads, faults).batches(rows, _BATCH):
+    rows = np.random.RandomState(0).permutation(len(views))[:most]
+    # Of equal size, since each batch counts the same.
+    batches = [part.tolist() for part in np.array_split(rows, math.ceil(len(rows) / _BATCH))]
+    for _, batch in PictureReader(views, threads, faults).read(batches):
         yield batch
 
 
