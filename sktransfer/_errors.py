@@ -75,9 +75,17 @@ def check_choice(parameter: str, value: object, options: Iterable[str | None]) -
 
 
 def check_number(
-    parameter: str, value: object, kind: type, low: float, high: float | None = None
+    parameter: str,
+    value: object,
+    kind: type,
+    low: float,
+    high: float | None = None,
+    *,
+    besides: str = "",
 ) -> None:
     """Raise a ValueError where a parameter is no number of a kind, or out of its range.
+
+    The error names what else it may be, `besides`.
 
     >>> check_number("lr", -1, numbers.Real, 0)
     Traceback (most recent call last):
@@ -88,7 +96,8 @@ def check_number(
     if not right or not low <= value <= (math.inf if high is None else high):  # type: ignore[operator]
         what = "an integer" if kind is numbers.Integral else "a number"
         limits = f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-        raise ValueError(f"Got {parameter}={value!r}, but expected {what} {limits}")
+        other = f"{besides} or " if besides else ""
+        raise ValueError(f"Got {parameter}={value!r}, but expected {other}{what} {limits}")
 
 
 def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:

@@ -156,7 +156,10 @@ def count_copies(augmentation: Augmentation | None, n_views: Any) -> int | None:
     if augmentation is None:
         return 0
     if n_views == "auto":
-        return _COPIES.get(augmentation.name, _FEW_COPIES)
+        policy = augmentation.name in _COPIES and augmentation == resolve_augmentation(
+            augmentation.name
+        )
+        return _COPIES[augmentation.name] if policy else _FEW_COPIES
     return n_views
 
 

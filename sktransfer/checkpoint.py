@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sktransfer.space import is_running
@@ -48,3 +49,18 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             f"Got {str(path)!r}, which is no checkpoint of sktransfer's, or a damaged one; delete "
             "it to start anew"
         ) from error
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy's numbers, which a checkpoint cannot hold, into Python's; in lists and dicts too.
+
+    Examples
+    --------
+    >>> plain({"loss": np.float32(0.5), "sizes": [np.int64(3)]})
+    {'loss': 0.5, 'sizes': [3]}
+    """
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -136,6 +136,8 @@ default="standard"
         What each stage was: trained blocks, boundary, number of trained parameters, epochs, the
         best of them, its loss and accuracy on the validation pictures, seconds, and the head's
         `C`.
+    interrupted_ : bool
+        Whether the fit was ended from the keyboard.
     net_ : skorch.NeuralNet
         Trained blocks and head; it takes activations at the last boundary.
     history_ : skorch.history.History
@@ -331,6 +333,7 @@ default="standard"
         plan = {"n_stages": len(stages), "verbose": self.verbose}
         with FitProgress(self, X=X, y=y, metadata=metadata, **plan) as progress:
             net, self.stages_ = fit.run(progress)
+        self.interrupted_ = fit.interrupted
         self.__dict__.update(fit.attributes(net), _net=net)
         if target is not None and self.batch_norm == "adapt":
             self._adapt(examples.pictures, target.pictures)

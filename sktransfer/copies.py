@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from sktransfer.images import Pictures
@@ -230,3 +232,15 @@ def _cut(scale: float, place: int) -> torch.Tensor:
     covered = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     covered = covered.clamp(min=0)
     return (covered / covered.sum(dim=1, keepdim=True)).float()
+
+
+def connect(rows: np.ndarray, count: int) -> np.ndarray:
+    """Give pictures the same number that pairs connect.
+
+    Examples
+    --------
+    >>> connect(np.array([[0, 2], [2, 3]]), 5).tolist()
+    [0, 1, 0, 0, 2]
+    """
+    edges = coo_array((np.ones(len(rows)), rows.T), shape=(count, count))
+    return connected_components(edges, directed=False)[1]

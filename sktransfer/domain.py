@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,6 +28,8 @@ from sktransfer.weights import digest_tensors
 _BATCH = 32
 # Pictures of a domain, at most, that a tuned network is matched on: more change nothing.
 _ENOUGH = 1024
+# Fewer of them say little about it.
+_FEW = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,11 @@ def match_batch_norm(
     ------
     ValueError
         Where the backbone has no BatchNorm.
+
+    Warns
+    -----
+    UserWarning
+        Of fewer than 10 pictures of the target.
     """
     anatomy, blocks, layers = _copy(backbone, device)
 
@@ -147,6 +155,12 @@ def match_batch_norm(
             hook.remove()
         return {layer: torch.stack(seen).mean(0) for layer, seen in found.items() if seen}
 
+    if len(target) < _FEW:
+        warnings.warn(
+            f"Got batch_norm='adapt' with {len(target)} pictures of the target: too few to tell "
+            f"its statistics; give {_FEW} or more, or use batch_norm='frozen'",
+            stacklevel=2,
+        )
     ours = observe(source, {})
     for layer, moments in observe(target, ours).items():
         mean, var = _match(layer, ours[layer], moments)

@@ -119,6 +119,11 @@ def is_missing(item: object) -> bool:
     return isinstance(item, float) and math.isnan(item)
 
 
+def are_missing(items: np.ndarray) -> np.ndarray:
+    """Tell which items are missing, a mask."""
+    return np.array([is_missing(item) for item in items.tolist()], dtype=bool)
+
+
 def as_array(item: Any) -> np.ndarray:
     """View a tensor, nested lists or anything else array-like as an array, of any dtype.
 

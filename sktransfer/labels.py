@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 
 from sktransfer._errors import check_choice
+from sktransfer.items import are_missing
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,7 @@ def check_labels(
     if sample_domain is not None:
         source, target = split_domains(sample_domain, len(X))
         y = _safe_indexing(y, source)  # before anything is made of the others
-    y = column_or_1d(y, warn=True)
-    if y.dtype.kind == "f":
-        assert_all_finite(y, input_name="y")
+    y = _known(column_or_1d(y, warn=True), "y", source)
     check_classification_targets(y)
     weights = np.ones(len(X))
     if sample_weight is not None:
@@ -104,6 +104,18 @@ def check_labels(
         raise ValueError(f"Got {found}, but a classifier needs at least two classes")
     counts = weights[rows]
     return Labels(classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target)
+
+
+def _known(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+    """Refuse labels that are missing."""
+    if y.dtype.kind == "f":
+        assert_all_finite(y, input_name=name)
+    if y.dtype.kind == "O" and (missing := are_missing(y)).any():
+        raise ValueError(
+            f"Input {name} contains missing labels, in rows {rows[missing][:10].tolist()}: give "
+            "each picture one, or leave it out"
+        )
+    return y
 
 
 def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,8 +139,12 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     domains = column_or_1d(sample_domain)
     check_consistent_length(np.empty(n), domains)
     remedy = "expected whole numbers: above 0 for the source, below 0 for the target"
-    if domains.dtype.kind not in "iuf" or not (domains == np.round(domains)).all():
-        raise ValueError(f"Got {sample_domain!r} in sample_domain, but {remedy}")
+    if domains.dtype.kind == "O" and all(isinstance(each, Integral) for each in domains):
+        domains = domains.astype(int)
+    whole = domains.dtype.kind in "iuf"
+    wrong = domains[~(np.isfinite(domains) & (domains == np.round(domains)))] if whole else domains
+    if len(wrong):
+        raise ValueError(f"Got {wrong.tolist()[0]!r} in sample_domain, but {remedy}")
     if not domains.all():
         raise ValueError(f"Got 0 in sample_domain, but {remedy}")
     if not (domains > 0).any():
@@ -165,7 +181,7 @@ def encode(y: Any, classes: np.ndarray) -> np.ndarray:
     ValueError
         Where a label is none of the classes.
     """
-    y = column_or_1d(y)
+    y = _known(column_or_1d(y), "y_val", np.arange(len(y)))
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     unknown = np.unique(y[classes[codes] != y])
     if len(unknown):

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer._config import resolve_threads
-from sktransfer.copies import POSSIBLE, SAME, SCAN, Embedded, Pairs, find_pairs
+from sktransfer.copies import POSSIBLE, SAME, SCAN, Embedded, Pairs, connect, find_pairs
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
+from sktransfer.items import are_missing
 from sktransfer.report import Html, html_list, html_picture, html_table, text_table
 from sktransfer.transforms import Preprocessing
 
@@ -195,7 +194,7 @@ def find_leaks(
     ----------
     X : pictures in any container that `PretrainedFeatureExtractor` takes
     y : array-like of shape (N,), default=None
-        Labels: pairs with different ones are conflicts.
+        Labels: pairs with different ones are conflicts; where one is missing nobody knows.
     cv : int, splitter, iterable of (train, test) or None, default=None
         Tells which pairs are separated: one in train, the other in test, in some split.
     groups : array-like of shape (N,), default=None
@@ -241,6 +240,8 @@ StratifiedGroupKFold, which keeps such pictures together.
             "Got X_test together with cv or groups, but a second set is a split already; leave "
             "either out"
         )
+    if X_test is None and y_test is not None:
+        raise ValueError("Got y_test without X_test, the pictures that it tells the labels of")
     y, groups = (_labels(X, each, image_shape) for each in (y, groups))
     y_other = y if X_test is None else _labels(X_test, y_test, image_shape)
     extractor = PretrainedFeatureExtractor(
@@ -255,15 +256,18 @@ StratifiedGroupKFold, which keeps such pictures together.
         on_error="nan",
         verbose=verbose,
     ).fit(X)
-    ones = _embed(extractor, X)
+    ones, broken = _embed(extractor, X), list(extractor.errors_)
     others = None if X_test is None else _embed(extractor, X_test)
+    broken = broken if others is None else [*broken, *extractor.errors_]
     report = compare(
         ones, others, y, y_other, cv=cv, groups=groups, threads=resolve_threads(n_jobs)
     )
     if len(report.unreadable):
         warnings.warn(
             f"Got {len(report.unreadable)} pictures that cannot be read, which are left out: rows "
-            f"{report.unreadable[:10].tolist()}",
+            f"{report.unreadable[:10].tolist()}"
+            + ("" if others is None else f", of X_test from {len(ones.pictures)} on")
+            + f". The first: {broken[0]}",
             stacklevel=2,
         )
     return report
@@ -292,15 +296,15 @@ def compare(
     ]
     sets = [ones] if others is None else [ones, others]
     sizes = tuple(len(each.pictures) for each in sets)
-    broken = np.concatenate([np.isnan(each.embeddings).any(axis=1) for each in sets])
+    broken = [np.isnan(each.embeddings).any(axis=1) for each in sets]
     return LeakReport(
         pairs=np.column_stack([rows, cosines]),
         kinds=kinds,
         across=_across(rows, sizes, y, cv, groups),
         conflicts=_conflicts(rows, y, y_other),
-        groups=_connect(rows, sizes[0]) if others is None else None,
-        n_pictures=sizes,
-        unreadable=np.flatnonzero(broken),
+        groups=connect(rows, sizes[0]) if others is None else None,
+        n_pictures=tuple(int((~each).sum()) for each in broken),
+        unreadable=np.flatnonzero(np.concatenate(broken)),
         _names=tuple(names),
         _pictures=(both[0].pictures, both[1].pictures),
     )
@@ -379,13 +383,11 @@ def _conflicts(rows: np.ndarray, y: np.ndarray | None, y_other: np.ndarray | Non
     """Tell which pairs have different labels."""
     if y is None or y_other is None:
         return np.zeros(len(rows), dtype=bool)
-    return y[rows[:, 0]] != y_other[rows[:, 1]]
-
-
-def _connect(rows: np.ndarray, count: int) -> np.ndarray:
-    """Give pictures the same number that pairs connect."""
-    edges = coo_array((np.ones(len(rows)), rows.T), shape=(count, count))
-    return connected_components(edges, directed=False)[1]
+    one, other = y[rows[:, 0]], y_other[rows[:, 1]]
+    known = ~(are_missing(one) | are_missing(other))
+    differ = np.zeros(len(rows), dtype=bool)
+    differ[known] = one[known] != other[known]
+    return differ
 
 
 def _pairs(count: int) -> str:

@@ -75,16 +75,20 @@ def check_parameters(estimator: Any) -> None:
     """
     check_choice("batch_norm", estimator.batch_norm, ["frozen", "adapt", "train"])
     check_choice("engine", estimator.engine, ["auto", *ENGINES])
-    if not isinstance(estimator.early_stopping, bool):
-        check_choice("early_stopping", estimator.early_stopping, ["auto"])
+    if not (isinstance(estimator.early_stopping, bool) or estimator.early_stopping == "auto"):
+        raise ValueError(
+            f"Got early_stopping={estimator.early_stopping!r}, but expected 'auto', True or False"
+        )
     resolve_optimizer(estimator.optimizer)
     resolve_precision(estimator.precision, resolve_device(estimator.device))
     for name, (kind, low, high) in _RANGES.items():
         check_number(name, getattr(estimator, name), kind, low, high)
     if estimator.n_views not in ("auto", None):
-        check_number("n_views", estimator.n_views, Integral, 0)
+        check_number("n_views", estimator.n_views, Integral, 0, besides="'auto', None")
     if estimator.weight_decay != "auto":
-        check_number("weight_decay", estimator.weight_decay, Real, 0)
+        check_number("weight_decay", estimator.weight_decay, Real, 0, besides="'auto'")
+    if estimator.callbacks is not None and not isinstance(estimator.callbacks, (list, tuple)):
+        raise ValueError(f"Got callbacks={estimator.callbacks!r}, but expected a list of skorch's")
     if estimator.lr_drop < SAFE_DROP and estimator.weights is not None:
         warnings.warn(
             f"Got lr_drop={estimator.lr_drop:g}, so the blocks learn at "

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import kendalltau
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
+    LeaveOneGroupOut,
     StratifiedGroupKFold,
     StratifiedKFold,
     check_cv,
@@ -23,6 +24,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer.backbones import load_backbone
 from sktransfer.catalogue import list_backbones
@@ -198,7 +200,7 @@ def rank_backbones(
     cv : int, splitter, iterable or None, default=None
         None is 5 shuffled, stratified folds, or fewer where a class has fewer pictures.
     groups : array-like of shape (N,), default=None
-        For `cv`.
+        For `cv`; where that is None, no fold divides a group.
     image_shape, pixel_range, device, engine, n_jobs, cache, verbose
         As in `PretrainedFeatureExtractor`; not for those that are given.
     random_state : int, RandomState or None, default=0
@@ -222,6 +224,8 @@ def rank_backbones(
     >>> ranking.rows[0].name, ranking.rows[0].accuracy > 0.8
     ('efficientnet_lite0', True)
     """
+    if isinstance(backbones, (str, BaseEstimator)) or callable(backbones):
+        backbones = [backbones]
     extractors = [
         clone(each)
         if isinstance(each, PretrainedFeatureExtractor)
@@ -240,12 +244,14 @@ def rank_backbones(
     if not extractors:
         raise ValueError("Got no backbones; give at least one, or None for all on this machine")
     codes = check_labels(as_pictures(X, image_shape=extractors[0].image_shape), y).y
-    folds = (
-        make_folds(codes, random_state=random_state)
+    if groups is not None:
+        groups = column_or_1d(groups)
+        check_consistent_length(codes, groups)
+    splits = (
+        make_folds(codes, groups, random_state)
         if cv is None
-        else check_cv(cv, codes, classifier=True)
+        else list(check_cv(cv, codes, classifier=True).split(codes, codes, groups))
     )
-    splits = list(folds.split(codes, codes, groups))
     rows = [_rank(extractor, X, codes, splits) for extractor in extractors]
     order = sorted(range(len(rows)), key=lambda place: -rows[place].accuracy)
     return BackboneRanking(
@@ -260,8 +266,10 @@ def _local() -> list[str]:
 
 def make_folds(
     codes: np.ndarray, groups: np.ndarray | None = None, random_state: Any = 0
-) -> StratifiedKFold | StratifiedGroupKFold:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Make 5 shuffled, stratified folds, or fewer where a class has fewer pictures or groups.
+
+    Every class is in the training part of each.
 
     Parameters
     ----------
@@ -271,6 +279,11 @@ def make_folds(
         What no fold divides.
     random_state : int, RandomState or None
 
+    Returns
+    -------
+    list of (train, test)
+        Rows of each fold.
+
     Raises
     ------
     ValueError
@@ -278,7 +291,7 @@ def make_folds(
 
     Examples
     --------
-    >>> make_folds(np.array([0, 0, 1, 1, 1])).get_n_splits()
+    >>> len(make_folds(np.array([0, 0, 1, 1, 1])))
     2
     """
     fewest = np.bincount(codes).min()
@@ -288,27 +301,39 @@ def make_folds(
             "leave the class out, or give more pictures of it"
         )
     if groups is None:
-        return StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
+        folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
+        return list(folds.split(codes, codes))
     fewest = min(len(np.unique(groups[codes == code])) for code in range(codes.max() + 1))
     if fewest < 2:
         raise ValueError(
             "Got a class in a single group, but cross-validation needs at least two groups of "
             "each; leave the class out, or give finer groups"
         )
-    return StratifiedGroupKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
+    for count in range(min(_FOLDS, fewest), 1, -1):
+        shuffled = StratifiedGroupKFold(count, shuffle=True, random_state=random_state)
+        splits = list(shuffled.split(codes, codes, groups))
+        if all(len(np.unique(codes[train])) == codes.max() + 1 for train, _ in splits):
+            return splits
+    return list(LeaveOneGroupOut().split(codes, codes, groups))  # for few, uneven groups
 
 
 def _rank(
     extractor: PretrainedFeatureExtractor, X: Any, codes: np.ndarray, splits: list[Any]
 ) -> RankedBackbone:
     embeddings = extractor.fit_transform(X)
+    if extractor.errors_:
+        rows = [error.row for error in extractor.errors_]
+        raise ValueError(
+            f"Got pictures that cannot be read, in rows {rows[:10]}: leave them out, as all "
+            f"backbones are to be ranked on the same ones. The first: {extractor.errors_[0]}"
+        )
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
     scores = cross_val_score(probe, embeddings, codes, cv=splits)
     backbone = load_backbone(extractor.backbone, extractor.weights)
     return RankedBackbone(
-        name=_name(backbone.name, extractor.layer),
+        name=_name(backbone.name, extractor),
         accuracy=float(scores.mean()),
-        spread=float(scores.std(ddof=1)),
+        spread=float(scores.std(ddof=1)) if len(scores) > 1 else math.nan,
         logme=logme(embeddings, codes),
         features=embeddings.shape[1],
         megabytes=backbone.n_bytes / 1e6,
@@ -316,11 +341,16 @@ def _rank(
     )
 
 
-def _name(backbone: str, layer: Any) -> str:
-    if layer is None:
-        return backbone
+def _name(backbone: str, extractor: PretrainedFeatureExtractor) -> str:
+    """Name what is ranked by what is not as usual with it."""
+    layer, size = extractor.layer, extractor.image_size
     layers = layer if isinstance(layer, (list, tuple)) else [layer]
-    return f"{backbone}, {' + '.join('penultimate' if one is None else one for one in layers)}"
+    parts = [backbone]
+    if layer is not None:
+        parts.append(" + ".join("penultimate" if one is None else one for one in layers))
+    if size is not None:
+        parts.append(" x ".join(map(str, size)) if isinstance(size, (list, tuple)) else str(size))
+    return ", ".join(parts)
 
 
 def _time(extractor: PretrainedFeatureExtractor, X: Any) -> float:

@@ -5,13 +5,16 @@ Shapes: N pictures, M of them guessed, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.utils import Tags, _safe_indexing, get_tags
+from sklearn.utils.metadata_routing import _routing_enabled, get_routing_for_object
 from sklearn.utils.validation import (
     _num_samples,
     check_consistent_length,
@@ -20,7 +23,7 @@ from sklearn.utils.validation import (
     has_fit_parameter,
 )
 
-from sktransfer._errors import check_number
+from sktransfer._errors import PictureError, check_number
 from sktransfer.labels import split_domains
 
 
@@ -38,7 +41,8 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
     estimator : classifier with `predict_proba`
         Such as `FineTunedImageClassifier(batch_norm="adapt")`, or a Pipeline that begins with a
         `PretrainedFeatureExtractor`. It is cloned. Where its `fit` takes `sample_domain`, each fit
-        tells it which pictures are the target's; otherwise it sees what is labelled alone.
+        tells it which pictures are the target's; a Pipeline or a search takes it where metadata
+        routing is on and what is in it asks for it. Otherwise it sees what is labelled alone.
     shares : sequence of float, default=(0.5, 0.7, 0.9)
         One entry for each classifier that learns after the first: of the pictures that are guessed
         to be of a class, how many join; above 0, at most 1.
@@ -116,6 +120,10 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         TypeError
             Where the classifier tells no probabilities.
         """
+        if y is None:
+            raise ValueError("SelfTrainedImageClassifier requires y to be passed, but it is None")
+        if isinstance(self.shares, str) or not isinstance(self.shares, Iterable):
+            raise ValueError(f"Got shares={self.shares!r}, but expected a list of numbers")
         for share in self.shares:
             check_number("an entry of shares", share, Real, 0, 1)
             if not share:
@@ -135,9 +143,13 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         known = column_or_1d(_safe_indexing(y, source), warn=True)
         labels = np.repeat(known[:1], len(source) + len(target))
         labels[source], self.pseudo_labels_ = known, known[:0]
+        _warn_of_blind(self.estimator)
         self._take([self._fit(X, labels, target)])
         for share in self.shares if len(target) else ():
-            probability = self.predict_proba(_safe_indexing(X, target))
+            if getattr(self.estimators_[-1], "interrupted_", False):
+                break
+            with _rows_of(target):
+                probability = self.predict_proba(_safe_indexing(X, target))
             guesses = probability.argmax(axis=1)
             surest = _surest(probability.max(axis=1), guesses, share)
             self.pseudo_rows_, self.pseudo_labels_ = target[surest], self.classes_[guesses[surest]]
@@ -151,10 +163,12 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         y = np.concatenate([labels, self.pseudo_labels_])
         domain = np.ones(len(rows), int)
         domain[target] = -2
-        if has_fit_parameter(estimator, "sample_domain"):
-            return estimator.fit(_safe_indexing(X, rows), y, sample_domain=domain)
-        labelled = domain > 0
-        return estimator.fit(_safe_indexing(X, rows[labelled]), y[labelled])
+        told = {"sample_domain": domain}
+        if not _takes_domains(estimator):
+            labelled, told = domain > 0, {}
+            rows, y = rows[labelled], y[labelled]
+        with _rows_of(rows):
+            return estimator.fit(_safe_indexing(X, rows), y, **told)
 
     def _take(self, estimators: list[Any]) -> None:
         self.estimators_, self.classes_ = estimators, estimators[0].classes_
@@ -176,6 +190,39 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
         tags.input_tags, tags.classifier_tags = inner.input_tags, inner.classifier_tags
         return tags
+
+
+def _takes_domains(estimator: Any) -> bool:
+    """Whether `fit` can be told the domains: by itself, or because what is in it asks for them."""
+    if has_fit_parameter(estimator, "sample_domain"):
+        return True
+    router = get_routing_for_object(estimator)
+    return _routing_enabled() and bool(router.consumes("fit", ["sample_domain"]))
+
+
+def _warn_of_blind(estimator: Any) -> None:
+    """Warn of a classifier of ours inside another estimator that does not hand domains on."""
+    if _takes_domains(estimator):
+        return
+    for name, inner in estimator.get_params().items():
+        weight = getattr(inner, "domain_adversarial", None)
+        if weight is not None and (weight or inner.batch_norm == "adapt"):
+            warnings.warn(
+                f"{type(estimator).__name__} does not tell its {name!r} which pictures are the "
+                "target's, so that it adapts to none. Switch metadata routing on, and let it ask "
+                "for them: set_fit_request(sample_domain=True)",
+                stacklevel=3,
+            )
+
+
+@contextlib.contextmanager
+def _rows_of(rows: np.ndarray) -> Iterator[None]:
+    """Let an error name the row of the user's `X` that a broken picture comes from."""
+    try:
+        yield
+    except PictureError as error:
+        row = None if error.row is None else int(rows[error.row])
+        raise PictureError(error.reason, row, error.source) from error
 
 
 def _surest(confidence: np.ndarray, guesses: np.ndarray, share: float) -> np.ndarray:

@@ -313,7 +313,7 @@ def _measure(
     """Embed pictures, all of them or some of each class, and measure what they tell."""
     rows = _sample(codes, seed)
     codes, groups = codes[rows], None if groups is None else groups[rows]
-    splits = list(make_folds(codes, groups, seed).split(codes, codes, groups))
+    splits = make_folds(codes, groups, seed)
     shape, limits = extractor.image_shape, extractor.pixel_range_
     pictures = as_pictures(X, image_shape=shape, pixel_range=limits).take(rows)
     embedded = Embedded(pictures, extractor.transform(pictures))

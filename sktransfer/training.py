@@ -25,7 +25,7 @@ from torch import nn
 from sktransfer._config import GLOBAL_GENERATORS, keep_pages, seeded
 from sktransfer._errors import check_choice
 from sktransfer.adversary import reversal_strength
-from sktransfer.checkpoint import load_checkpoint, save_checkpoint
+from sktransfer.checkpoint import load_checkpoint, plain, save_checkpoint
 from sktransfer.feeds import Feed, PairedFeed
 from sktransfer.progress import StageProgress
 from sktransfer.schedule import ADVERSARY, HEAD, NECK, Stage, rate_factor
@@ -373,18 +373,9 @@ def save_run(path: Path | None, net: NeuralNet, run: Run, kept: Sequence[str]) -
         **vars(run),
         "weights": net.module_.state_of(kept),
         "optimizer": net.optimizer_.state_dict(),
-        "history": _plain(list(net.history_)),
+        "history": plain(list(net.history_)),
     }
     save_checkpoint(path, content)
-
-
-def _plain(value: Any) -> Any:
-    """Turn numpy's numbers, which callbacks may record, into Python's."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def resume_run(path: Path | None, net: NeuralNet) -> Run | None:

@@ -84,6 +84,7 @@ class FineTuning:
         names = {block for stage in stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([NECK] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)
+        self.interrupted = False
         self.adversarial = estimator.domain_adversarial > 0
         if self.adversarial and not names:
             raise ValueError(
@@ -112,6 +113,7 @@ class FineTuning:
             if going_on and not progress.stop:  # otherwise, the last epoch is what to resume from
                 save_run(self.checkpoint, net, run, self.kept)
             if not going_on:
+                self.interrupted = True
                 warnings.warn(
                     f"Interrupted in stage {self.stages[number].name!r}; the classifier has the "
                     "best weights up to there",

@@ -411,8 +411,8 @@ def test_an_adversary_needs_blocks_that_learn():
     ("domain", "message"),
     [
         ([1, 0, -1], "Got 0 in sample_domain, but expected whole numbers: above 0 for the source"),
-        ([1, 1.5, -1], "Got [1, 1.5, -1] in sample_domain, but expected whole numbers"),
-        (["a", "a", "b"], "Got ['a', 'a', 'b'] in sample_domain, but expected whole numbers"),
+        ([1, 1.5, -1], "Got 1.5 in sample_domain, but expected whole numbers"),
+        (["a", "a", "b"], "Got 'a' in sample_domain, but expected whole numbers"),
         ([-1, -1, -2], "Got no picture of the source in sample_domain, but expected whole numbe"),
         ([1, 1], "inconsistent numbers of samples: [3, 2]"),
     ],

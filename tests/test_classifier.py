@@ -17,6 +17,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from tiny import CountingTiny, Tiny, counted, pictures
 
 from sktransfer import FineTunedImageClassifier, PictureError
+from sktransfer.augmentation import count_copies, resolve_augmentation
 from sktransfer.backbones import load_backbone
 from sktransfer.progress import StageProgress
 from sktransfer.split import TrainedSuffix
@@ -272,6 +273,13 @@ def test_a_policy_makes_as_many_copies_as_it_needs(log, augment, copies):
     assert counted(log) == (1 + copies) * 60
 
 
+def test_a_function_may_be_called_as_a_policy_is():
+    def industrial(picture):
+        return picture
+
+    assert count_copies(resolve_augmentation(industrial), "auto") == 3
+
+
 # Guards
 
 
@@ -309,8 +317,11 @@ def test_a_class_too_small_to_hold_back_is_warned_of():
         ({"lr": -1}, "Got lr=-1, but expected a number of at least 0"),
         ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
         ({"dropout": 2}, "Got dropout=2, but expected a number from 0 to 1"),
-        ({"n_views": -1}, "Got n_views=-1, but expected an integer of at least 0"),
-        ({"n_views": "atuo"}, "Got n_views='atuo', but expected an integer of at least 0"),
+        ({"n_views": -1}, "Got n_views=-1, but expected 'auto', None or an integer of at"),
+        ({"n_views": "atuo"}, "Got n_views='atuo', but expected 'auto', None or an integer of a"),
+        ({"weight_decay": "x"}, "Got weight_decay='x', but expected 'auto' or a number of at lea"),
+        ({"early_stopping": "yes"}, "Got early_stopping='yes', but expected 'auto', True or Fal"),
+        ({"callbacks": 3}, "Got callbacks=3, but expected a list of skorch's"),
         ({"batch_norm": "no"}, "Got batch_norm='no', but expected"),
         ({"optimizer": "adma"}, "did you mean 'adam'?"),
         ({"augment": "standrad"}, "did you mean 'standard'?"),
@@ -446,6 +457,7 @@ def test_an_interrupted_fit_keeps_its_best():
         classifier = tiny(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
     assert [stage["stage"] for stage in classifier.stages_] == ["head", "last block"]
     assert classifier.score(X_TEST, Y_TEST) > 0.9
+    assert classifier.interrupted_
 
 
 # What is random

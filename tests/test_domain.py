@@ -114,7 +114,8 @@ def test_the_source_itself_matches_as_it_is():
 
 def test_a_single_picture_can_be_matched():
     backbone = load_backbone(Tiny())
-    state = match_batch_norm(backbone, views(backbone, 8), views(backbone, 1), CPU, 1)
+    with pytest.warns(UserWarning, match="with 1 pictures of the target: too few to tell"):
+        state = match_batch_norm(backbone, views(backbone, 8), views(backbone, 1), CPU, 1)
     assert all(value.isfinite().all() for value in state.statistics.values())
     assert all((v >= 0).all() for name, v in state.statistics.items() if name.endswith("var"))
 
@@ -148,9 +149,29 @@ def test_no_picture_is_left_alone_in_a_batch(n):
 def test_a_layer_that_nothing_goes_through_keeps_its_statistics():
     backbone = load_backbone(nn.Sequential(Pooled(), nn.Flatten()))
     source, target = (
-        Views(as_pictures(pictures(8, seed=seed)), backbone.preprocessing) for seed in (0, 1)
+        Views(as_pictures(pictures(12, seed=seed)), backbone.preprocessing) for seed in (0, 1)
     )
     found = match_batch_norm(backbone, source, target, CPU, 1).statistics
     unused = {name: each for name, each in found.items() if "unused" in name}
     assert sorted(float(each.mean()) for each in unused.values()) == [0, 1]
     assert any(each.mean() not in (0, 1) for name, each in found.items() if name not in unused)
+
+
+@pytest.mark.parametrize("n", [34, 40, 70])
+def test_each_picture_counts_the_same(n):
+    backbone = load_backbone(Tiny())
+    views = Views(as_pictures(pictures(n)), backbone.preprocessing)
+    state = adapt_batch_norm(backbone, views, CPU, 1, Faults("raise"))
+    x = torch.stack([views.prepare(item) for item in range(n)])
+    with torch.no_grad():
+        maps = Tiny()[0][0](backbone.preprocessing.normalize(x))
+    mean = next(each for name, each in state.statistics.items() if "running_mean" in name)
+    # Batches differ by one picture at most.
+    torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_target_of_few_pictures_is_warned_of():
+    backbone = load_backbone(Tiny())
+    source, target = (Views(as_pictures(pictures(n)), backbone.preprocessing) for n in (20, 9))
+    with pytest.warns(UserWarning, match="Got batch_norm='adapt' with 9 pictures of the target"):
+        match_batch_norm(backbone, source, target, CPU, 1)

@@ -4,7 +4,7 @@ import pytest
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
-from sktransfer.labels import check_labels, encode
+from sktransfer.labels import check_labels, encode, split_domains
 
 Y = ["dog", "cat", "dog", "owl", "dog", "cat"]
 SAMPLE_WEIGHT = [1.0, 0.25, 2.0, 3.0, 0.5, 1.5]
@@ -111,6 +111,8 @@ def test_no_labels_at_all_names_who_asks():
     [
         ([0.5, 1.25, 3.1], {}, "Unknown label type: continuous"),
         ([0.0, np.nan, 1.0], {}, "Input y contains NaN"),
+        (np.array(["a", "b", None], dtype=object), {}, r"missing labels, in rows \[2\]"),
+        (np.array(["a", np.nan, "b"], dtype=object), {}, r"missing labels, in rows \[1\]"),
         ([[0, 1], [1, 0]], {}, "y should be a 1d array"),
         ([0, 1], {"sample_weight": [1, -1]}, "[Nn]egative"),
         ([0, 1], {"sample_weight": [1, np.nan]}, "NaN"),
@@ -164,3 +166,17 @@ def test_unknown_labels_are_named(classes, y, unknown):
 def test_a_class_weight_is_above_0(weight):
     with pytest.raises(ValueError, match=r"Got class_weight=.*expected weights above 0"):
         labels(class_weight={"cat": weight})
+
+
+def test_missing_labels_of_validation_pictures():
+    with pytest.raises(ValueError, match=r"Input y_val contains missing labels, in rows \[0\]"):
+        encode(np.array([None, "a"], dtype=object), np.array(["a", "b"]))
+
+
+def test_domains_of_any_kind_of_integers():
+    for domains in ([1, -2], (1.0, -2.0), np.array([1, -2], dtype=object)):
+        source, target = split_domains(domains, 2)
+        assert (source.tolist(), target.tolist()) == ([0], [1])
+    for domains in ([1, -np.inf], [1, np.nan], np.array([1, None], dtype=object), [True, False]):
+        with pytest.raises(ValueError, match="in sample_domain, but expected whole numbers"):
+            split_domains(domains, 2)

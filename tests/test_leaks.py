@@ -154,8 +154,25 @@ def test_a_broken_picture_is_left_out_with_a_warning(tmp_path):
         report = find_leaks([tmp_path / name for name in names])
     assert rows(report) == [(0, 3)]
     assert report.unreadable.tolist() == [1]
+    assert "1 pair among 3 pictures" in repr(report)
     assert "could not be read" in repr(report)
     assert str(tmp_path / "0.png") in repr(report)
+
+
+def test_why_pictures_of_the_second_set_are_broken_is_told():
+    floats = [np.asarray(each) / 255 for each in TILES[:3]]
+    with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Pictur"):
+        report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
+    assert report.n_pictures == (3, 0)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, float("nan")])
+def test_a_missing_label_contradicts_none(missing):
+    report = find_leaks([TILES[0]] * 3, np.array(["a", missing, "b"], dtype=object))
+    conflicts = {
+        pair for pair, conflict in zip(rows(report), report.conflicts, strict=True) if conflict
+    }
+    assert conflicts == {(0, 2)}
 
 
 def test_it_shows_pictures_in_a_notebook():
@@ -202,6 +219,8 @@ def test_what_cannot_be(monkeypatch):
     monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
     with pytest.raises(ValueError, match="X_test together with cv or groups"):
         find_leaks(TILES, X_test=TILES, cv=3)
+    with pytest.raises(ValueError, match="Got y_test without X_test"):
+        find_leaks(TILES, y_test=[0] * 15)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         find_leaks(TILES[:3], [0, 1])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):

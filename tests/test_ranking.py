@@ -14,6 +14,7 @@ from tiny import Tiny
 
 from sktransfer import PretrainedFeatureExtractor, rank_backbones
 from sktransfer.logme import logme
+from sktransfer.ranking import make_folds
 
 X, y = load_digits(n_class=4, return_X_y=True)
 X, y = X[:120], np.array(["zero", "one", "two", "three"])[y[:120]]
@@ -75,6 +76,39 @@ def test_groups_and_splitters(ranking, routing):
     assert np.isnan(found.agreement)
 
 
+def test_groups_alone_are_kept_together(ranking):
+    groups = np.arange(len(X)) // 6
+    found = rank_backbones(X, y, "efficientnet_lite0", groups=groups, **SMALL).rows[0]
+    splits = make_folds(np.unique(y, return_inverse=True)[1], groups)
+    assert len(splits) == 5
+    assert not any(set(groups[train]) & set(groups[test]) for train, test in splits)
+    given = rank_backbones(X, y, "efficientnet_lite0", cv=splits, **SMALL).rows[0]
+    assert (found.accuracy, found.spread) == (given.accuracy, given.spread)
+
+
+def test_all_folds_have_all_classes_to_train_on():
+    codes = np.array([0, 1, 0, 0, 0, 1, 0, 1, 1, 1, 1])
+    groups = np.array([2, 1, 2, 2, 0, 1, 2, 1, 0, 0, 2])
+    for seed in range(100):
+        for train, test in make_folds(codes, groups, seed):
+            assert len(np.unique(codes[train])) == 2
+            assert len(test)
+
+
+def test_one_split_has_no_spread():
+    split = [(np.arange(60), np.arange(60, 120))]
+    found = rank_backbones(X, y, [Tiny], cv=split, **SMALL)
+    assert np.isnan(found.rows[0].spread)
+
+
+def test_names_tell_what_differs():
+    given = [PretrainedFeatureExtractor(Tiny, image_size=size, **SMALL) for size in (8, (8, 12))]
+    assert {row.name for row in rank_backbones(X, y, given, cv=2).rows} == {
+        "tiny, 8",
+        "tiny, 8 x 12",
+    }
+
+
 def test_it_shows_as_a_table(ranking):
     lines = repr(ranking).splitlines()
     assert lines[0].split() == ["backbone", "accuracy", "LogME", "features", "MB", "ms/picture"]
@@ -105,6 +139,14 @@ def test_what_cannot_be_ranked():
         rank_backbones(X[:9], [0] * 8 + [1], ["efficientnet_lite0"], **SMALL)
     with pytest.raises(ValueError, match="at least two classes"):
         rank_backbones(X[:9], [0] * 9, ["efficientnet_lite0"], **SMALL)
+    with pytest.raises(ValueError, match="Got a class in a single group"):
+        rank_backbones(X[:4], [0, 0, 1, 1], Tiny, groups=[0, 0, 1, 1], **SMALL)
+    broken = PretrainedFeatureExtractor(Tiny, on_error="nan")
+    pictures = [*np.zeros((8, 9, 9), np.uint8), b"no picture"]
+    with pytest.raises(
+        ValueError, match=r"cannot be read, in rows \[8\].*The first: Picture in row 8"
+    ):
+        rank_backbones(pictures, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], **SMALL)
 

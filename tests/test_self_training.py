@@ -11,11 +11,12 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
+from skorch.callbacks import Callback
 from test_adversary import BOTH, DOMAIN, X_TARGET, labels
 from test_classifier import X, Y, coloured, same, tiny, weights
-from tiny import CountingTiny, counted
+from tiny import CountingTiny, Tiny, counted
 
-from sktransfer import PretrainedFeatureExtractor, SelfTrainedImageClassifier
+from sktransfer import PictureError, PretrainedFeatureExtractor, SelfTrainedImageClassifier
 from sktransfer.store import EmbeddingStore
 
 
@@ -158,6 +159,56 @@ def test_a_search_keeps_the_target_in_all_folds():
     assert (joined >= 60).all()
 
 
+def in_pipeline(**parameters):
+    classifier = tiny(unfreeze=0, batch_norm="adapt", **parameters)
+    return make_pipeline(classifier.set_fit_request(sample_domain=True))
+
+
+def test_what_is_in_a_pipeline_is_told_of_domains_where_it_asks_for_them():
+    alone = SelfTrainedImageClassifier(tiny(unfreeze=0, batch_norm="adapt"))
+    alone.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+    with sklearn.config_context(enable_metadata_routing=True):
+        found = SelfTrainedImageClassifier(in_pipeline())
+        found.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+    expected = alone.predict_proba(X_TARGET)
+    np.testing.assert_array_equal(found.predict_proba(X_TARGET), expected)
+
+
+def test_what_cannot_be_told_of_domains_is_warned_of():
+    inner = GridSearchCV(tiny(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
+    with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which pict"):
+        SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
+            BOTH, labels("cat"), sample_domain=DOMAIN
+        )
+
+
+@pytest.mark.parametrize("row", [70, 99])
+def test_a_broken_picture_is_named_by_its_row(row):
+    X = [*BOTH[:row], b"no picture", *BOTH[row + 1 :]]
+    plain = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
+    for estimator in (plain, tiny(batch_norm="adapt")):
+        with pytest.raises(PictureError) as caught:
+            SelfTrainedImageClassifier(estimator).fit(X, labels("?"), sample_domain=DOMAIN)
+        assert caught.value.row == row
+
+
+def test_an_interrupt_ends_all_of_it():
+    class Once(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    classifier = SelfTrainedImageClassifier(tiny(callbacks=[Once()], max_epochs=2))
+    with pytest.warns(UserWarning, match="Interrupted"):
+        classifier.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+    assert len(classifier.estimators_) == 1
+    assert len(classifier.pseudo_rows_) == 0
+
+
+def test_without_labels():
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        SelfTrainedImageClassifier(LogisticRegression()).fit(X, None, sample_domain=[1] * len(X))
+
+
 def test_a_classifier_has_to_tell_how_sure_it_is():
     with pytest.raises(TypeError, match="but expected a classifier with predict_proba"):
         SelfTrainedImageClassifier(LinearSVC()).fit(*shifted()[:2])
@@ -168,6 +219,7 @@ def test_a_classifier_has_to_tell_how_sure_it_is():
     [
         ([0.5, 0], "Got 0 in shares, so that nothing would join"),
         ([1.5], "Got an entry of shares=1.5, but expected a number from 0 to 1"),
+        (0.5, "Got shares=0.5, but expected a list of numbers"),
         (["half"], "Got an entry of shares='half', but expected a number from 0 to 1"),
     ],
 )
