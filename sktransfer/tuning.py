@@ -242,7 +242,8 @@ class FineTuning:
             values = values.reshape(len(targets.y), 1 + self.n_views, -1)
             return CachedFeed(values, *common, **settings)
         run = self.network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
-        fresh = partial(self._fresh_views, number)
+        before = sum(not each.solves_head for each in self.stages[:number])
+        fresh = partial(self._fresh_views, before * options.max_epochs)
         kind = fresh if self.fresh or stage.boundary == 0 else self._fixed_views
         return PictureFeed(partial(kind, examples), run, self.machine.threads, *common, **settings)
 
@@ -262,14 +263,14 @@ class FineTuning:
         """Give all views that could be cached."""
         return self._views(examples, self.n_views), 1 + self.n_views
 
-    def _fresh_views(self, stage: int, examples: Examples, epoch: int) -> tuple[Views, int]:
-        """Give a view of each picture that no other epoch of any stage sees."""
-        salt = self.seed.to_bytes(8, "little") + stage.to_bytes(2, "little")
+    def _fresh_views(self, before: int, examples: Examples, epoch: int) -> tuple[Views, int]:
+        """Give a view of each picture that no other epoch sees; `before` were in other stages."""
+        salt = self.seed.to_bytes(8, "little")
         fresh = Views(
             examples.pictures,
             self.network.preprocessing,
             self.augmentation,
-            only=1 + epoch,
+            only=1 + before + epoch,
             salt=salt,
         )
         return fresh, 1
