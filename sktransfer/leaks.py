@@ -15,6 +15,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer._config import resolve_threads
+from sktransfer._errors import PictureError
 from sktransfer.copies import POSSIBLE, SAME, SCAN, Embedded, Pairs, connect, find_pairs
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.images import Pictures, as_pictures
@@ -157,10 +158,13 @@ class LeakReport:
         return [f"and {rest:,} more in report.pairs"] if rest > 0 else []
 
     def _show(self, i: int, j: int) -> Html:
-        shown = (
-            html_picture(_GALLERY.resized(pictures.decode(row, _SIDE)), pictures.describe(row))
-            for pictures, row in zip(self._pictures, (i, j), strict=True)
-        )
+        shown = []
+        for pictures, row in zip(self._pictures, (i, j), strict=True):
+            try:
+                pixels = _GALLERY.resized(pictures.decode(row, _SIDE))
+                shown.append(html_picture(pixels, pictures.describe(row)))
+            except PictureError as error:  # since it was compared
+                shown.append(html_list([str(error)]))
         return Html("".join(shown))
 
 

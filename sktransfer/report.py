@@ -53,13 +53,13 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
 
 def html_list(items: Sequence[str]) -> str:
     """Make a list of sentences."""
-    return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+    return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>"
 
 
 def html_picture(picture: torch.Tensor, caption: str) -> Html:
     """Put a picture (3, H, W), uint8, into the page itself."""
     data = base64.b64encode(encode_jpeg(picture.permute(1, 2, 0).numpy()))
-    caption = html.escape(caption, quote=True)
+    caption = _escape(caption)
     return Html(
         f'<img src="data:image/jpeg;base64,{data.decode()}" alt="{caption}" title="{caption}" '
         'style="height: 6em; margin: 0.1em">'
@@ -67,4 +67,9 @@ def html_picture(picture: torch.Tensor, caption: str) -> Html:
 
 
 def _inside(cell: str) -> str:
-    return cell if isinstance(cell, Html) else html.escape(cell)
+    return cell if isinstance(cell, Html) else _escape(cell)
+
+
+def _escape(text: str) -> str:
+    """Make text of any kind HTML: names of files need not be UTF-8."""
+    return html.escape(text.encode(errors="replace").decode(), quote=True)

@@ -1,6 +1,7 @@
 """Copies are found, other pictures are not; and what it means for splits and labels is told."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -190,6 +191,18 @@ def test_names_are_no_html(folder):
     page = find_leaks([name, name])._repr_html_()
     assert "<b" not in page
     assert "&lt;b onclick" in page
+
+
+def test_a_file_that_has_gone_since_and_a_name_that_is_no_text(folder):
+    names = [os.fsdecode(b"caf\xe9.png"), "gone.png"]
+    for name in names:
+        tile(0).save(name)
+    report = find_leaks(names)
+    os.remove("gone.png")
+    page = report._repr_html_()
+    assert page.count("<img") == 1
+    assert "caf?.png" in page.encode().decode()
+    assert "Picture in row 1 (gone.png)" in page
 
 
 def test_a_long_list_is_cut():
