@@ -158,7 +158,7 @@ class LeakReport:
         return [f"and {rest:,} more in report.pairs"] if rest > 0 else []
 
     def _show(self, i: int, j: int) -> Html:
-        shown = []
+        shown: list[str] = []
         for pictures, row in zip(self._pictures, (i, j), strict=True):
             try:
                 pixels = _GALLERY.resized(pictures.decode(row, _SIDE))
