@@ -262,7 +262,7 @@ def in_parts(
         Maps a part (n, ...) of the batch to what belongs to it, (n, ...), on the CPU.
     batch : Tensor of shape (N, ...)
     most : int or None
-        How many go at once from the beginning; all.
+        How many go at once from the beginning; None is all.
 
     Returns
     -------

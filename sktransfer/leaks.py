@@ -271,7 +271,7 @@ StratifiedGroupKFold, which keeps such pictures together.
             f"Got {len(report.unreadable)} pictures that cannot be read, which are left out: rows "
             f"{report.unreadable[:10].tolist()}"
             + ("" if others is None else f", of X_test from {len(ones.pictures)} on")
-            + f". The first: {broken[0]}",
+            + (f". The first: {broken[0]}" if broken else ": their embeddings are NaN"),
             stacklevel=2,
         )
     return report
