@@ -121,7 +121,9 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
             Where the classifier tells no probabilities.
         """
         if y is None:
-            raise ValueError("SelfTrainedImageClassifier requires y to be passed, but it is None")
+            raise ValueError(
+                "SelfTrainedImageClassifier requires y to be passed, but the target y is None"
+            )
         if isinstance(self.shares, str) or not isinstance(self.shares, Iterable):
             raise ValueError(f"Got shares={self.shares!r}, but expected a list of numbers")
         for share in self.shares:
