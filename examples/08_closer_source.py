@@ -2,15 +2,14 @@
 
 All blocks are tuned on scans of the digits 0 to 4. The tuned network is then the backbone for 5 to
 9, of which only a few are labelled, and is tuned on these; beside it, the same from the ImageNet
-weights. For linear classifiers on the embeddings of both it makes no difference: what the source
-gives is a better beginning.
+weights. For linear classifiers on the embeddings of both it makes no difference, in the mean of
+several sources: what a source gives is a better beginning.
 
     python examples/08_closer_source.py [--digits 500] [--epochs 5] [--labelled 10] [--draws 3]
 """
 
 import argparse
 
-import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -39,20 +38,20 @@ def main():
     source.fit(X_source, y_source)
 
     draws = StratifiedShuffleSplit(options.draws, train_size=5 * options.labelled, random_state=0)
-    # scikit-learn clones what it validates, and would make another, unfitted one of the source.
-    for name, backbone in {"ImageNet": "efficientnet_lite0", "digits 0 to 4": source}.items():
-        frozen = FrozenEstimator(backbone) if backbone is source else backbone
+    # Frozen, since scikit-learn clones what it validates, and an unfitted source is none.
+    backbones = {"ImageNet": "efficientnet_lite0", "digits 0 to 4": FrozenEstimator(source)}
+    for name, backbone in backbones.items():
         linear = make_pipeline(
-            PretrainedFeatureExtractor(frozen, **PICTURES),
+            PretrainedFeatureExtractor(backbone, **PICTURES),
             Normalizer(),
             LogisticRegression(C=30, max_iter=2000),
         )
         tuned = FineTunedImageClassifier(
-            frozen, max_epochs=2 * options.epochs, random_state=0, **FULL, **PICTURES
+            backbone, max_epochs=2 * options.epochs, random_state=0, **FULL, **PICTURES
         )
         for way, model in {"linear": linear, "tuned": tuned}.items():
             scores = cross_val_score(model, X, y, cv=draws)
-            print(f"{name:<14} {way:<7} accuracy {np.mean(scores):.3f} ± {np.std(scores):.3f}")
+            print(f"{name:<14} {way:<7} accuracy {scores.mean():.3f} ± {scores.std():.3f}")
 
 
 if __name__ == "__main__":

@@ -156,10 +156,8 @@ def count_copies(augmentation: Augmentation | None, n_views: Any) -> int | None:
     if augmentation is None:
         return 0
     if n_views == "auto":
-        policy = augmentation.name in _COPIES and augmentation == resolve_augmentation(
-            augmentation.name
-        )
-        return _COPIES[augmentation.name] if policy else _FEW_COPIES
+        known = augmentation.steps == _STEPS.get(augmentation.name)  # not a user's of that name
+        return _COPIES.get(augmentation.name, _FEW_COPIES) if known else _FEW_COPIES
     return n_views
 
 

@@ -248,7 +248,9 @@ def recommend_strategy(
         groups = column_or_1d(groups)
         check_consistent_length(labels.y, groups)
     seed = draw_seed(random_state) % 2**32
-    make_folds(labels.y, groups, seed)  # fails before pictures are embedded, if at all
+    rows = _sample(labels.y, seed)
+    # Fails before pictures are embedded, if at all.
+    splits = make_folds(labels.y[rows], None if groups is None else groups[rows], seed)
     settings = {
         "weights": weights,
         "image_size": image_size,
@@ -261,7 +263,7 @@ def recommend_strategy(
         "verbose": verbose,
     }
     extractor = PretrainedFeatureExtractor(backbone, **settings).fit(X)
-    found = _measure(extractor, X, labels.y, groups, seed)
+    found = _measure(extractor, X, rows, labels.y[rows], splits, seed)
     counts = dict(zip(map(str, labels.classes), np.bincount(labels.y).tolist(), strict=True))
     many = len(labels.y) >= MANY * len(counts)
     different = found.evidence.crowding >= DIFFERENT
@@ -306,14 +308,12 @@ class _Measured(NamedTuple):
 def _measure(
     extractor: PretrainedFeatureExtractor,
     X: Any,
+    rows: np.ndarray,
     codes: np.ndarray,
-    groups: np.ndarray | None,
+    splits: list[tuple[np.ndarray, np.ndarray]],
     seed: int,
 ) -> _Measured:
-    """Embed pictures, all of them or some of each class, and measure what they tell."""
-    rows = _sample(codes, seed)
-    codes, groups = codes[rows], None if groups is None else groups[rows]
-    splits = make_folds(codes, groups, seed)
+    """Embed the pictures in some rows, of these classes, and measure what they tell."""
     shape, limits = extractor.image_shape, extractor.pixel_range_
     pictures = as_pictures(X, image_shape=shape, pixel_range=limits).take(rows)
     embedded = Embedded(pictures, extractor.transform(pictures))
