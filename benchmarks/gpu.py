@@ -46,13 +46,13 @@ sys.path.insert(0, str(ROOT))
 from _common import ChildError, command_line, cosines, finish, in_fresh_process  # noqa: E402
 
 from sktransfer import PretrainedFeatureExtractor  # noqa: E402
-from sktransfer._config import autocast, resolve_precision  # noqa: E402
-from sktransfer.backbones import load_backbone  # noqa: E402
-from sktransfer.decoding import decode  # noqa: E402
-from sktransfer.images import as_pictures  # noqa: E402
-from sktransfer.reading import Faults, PictureReader  # noqa: E402
-from sktransfer.split import FrozenPrefix  # noqa: E402
-from sktransfer.views import Views  # noqa: E402
+from sktransfer.backbones.frozen import FrozenPrefix  # noqa: E402
+from sktransfer.backbones.loading import load_backbone  # noqa: E402
+from sktransfer.data.decoding import decode  # noqa: E402
+from sktransfer.data.images import as_pictures  # noqa: E402
+from sktransfer.transforms.loader import Faults, PictureReader  # noqa: E402
+from sktransfer.transforms.views import Views  # noqa: E402
+from sktransfer.utils.runtime import autocast, resolve_precision  # noqa: E402
 
 VARIANTS = ["ours", "decode", "forward", "single", "device_jpeg"]
 FASTER = ["captured", "compiled"]  # which may be faster than forward

@@ -34,7 +34,7 @@ from _common import command_line, finish, split
 from PIL import Image, ImageEnhance, ImageFilter
 
 from sktransfer import FineTunedImageClassifier
-from sktransfer.decoding import decode
+from sktransfer.data.decoding import decode
 
 POLICIES = {
     "standard": {"augment": "standard"},

@@ -29,8 +29,8 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold, cr
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sktransfer.backbones import load_backbone
-from sktransfer.decoding import decode
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.data.decoding import decode
 
 CALIBRATED = 150
 

@@ -27,12 +27,13 @@ from _common import command_line, cosines, finish, in_fresh_process
 from photographs import photographs
 from PIL import Image
 
-from sktransfer import PretrainedFeatureExtractor, images
-from sktransfer.backbones import load_backbone
-from sktransfer.decoding import decode
-from sktransfer.images import as_pictures
-from sktransfer.reading import Faults, PictureReader
-from sktransfer.views import Views
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.data import images
+from sktransfer.data.decoding import decode
+from sktransfer.data.images import as_pictures
+from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.views import Views
 
 COUNT, SIZE, PASSES = 16, (4000, 3000), 5
 FASTER, LIKENESS = 3, 0.999

@@ -24,7 +24,7 @@ from photographs import STAMPS, photographs
 from PIL import Image, ImageOps
 
 from sktransfer import find_leaks
-from sktransfer.decoding import decode
+from sktransfer.data.decoding import decode
 
 # What is there more than once, by a part of the file's name.
 FAMILIES = ("fireman240a", "dreydl")

@@ -32,8 +32,8 @@ import torch
 from _common import command_line, cosines, finish, in_fresh_process
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer.backbones import load_backbone
-from sktransfer.split import FrozenPrefix
+from sktransfer.backbones.frozen import FrozenPrefix
+from sktransfer.backbones.loading import load_backbone
 
 NETWORKS = [
     "resnet50",

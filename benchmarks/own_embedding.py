@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import InterpolationMode, v2
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer.backbones import load_backbone
-from sktransfer.decoding import decode
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.data.decoding import decode
 
 Embed = Callable[[list[str]], np.ndarray]
 

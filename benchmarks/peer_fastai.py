@@ -26,7 +26,7 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from sktransfer.decoding import decode
+from sktransfer.data.decoding import decode
 
 
 def backbone(pretrained: bool = True) -> nn.Sequential:

@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer.session import session_store
+from sktransfer.store.session import session_store
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 THEMES = ["animals", "food", "plants", "vehicles", "household", "clothes", "town", "space"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sktransfer.store import EmbeddingStore, Space, embed_once
+from sktransfer.store.store import EmbeddingStore, Space, embed_once
 
 BATCH_SIZE = 32
 

@@ -35,7 +35,7 @@ from _common import command_line, finish, make_probe
 from _sets import SETS, divide, loaded, take
 
 from sktransfer import recommend_strategy
-from sktransfer.strategy import STRATEGIES, make_estimator
+from sktransfer.diagnostics.strategy import STRATEGIES, make_estimator
 
 BAR = 0.75
 SCALED = "frozen, standardised"

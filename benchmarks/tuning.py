@@ -58,7 +58,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from sktransfer.decoding import decode
+from sktransfer.data.decoding import decode
 
 VARIANTS = ["ours", "crop", "probe", "loop", "large", "fastai", "plain"]
 FASTER = {"loop": 5, "fastai": 8, "plain": 8}  # how many times as fast ours has to be

@@ -54,37 +54,37 @@ demo, cli
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sktransfer._errors import PictureError, WeightsNotFoundError
 from sktransfer._version import __version__
-from sktransfer.augmentation import resolve_augmentation
-from sktransfer.catalogue import list_backbones
-from sktransfer.datasets import load_image_folder
-from sktransfer.display import AugmentationDisplay
+from sktransfer.backbones.catalogue import list_backbones
+from sktransfer.data.folders import load_image_folder
 from sktransfer.extractor import PretrainedFeatureExtractor
-from sktransfer.session import session_store
-from sktransfer.store import EmbeddingStore
-from sktransfer.transforms import Preprocessing
+from sktransfer.inspection.augmentation_display import AugmentationDisplay
+from sktransfer.store.session import session_store
+from sktransfer.store.store import EmbeddingStore
+from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.utils.errors import PictureError, WeightsNotFoundError
 
 if TYPE_CHECKING:
     from sktransfer.classifier import FineTunedImageClassifier
-    from sktransfer.cost import Cost, estimate_cost
-    from sktransfer.leaks import LeakReport, find_leaks
-    from sktransfer.ranking import BackboneRanking, rank_backbones
+    from sktransfer.diagnostics.cost import Cost, estimate_cost
+    from sktransfer.diagnostics.leaks import LeakReport, find_leaks
+    from sktransfer.diagnostics.ranking import BackboneRanking, rank_backbones
+    from sktransfer.diagnostics.strategy import StrategyReport, recommend_strategy
     from sktransfer.self_training import SelfTrainedImageClassifier
-    from sktransfer.strategy import StrategyReport, recommend_strategy
 
 # What needs skorch, or the whole of scikit-learn's model selection, is imported when it is used.
 _LATER = {
-    "BackboneRanking": "sktransfer.ranking",
-    "Cost": "sktransfer.cost",
+    "BackboneRanking": "sktransfer.diagnostics.ranking",
+    "Cost": "sktransfer.diagnostics.cost",
     "FineTunedImageClassifier": "sktransfer.classifier",
-    "LeakReport": "sktransfer.leaks",
+    "LeakReport": "sktransfer.diagnostics.leaks",
     "SelfTrainedImageClassifier": "sktransfer.self_training",
-    "StrategyReport": "sktransfer.strategy",
-    "estimate_cost": "sktransfer.cost",
-    "find_leaks": "sktransfer.leaks",
-    "rank_backbones": "sktransfer.ranking",
-    "recommend_strategy": "sktransfer.strategy",
+    "StrategyReport": "sktransfer.diagnostics.strategy",
+    "estimate_cost": "sktransfer.diagnostics.cost",
+    "find_leaks": "sktransfer.diagnostics.leaks",
+    "rank_backbones": "sktransfer.diagnostics.ranking",
+    "recommend_strategy": "sktransfer.diagnostics.strategy",
 }
 
 __all__ = [

@@ -8,11 +8,11 @@ from typing import Any
 from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags, _safe_indexing
 
-from sktransfer.augmentation import resolve_augmentation
-from sktransfer.examples import Examples
-from sktransfer.labels import check_labels
-from sktransfer.machine import Machine
-from sktransfer.parameters import (
+from sktransfer.data.labels import check_labels
+from sktransfer.data.validation import check_pictures
+from sktransfer.embedding.compute import Machine
+from sktransfer.finetuning.fine_tuning import FineTuning
+from sktransfer.finetuning.fit_inputs import (
     check_parameters,
     checkpoint_of,
     divide,
@@ -20,11 +20,11 @@ from sktransfer.parameters import (
     find_target,
     find_validation,
 )
-from sktransfer.prediction import NetworkPrediction
-from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
-from sktransfer.schedule import resolve_stages
-from sktransfer.tuning import FineTuning
-from sktransfer.validation import check_pictures
+from sktransfer.finetuning.prediction import NetworkPrediction
+from sktransfer.finetuning.schedule import resolve_stages
+from sktransfer.finetuning.training_set import Examples
+from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.utils.progress import CallbackSupport, FitProgress, with_callbacks
 
 
 class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPrediction):

@@ -11,20 +11,23 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from sktransfer._config import resolve_device, resolve_precision, resolve_threads
-from sktransfer._errors import PictureError, check_choice
-from sktransfer.backbones import Backbone, load_backbone
-from sktransfer.domain import BackboneSource, BatchNormState, adapt_batch_norm
-from sktransfer.engines import ENGINES
-from sktransfer.features import Recipe, embed, engine_name, output_width
-from sktransfer.images import Pictures
-from sktransfer.machine import Machine
-from sktransfer.progress import CallbackSupport, FitProgress, with_callbacks
-from sktransfer.reading import Faults
-from sktransfer.session import share_session
-from sktransfer.split import POOLINGS
-from sktransfer.validation import check_pictures
-from sktransfer.views import Views
+from sktransfer.adaptation.batch_norm import adapt_batch_norm
+from sktransfer.backbones.batch_norm import BatchNormState
+from sktransfer.backbones.frozen import POOLINGS
+from sktransfer.backbones.loading import Backbone, load_backbone
+from sktransfer.backbones.source import BackboneSource
+from sktransfer.data.images import Pictures
+from sktransfer.data.validation import check_pictures
+from sktransfer.embedding.compute import Machine
+from sktransfer.embedding.embed import embed, engine_name
+from sktransfer.embedding.recipe import Recipe, output_width
+from sktransfer.engines.choice import ENGINES
+from sktransfer.store.session import share_session
+from sktransfer.transforms.loader import Faults
+from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import PictureError, check_choice
+from sktransfer.utils.progress import CallbackSupport, FitProgress, with_callbacks
+from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
 
 
 class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimator):

@@ -23,8 +23,8 @@ from sklearn.utils.validation import (
     has_fit_parameter,
 )
 
-from sktransfer._errors import PictureError, check_number
-from sktransfer.labels import split_domains
+from sktransfer.data.labels import split_domains
+from sktransfer.utils.errors import PictureError, check_number
 
 
 class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):

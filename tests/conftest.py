@@ -2,7 +2,7 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from sktransfer.store import EmbeddingStore
+from sktransfer.store.store import EmbeddingStore
 
 
 def pytest_collection_modifyitems(config, items):

@@ -3,17 +3,16 @@
 import warnings
 
 import pytest
+from helpers import Tiny, colored_images
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
-from test_classifier import coloured
-from tiny import Tiny
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 
 callback = pytest.importorskip("sklearn.callback")
 
-X, y = coloured(30)
+X, y = colored_images(30)
 
 
 def classifier(**parameters):

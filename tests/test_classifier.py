@@ -10,47 +10,31 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import (
+    NAMES,
+    X_TEST,
+    Y_TEST,
+    CountingTiny,
+    Interrupt,
+    Tiny,
+    X,
+    Y,
+    counted,
+    equal_states,
+    make_classifier,
+    net_state,
+)
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback, EarlyStopping
-from tiny import CountingTiny, Tiny, counted, pictures
 
 from sktransfer import FineTunedImageClassifier, PictureError
-from sktransfer.augmentation import count_copies, resolve_augmentation
-from sktransfer.backbones import load_backbone
-from sktransfer.progress import StageProgress
-from sktransfer.split import TrainedSuffix
-from sktransfer.tuning import FineTuning
-
-NAMES = np.array(["cat", "dog", "owl"])
-
-
-def coloured(n=60, seed=0):
-    """Make noisy pictures of three kinds, told apart by their colour, and their names."""
-    y = np.arange(n) % 3
-    X = pictures(n, seed=seed).astype(np.int64)
-    X[np.arange(n), :, :, y] += 90
-    return X.clip(0, 255).astype(np.uint8), NAMES[y]
-
-
-def tiny(backbone=Tiny, **parameters):
-    defaults = {"unfreeze": (0, 1, 2), "max_epochs": 3, "n_views": 2, "early_stopping": True}
-    defaults["random_state"] = 0
-    return FineTunedImageClassifier(backbone, **{**defaults, "cache": None, **parameters})
-
-
-def weights(classifier):
-    return {name: tensor.clone() for name, tensor in classifier.net_.module_.state_dict().items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-X, Y = coloured()
-X_TEST, Y_TEST = coloured(30, seed=1)
-
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.finetuning.fine_tuning import FineTuning
+from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.transforms.augmentation import count_copies, resolve_augmentation
+from sktransfer.utils.progress import StageProgress
 
 # scikit-learn means scikit-learn
 
@@ -77,7 +61,7 @@ def test_check_estimator_on_real_rows(unfreeze):
 
 
 def test_it_learns_and_speaks_in_the_users_labels():
-    classifier = tiny(max_epochs=10).fit(X, Y)
+    classifier = make_classifier(max_epochs=10).fit(X, Y)
     assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
     assert classifier.score(X_TEST, Y_TEST) > 0.9
     p = classifier.predict_proba(X_TEST)
@@ -89,14 +73,14 @@ def test_it_learns_and_speaks_in_the_users_labels():
 
 def test_two_classes_have_one_decision():
     rows = np.flatnonzero(Y != "owl")
-    classifier = tiny().fit(X[rows], Y[rows])
+    classifier = make_classifier().fit(X[rows], Y[rows])
     decision, p = classifier.decision_function(X_TEST), classifier.predict_proba(X_TEST)
     assert decision.shape == (30,)
     np.testing.assert_allclose(1 / (1 + np.exp(-decision)), p[:, 1], rtol=1e-4)
 
 
 def test_it_gives_the_tuned_embedding_with_names():
-    classifier = tiny().set_output(transform="pandas").fit(X, Y)
+    classifier = make_classifier().set_output(transform="pandas").fit(X, Y)
     frame = classifier.transform(X_TEST)
     assert list(frame.columns[:2]) == ["finetunedimageclassifier0", "finetunedimageclassifier1"]
     assert frame.shape == (30, 12)
@@ -106,7 +90,7 @@ def test_it_gives_the_tuned_embedding_with_names():
 
 
 def test_stages_and_history_tell_what_was_done():
-    classifier = tiny().fit(X, Y)
+    classifier = make_classifier().fit(X, Y)
     head, last, both = classifier.stages_
     assert (head["stage"], head["boundary"], head["epochs"]) == ("head", 2, 0)
     assert (last["blocks"], last["boundary"]) == (["1"], 1)
@@ -124,7 +108,7 @@ def test_stages_and_history_tell_what_was_done():
 
 
 def test_clone_and_set_params_start_anew():
-    classifier = tiny().fit(X, Y)
+    classifier = make_classifier().fit(X, Y)
     with pytest.raises(NotFittedError):
         clone(classifier).predict(X)
     assert not hasattr(clone(classifier), "net_")
@@ -142,11 +126,11 @@ def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm,
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     loaded = load_backbone(backbone).anatomy
     kept = [{k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks]
-    classifier = tiny(backbone, unfreeze=(0, 1), batch_norm=batch_norm, augment=augment)
+    classifier = make_classifier(backbone, unfreeze=(0, 1), batch_norm=batch_norm, augment=augment)
     classifier.set_params(early_stopping=False).fit(X, Y)
-    assert same(before, backbone.state_dict())
+    assert equal_states(before, backbone.state_dict())
     for (_, block), values in zip(loaded.blocks, kept, strict=True):
-        assert same(values, block.state_dict())
+        assert equal_states(values, block.state_dict())
     trained = classifier.net_.module_.parts()["1"].state_dict()
     for name, value in kept[1].items():
         statistic = "running" in name or "num_batches" in name
@@ -155,15 +139,15 @@ def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm,
 
 
 def test_only_named_blocks_change():
-    classifier = tiny(unfreeze=(0, "0"), early_stopping=False).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, "0"), early_stopping=False).fit(X, Y)
     original = dict(load_backbone(Tiny).anatomy.blocks)
     parts = classifier.net_.module_.parts()
-    assert not same(original["0"].state_dict(), parts["0"].state_dict())
-    assert same(original["1"].state_dict(), parts["1"].state_dict())
+    assert not equal_states(original["0"].state_dict(), parts["0"].state_dict())
+    assert equal_states(original["1"].state_dict(), parts["1"].state_dict())
 
 
 def test_batch_norm_adapts():
-    classifier = tiny(batch_norm="adapt", unfreeze=(0, 1)).fit(X, Y)
+    classifier = make_classifier(batch_norm="adapt", unfreeze=(0, 1)).fit(X, Y)
     assert classifier.batch_norm_ is not None
     assert classifier.score(X_TEST, Y_TEST) > 0.9
 
@@ -175,33 +159,38 @@ def test_same_seed_same_bits_and_the_global_state_is_untouched():
     torch.manual_seed(5)
     np.random.seed(5)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first = tiny(mixup=0.2).fit(X, Y)
+    first = make_classifier(mixup=0.2).fit(X, Y)
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()
     torch.manual_seed(6)
-    second = tiny(mixup=0.2).fit(X, Y)
+    second = make_classifier(mixup=0.2).fit(X, Y)
     assert (first.predict_proba(X_TEST) == second.predict_proba(X_TEST)).all()
-    other = tiny(mixup=0.2, random_state=1).fit(X, Y)
+    other = make_classifier(mixup=0.2, random_state=1).fit(X, Y)
     assert (first.predict_proba(X_TEST) != other.predict_proba(X_TEST)).any()
 
 
 def test_the_order_of_the_rows_does_not_matter():
     order = np.random.RandomState(3).permutation(len(X))
-    one, other = tiny().fit(X, Y), tiny().fit(X[order], Y[order])
+    one, other = make_classifier().fit(X, Y), make_classifier().fit(X[order], Y[order])
     assert (one.predict_proba(X_TEST) == other.predict_proba(X_TEST)).all()
 
 
 def test_a_weight_is_a_number_of_copies():
     repeats = np.arange(len(X)) % 3
-    weighted = tiny().fit(X, Y, sample_weight=repeats)
-    repeated = tiny().fit(np.repeat(X, repeats, axis=0), np.repeat(Y, repeats))
+    weighted = make_classifier().fit(X, Y, sample_weight=repeats)
+    repeated = make_classifier().fit(np.repeat(X, repeats, axis=0), np.repeat(Y, repeats))
     assert (weighted.predict_proba(X_TEST) == repeated.predict_proba(X_TEST)).all()
 
 
 def test_class_weight_moves_the_decision():
-    even = tiny(unfreeze=(0, 1)).fit(X, Y).predict_proba(X_TEST).mean(axis=0)
+    even = make_classifier(unfreeze=(0, 1)).fit(X, Y).predict_proba(X_TEST).mean(axis=0)
     heavy = {"cat": 20, "dog": 1, "owl": 1}
-    uneven = tiny(unfreeze=(0, 1), class_weight=heavy).fit(X, Y).predict_proba(X_TEST).mean(axis=0)
+    uneven = (
+        make_classifier(unfreeze=(0, 1), class_weight=heavy)
+        .fit(X, Y)
+        .predict_proba(X_TEST)
+        .mean(axis=0)
+    )
     assert uneven[0] > even[0]
 
 
@@ -211,10 +200,12 @@ def test_class_weight_moves_the_decision():
 @pytest.mark.parametrize("augment", [None, "standard"])
 def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monkeypatch, augment):
     backbone, settings = "efficientnet_lite0", {"image_size": 64, "unfreeze": (0, 2)}
-    cached = tiny(backbone, augment=augment, **settings).fit(X, Y)
-    monkeypatch.setattr("sktransfer.tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free")
+    cached = make_classifier(backbone, augment=augment, **settings).fit(X, Y)
+    monkeypatch.setattr(
+        "sktransfer.finetuning.fine_tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free"
+    )
     with pytest.warns(UserWarning, match="computed again in every epoch"):
-        recomputed = tiny(backbone, augment=augment, **settings).fit(X, Y)
+        recomputed = make_classifier(backbone, augment=augment, **settings).fit(X, Y)
     np.testing.assert_allclose(
         cached.predict_proba(X_TEST), recomputed.predict_proba(X_TEST), rtol=1e-2, atol=1e-3
     )
@@ -223,16 +214,20 @@ def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monke
 
 
 def test_embeddings_that_do_not_fit_where_the_head_is_all_that_is_trained(monkeypatch):
-    monkeypatch.setattr("sktransfer.tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free")
+    monkeypatch.setattr(
+        "sktransfer.finetuning.fine_tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free"
+    )
     with pytest.warns(UserWarning, match="The activations of 180 views before 'head' take 9 bytes"):
-        tiny(unfreeze=(0,), early_stopping=False).fit(X, Y)
+        make_classifier(unfreeze=(0,), early_stopping=False).fit(X, Y)
 
 
 def test_training_equals_a_plain_loop():
     """Two epochs of one batch each, without anything random, against plain torch."""
     settings = {"augment": None, "dropout": 0.0, "batch_size": 100, "early_stopping": False}
-    classifier = tiny(unfreeze=(0, 2), max_epochs=2, weight_decay=0.1, **settings).fit(X, Y)
-    start = tiny(unfreeze=(0,), **settings).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, 2), max_epochs=2, weight_decay=0.1, **settings).fit(
+        X, Y
+    )
+    start = make_classifier(unfreeze=(0,), **settings).fit(X, Y)
 
     network = Tiny().eval()
     network[5] = torch.nn.Linear(12, 3)
@@ -259,17 +254,17 @@ def test_training_equals_a_plain_loop():
 
 def test_fresh_augmentation_reads_every_picture_in_every_epoch(log):
     settings = {"unfreeze": (0, 1), "max_epochs": 3, "early_stopping": False}
-    tiny(CountingTiny(log), n_views=None, **settings).fit(X, Y)
+    make_classifier(CountingTiny(log), n_views=None, **settings).fit(X, Y)
     fresh = counted(log)
     log.unlink()
-    tiny(CountingTiny(log), n_views=2, **settings).fit(X, Y)
+    make_classifier(CountingTiny(log), n_views=2, **settings).fit(X, Y)
     assert (fresh, counted(log)) == (60 + 3 * 60, 3 * 60)
 
 
 @pytest.mark.parametrize(("augment", "copies"), [("standard", 3), ("industrial", 7), (None, 0)])
 def test_a_policy_makes_as_many_copies_as_it_needs(log, augment, copies):
     settings = {"unfreeze": (0, 1), "max_epochs": 1, "early_stopping": False}
-    tiny(CountingTiny(log), n_views="auto", augment=augment, **settings).fit(X, Y)
+    make_classifier(CountingTiny(log), n_views="auto", augment=augment, **settings).fit(X, Y)
     assert counted(log) == (1 + copies) * 60
 
 
@@ -287,24 +282,24 @@ def test_blocks_that_learn_too_fast_are_warned_of():
     with pytest.warns(
         UserWarning, match=r"Got lr_drop=2, so the blocks learn at 0\.0005, less tha"
     ):
-        tiny(lr_drop=2, unfreeze=(0,)).fit(X, Y)
+        make_classifier(lr_drop=2, unfreeze=(0,)).fit(X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tiny(lr_drop=10, unfreeze=(0,)).fit(X, Y)
+        make_classifier(lr_drop=10, unfreeze=(0,)).fit(X, Y)
 
 
 def test_one_class_is_an_error():
     with pytest.raises(
         ValueError, match="Got 1 class in y, 'cat', but a classifier needs at least"
     ):
-        tiny().fit(X[:5], ["cat"] * 5)
+        make_classifier().fit(X[:5], ["cat"] * 5)
 
 
 def test_a_class_too_small_to_hold_back_is_warned_of():
     y = Y.copy()
     y[0] = "yak"
     with pytest.warns(UserWarning, match="Got no more than 2 pictures of the classes 'yak'"):
-        tiny(unfreeze=(0,)).fit(X, y)
+        make_classifier(unfreeze=(0,)).fit(X, y)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +326,7 @@ def test_a_class_too_small_to_hold_back_is_warned_of():
 )
 def test_bad_parameters_are_explained(parameters, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        tiny(**parameters).fit(X, Y)
+        make_classifier(**parameters).fit(X, Y)
 
 
 class Explode(Callback):
@@ -349,15 +344,15 @@ class Explode(Callback):
 
 def test_a_loss_that_is_not_finite_ends_the_stage_with_the_best_weights():
     with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of the stage"):
-        classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
+        classifier = make_classifier(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
-    classifier = tiny(unfreeze=(0, 1), callbacks=[Explode(3)], early_stopping=False)
+    classifier = make_classifier(unfreeze=(0, 1), callbacks=[Explode(3)], early_stopping=False)
     with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 3 of the stage"):
         classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
     assert classifier.stages_[-1]["best_epoch"] == 2
     with pytest.raises(FloatingPointError, match="lower lr, raise lr_drop"):
-        tiny(unfreeze=(0, 1), callbacks=[Explode(1)], early_stopping=False).fit(X, Y)
+        make_classifier(unfreeze=(0, 1), callbacks=[Explode(1)], early_stopping=False).fit(X, Y)
 
 
 def test_broken_pictures_are_named_by_their_row(tmp_path):
@@ -369,52 +364,54 @@ def test_broken_pictures_are_named_by_their_row(tmp_path):
         Image.fromarray(picture).save(paths[-1])
     (tmp_path / "90.png").write_bytes(b"no picture")
     with pytest.raises(PictureError) as caught:
-        tiny().fit(paths, Y)
+        make_classifier().fit(paths, Y)
     assert (caught.value.row, caught.value.source) == (7, paths[7])
 
 
 def test_labels_and_validation_pictures_must_fit():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        tiny().fit(X, Y[:-1])
+        make_classifier().fit(X, Y[:-1])
     with pytest.raises(ValueError, match="Got only one of X_val and y_val"):
-        tiny().fit(X, Y, X_val=X_TEST)
+        make_classifier().fit(X, Y, X_val=X_TEST)
     with pytest.raises(
         ValueError, match=re.escape("Got ['yak'] in y_val, but expected only classe")
     ):
-        tiny().fit(X, Y, X_val=X_TEST[:1], y_val=["yak"])
+        make_classifier().fit(X, Y, X_val=X_TEST[:1], y_val=["yak"])
 
 
 # Validation, early stopping, interruption
 
 
 def test_given_validation_pictures_are_used():
-    classifier = tiny(unfreeze=(0, 1)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
+    classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     p = classifier.predict_proba(X_TEST)[np.arange(30), np.searchsorted(NAMES, Y_TEST)]
     assert classifier.stages_[-1]["valid_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-2)
 
 
 def test_a_stage_never_ends_worse_than_it_began():
-    classifier = tiny(unfreeze=(0, 1, 2), lr=10.0, max_epochs=4).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, 1, 2), lr=10.0, max_epochs=4).fit(X, Y)
     losses = [stage["valid_loss"] for stage in classifier.stages_]
     assert losses[1] <= losses[0] * 1.01
     assert losses[2] <= losses[1] * 1.01
 
 
 def test_a_stage_ends_when_nothing_improves():
-    classifier = tiny(unfreeze=(0, 1), lr=1.0, max_epochs=50, n_iter_no_change=2).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, 1), lr=1.0, max_epochs=50, n_iter_no_change=2).fit(
+        X, Y
+    )
     stage = classifier.stages_[-1]
     assert stage["epochs"] == stage["best_epoch"] + 2 < 50
 
 
 def test_without_early_stopping_all_pictures_train_all_epochs():
-    classifier = tiny(unfreeze=(0, 1), max_epochs=4, early_stopping=False).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, 1), max_epochs=4, early_stopping=False).fit(X, Y)
     assert len(classifier.history_) == 4
     assert sum(batch["train_batch_size"] for batch in classifier.history_[0]["batches"]) == 60
     assert classifier.stages_[-1]["valid_loss"] is None
 
 
 def test_without_early_stopping_the_last_epoch_is_kept_and_told():
-    classifier = tiny(unfreeze=(0, 1), lr=10.0, max_epochs=4, early_stopping=False)
+    classifier = make_classifier(unfreeze=(0, 1), lr=10.0, max_epochs=4, early_stopping=False)
     classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     first, last = classifier.stages_
     assert last["best_epoch"] == 4
@@ -424,7 +421,7 @@ def test_without_early_stopping_the_last_epoch_is_kept_and_told():
 
 def test_callbacks_of_skorch_stop_a_stage():
     stopping = EarlyStopping(monitor="train_loss", patience=1, threshold=1e9)
-    classifier = tiny(unfreeze=(0, 1, 2), max_epochs=9, callbacks=[stopping]).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, 1, 2), max_epochs=9, callbacks=[stopping]).fit(X, Y)
     assert [stage["epochs"] for stage in classifier.stages_[1:]] != [9, 9]
     assert len(classifier.stages_) == 3
 
@@ -435,26 +432,13 @@ def test_two_callbacks_may_stop_a_stage_at_once(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(StageProgress, "update", lambda self, metrics, *_: "loss" in metrics)
-    classifier = tiny(unfreeze=(0, 1, 2), callbacks=[Stop()]).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, 1, 2), callbacks=[Stop()]).fit(X, Y)
     assert [stage["epochs"] for stage in classifier.stages_] == [0, 1, 1]
-
-
-class Interrupt(Callback):
-    """Stands in for Ctrl-C in the third epoch."""
-
-    epochs = 0
-
-    def on_epoch_begin(self, net, **kwargs):
-        self.epochs += 1
-
-    def on_batch_end(self, net, **kwargs):
-        if self.epochs == 3:
-            raise KeyboardInterrupt
 
 
 def test_an_interrupted_fit_keeps_its_best():
     with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
-        classifier = tiny(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
+        classifier = make_classifier(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
     assert [stage["stage"] for stage in classifier.stages_] == ["head", "last block"]
     assert classifier.score(X_TEST, Y_TEST) > 0.9
     assert classifier.interrupted_
@@ -474,10 +458,12 @@ def slow_noise(picture):
 def test_transforms_that_run_beside_the_training_leave_dropout_alone(unfreeze):
     settings = {"n_views": None, "dropout": 0.5, "batch_size": 4, "n_jobs": 2, "max_epochs": 2}
     fits = [
-        tiny(unfreeze=unfreeze, augment=slow_noise, early_stopping=False, **settings).fit(X, Y)
+        make_classifier(
+            unfreeze=unfreeze, augment=slow_noise, early_stopping=False, **settings
+        ).fit(X, Y)
         for _ in range(2)
     ]
-    assert same(*map(weights, fits))
+    assert equal_states(*map(net_state, fits))
 
 
 def test_fresh_copies_are_others_in_each_epoch_of_each_stage(monkeypatch):
@@ -489,7 +475,7 @@ def test_fresh_copies_are_others_in_each_epoch_of_each_stage(monkeypatch):
         return views, count
 
     monkeypatch.setattr(FineTuning, "_fresh_views", noted)
-    tiny(n_views=None, max_epochs=2, early_stopping=False).fit(X, Y)
+    make_classifier(n_views=None, max_epochs=2, early_stopping=False).fit(X, Y)
     assert len(seen) == len(set(seen)) == 4
 
 
@@ -515,7 +501,7 @@ def test_everything_at_once(weights):
 
 
 def test_from_scratch_everything_learns_at_the_same_rate():
-    classifier = tiny(lambda: Tiny(), unfreeze="all", weights="default").fit(X, Y)
+    classifier = make_classifier(lambda: Tiny(), unfreeze="all", weights="default").fit(X, Y)
     assert min(classifier.history_[0]["lr"].values()) < classifier.history_[0]["lr"]["head"]
     scratch = FineTunedImageClassifier(
         "efficientnet_lite0", weights=None, unfreeze="all", image_size=32, max_epochs=1
@@ -527,7 +513,7 @@ def test_from_scratch_everything_learns_at_the_same_rate():
 
 
 def test_a_fitted_classifier_goes_to_the_device_that_it_is_told():
-    classifier = tiny(unfreeze=(0, 1)).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y)
     expected, net = classifier.predict_proba(X_TEST), classifier.net_
     assert classifier.set_params(device="cpu").net_ is net
     assert classifier.set_params(device="meta").net_.module_.device.type == "meta"
@@ -535,7 +521,7 @@ def test_a_fitted_classifier_goes_to_the_device_that_it_is_told():
 
 
 def test_out_of_memory_in_trained_blocks_halves_what_is_predicted_at_once(monkeypatch):
-    classifier, embed = tiny(unfreeze=(0, 1)).fit(X, Y), TrainedSuffix.embed
+    classifier, embed = make_classifier(unfreeze=(0, 1)).fit(X, Y), TrainedSuffix.embed
     expected, sizes = classifier.predict_proba(X_TEST), []
 
     def scarce(self, x):
@@ -571,14 +557,14 @@ def test_a_pickle_carries_the_trained_blocks_alone_and_predicts_the_same_elsewhe
 
 
 def test_a_pickle_holds_no_tensor_of_another_device():
-    state = tiny().fit(X, Y).__getstate__()
+    state = make_classifier().fit(X, Y).__getstate__()
     assert state["_net"] is None
     assert {tensor.device.type for tensor in state["_tuned"].values()} == {"cpu"}
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_it_learns_the_same():
-    gpu = tiny(device="cuda", precision="float32", max_epochs=10).fit(X, Y)
+    gpu = make_classifier(device="cuda", precision="float32", max_epochs=10).fit(X, Y)
     assert gpu.score(X_TEST, Y_TEST) > 0.9
     loaded = pickle.loads(pickle.dumps(gpu)).set_params(device="cpu")
     np.testing.assert_allclose(

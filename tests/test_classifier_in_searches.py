@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sklearn
+from helpers import X_TEST, Y_TEST, CountingTiny, X, Y, counted, make_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
@@ -16,8 +17,6 @@ from sklearn.model_selection import (
     learning_curve,
 )
 from sklearn.pipeline import make_pipeline
-from test_classifier import X_TEST, Y_TEST, X, Y, tiny
-from tiny import CountingTiny, counted
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 
@@ -25,7 +24,9 @@ GRID = {"unfreeze": [(0,), (0, 1)], "lr": [1e-3, 1e-4], "dropout": [0.0, 0.2]}
 
 
 def counting(log, store, **parameters):
-    return tiny(CountingTiny(log), cache=store, max_epochs=2, early_stopping=False, **parameters)
+    return make_classifier(
+        CountingTiny(log), cache=store, max_epochs=2, early_stopping=False, **parameters
+    )
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
@@ -51,19 +52,19 @@ def test_the_extractor_and_stage_0_share_their_embeddings(log, store):
     backbone = CountingTiny(log)
     PretrainedFeatureExtractor(backbone, cache=store).fit_transform(X)
     before = counted(log)
-    tiny(backbone, cache=store, unfreeze=(0,), augment=None).fit(X, Y)
+    make_classifier(backbone, cache=store, unfreeze=(0,), augment=None).fit(X, Y)
     assert counted(log) == before == len(X)
 
 
 def test_it_calibrates():
-    classifier = CalibratedClassifierCV(tiny(), cv=3).fit(X, Y)
+    classifier = CalibratedClassifierCV(make_classifier(), cv=3).fit(X, Y)
     assert classifier.score(X_TEST, Y_TEST) > 0.9
 
 
 def test_it_stacks():
     rows = X.reshape(len(X), -1)
     estimators = [
-        ("tuned", tiny(image_shape=(20, 20, 3))),
+        ("tuned", make_classifier(image_shape=(20, 20, 3))),
         ("linear", LogisticRegression(max_iter=1000)),
     ]
     classifier = StackingClassifier(estimators, cv=3).fit(rows, Y)
@@ -71,31 +72,33 @@ def test_it_stacks():
 
 
 def test_it_predicts_across_folds():
-    p = cross_val_predict(tiny(), X, Y, cv=3, method="predict_proba")
+    p = cross_val_predict(make_classifier(), X, Y, cv=3, method="predict_proba")
     assert p.shape == (60, 3)
     assert (np.unique(Y)[p.argmax(axis=1)] == Y).mean() > 0.9
 
 
 def test_it_has_a_learning_curve():
-    sizes, _, scores = learning_curve(tiny(), X, Y, cv=3, train_sizes=[0.5, 1.0], shuffle=True)
+    sizes, _, scores = learning_curve(
+        make_classifier(), X, Y, cv=3, train_sizes=[0.5, 1.0], shuffle=True
+    )
     assert sizes.tolist() == [20, 40]
     assert scores.mean(axis=1)[-1] > 0.9
 
 
 def test_it_is_halved():
-    search = HalvingGridSearchCV(tiny(), {"lr": [1e-3, 1e-4]}, cv=2, min_resources=30)
+    search = HalvingGridSearchCV(make_classifier(), {"lr": [1e-3, 1e-4]}, cv=2, min_resources=30)
     assert search.fit(X, Y).score(X_TEST, Y_TEST) > 0.9
 
 
 def test_its_threshold_is_tuned():
     rows = np.flatnonzero(Y != "owl")
-    classifier = TunedThresholdClassifierCV(tiny(), cv=3).fit(X[rows], Y[rows])
+    classifier = TunedThresholdClassifierCV(make_classifier(), cv=3).fit(X[rows], Y[rows])
     test = np.flatnonzero(Y_TEST != "owl")
     assert classifier.score(X_TEST[test], Y_TEST[test]) > 0.8
 
 
 def test_it_ends_a_pipeline_and_transforms_in_the_middle_of_one():
-    model = make_pipeline(tiny(), LogisticRegression(max_iter=1000)).fit(X, Y)
+    model = make_pipeline(make_classifier(), LogisticRegression(max_iter=1000)).fit(X, Y)
     assert model.score(X_TEST, Y_TEST) > 0.9
 
 
@@ -103,7 +106,9 @@ def test_weights_are_routed():
     weights = np.where(Y == "owl", 0, 1)
     with sklearn.config_context(enable_metadata_routing=True):
         classifier = (
-            tiny().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+            make_classifier()
+            .set_fit_request(sample_weight=True)
+            .set_score_request(sample_weight=True)
         )
         search = GridSearchCV(classifier, {"lr": [1e-3]}, cv=2)
         search.fit(X, Y, sample_weight=weights)
@@ -113,7 +118,9 @@ def test_weights_are_routed():
 def test_a_progress_bar_of_a_search_shows_stages_and_epochs(capsys):
     callback = pytest.importorskip("sklearn.callback")
     pytest.importorskip("rich")
-    search = GridSearchCV(tiny(), {"lr": [1e-3]}, cv=2).set_callbacks(callback.ProgressBar())
+    search = GridSearchCV(make_classifier(), {"lr": [1e-3]}, cv=2).set_callbacks(
+        callback.ProgressBar()
+    )
     search.fit(X, Y)
     out = capsys.readouterr().out
     assert "last block" in out
@@ -122,10 +129,10 @@ def test_a_progress_bar_of_a_search_shows_stages_and_epochs(capsys):
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_a_fit_shows_its_stages_where_asked_and_a_search_is_quiet(capsys, verbose):
-    tiny(verbose=verbose).fit(X, Y)
+    make_classifier(verbose=verbose).fit(X, Y)
     shown = capsys.readouterr().err
     assert ("last block" in shown) == bool(verbose)
-    GridSearchCV(tiny(verbose=verbose), {"lr": [1e-3]}, cv=2).fit(X, Y)
+    GridSearchCV(make_classifier(verbose=verbose), {"lr": [1e-3]}, cv=2).fit(X, Y)
     assert "last block" not in capsys.readouterr().err
 
 

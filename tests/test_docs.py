@@ -19,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import sktransfer
-from sktransfer.cli import main
+from sktransfer.cli.main import main
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))

@@ -10,6 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from helpers import SIZE, CountingTiny, Tiny, cosine, counted, pictures, unreachable
 from PIL import Image
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -19,11 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
-from tiny import SIZE, CountingTiny, Tiny, cosine, counted, pictures, unreachable
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer._errors import PictureError, WeightsNotFoundError
-from sktransfer.backbones import load_backbone
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.utils.errors import PictureError, WeightsNotFoundError
 
 
 def tiny(**parameters):
@@ -245,8 +245,8 @@ def test_frozen_is_frozen_after_fit_transform_and_search(log):
 
 
 def test_the_named_backbone_stays_as_its_file_has_it():
-    from sktransfer.efficientnet_lite import efficientnet_lite0, weights_path
-    from sktransfer.weights import load_state_dict
+    from sktransfer.backbones.efficientnet_lite import efficientnet_lite0, weights_path
+    from sktransfer.backbones.weights import load_state_dict
 
     extractor = PretrainedFeatureExtractor(cache=None).fit(pictures(4))
     extractor.transform(pictures(4))
@@ -311,7 +311,7 @@ def test_offline_without_weights_is_one_clear_error_within_a_second(tmp_path, mo
 
 
 def test_weights_in_the_hub_folder_are_used(tmp_path, monkeypatch):
-    from sktransfer.architectures import build_torchvision, torchvision_weights
+    from sktransfer.backbones.torchvision_blocks import build_torchvision, torchvision_weights
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     member = torchvision_weights("mobilenet_v3_small", "default")

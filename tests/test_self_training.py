@@ -5,6 +5,21 @@ import pickle
 import numpy as np
 import pytest
 import sklearn
+from helpers import (
+    BOTH,
+    DOMAIN,
+    X_TARGET,
+    CountingTiny,
+    Tiny,
+    X,
+    Y,
+    colored_images,
+    counted,
+    domain_labels,
+    equal_states,
+    make_classifier,
+    net_state,
+)
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -12,12 +27,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
-from test_adversary import BOTH, DOMAIN, X_TARGET, labels
-from test_classifier import X, Y, coloured, same, tiny, weights
-from tiny import CountingTiny, Tiny, counted
 
 from sktransfer import PictureError, PretrainedFeatureExtractor, SelfTrainedImageClassifier
-from sktransfer.store import EmbeddingStore
+from sktransfer.store.store import EmbeddingStore
 
 
 def shifted(n=200):
@@ -67,31 +79,36 @@ def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
 
 
 def test_it_is_what_the_same_fits_one_by_one_are():
-    y, options = labels("cat"), {"unfreeze": (0, 1), "batch_norm": "adapt", "early_stopping": False}
-    found = SelfTrainedImageClassifier(tiny(**options), shares=[0.5])
+    y, options = (
+        domain_labels("cat"),
+        {"unfreeze": (0, 1), "batch_norm": "adapt", "early_stopping": False},
+    )
+    found = SelfTrainedImageClassifier(make_classifier(**options), shares=[0.5])
     found.fit(BOTH, y, sample_domain=DOMAIN)
-    first = tiny(**options).fit(BOTH, y, sample_domain=DOMAIN)
+    first = make_classifier(**options).fit(BOTH, y, sample_domain=DOMAIN)
     guesses = first.predict(BOTH[found.pseudo_rows_])
     assert found.pseudo_labels_.tolist() == guesses.tolist()
     more = np.ones(len(guesses), int)
-    again = tiny(**options).fit(
+    again = make_classifier(**options).fit(
         np.concatenate([BOTH, BOTH[found.pseudo_rows_]]),
         np.concatenate([y, guesses]),
         sample_domain=np.concatenate([DOMAIN, more]),
     )
-    assert same(weights(found.estimators_[0]), weights(first))
-    assert same(weights(found.estimators_[1]), weights(again))
-    assert not same(weights(again), weights(first))
+    assert equal_states(net_state(found.estimators_[0]), net_state(first))
+    assert equal_states(net_state(found.estimators_[1]), net_state(again))
+    assert not equal_states(net_state(again), net_state(first))
     restored = pickle.loads(pickle.dumps(found))
     np.testing.assert_array_equal(restored.predict_proba(X), found.predict_proba(X))
 
 
 @pytest.mark.parametrize("garbage", ["cat", "nothing", None])
 def test_labels_of_the_target_are_never_read(garbage):
-    estimator = tiny(unfreeze=0, batch_norm="adapt")
+    estimator = make_classifier(unfreeze=0, batch_norm="adapt")
     y = [*Y.tolist(), *[garbage] * 40]
     found = SelfTrainedImageClassifier(estimator).fit([*BOTH], y, sample_domain=DOMAIN)
-    expected = SelfTrainedImageClassifier(estimator).fit(BOTH, labels("owl"), sample_domain=DOMAIN)
+    expected = SelfTrainedImageClassifier(estimator).fit(
+        BOTH, domain_labels("owl"), sample_domain=DOMAIN
+    )
     assert found.classes_.tolist() == ["cat", "dog", "owl"]
     np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
 
@@ -126,7 +143,7 @@ def test_a_classifier_that_knows_domains_is_told_of_them_in_every_fit():
 
 
 def test_without_a_target_the_classifier_is_fitted_once(log):
-    estimator = tiny(CountingTiny(log), unfreeze=0, augment=None)
+    estimator = make_classifier(CountingTiny(log), unfreeze=0, augment=None)
     expected = clone(estimator).fit(X, Y)
     once = counted(log)
     for domain in (None, np.ones(60, int)):
@@ -140,45 +157,45 @@ def test_without_a_target_the_classifier_is_fitted_once(log):
 def test_a_pipeline_embeds_each_picture_once(log, tmp_path):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
     found = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
-    found.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+    found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     assert counted(log) == len(BOTH)
-    assert found.score(X_TARGET, coloured(40, seed=2)[1]) > 0.3
+    assert found.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3
 
 
 def test_a_search_keeps_the_target_in_all_folds():
     folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
     with sklearn.config_context(enable_metadata_routing=True):
-        classifier = SelfTrainedImageClassifier(tiny(unfreeze=0, batch_norm="adapt"))
+        classifier = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
         classifier.set_fit_request(sample_domain=True)
         search = GridSearchCV(
             classifier, {"shares": [(0.3,), (0.6,)]}, cv=folds, error_score="raise"
         )
-        search.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+        search.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     joined = search.best_estimator_.pseudo_rows_
     assert len(joined) > 8
     assert (joined >= 60).all()
 
 
 def in_pipeline(**parameters):
-    classifier = tiny(unfreeze=0, batch_norm="adapt", **parameters)
+    classifier = make_classifier(unfreeze=0, batch_norm="adapt", **parameters)
     return make_pipeline(classifier.set_fit_request(sample_domain=True))
 
 
 def test_what_is_in_a_pipeline_is_told_of_domains_where_it_asks_for_them():
-    alone = SelfTrainedImageClassifier(tiny(unfreeze=0, batch_norm="adapt"))
-    alone.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+    alone = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
+    alone.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     with sklearn.config_context(enable_metadata_routing=True):
         found = SelfTrainedImageClassifier(in_pipeline())
-        found.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+        found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     expected = alone.predict_proba(X_TARGET)
     np.testing.assert_array_equal(found.predict_proba(X_TARGET), expected)
 
 
 def test_what_cannot_be_told_of_domains_is_warned_of():
-    inner = GridSearchCV(tiny(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
+    inner = GridSearchCV(make_classifier(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
     with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which pict"):
         SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
-            BOTH, labels("cat"), sample_domain=DOMAIN
+            BOTH, domain_labels("cat"), sample_domain=DOMAIN
         )
 
 
@@ -186,9 +203,9 @@ def test_what_cannot_be_told_of_domains_is_warned_of():
 def test_a_broken_picture_is_named_by_its_row(row):
     X = [*BOTH[:row], b"no picture", *BOTH[row + 1 :]]
     plain = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
-    for estimator in (plain, tiny(batch_norm="adapt")):
+    for estimator in (plain, make_classifier(batch_norm="adapt")):
         with pytest.raises(PictureError) as caught:
-            SelfTrainedImageClassifier(estimator).fit(X, labels("?"), sample_domain=DOMAIN)
+            SelfTrainedImageClassifier(estimator).fit(X, domain_labels("?"), sample_domain=DOMAIN)
         assert caught.value.row == row
 
 
@@ -197,9 +214,9 @@ def test_an_interrupt_ends_all_of_it():
         def on_epoch_begin(self, net, **kwargs):
             raise KeyboardInterrupt
 
-    classifier = SelfTrainedImageClassifier(tiny(callbacks=[Once()], max_epochs=2))
+    classifier = SelfTrainedImageClassifier(make_classifier(callbacks=[Once()], max_epochs=2))
     with pytest.warns(UserWarning, match="Interrupted"):
-        classifier.fit(BOTH, labels("?"), sample_domain=DOMAIN)
+        classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     assert len(classifier.estimators_) == 1
     assert len(classifier.pseudo_rows_) == 0
 

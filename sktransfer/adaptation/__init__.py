@@ -1,0 +1,1 @@
+"""Another domain: BatchNorm statistics, domain-adversarial training."""

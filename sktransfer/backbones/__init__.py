@@ -1,0 +1,1 @@
+"""Pretrained networks by name: ordered blocks with weights, preprocessing and a digest."""

@@ -1,0 +1,343 @@
+"""What an ordered list of blocks is, and how to cut a network that nothing is known about.
+
+Shapes: N pictures of H x W pixels, C channels, L tokens, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sktransfer.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+# Sizes at which an unknown network is tried; most take the first.
+_PROBE_SIZES = (224, 64, 32, 128, 96, 256, 299, 384, 512)
+# The axes of a feature map, in each layout, that are positions in the picture.
+POSITIONS: dict[str, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "vector": ()}
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """An ordered list of blocks, from picture to last feature map, and what follows.
+
+    Parameters
+    ----------
+    blocks : tuple of (str, nn.Module)
+        Composed in order, they map normalised float pictures (N, 3, H, W) to the last feature
+        map. No two share a parameter, and none writes into its input.
+    neck : nn.Module
+        Last feature map -> penultimate vector (N, D): the network's own pooling and what it
+        computes before its last layer, without dropout.
+    logits : nn.Module
+        Last feature map -> logits (N, K), as the network computes them in eval mode.
+    layout : str
+        Of the feature maps between blocks: "NCHW", "NHWC", "NLC", or "vector" for (N, D).
+    prefix_tokens : int
+        Number of class tokens before the tokens of the picture, in layout "NLC".
+    image_size : int or None
+        The only H = W that the network takes, where its structure says so.
+    """
+
+    blocks: tuple[tuple[str, nn.Module], ...]
+    neck: nn.Module
+    logits: nn.Module
+    layout: str
+    prefix_tokens: int = 0
+    image_size: int | None = None
+
+
+def assemble(
+    blocks: Iterable[tuple[str, nn.Module]],
+    pooling: Iterable[nn.Module],
+    head: nn.Module,
+    layout: str = "NCHW",
+    **facts: int,
+) -> Anatomy:
+    """Put a network together: what its head does before its last linear layer joins the neck."""
+    layers = [layer for _, layer in unroll(head)]
+    linear = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
+    last = linear[-1] if linear else 0
+    before = [layer for layer in layers[:last] if not isinstance(layer, nn.Dropout)]
+    neck = nn.Sequential(*pooling, *before)
+    return Anatomy(tuple(blocks), neck, nn.Sequential(neck, *layers[last:]), layout, **facts)
+
+
+def unroll(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Name the parts of nested Sequentials, in order."""
+    if not is_sequential(network):
+        yield name, network
+        return
+    for child_name, child in network._modules.items():
+        if child is not None:
+            yield from unroll(child, f"{name}.{child_name}" if name else child_name)
+
+
+def is_sequential(network: nn.Module) -> bool:
+    """Tell whether a network runs its children in order, by its own word."""
+    return type(network).forward is nn.Sequential.forward
+
+
+class ClassToken(nn.Module):
+    """Leave only the first token: (N, L, C) -> (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pick it."""
+        return x[:, 0]
+
+
+class Rescale(nn.Module):
+    """From ImageNet's mean and standard deviation to pictures in -1..1."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1)
+        std = torch.tensor(IMAGENET_STD).reshape(3, 1, 1)
+        self.register_buffer("scale", std / 0.5, persistent=False)
+        self.register_buffer("shift", (mean - 0.5) / 0.5, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rescale normalised pictures (N, 3, H, W)."""
+        return x * self.scale + self.shift
+
+
+def dissect_unknown(
+    network: nn.Module, image_size: int | None, known: Callable[[nn.Module], Anatomy | None]
+) -> Anatomy:
+    """Cut a network in the finest way whose outputs on two pictures equal its own.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Is run in eval mode, and left as it was.
+    image_size : int or None
+        H = W at which it is run first.
+    known : callable
+        Cuts those of its children whose structure is known.
+    """
+    with _evaluating(network):
+        probe, expected = _probe(network, image_size)
+        layout = _layout(expected)
+        whole = Anatomy((("model", network),), _Average(layout), nn.Identity(), layout)
+        if _same(expected[:1], expected[1:]) and not is_sequential(network):
+            # Outputs that do not depend on the picture are evidence of nothing.
+            return whole
+        chain = _chain(network, probe, expected, known)
+        return _cut_chain(chain, probe) or _trunk(network, probe) or whole
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    network.train(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _probe(network: nn.Module, image_size: int | None) -> tuple[Tensor, Tensor]:
+    """Find two coarse random pictures (2, 3, S, S) that the network takes, and its outputs."""
+    like = next(network.parameters(), torch.zeros(()))
+    coarse = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    sizes = _PROBE_SIZES if image_size is None else (image_size, *_PROBE_SIZES)
+    errors = []
+    for size in sizes:
+        probe = nn.functional.interpolate(coarse, (size, size)).to(like)
+        try:
+            expected = network(probe.clone())
+            _layout(expected)
+        except Exception as error:
+            errors.append(error)
+        else:
+            return probe, expected
+    raise ValueError(
+        f"Got a {type(network).__name__}, but expected a network that maps float pictures "
+        f"(N, 3, H, W) to a tensor. Pictures of {sizes[0]} x {sizes[0]} pixels gave: {errors[0]}. "
+        "Wrap it in a module that does so, or pass the image_size that it needs."
+    ) from errors[0]
+
+
+def _layout(x: Tensor) -> str:
+    """Tell the layout of what a network made of square pictures."""
+    if not isinstance(x, Tensor) or x.ndim not in (2, 3, 4):
+        raise ValueError(f"the output is a {type(x).__name__}, not a tensor of 2 to 4 dimensions")
+    if x.ndim == 4:
+        return "NHWC" if x.shape[1] == x.shape[2] != x.shape[3] else "NCHW"
+    return "NLC" if x.ndim == 3 else "vector"
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and bool((x - y).abs().max() <= 1e-4 * y.abs().max())
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A part of a chain, and what was seen when it ran."""
+
+    name: str
+    module: nn.Module
+    layout: str
+    gives_map: bool
+    writes_into_input: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether it holds a convolution or a matrix, and not only scales."""
+        return any(parameter.ndim > 1 for parameter in self.module.parameters())
+
+    @property
+    def has_linear(self) -> bool:
+        return _last_linear(self.module) is not None
+
+
+def _chain(
+    network: nn.Module,
+    probe: Tensor,
+    expected: Tensor,
+    known: Callable[[nn.Module], Anatomy | None],
+) -> list[_Link]:
+    """Run the parts of a network in order; give no chain where it computes something else."""
+    links = []
+    x = probe.clone()
+    try:
+        for name, part in _parts(network, known):
+            flatten = isinstance(part, nn.Linear) and x.ndim == 4 and x.shape[3] != part.in_features
+            module = nn.Sequential(nn.Flatten(1), part) if flatten else part
+            version = x._version
+            y = module(x)
+            layout = _layout(y)
+            gives_map = math.prod(y.shape[axis] for axis in POSITIONS[layout]) > 1
+            links.append(_Link(name, module, layout, gives_map, x._version != version))
+            x = y
+    except Exception:
+        # Whatever a part says about an input that is not meant for it.
+        return []
+    return links if _same(x, expected) else []
+
+
+def _parts(
+    network: nn.Module, known: Callable[[nn.Module], Anatomy | None]
+) -> Iterator[tuple[str, nn.Module]]:
+    for child_name, child in network._modules.items():
+        for name, part in unroll(child, child_name) if child is not None else ():
+            anatomy = known(part)
+            if anatomy is None:
+                yield name, part
+            else:
+                yield from ((f"{name}.{block}", module) for block, module in anatomy.blocks)
+                yield f"{name}.logits", anatomy.logits
+
+
+def _cut_chain(links: list[_Link], probe: Tensor) -> Anatomy | None:
+    """Cut a chain before every convolution or matrix, and end it with the last feature map."""
+    end = _end_of_blocks(links)
+    if end == 0:
+        return None
+    layout = links[end - 1].layout
+    groups = [links[:1]]
+    for before, link in pairwise(links[:end]):
+        # Norms, activations and pooling stay with the convolution before them.
+        complete = before.layout == layout and any(other.learns for other in groups[-1])
+        if complete and link.learns and not link.writes_into_input:
+            groups.append([])
+        groups[-1].append(link)
+    blocks = tuple((_name(group, links), _join(group)) for group in groups)
+    logits = _join(links[end:])
+    owned = [set(module.parameters()) for module in (*dict(blocks).values(), logits)]
+    if sum(map(len, owned)) != len(set().union(*owned)):
+        return None
+    return Anatomy(blocks, _neck(links[end:], blocks, probe), logits, layout)
+
+
+def _end_of_blocks(links: list[_Link]) -> int:
+    """Count the links up to the last feature map, or else up to the last linear layer."""
+    first = next((i for i, link in enumerate(links) if link.learns), len(links))
+    maps = [i for i, link in enumerate(links) if link.gives_map and i >= first]
+    linear = [i for i, link in enumerate(links) if link.has_linear]
+    if maps:
+        return maps[-1] + 1
+    return linear[-1] if linear else len(links)
+
+
+def _name(group: list[_Link], links: list[_Link]) -> str:
+    """Name a block after the child that it is, or else after its first part that learns."""
+    name = next((link.name for link in group if link.learns), group[0].name)
+    while "." in name:
+        parent = name.rpartition(".")[0]
+        if any(link.name.startswith(f"{parent}.") and link not in group for link in links):
+            break
+        name = parent
+    return name
+
+
+def _join(links: list[_Link]) -> nn.Module:
+    return links[0].module if len(links) == 1 else nn.Sequential(*(link.module for link in links))
+
+
+def _neck(tail: list[_Link], blocks: tuple[tuple[str, nn.Module], ...], probe: Tensor) -> nn.Module:
+    x = probe.clone()
+    for _, block in blocks:
+        x = block(x)
+    last = max((i for i, link in enumerate(tail) if link.has_linear), default=-1)
+    neck = _headless(_join(tail[: last + 1]), x)
+    if neck is None:
+        return nn.Sequential(_join(tail), _Average(_layout(_join(tail)(x))))
+    for name, layer in list(neck.named_modules()):
+        if isinstance(layer, nn.Dropout):
+            neck.set_submodule(name, nn.Identity())
+    return neck
+
+
+def _trunk(network: nn.Module, probe: Tensor) -> Anatomy | None:
+    """Make one block of all but the last linear layer."""
+    trunk = _headless(network, probe)
+    if trunk is None:
+        return None
+    linear = network.get_submodule(_last_linear(network) or "")
+    return Anatomy((("trunk", trunk),), nn.Identity(), linear, "vector")
+
+
+def _headless(network: nn.Module, x: Tensor) -> nn.Module | None:
+    """Copy all of `network` but its tensors, without its last linear layer, if that ends it."""
+    network = nn.Sequential(network)
+    last = _last_linear(network)
+    if last is None:
+        return None
+    try:
+        tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+        twin = copy.deepcopy(network, tensors)
+        twin.set_submodule(last, nn.Identity())
+        features = twin(x.clone())
+        logits = network.get_submodule(last)(features)
+    except Exception:
+        # Not every module can be copied, or works without its last layer.
+        return None
+    return twin if features.ndim == 2 and _same(logits, network(x.clone())) else None
+
+
+def _last_linear(network: nn.Module) -> str | None:
+    names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    return names[-1] if names else None
+
+
+class _Average(nn.Module):
+    """Average a feature map over its positions; leave a vector as it is."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.axes = POSITIONS[layout]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.axes) if self.axes else x

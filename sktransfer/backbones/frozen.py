@@ -1,0 +1,158 @@
+"""The boundary: what is frozen before it, and what is trained after it.
+
+A backbone is an ordered list of blocks; this room draws the line through it. It is the only one
+that touches `requires_grad` and `eval()`, so that "frozen" means one thing: no gradient, no moving
+BatchNorm statistics, no dropout, whatever mode anybody sets later.
+
+Shapes: N pictures, C channels, H x W positions or L tokens of a feature map, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sktransfer.backbones.blocks import POSITIONS, Anatomy
+from sktransfer.utils.errors import did_you_mean
+
+POOLINGS = ("avg", "max", "avgmax")
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Freeze a module for good: inference behaviour, and no gradient for any parameter."""
+    return module.eval().requires_grad_(False)
+
+
+class FrozenPrefix(nn.Module):
+    """The frozen part of a backbone, with its boundary at the deepest of the tapped layers.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        The backbone's blocks, neck and logits.
+    taps : sequence of (str or None)
+        What to emit, side by side: names of blocks, `"logits"`, or `None` for the penultimate
+        vector.
+    pooling : {"avg", "max", "avgmax"} or None
+        How a feature map becomes a vector. `"avg"` of the last map is the network's own pooling
+        with whatever it computes on it before its classifying layer; `None` flattens the map.
+
+    Raises
+    ------
+    ValueError
+        Where a tap is no block of the backbone.
+    """
+
+    def __init__(
+        self, anatomy: Anatomy, taps: Sequence[str | None] = (None,), pooling: str | None = "avg"
+    ) -> None:
+        super().__init__()
+        names = [name for name, _ in anatomy.blocks]
+        depths = [_depth(tap, names) for tap in taps]
+        self.blocks = nn.ModuleList(block for _, block in anatomy.blocks[: max(depths)])
+        self.neck = anatomy.neck if None in taps and pooling == "avg" else nn.Identity()
+        self.logits = anatomy.logits if "logits" in taps else nn.Identity()
+        self.taps, self.depths, self.pooling = tuple(taps), depths, pooling
+        self.layout, self.prefix_tokens = anatomy.layout, anatomy.prefix_tokens
+        freeze(self)
+
+    def train(self, mode: bool = True) -> FrozenPrefix:
+        """Stay frozen: a frozen prefix has no training mode."""
+        return super().train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map normalised pictures (N, 3, H, W) to embeddings (N, D)."""
+        emitted: dict[int, torch.Tensor] = {}
+        for depth, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            for place, wanted in enumerate(self.depths):
+                if wanted == depth:
+                    emitted[place] = self._emit(self.taps[place], x)
+        return torch.cat([emitted[place] for place in range(len(self.taps))], dim=1)
+
+    def feature_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Map normalised pictures (N, 3, H, W) to what leaves the last block."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def _emit(self, tap: str | None, x: torch.Tensor) -> torch.Tensor:
+        if tap == "logits":
+            return self.logits(x)
+        if tap is None and self.pooling == "avg":
+            return self.neck(x)
+        return pool(x, self.pooling, self.layout, self.prefix_tokens)
+
+
+def pool(
+    x: torch.Tensor, pooling: str | None, layout: str = "NCHW", prefix_tokens: int = 0
+) -> torch.Tensor:
+    """Turn feature maps into vectors; what is a vector already stays as it is.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, C, H, W), (N, H, W, C), (N, L, C) or (N, D)
+    pooling : {"avg", "max", "avgmax"} or None
+        Mean or maximum over positions, both side by side, or every value of the map.
+    layout : {"NCHW", "NHWC", "NLC"}
+        What the axes of `x` are.
+    prefix_tokens : int
+        Tokens at the front that are no positions of the picture, left out of the pooling.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    >>> pool(x, "avgmax")
+    tensor([[3., 6.]])
+    """
+    if x.ndim == 2:
+        return x
+    if pooling is None:
+        return x.flatten(1)
+    positions = POSITIONS[layout]
+    x = x[:, prefix_tokens:] if layout == "NLC" else x
+    pooled = {"avg": lambda: x.mean(positions), "max": lambda: x.amax(positions)}
+    parts = ["avg", "max"] if pooling == "avgmax" else [pooling]
+    return torch.cat([pooled[part]() for part in parts], dim=1)
+
+
+def _depth(tap: str | None, names: list[str]) -> int:
+    """Count the blocks that a tap needs."""
+    if tap is None or tap == "logits":
+        return len(names)
+    if tap not in names:
+        raise ValueError(
+            f"Got layer={tap!r}, but the backbone has blocks {', '.join(names)}, besides 'logits' "
+            f"and None for the penultimate vector{did_you_mean(tap, [*names, 'logits'])}"
+        )
+    return names.index(tap) + 1
+
+
+class FrozenSpan(nn.Module):
+    """The blocks between two boundaries, frozen: activations at the one -> those at the other.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+    start, stop : int
+        Boundaries, as numbers of blocks before them. Past the last block lies the neck, and the
+        span gives the penultimate vector.
+    """
+
+    def __init__(self, anatomy: Anatomy, start: int, stop: int) -> None:
+        super().__init__()
+        parts = [block for _, block in anatomy.blocks[start:stop]]
+        if stop == len(anatomy.blocks):
+            parts.append(anatomy.neck)
+        self.parts = nn.Sequential(*parts)
+        freeze(self)
+
+    def train(self, mode: bool = True) -> FrozenSpan:
+        """Stay frozen."""
+        return super().train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map activations (N, ...) to activations (N, ...)."""
+        return self.parts(x)

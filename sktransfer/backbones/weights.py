@@ -1,0 +1,195 @@
+"""Where weights come from: a file, torch's hub folder, or the network; and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from sktransfer.utils.errors import WeightsNotFoundError
+
+# Long enough for a name look-up and one round trip, short enough that nobody takes it for a hang.
+REACH_SECONDS = 0.8
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read a state dict without running code from the file.
+
+    Parameters
+    ----------
+    path : path
+        A `.safetensors` file, or a `.pth` or `.pt` that torch reads with ``weights_only=True``. A
+        checkpoint that holds its weights under `"state_dict"` or `"model"` is unwrapped.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        Where there is no such file.
+    ValueError
+        Where the file holds something else than a state dict.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsNotFoundError(
+            f"Got weights={str(path)!r}, but there is no such file (looked in "
+            f"{path.absolute().parent})"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"Got weights={str(path)!r}, but the file could not be read as a state dict: it is "
+            "damaged, or holds objects whose code would have to be run "
+            f"({type(error).__name__}). Save one with torch.save(model.state_dict(), path) or "
+            "safetensors.torch.save_file(model.state_dict(), path)"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = isinstance(content, Mapping) and all(torch.is_tensor(v) for v in content.values())
+    if not tensors:
+        raise ValueError(
+            f"Got weights={str(path)!r}, which holds a {type(content).__name__}, but expected a "
+            "state dict (names to tensors), as torch.save(model.state_dict(), path) writes it"
+        )
+    return dict(content)
+
+
+def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a `.safetensors` file; until all of it is on the disk an old file stays.
+
+    Raises
+    ------
+    ValueError
+        Where the name ends in something else.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"Got the path {str(path)!r}, but expected one that ends in .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        # Tensors that share memory, or lie in it in another order, are written for themselves.
+        own = {name: each.cpu().contiguous().clone() for name, each in state.items()}
+        save_file(own, unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def hub_path(url: str) -> Path:
+    """Say where torch's hub keeps the file of an address (`TORCH_HOME` moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def fetch(url: str, name: str) -> Path:
+    """Find weights in torch's hub folder, or download them there, once among all processes.
+
+    Parameters
+    ----------
+    url : str
+        Address of the file; its name ends in the beginning of its SHA-256, which is checked.
+    name : str
+        Of the backbone, for the message.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        Within a second, where the file is not here and its host cannot be reached.
+    """
+    path = hub_path(url)
+    if path.is_file():
+        return path
+    require_reachable(
+        url,
+        f"The weights of {name!r} are not on this machine: {path.name} is not in {path.parent}",
+        f"put it there, or pass its path (weights='{path.name}')",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            _download(url, path, name)
+    return path
+
+
+def require_reachable(url: str, missing: str, remedy: str) -> None:
+    """Refuse to wait for a host that does not answer.
+
+    Parameters
+    ----------
+    url : str
+        Address of the file.
+    missing : str
+        What is not there and where it was looked for: the beginning of the message.
+    remedy : str
+        What to do with the file, once it was downloaded elsewhere.
+
+    Raises
+    ------
+    WeightsNotFoundError
+    """
+    if not _reachable(url):
+        raise WeightsNotFoundError(
+            f"{missing}, and {urlparse(url).hostname} cannot be reached to fetch it. On a machine "
+            f"with a network, download {url} and {remedy}; or take random values (weights=None), "
+            "or the backbone whose weights come with the installation "
+            "(backbone='efficientnet_lite0')"
+        )
+
+
+def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *more: str) -> bytes:
+    """Identify a set of weights: 16 bytes of BLAKE2b over names, shapes, dtypes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in more:
+        digest.update(text.encode() + b"\0")
+    for name, tensor in named:
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        values = tensor.detach().cpu().contiguous()
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _download(url: str, path: Path, name: str) -> None:
+    expected = path.stem.rpartition("-")[2]
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
+    except OSError as error:
+        raise WeightsNotFoundError(
+            f"Downloading the weights of {name!r} failed ({error}). Download {url} by other means "
+            f"and put it into {path.parent}"
+        ) from error
+
+
+def _reachable(url: str) -> bool:
+    """Try to connect to the host of `url`, or to the proxy on the way, in a bounded time."""
+    target = urlparse(url)
+    proxy = urllib.request.getproxies().get(target.scheme)
+    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
+        target = urlparse(proxy if "://" in proxy else f"http://{proxy}")
+    address = (target.hostname, target.port or (443 if target.scheme == "https" else 80))
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection(address, timeout=REACH_SECONDS).close()
+        except OSError:
+            return
+        answered.set()
+
+    # In a thread, since looking up a name heeds no time limit.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return answered.is_set()

@@ -1,0 +1,174 @@
+"""The demo: embed pictures once, search a classifier on them, and show how good it is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import Bunch
+
+from sktransfer.data.folders import load_image_folder
+from sktransfer.data.images import as_pictures
+from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.store.session import session_store
+from sktransfer.utils.errors import import_optional
+
+_CANDIDATES = np.logspace(-4, 1, 6)
+_FOLDS = 5
+_GALLERY = 24
+
+
+def run_demo(
+    images: Path | None = None,
+    output: Path = Path("demo-output"),
+    *,
+    backbone: str = "efficientnet_lite0",
+    n_jobs: int | None = None,
+) -> float:
+    """Search a classifier on frozen embeddings, and draw the result.
+
+    Parameters
+    ----------
+    images : Path or None
+        A folder with a folder of pictures per class; `None` takes scikit-learn's digits.
+    output : Path
+        Where `result.png` goes.
+    backbone : str
+    n_jobs : int or None
+        Worker processes of the search.
+
+    Returns
+    -------
+    float
+        Accuracy on the pictures held back, 0-1.
+
+    Raises
+    ------
+    ValueError
+        Where a class has too few pictures to be split.
+    """
+    import_optional("matplotlib", extra="demo", purpose="the demo")
+    data = _load(images)
+    X_train, X_test, y_train, y_test = _hold_back(data)
+    print(
+        f"{len(X_train)} pictures to learn from and {len(X_test)} held back, "
+        f"{len(data.target_names)} classes ({data.title})"
+    )
+    search = GridSearchCV(
+        Pipeline(
+            [
+                ("embed", PretrainedFeatureExtractor(backbone)),
+                ("scale", StandardScaler()),
+                ("classify", LogisticRegression(max_iter=2000)),
+            ]
+        ),
+        {"classify__C": _CANDIDATES},
+        cv=StratifiedKFold(_FOLDS, shuffle=True, random_state=0),
+        n_jobs=n_jobs,
+    )
+    before, start = session_store().info().computed, time.perf_counter()
+    print(f"Embedding them with {backbone} ...")
+    # Ahead of the search, so that there is a progress bar; the search finds all of it done.
+    PretrainedFeatureExtractor(backbone, verbose=1).fit_transform([*X_train, *X_test])
+    embedded = time.perf_counter()
+    print(f"Searching C among {len(_CANDIDATES)} values in {_FOLDS} folds ...")
+    search.fit(X_train, y_train)
+    predicted = search.predict(X_test)
+    searched = time.perf_counter()
+
+    _report_cost(len(X_train), len(X_test), session_store().info().computed - before)
+    print(f"Embedding took {embedded - start:.0f} s, the search {searched - embedded:.0f} s")
+    accuracy = float(np.mean(predicted == y_test))
+    print(
+        f"Best C = {search.best_params_['classify__C']:g}: accuracy {search.best_score_:.3f} in "
+        f"cross-validation, {accuracy:.3f} on the {len(X_test)} pictures held back"
+    )
+    print(f"Picture of the result: {_draw(search, data, X_test, y_test, predicted, output)}")
+    return accuracy
+
+
+def _load(images: Path | None) -> Bunch:
+    if images is None:
+        digits = load_digits()
+        names = [str(name) for name in digits.target_names]
+        title = "scans of handwritten digits, 8 x 8, that come with scikit-learn"
+        return Bunch(
+            data=list(digits.images),
+            target=digits.target,
+            target_names=names,
+            split=None,
+            title=title,
+        )
+    return Bunch(title=str(images), **load_image_folder(images))
+
+
+def _hold_back(data: Bunch) -> tuple[Any, Any, Any, Any]:
+    """Split by the folders train and test, where there are such, else one picture in four."""
+    X, y = np.asarray(data.data, dtype=object), np.asarray(data.target)
+    if data.split is not None and {"train", "test"} <= set(data.split):
+        train, test = data.split != "test", data.split == "test"
+        return list(X[train]), list(X[test]), y[train], y[test]
+    few = np.bincount(y).min()
+    if few < 2 * _FOLDS:
+        raise ValueError(
+            f"Got a class of {few} pictures, but the demo needs {2 * _FOLDS} of each, to hold "
+            f"some back and to search in {_FOLDS} folds; add pictures, or leave that class out"
+        )
+    return train_test_split(list(data.data), y, test_size=0.25, stratify=y, random_state=0)
+
+
+def _report_cost(n_train: int, n_test: int, computed: int) -> None:
+    fits = len(_CANDIDATES) * _FOLDS + 1
+    plain = fits * n_train + n_test
+    print(
+        f"Embedded {computed} pictures. {fits} fits without the store would have embedded {plain}, "
+        f"{plain / max(1, computed):.0f} times as many"
+    )
+
+
+def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path) -> Path:
+    """Draw the confusion matrix, and the pictures that the classifier finds hardest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = np.asarray(data.target_names)
+    figure = Figure(figsize=(15, 7.5), layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = halves
+    accuracy = np.mean(predicted == y)
+    left.suptitle(f"{accuracy:.1%} of {len(y)} pictures held back are right", fontsize=15)
+    axes = left.subplots()
+    ConfusionMatrixDisplay.from_predictions(
+        names[y], names[predicted], ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45
+    )
+
+    confidence = search.predict_proba(X)
+    of_truth = confidence[np.arange(len(y)), np.searchsorted(search.classes_, y)]
+    hardest = np.argsort(of_truth)[:_GALLERY]
+    right.suptitle("The hardest of them", fontsize=15)
+    pixel_range = search.best_estimator_["embed"].pixel_range_
+    pictures = as_pictures([X[row] for row in hardest], pixel_range=pixel_range)
+    for place, axes in enumerate(right.subplots(4, 6, squeeze=False).flat):
+        axes.axis("off")
+        if place < len(hardest):
+            row = hardest[place]
+            wrong = predicted[row] != y[row]
+            axes.imshow(pictures[place])
+            axes.set_title(
+                f"{names[y[row]]}"
+                + (f" taken for {names[predicted[row]]}" if wrong else "")
+                + f"\n({confidence[row].max():.0%} sure)",
+                color="tab:red" if wrong else "black",
+                fontsize=9,
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(output / "result.png")
+    return output / "result.png"

@@ -1,0 +1,1 @@
+"""Anything image-like and its labels, validated: a lazy sequence of uint8 images."""

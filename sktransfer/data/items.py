@@ -1,0 +1,163 @@
+"""What an item of `X` stands for: a path, encoded bytes, a PIL image or an array of pixels.
+
+Shapes: H x W pixels, C channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sktransfer.data.decoding import Encoded, Picture, channel_axis
+from sktransfer.utils.errors import PictureError
+
+NUMERIC_KINDS = "biuf"
+
+_PICTURE_KEYS = ("image", "img", "pixel_values", "bytes", "path")
+
+
+def resolve(item: Any, image_shape: Sequence[int] | None = None) -> Picture:
+    """Reduce an item of `X` to a path, encoded bytes, a PIL image or an array.
+
+    Parameters
+    ----------
+    item : object
+        A path, encoded bytes, a PIL image, a numeric array or torch tensor of shape (H, W),
+        (H, W, C) or (C, H, W), a dict as Hugging Face `datasets` gives it, or a
+        (picture, label, ...) tuple as a torch Dataset gives it.
+    image_shape : sequence of int or None
+        The shape into which a 1-D array of numbers folds.
+
+    Returns
+    -------
+    str, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
+        The array keeps its dtype and shares the item's memory where it can.
+
+    Raises
+    ------
+    PictureError
+        Where the item is no picture.
+    """
+    if isinstance(item, str | Encoded | Image.Image):
+        return item
+    if isinstance(item, os.PathLike):
+        return os.fsdecode(item)
+    if isinstance(item, Mapping):
+        _check_keys(item)
+        return resolve(_value_of(item), image_shape)
+    if _wraps_picture(item):
+        return resolve(item[0], image_shape)
+    return _channels_last(as_array(item), isinstance(item, torch.Tensor), image_shape)
+
+
+def looks_like_picture(value: object) -> bool:
+    """Tell a picture, or something that leads to one, from a plain number or label."""
+    if isinstance(value, Mapping):
+        return any(key in value for key in _PICTURE_KEYS)
+    if isinstance(value, str | os.PathLike | Encoded | Image.Image):
+        return True
+    return getattr(value, "ndim", 0) > 0
+
+
+def describe(item: Any) -> str:
+    """Say in a few words what an item of `X` is; never fails.
+
+    Examples
+    --------
+    >>> describe("cat.jpg"), describe(b"..."), describe(np.zeros((8, 8))), describe(None)
+    ('cat.jpg', 'bytes', 'array of shape (8, 8)', 'missing value')
+    """
+    if isinstance(item, str | os.PathLike):
+        return os.fsdecode(item)
+    if isinstance(item, Encoded):
+        return "bytes"
+    if isinstance(item, Image.Image):
+        return f"PIL image, {item.mode}, {item.width} x {item.height}"
+    if isinstance(item, Mapping) and looks_like_picture(item):
+        return describe(item.get("path") or _value_of(item))
+    if _wraps_picture(item):
+        return describe(item[0])
+    if hasattr(item, "shape"):
+        kind = "tensor" if isinstance(item, torch.Tensor) else "array"
+        return f"{kind} of shape {tuple(item.shape)}"
+    return "missing value" if is_missing(item) else type(item).__name__
+
+
+def _check_keys(item: Mapping[str, Any]) -> None:
+    if not looks_like_picture(item):
+        keys = ", ".join(repr(key) for key in item)
+        raise PictureError(
+            f"Got a dict with keys {keys}, but expected one of 'image', 'img', 'pixel_values', "
+            "'bytes', 'path'. Pass the column of pictures itself."
+        )
+
+
+def _value_of(item: Mapping[str, Any]) -> Any:
+    # Hugging Face gives {"bytes": None, "path": ...} for a picture that stays on disk.
+    values = (item[key] for key in _PICTURE_KEYS if key in item)
+    return next((value for value in values if value is not None), None)
+
+
+def _wraps_picture(item: object) -> bool:
+    """Whether the item is a (picture, label, ...) tuple, or a list of one picture."""
+    if isinstance(item, tuple) or (isinstance(item, list) and len(item) == 1):
+        return len(item) > 0 and looks_like_picture(item[0])
+    return False
+
+
+def is_missing(item: object) -> bool:
+    """Whether an item is None, NaN or pandas' NA."""
+    # By name, since pandas need not be installed.
+    if item is None or type(item).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(item, float) and math.isnan(item)
+
+
+def are_missing(items: np.ndarray) -> np.ndarray:
+    """Tell which items are missing, a mask."""
+    return np.array([is_missing(item) for item in items.tolist()], dtype=bool)
+
+
+def as_array(item: Any) -> np.ndarray:
+    """View a tensor, nested lists or anything else array-like as an array, of any dtype.
+
+    Raises
+    ------
+    PictureError
+        Where the item is nothing of the kind.
+    """
+    if isinstance(item, torch.Tensor):
+        # numpy has no bfloat16.
+        return (item.float() if item.dtype == torch.bfloat16 else item).numpy(force=True)
+    if not is_missing(item) and (hasattr(item, "__array__") or isinstance(item, list | tuple)):
+        try:
+            return np.asarray(item)
+        except ValueError as error:
+            raise PictureError(f"The numbers form no array: {error}") from error
+    raise PictureError(
+        f"Got {describe(item)}, but expected a path, a PIL image, an array, a tensor, "
+        "encoded bytes or a dict."
+    )
+
+
+def _channels_last(
+    array: np.ndarray, channels_first: bool, image_shape: Sequence[int] | None
+) -> np.ndarray:
+    """View an (H, W), (H, W, C) or (C, H, W) array, or a flattened one, as (H, W, C)."""
+    if array.ndim == 1 and image_shape is not None:
+        try:
+            array, channels_first = array.reshape(image_shape), False
+        except ValueError as error:
+            raise PictureError(f"Got {array.size} numbers for {image_shape=}.") from error
+    if array.dtype.kind == "c":
+        raise PictureError("Complex data not supported.")
+    if array.dtype.kind not in NUMERIC_KINDS:
+        raise PictureError(f"Got pixels of dtype {array.dtype}, but expected numbers.")
+    axis = channel_axis(array.shape, channels_first)
+    return array[:, :, np.newaxis] if axis is None else np.moveaxis(array, axis, -1)

@@ -1,0 +1,364 @@
+"""rank_backbones: which pretrained network suits the pictures, before any is trained.
+
+Shapes: N pictures, D features.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import kendalltau
+from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import (
+    LeaveOneGroupOut,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    check_cv,
+    cross_val_score,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_consistent_length, column_or_1d
+
+from sktransfer.backbones.catalogue import list_backbones
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.data.images import as_pictures
+from sktransfer.data.labels import check_labels
+from sktransfer.diagnostics.logme import logme
+from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.utils.plotting import new_axes
+from sktransfer.utils.tables import html_table, text_table
+
+# Of the probe: what chose it are the photographs of benchmarks/photographs.py.
+_STRENGTH, _ITERATIONS = 0.03, 2000
+# Folds where `cv` is left open; fewer where some class has fewer pictures.
+_FOLDS = 5
+# Pictures on which the time is taken.
+_TIMED = 32
+
+
+class RankedBackbone(NamedTuple):
+    """One row of a `BackboneRanking`.
+
+    Parameters
+    ----------
+    name : str
+        Of the backbone, with the layer where that is not the penultimate vector.
+    accuracy : float
+        Of a linear probe, 0-1, mean over the folds.
+    spread : float
+        Standard deviation of the accuracy over the folds.
+    logme : float
+        Evidence of a linear model; only to be compared with other rows.
+    features : int
+        Size of an embedding.
+    megabytes : float
+        Of the network's weights in memory, 1e6 bytes.
+    seconds : float
+        To decode and embed one picture on this machine.
+    """
+
+    name: str
+    accuracy: float
+    spread: float
+    logme: float
+    features: int
+    megabytes: float
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class BackboneRanking:
+    """What `rank_backbones` found; it shows as a table, the most accurate backbone first.
+
+    Parameters
+    ----------
+    rows : tuple of RankedBackbone
+    extractors : tuple of PretrainedFeatureExtractor
+        Fitted, in the same order.
+    """
+
+    rows: tuple[RankedBackbone, ...]
+    extractors: tuple[PretrainedFeatureExtractor, ...]
+
+    @property
+    def best_(self) -> PretrainedFeatureExtractor:
+        """The extractor whose embeddings are classified most accurately."""
+        return self.extractors[0]
+
+    @property
+    def agreement(self) -> float:
+        """Kendall's rank correlation of accuracy and LogME, -1 to 1; NaN for a single row."""
+        if len(self.rows) < 2:
+            return math.nan
+        accuracies = [row.accuracy for row in self.rows]
+        return float(kendalltau(accuracies, [row.logme for row in self.rows]).statistic)
+
+    def __repr__(self) -> str:
+        return "\n".join([text_table(*self._table()), *self._notes()])
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table()) + "".join(f"<p>{note}</p>" for note in self._notes())
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw accuracy against cost.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None
+            Where to draw; None makes a figure, outside pyplot.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is missing.
+        """
+        ax = new_axes(ax, "BackboneRanking.plot")
+        costs = [1000 * row.seconds for row in self.rows]
+        middle = math.sqrt(min(costs) * max(costs))
+        for row, cost in zip(self.rows, costs, strict=True):
+            # The name stands on the side where there is room.
+            away, side = (6, "left") if cost <= middle else (-6, "right")
+            place = {"xytext": (away, 6), "textcoords": "offset points", "ha": side}
+            ax.errorbar(cost, row.accuracy, row.spread, marker="o", capsize=3)
+            ax.annotate(row.name, (cost, row.accuracy), **place)
+        ax.margins(0.2)
+        ax.set(
+            xscale="log",
+            xlabel="milliseconds for a picture",
+            ylabel="accuracy of a linear probe, ± standard deviation over folds",
+        )
+        for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            formatted("{x:g}")  # rather than powers of ten
+        return ax
+
+    def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
+        header = ["backbone", "accuracy", "LogME", "features", "MB", "ms/picture"]
+        rows = [
+            [
+                row.name,
+                f"{row.accuracy:.3f} ± {row.spread:.3f}",
+                f"{row.logme:.3f}",
+                str(row.features),
+                f"{row.megabytes:.1f}",
+                f"{1000 * row.seconds:.1f}",
+            ]
+            for row in self.rows
+        ]
+        return header, rows, [0]
+
+    def _notes(self) -> list[str]:
+        if len(self.rows) < 2:
+            return []
+        first, second = self.rows[:2]
+        notes = []
+        if first.accuracy - second.accuracy < max(first.spread, second.spread):
+            notes.append("The first two differ by less than their folds do.")
+        return [*notes, f"LogME orders them with a rank correlation of {self.agreement:.2f}."]
+
+
+def rank_backbones(
+    X: Any,
+    y: Any,
+    backbones: Sequence[Any] | None = None,
+    *,
+    cv: Any = None,
+    groups: Any = None,
+    image_shape: Sequence[int] | None = None,
+    pixel_range: Any = "auto",
+    device: Any = "auto",
+    engine: str = "auto",
+    n_jobs: int | None = None,
+    cache: Any = "auto",
+    random_state: Any = 0,
+    verbose: int = 0,
+) -> BackboneRanking:
+    """Rank backbones for a task by what a linear classifier makes of their embeddings.
+
+    Each picture goes through each network once, and none is trained. What orders the table is the
+    cross-validated accuracy of a logistic regression on standardised embeddings (`C=0.03`). LogME
+    stands beside it: it needs no folds, but only compares.
+
+    Parameters
+    ----------
+    X : pictures in any container that `PretrainedFeatureExtractor` takes
+    y : array-like of shape (N,)
+        Class labels.
+    backbones : sequence of (str, Module, callable or PretrainedFeatureExtractor), default=None
+        What to rank; an extractor brings its own weights, layers and sizes, and is left as it is.
+        None takes all backbones whose weights are on this machine.
+    cv : int, splitter, iterable or None, default=None
+        None is 5 shuffled, stratified folds, or fewer where a class has fewer pictures.
+    groups : array-like of shape (N,), default=None
+        For `cv`; where that is None, no fold divides a group.
+    image_shape, pixel_range, device, engine, n_jobs, cache, verbose
+        As in `PretrainedFeatureExtractor`; not for those that are given.
+    random_state : int, RandomState or None, default=0
+        Shuffles the folds, where `cv` is None.
+
+    Returns
+    -------
+    BackboneRanking
+
+    Raises
+    ------
+    ValueError
+        For no backbones, a single class, or a class with a single picture.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktransfer import rank_backbones
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> ranking = rank_backbones(X[:60], y[:60], ["efficientnet_lite0"], image_shape=(8, 8))
+    >>> ranking.rows[0].name, ranking.rows[0].accuracy > 0.8
+    ('efficientnet_lite0', True)
+    """
+    if isinstance(backbones, (str, BaseEstimator)) or callable(backbones):
+        backbones = [backbones]
+    extractors = [
+        clone(each)
+        if isinstance(each, PretrainedFeatureExtractor)
+        else PretrainedFeatureExtractor(
+            each,
+            image_shape=image_shape,
+            pixel_range=pixel_range,
+            device=device,
+            engine=engine,
+            n_jobs=n_jobs,
+            cache=cache,
+            verbose=verbose,
+        )
+        for each in (_local() if backbones is None else backbones)
+    ]
+    if not extractors:
+        raise ValueError("Got no backbones; give at least one, or None for all on this machine")
+    codes = check_labels(as_pictures(X, image_shape=extractors[0].image_shape), y).y
+    if groups is not None:
+        groups = column_or_1d(groups)
+        check_consistent_length(codes, groups)
+    splits = (
+        make_folds(codes, groups, random_state)
+        if cv is None
+        else list(check_cv(cv, codes, classifier=True).split(codes, codes, groups))
+    )
+    rows = [_rank(extractor, X, codes, splits) for extractor in extractors]
+    order = sorted(range(len(rows)), key=lambda place: -rows[place].accuracy)
+    return BackboneRanking(
+        tuple(rows[place] for place in order), tuple(extractors[place] for place in order)
+    )
+
+
+def _local() -> list[str]:
+    """Name the backbones whose weights are on this machine."""
+    return [row.name for row in list_backbones() if row.local]
+
+
+def make_folds(
+    codes: np.ndarray, groups: np.ndarray | None = None, random_state: Any = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Make 5 shuffled, stratified folds, or fewer where a class has fewer pictures or groups.
+
+    Every class is in the training part of each.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (N,)
+        Class numbers, 0 to K - 1.
+    groups : ndarray of shape (N,) or None
+        What no fold divides.
+    random_state : int, RandomState or None
+
+    Returns
+    -------
+    list of (train, test)
+        Rows of each fold.
+
+    Raises
+    ------
+    ValueError
+        For a class with a single picture, or in a single group.
+
+    Examples
+    --------
+    >>> len(make_folds(np.array([0, 0, 1, 1, 1])))
+    2
+    """
+    fewest = np.bincount(codes).min()
+    if fewest < 2:
+        raise ValueError(
+            "Got a class with a single picture, but cross-validation needs at least two of each; "
+            "leave the class out, or give more pictures of it"
+        )
+    if groups is None:
+        folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
+        return list(folds.split(codes, codes))
+    fewest = min(len(np.unique(groups[codes == code])) for code in range(codes.max() + 1))
+    if fewest < 2:
+        raise ValueError(
+            "Got a class in a single group, but cross-validation needs at least two groups of "
+            "each; leave the class out, or give finer groups"
+        )
+    for count in range(min(_FOLDS, fewest), 1, -1):
+        shuffled = StratifiedGroupKFold(count, shuffle=True, random_state=random_state)
+        splits = list(shuffled.split(codes, codes, groups))
+        if all(len(np.unique(codes[train])) == codes.max() + 1 for train, _ in splits):
+            return splits
+    return list(LeaveOneGroupOut().split(codes, codes, groups))  # for few, uneven groups
+
+
+def _rank(
+    extractor: PretrainedFeatureExtractor, X: Any, codes: np.ndarray, splits: list[Any]
+) -> RankedBackbone:
+    embeddings = extractor.fit_transform(X)
+    if extractor.errors_:
+        rows = [error.row for error in extractor.errors_]
+        raise ValueError(
+            f"Got pictures that cannot be read, in rows {rows[:10]}: leave them out, as all "
+            f"backbones are to be ranked on the same ones. The first: {extractor.errors_[0]}"
+        )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
+    scores = cross_val_score(probe, embeddings, codes, cv=splits)
+    backbone = load_backbone(extractor.backbone, extractor.weights)
+    return RankedBackbone(
+        name=_name(backbone.name, extractor),
+        accuracy=float(scores.mean()),
+        spread=float(scores.std(ddof=1)) if len(scores) > 1 else math.nan,
+        logme=logme(embeddings, codes),
+        features=embeddings.shape[1],
+        megabytes=backbone.n_bytes / 1e6,
+        seconds=_time(extractor, X),
+    )
+
+
+def _name(backbone: str, extractor: PretrainedFeatureExtractor) -> str:
+    """Name what is ranked by what is not as usual with it."""
+    layer, size = extractor.layer, extractor.image_size
+    layers = layer if isinstance(layer, (list, tuple)) else [layer]
+    parts = [backbone]
+    if layer is not None:
+        parts.append(" + ".join("penultimate" if one is None else one for one in layers))
+    if size is not None:
+        parts.append(" x ".join(map(str, size)) if isinstance(size, (list, tuple)) else str(size))
+    return ", ".join(parts)
+
+
+def _time(extractor: PretrainedFeatureExtractor, X: Any) -> float:
+    """Take the time of the second of two passes over a few pictures, with the engine of all."""
+    shape, limits = extractor.image_shape, extractor.pixel_range_
+    few = as_pictures(X, image_shape=shape, pixel_range=limits)[:_TIMED]
+    timed = clone(extractor).set_params(cache=None, engine=extractor.engine_, verbose=0).fit(few)
+    timed.transform(few)
+    start = time.perf_counter()
+    timed.transform(few)
+    return (time.perf_counter() - start) / len(few)

@@ -1,0 +1,1 @@
+"""Images to embeddings, through store and engine."""

@@ -1,0 +1,46 @@
+"""What computes: device, engine, precision, threads and store, as an estimator asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sktransfer.store.session import resolve_store
+from sktransfer.store.store import EmbeddingStore
+from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes, resolved in the process that does it.
+
+    Parameters
+    ----------
+    device : torch.device
+    engine : str
+    precision : torch.dtype
+        Of the frozen blocks.
+    threads : int
+        Threads that decode pictures.
+    store : EmbeddingStore or None
+    """
+
+    device: torch.device
+    engine: str
+    precision: torch.dtype
+    threads: int
+    store: EmbeddingStore | None
+
+    @classmethod
+    def of(cls, estimator: Any) -> Machine:
+        """Resolve the parameters of an estimator."""
+        device = resolve_device(estimator.device)
+        return cls(
+            device,
+            estimator.engine,
+            resolve_precision(estimator.precision, device),
+            resolve_threads(estimator.n_jobs),
+            resolve_store(estimator.cache),
+        )

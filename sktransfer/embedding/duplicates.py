@@ -1,0 +1,270 @@
+"""Finding pictures that are the same: identical, resized, recompressed, mirrored, cropped a little.
+
+Embeddings tell which pictures could be, and their pixels which of these are.
+
+Shapes: N pictures, D features, P pairs, W windows, S x S pixels of a thumbnail, T x T of a window.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from sktransfer.data.images import Pictures
+from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Views
+
+# Cosine of embeddings from which on pixels are compared, and with how many pictures at most: those
+# that are most alike.
+POSSIBLE, _MOST = 0.5, 50
+# Correlation of pixels from which on two pictures are the same.
+SAME = 0.95
+
+# Shorter side, in pixels, below which pictures, such as scans of digits, can correlate so without
+# being the same.
+SCAN = 48
+
+# By how much the mirrored picture has to fit better: some are symmetric.
+_CLEARLY = 0.01
+
+# A window whose pixels differ less than this from their mean, as a vector, is blank: like nothing.
+_BLANK = 10.0
+
+# How much of the width and of the height a crop may leave, and where it may lie.
+_SCALES, _PLACES = (0.95, 0.9), (-1, 0, 1)
+
+_SIDE, _WINDOW = 64, 32
+_THUMBNAIL = Preprocessing(resize=(_SIDE, _SIDE), crop=(_SIDE, _SIDE))
+
+# Rows whose cosines, and pairs whose windows, are in memory at once.
+_ROWS, _PAIRS = 128, 64
+
+
+class Embedded(NamedTuple):
+    """Pictures and their embeddings.
+
+    Parameters
+    ----------
+    pictures : Pictures of length N
+    embeddings : ndarray of shape (N, D)
+        A row of NaN for a picture that cannot be read.
+    """
+
+    pictures: Pictures
+    embeddings: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Pairs of pictures, the most similar ones first.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (P, 2)
+    cosines : ndarray of shape (P,)
+        Of their embeddings.
+    correlations : ndarray of shape (P,)
+        Of their pixels, -1 to 1, where they fit best.
+    mirrored : ndarray of shape (P,)
+        Whether they fit best where one of them is mirrored.
+    """
+
+    rows: np.ndarray
+    cosines: np.ndarray
+    correlations: np.ndarray
+    mirrored: np.ndarray
+
+
+def find_pairs(
+    ones: Embedded,
+    others: Embedded | None = None,
+    *,
+    threads: int = 1,
+    possible: float = POSSIBLE,
+) -> Pairs:
+    """Find the pictures that are alike, and compare their pixels.
+
+    Parameters
+    ----------
+    ones : Embedded
+    others : Embedded or None
+        The second of each pair is one of these; None looks for pairs within `ones`.
+    threads : int
+        Threads that decode pictures.
+    possible : float
+        Cosine of embeddings from which on pixels are compared.
+
+    Returns
+    -------
+    Pairs
+        All that are possible, but of each picture no more than the 50 best.
+    """
+    rows, cosines = _possible(
+        ones.embeddings, None if others is None else others.embeddings, possible
+    )
+    first = _thumbnails(ones.pictures, rows[:, 0] if others else rows.ravel(), threads)
+    second = _thumbnails(others.pictures, rows[:, 1], threads) if others else first
+    correlations, mirrored = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    for start in range(0, len(rows), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        unique, place = np.unique(rows[part, 0], return_inverse=True)
+        found = match(
+            torch.stack([first[row] for row in unique.tolist()]),
+            torch.stack([second[row] for row in rows[part, 1].tolist()]),
+            torch.from_numpy(place),
+        )
+        correlations[part], mirrored[part] = (each.numpy() for each in found)
+    order = np.argsort(-cosines, kind="stable")
+    return Pairs(rows[order], cosines[order], correlations[order], mirrored[order])
+
+
+def _possible(
+    ones: np.ndarray, others: np.ndarray | None, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows (P, 2) whose embeddings are alike, and their cosines (P,)."""
+    left = _unit(ones)
+    right = left if others is None else _unit(others)
+    rows, cosines = [np.empty((0, 2), dtype=int)], [np.empty(0)]
+    for start in range(0, len(left), _ROWS):
+        found = left[start : start + _ROWS] @ right.T
+        if others is None:  # each pair once
+            found[np.tri(len(found), len(right), start, dtype=bool)] = -1
+        best = np.argpartition(found, -min(_MOST, len(right)), axis=1)[:, -_MOST:]
+        values = np.take_along_axis(found, best, axis=1)
+        i, place = np.nonzero(values >= least)
+        rows.append(np.stack([start + i, best[i, place]], axis=1))
+        cosines.append(values[i, place].astype(float))
+    return np.concatenate(rows), np.concatenate(cosines)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    embeddings = np.nan_to_num(embeddings.astype(np.float32))
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings / np.where(norms > 0, norms, 1)
+
+
+def _thumbnails(pictures: Pictures, rows: np.ndarray, threads: int) -> dict[int, torch.Tensor]:
+    """Squeeze some pictures to (3, S, S), uint8."""
+    reader = PictureReader(Views(pictures, _THUMBNAIL), threads, Faults("raise"))
+    batches = reader.batches(np.unique(rows).tolist(), _PAIRS)
+    return {
+        row: pixels for found, batch in batches for row, pixels in zip(found, batch, strict=True)
+    }
+
+
+class Match(NamedTuple):
+    """How much pictures are the same as their partners: see `Pairs`."""
+
+    correlations: torch.Tensor
+    mirrored: torch.Tensor
+
+
+def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None = None) -> Match:
+    """Compare pictures with their partners, pixel by pixel.
+
+    Each whole picture is laid upon windows of the other, 0.9 to 1 times as wide and high, as it is
+    and mirrored; the best place counts.
+
+    Parameters
+    ----------
+    ones, others : Tensor of shape (P, 3, S, S)
+        Thumbnails, uint8.
+    place : Tensor of shape (P,)
+        Where the partner of each of `others` lies in `ones`, which may then be of any length. None
+        takes them as they come.
+
+    Examples
+    --------
+    >>> thumbnails = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    >>> found = match(thumbnails, thumbnails.flip(3))
+    >>> bool((found.correlations > 0.999).all()), found.mirrored.tolist()
+    (True, [True, True])
+    """
+    mine, theirs = _windows(ones), _windows(others)
+    if place is not None:
+        mine = mine[place]
+    # To mirror the whole picture is to mirror the windows.
+    plain, mirrored = (
+        torch.maximum(_fit(turned(mine[:, 0]), theirs), _fit(turned(theirs[:, 0]), mine))
+        for turned in (torch.Tensor.contiguous, _mirrored)
+    )
+    return Match(torch.maximum(plain, mirrored), mirrored > plain + _CLEARLY)
+
+
+def _fit(wholes: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    """Give the best correlation of a picture (P, 3 T T) with windows (P, W, 3 T T)."""
+    return torch.einsum("pd,pwd->pw", wholes, windows).amax(dim=1)
+
+
+def _mirrored(wholes: torch.Tensor) -> torch.Tensor:
+    return wholes.view(-1, 3, _WINDOW, _WINDOW).flip(3).flatten(1)
+
+
+def _windows(thumbnails: torch.Tensor) -> torch.Tensor:
+    """Cut windows out, the first of which is the whole: unit vectors (P, W, 3 T T)."""
+    pixels = thumbnails.float()
+    cuts = []
+    for strips in _cuts():
+        for rows in strips:
+            strip = rows @ pixels
+            cuts += [strip @ columns.T for columns in strips]
+    windows = torch.stack(cuts, dim=1).flatten(2)
+    return nn.functional.normalize(windows - windows.mean(dim=2, keepdim=True), dim=2, eps=_BLANK)
+
+
+@cache
+def _cuts() -> list[list[torch.Tensor]]:
+    """Make the matrices (T, S) that cut windows of one scale out of rows and columns."""
+    return [[_cut(1.0, 0)], *([_cut(scale, place) for place in _PLACES] for scale in _SCALES)]
+
+
+def _cut(scale: float, place: int) -> torch.Tensor:
+    """Make a matrix that averages over a window, which lies at one end, central or at the other."""
+    start = (1 - scale) * (1 + place) / 2 * _SIDE
+    edges = start + torch.linspace(0, scale * _SIDE, _WINDOW + 1, dtype=torch.float64)
+    pixels = torch.arange(_SIDE, dtype=torch.float64)
+    covered = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    covered = covered.clamp(min=0)
+    return (covered / covered.sum(dim=1, keepdim=True)).float()
+
+
+def connect(rows: np.ndarray, count: int) -> np.ndarray:
+    """Give pictures the same number that pairs connect.
+
+    Examples
+    --------
+    >>> connect(np.array([[0, 2], [2, 3]]), 5).tolist()
+    [0, 1, 0, 0, 2]
+    """
+    edges = coo_array((np.ones(len(rows)), rows.T), shape=(count, count))
+    return connected_components(edges, directed=False)[1]
+
+
+# The same for validation pictures that are looked at in passing, where to look must cost little.
+_SUSPECT = 0.9
+
+
+def warn_of_leak(train: Embedded, valid: Embedded, threads: int) -> None:
+    """Warn of validation pictures that are copies of training pictures.
+
+    Scans of few pixels are not looked at: they can be alike without being copies.
+    """
+    if min(valid.pictures[0].shape[:2]) < SCAN:
+        return
+    found = find_pairs(valid, train, threads=threads, possible=_SUSPECT)
+    rows = found.rows[found.correlations >= SAME]
+    if len(rows):
+        names = valid.pictures.describe(rows[0, 0]), train.pictures.describe(rows[0, 1])
+        warnings.warn(
+            f"Got {len(np.unique(rows[:, 0]))} validation pictures that are copies of training "
+            f"pictures, such as {names[0]} of {names[1]}: what is chosen by them looks better than "
+            "it is. find_leaks shows such pairs, and its groups keep them on one side of a split",
+            stacklevel=2,
+        )

@@ -1,0 +1,27 @@
+"""The interface of all engines: pixels in, embeddings out.
+
+Shapes: N pictures, H x W pixels, D features.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+class FrozenEngine(Protocol):
+    """What an engine offers, whatever runs inside it."""
+
+    name: str
+    alone: bool
+    """Whether no bit of an embedding can depend on the company in which the picture came."""
+    side_by_side: bool
+    """Whether several threads may run it at once."""
+    callers: int
+    """How many threads for each core: more than one where they wait while others compute."""
+
+    def run(self, batch: torch.Tensor) -> np.ndarray:
+        """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
+        ...

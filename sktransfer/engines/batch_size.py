@@ -1,0 +1,71 @@
+"""How many pictures go through a network at once, and fewer where memory ends.
+
+Shapes: N pictures, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sktransfer.engines.openvino_engine import pictures_together
+
+# Pictures of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
+# accelerator wants many at once, and halves the batch where its memory ends.
+_CPU_BATCH = 4
+
+
+_ACCELERATOR_BATCH = 128
+
+
+def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "torch") -> int:
+    """Choose how many pictures of `size` (height, width) go through the backbone at once.
+
+    Examples
+    --------
+    >>> auto_batch_size(torch.device("cpu"), (224, 224))
+    4
+    """
+    if engine == "openvino":
+        return max(pictures_together(size), _CPU_BATCH)
+    at_224 = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
+    scaled = at_224 * 224 * 224 // (size[0] * size[1])
+    return max(1, min(scaled, 4 * at_224))
+
+
+def in_parts(
+    run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, most: int | None = None
+) -> tuple[np.ndarray, int | None]:
+    """Run a batch; where memory ends on the device, in halves, or in halves of these.
+
+    Parameters
+    ----------
+    run : callable
+        Maps a part (n, ...) of the batch to what belongs to it, (n, ...), on the CPU.
+    batch : Tensor of shape (N, ...)
+    most : int or None
+        How many go at once from the beginning; None is all.
+
+    Returns
+    -------
+    ndarray of shape (N, ...)
+    most : int or None
+        How many went at once in the end.
+    """
+    done = []
+    while len(batch):
+        part = batch[:most]
+        try:
+            done.append(run(part).numpy())
+            batch = batch[len(part) :]
+            continue
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+        # Outside the handler, whose traceback would keep the tensors of the failed run alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        most = len(part) // 2
+    return np.concatenate(done), most

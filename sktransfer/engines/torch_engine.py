@@ -1,0 +1,123 @@
+"""The engine that torch drives.
+
+Shapes: N pictures, H x W pixels, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+from torch import nn
+
+from sktransfer.backbones.frozen import FrozenPrefix
+from sktransfer.engines.batch_size import auto_batch_size, in_parts
+from sktransfer.engines.fusion import fuse
+from sktransfer.engines.verification import likeness, noise
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.utils.runtime import autocast, keep_pages
+
+# Batches that are on a CUDA device at once: one computes while others come and go.
+_ON_DEVICE = 3
+
+
+# A fused network has to give what the network gives: cosine on pictures of noise.
+_LIKENESS = 0.9999
+
+
+class TorchEngine:
+    """Eager torch: channels-last, without gradients, in mixed precision where asked.
+
+    On the CPU in float32, convolutions do the work of what follows them.
+
+    Parameters
+    ----------
+    prefix : FrozenPrefix
+        Left where it is; another device gets a copy.
+    preprocessing : Preprocessing
+    device : torch.device
+    precision : torch.dtype
+        float32, or bfloat16 or float16 for autocast.
+    known : bool
+        Whether the network is one of the libraries': what a user's module does on several threads
+        at once, nobody knows.
+    """
+
+    name = "torch"
+    alone = False
+    callers = 1
+
+    def __init__(
+        self,
+        prefix: FrozenPrefix,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        precision: torch.dtype,
+        *,
+        known: bool = True,
+    ) -> None:
+        self._prefix: nn.Module = prefix
+        if device.type != "cpu":
+            self._prefix = copy.deepcopy(prefix).to(device)
+        elif known and precision == torch.float32:
+            self._prefix = _fused(prefix, preprocessing)
+        self._preprocessing = preprocessing
+        self._device, self._precision = device, precision
+        self.side_by_side = known and device.type in ("cpu", "cuda")
+        if device.type == "cpu":
+            keep_pages()
+        if device.type == "cuda":
+            self._prefix.to(memory_format=torch.channels_last)
+            torch.cuda.synchronize(device)  # other streams would not wait for it
+            self._streams = SimpleQueue[torch.cuda.Stream]()
+            for _ in range(_ON_DEVICE):
+                self._streams.put(torch.cuda.Stream(device))
+        self._most: int | None = None
+
+    def run(self, batch: torch.Tensor) -> np.ndarray:
+        """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
+        found, self._most = in_parts(self._forward, batch, self._most)
+        return found
+
+    @torch.inference_mode()
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cuda":
+            return self._compute(batch)
+        stream = self._streams.get()  # copies of one run beside the forward of another
+        try:
+            with torch.cuda.stream(stream):
+                return self._compute(batch.pin_memory())
+        finally:
+            self._streams.put(stream)
+
+    def _compute(self, batch: torch.Tensor) -> torch.Tensor:
+        batch = batch.to(self._device, non_blocking=True)
+        x = self._preprocessing.normalize(batch.contiguous(memory_format=torch.channels_last))
+        return run_frozen(self._prefix, x, self._precision).cpu()
+
+
+@torch.inference_mode()
+def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
+    """Fuse what can be fused, where the result gives what the prefix gives."""
+    try:
+        fused = fuse(prefix)
+        if fused is prefix:
+            return prefix
+        x = preprocessing.normalize(noise(preprocessing.crop))
+        n = auto_batch_size(torch.device("cpu"), preprocessing.crop)
+        batch = x.repeat(n, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        same = likeness(prefix(x), fused(batch)[:1]) >= _LIKENESS
+    except Exception:  # whatever torch has against it, the prefix runs as it is
+        return prefix
+    return fused if same else prefix
+
+
+def run_frozen(blocks: nn.Module, x: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+    """Run frozen blocks in mixed precision: float32; what is too large for float16 in float32."""
+    with autocast(x.device, precision):
+        y = blocks(x)
+    if precision == torch.float16 and not y.isfinite().all():
+        y = blocks(x)
+    return y.float()

@@ -1,0 +1,1 @@
+"""What `FineTunedImageClassifier` is made of: stages, activations, batches, the head."""

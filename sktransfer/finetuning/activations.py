@@ -1,0 +1,159 @@
+"""What crosses a boundary: activations of many views, in a memory-mapped file.
+
+Shapes: N views, W values of one view's activations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sktransfer.backbones.frozen import FrozenSpan
+from sktransfer.embedding.compute import Machine
+from sktransfer.embedding.embed import embed
+from sktransfer.embedding.recipe import Recipe, map_shape, output_width, recipe_at
+from sktransfer.engines.batch_size import auto_batch_size, in_parts
+from sktransfer.engines.torch_engine import run_frozen
+from sktransfer.store.store import EmbeddingStore
+from sktransfer.transforms.views import Views
+
+# Share of the free disk that the activations of one fit may take.
+_DISK_SHARE = 0.5
+
+
+class Activations:
+    """Activations of views at a boundary, in a file of their own that goes with the object.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N, W)
+        Memory-mapped.
+    recipe : Recipe
+        What made them.
+    boundary : int
+        How many blocks lie before them.
+    """
+
+    def __init__(self, values: np.ndarray, recipe: Recipe, boundary: int) -> None:
+        self.values, self.recipe, self.boundary = values, recipe, boundary
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one view's activations, of which a row is the flattened form."""
+        return map_shape(self.recipe)
+
+    def advance(self, boundary: int, device: torch.device) -> Activations:
+        """Carry the activations through the frozen blocks to a later boundary."""
+        if boundary == self.boundary:
+            return self
+        old = self.recipe
+        recipe = recipe_at(old.backbone, old.preprocessing, boundary, old.precision)
+        span = FrozenSpan(old.backbone.anatomy, self.boundary, boundary)
+        if device.type != "cpu":
+            span = copy.deepcopy(span).to(device)
+        out = scratch_array((len(self.values), output_width(recipe)), recipe.dtype)
+        size = 4 * auto_batch_size(device, old.preprocessing.crop)
+        for start, x in self._batches(size):
+            y = run_span(span, x, device, recipe.precision)
+            out[start : start + size] = y[: len(out) - start]
+        return Activations(out, recipe, boundary)
+
+    def _batches(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give all rows as full batches, the last one filled up with zeros."""
+        for start in range(0, len(self.values), size):
+            rows = np.zeros((size, self.values.shape[1]), np.float32)
+            part = self.values[start : start + size]
+            rows[: len(part)] = part
+            yield start, torch.from_numpy(rows).reshape(size, *self.shape)
+
+
+def gather(
+    views: Views,
+    recipe: Recipe,
+    boundary: int,
+    machine: Machine,
+) -> Activations:
+    """Send views through the frozen blocks before a boundary, each of them once.
+
+    Raises
+    ------
+    PictureError
+        At the first broken picture.
+    """
+    out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
+    embed(views, recipe, machine, steady=True, out=out)
+    return Activations(out, recipe, boundary)
+
+
+def fits_on_disk(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> str | None:
+    """Say why the activations of so many views cannot be kept, or None where they can."""
+    wanted = n_views * output_width(recipe) * np.dtype(recipe.dtype).itemsize
+    free = _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
+    if wanted > free:
+        return f"{wanted:,} bytes, and half of what is free on the disk is {free:,.0f}"
+    if store is not None and wanted > store.max_bytes:
+        return f"{wanted:,} bytes, and the store is limited to {store.max_bytes:,}"
+    return None
+
+
+@torch.inference_mode()
+def run_span(
+    span: FrozenSpan, x: torch.Tensor, device: torch.device, precision: torch.dtype
+) -> np.ndarray:
+    """Carry a batch of activations (N, ...) through frozen blocks: float32 of shape (N, W)."""
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        part = part.to(device)
+        if part.ndim == 4:
+            part = part.contiguous(memory_format=torch.channels_last)
+        return run_frozen(span, part, precision).flatten(1).cpu()
+
+    return in_parts(run, x)[0]
+
+
+def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
+    """Make an array in a temporary file, which goes when the array goes.
+
+    Raises
+    ------
+    OSError
+        Where the disk has no room for it.
+    """
+    with tempfile.NamedTemporaryFile(prefix="sktransfer-", delete=False) as file:
+        path = Path(file.name)
+    try:
+        _reserve(path, math.prod(shape) * np.dtype(dtype).itemsize)
+        array = np.memmap(path, dtype=dtype, mode="w+", shape=shape)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # Windows keeps the name as long as the file is open
+        path.unlink()
+        return array
+    weakref.finalize(array, path.unlink, missing_ok=True)
+    return array
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the room on the disk now: a mapped file that finds none later ends the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Got no room for {size:,} bytes of activations in {path.parent} ({error.strerror}); "
+            "free disk space, let TMPDIR name a folder on another disk, or lower n_views",
+        ) from error

@@ -1,0 +1,200 @@
+"""Feeds: what a stage trains on, batch by batch, in an order that follows from the epoch.
+
+An epoch shows each picture once, in one of its views. Where the activations of all views are
+cached it costs only the suffix; otherwise pictures are read, augmented and sent through the frozen
+blocks again.
+
+Shapes: N pictures, V views of each, K classes, B pictures in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.views import Views
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the network should answer: the classes, and how much each picture counts.
+
+    Parameters
+    ----------
+    y : ndarray of shape (N,)
+        Class numbers, 0 to K - 1.
+    weights : ndarray of shape (N,)
+        How much each picture matters; they are scaled to a mean of 1.
+    n_classes : int
+    label_smoothing : float
+        Share of the answer that is spread over all classes.
+    """
+
+    y: np.ndarray
+    weights: np.ndarray
+    n_classes: int
+    label_smoothing: float = 0.0
+
+    def of(self, rows: np.ndarray) -> torch.Tensor:
+        """Give weighted soft targets, float32 of shape (B, K); a row sums to its weight.
+
+        Examples
+        --------
+        >>> targets = Targets(np.array([0, 1]), np.array([1.0, 3.0]), 2, label_smoothing=0.5)
+        >>> targets.of(np.array([0, 1]))
+        tensor([[0.3750, 0.1250],
+                [0.3750, 1.1250]])
+        """
+        smooth = self.label_smoothing
+        soft = np.full((len(rows), self.n_classes), smooth / self.n_classes, np.float32)
+        soft[np.arange(len(rows)), self.y[rows]] += 1 - smooth
+        weights = self.weights[rows] / self.weights.mean()
+        return torch.from_numpy(soft * weights[:, None].astype(np.float32))
+
+
+class Feed(Dataset, ABC):
+    """Batches of one epoch after another.
+
+    Parameters
+    ----------
+    targets : Targets
+    batch_size : int
+        Batches are made equal, and no larger than this.
+    device : torch.device
+    mixup : float
+        Parameter of the Beta distribution by which pairs of pictures are mixed; 0 mixes none.
+        Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, applied to
+        what crosses the boundary (Verma et al., "Manifold Mixup", ICML 2019).
+    shuffle : bool
+        Whether the order, and the views, change from epoch to epoch.
+    length : int or None
+        Pictures of an epoch: where there are fewer they come again, where there are more, others
+        come in other epochs. None is all of them, once.
+    """
+
+    def __init__(
+        self,
+        targets: Targets,
+        batch_size: int,
+        device: torch.device,
+        *,
+        mixup: float = 0.0,
+        shuffle: bool = True,
+        length: int | None = None,
+    ) -> None:
+        self.targets, self.device = targets, device
+        self.mixup, self.shuffle = mixup, shuffle
+        self._length = len(targets.y) if length is None else length
+        self.n_batches = math.ceil(self._length / batch_size)
+        self.batch_size = math.ceil(self._length / self.n_batches)
+        self.begin_epoch(0, 0)
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """Make all that is random follow from a seed, and the views from the epoch."""
+        self._rng, self._epoch = np.random.default_rng(seed), epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give activations (B, ...) and weighted soft targets (B, K), on the device."""
+        order = np.arange(len(self.targets.y))
+        if self.shuffle:
+            self._rng.shuffle(order)
+        for rows, x in self.read(np.resize(order, len(self))):
+            targets = self.targets.of(rows).to(self.device)
+            yield self._mix(x, targets) if self.mixup else (x, targets)
+
+    @abstractmethod
+    def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Give pictures in this order, as rows (B,) and float32 activations (B, ...)."""
+
+    def _mix(self, x: torch.Tensor, targets: torch.Tensor) -> Batch:
+        share = float(self._rng.beta(self.mixup, self.mixup))
+        other = torch.from_numpy(self._rng.permutation(len(x))).to(self.device)
+        return torch.lerp(x[other], x, share), torch.lerp(targets[other], targets, share)
+
+
+class CachedFeed(Feed):
+    """A feed from cached activations (N, V, W): a picture shows another view each epoch."""
+
+    def __init__(self, values: np.ndarray, targets: Targets, *args: object, **options: object):
+        super().__init__(targets, *args, **options)  # type: ignore[arg-type]
+        self.values = values
+
+    def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """See `Feed.read`."""
+        for rows in np.array_split(order, self.n_batches):
+            x = self.values[rows, (rows + self._epoch) % self.values.shape[1]]
+            yield rows, torch.from_numpy(x).to(self.device).float()
+
+
+class PictureFeed(Feed):
+    """A feed that reads pictures anew.
+
+    Parameters
+    ----------
+    views_of : callable
+        Gives, for an epoch, the views to read, and how many there are of each picture.
+    run : callable
+        Carries pixels (B, 3, H, W), uint8, to float32 activations (B, ...) on the device.
+    threads : int
+    """
+
+    def __init__(
+        self,
+        views_of: Callable[[int], tuple[Views, int]],
+        run: Callable[[torch.Tensor], torch.Tensor],
+        threads: int,
+        targets: Targets,
+        *args: object,
+        **options: object,
+    ) -> None:
+        super().__init__(targets, *args, **options)  # type: ignore[arg-type]
+        self.views_of, self.run, self.threads = views_of, run, threads
+
+    def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """See `Feed.read`."""
+        views, count = self.views_of(self._epoch)
+        items = order * count + (order + self._epoch) % count
+        reader = PictureReader(views, self.threads, Faults("raise"))
+        batches = [part.tolist() for part in np.array_split(items, self.n_batches)]
+        for read, batch in reader.read(batches):
+            yield np.asarray(read) // count, self.run(batch)
+
+
+class PairedFeed(Dataset):
+    """Batches of a source, each beside as many pictures of a target.
+
+    Parameters
+    ----------
+    source : Feed
+    target : Feed
+        Of the same length and batch size; its own targets are not looked at.
+    """
+
+    def __init__(self, source: Feed, target: Feed) -> None:
+        self.source, self.target = source, target
+        self.n_batches, self.batch_size = source.n_batches, source.batch_size
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """See `Feed.begin_epoch`."""
+        self.source.begin_epoch(seed, epoch)
+        self.target.begin_epoch(seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """Give activations (B, ...) of both domains, by name, and the source's soft targets."""
+        for (x, targets), (target, _) in zip(self.source, self.target, strict=True):
+            yield {"x": x, "target": target}, targets

@@ -1,0 +1,136 @@
+"""A backbone that is cut at a boundary, and the way of a picture through all of it.
+
+Shapes: N pictures, B in a batch, W values at a boundary, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sktransfer.backbones.loading import Backbone
+from sktransfer.data.images import Pictures
+from sktransfer.embedding.compute import Machine
+from sktransfer.embedding.embed import embed, engine_for
+from sktransfer.embedding.recipe import Recipe, map_shape, output_width, recipe_at
+from sktransfer.engines.batch_size import auto_batch_size, in_parts
+from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Views
+from sktransfer.utils.runtime import training_precision
+
+# Pictures whose activations are in memory at once when predicting.
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone, cut at the last boundary of a fine-tuning.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    preprocessing : Preprocessing
+    boundary : int
+        How many blocks lie before it.
+    n_classes : int
+    dropout : float
+    learn_statistics : bool
+        Whether BatchNorm of trained blocks moves its statistics.
+    """
+
+    backbone: Backbone
+    preprocessing: Preprocessing
+    boundary: int
+    n_classes: int
+    dropout: float
+    learn_statistics: bool
+
+    def recipe(self, boundary: int, machine: Machine) -> Recipe:
+        """Make the recipe of what crosses a boundary, which lies after the first block."""
+        return recipe_at(self.backbone, self.preprocessing, boundary, machine.precision)
+
+    def suffix(self, boundaries: set[int], machine: Machine) -> TrainedSuffix:
+        """Make what lies after the boundary, ready for activations at some boundaries."""
+        end = len(self.backbone.anatomy.blocks)
+        shapes: dict[int, tuple[int, ...]] = {0: (3, *self.preprocessing.crop)}
+        shapes |= {b: map_shape(self.recipe(b, machine)) for b in boundaries if b > 0}
+        suffix = TrainedSuffix(
+            self.backbone.anatomy,
+            self.boundary,
+            self.n_classes,
+            output_width(self.recipe(end, machine)),
+            shapes,
+            self.dropout,
+            self.learn_statistics,
+            training_precision(machine.precision, machine.device),
+        )
+        return suffix.to(machine.device).to(memory_format=torch.channels_last)
+
+    def runner(
+        self, boundary: int, machine: Machine, n_pictures: int
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Make what carries pixels (B, 3, H, W), uint8, to float32 activations on the device."""
+        device = machine.device
+        if boundary == 0:
+            return lambda batch: self.preprocessing.normalize(batch.to(device))
+        engine = engine_for(self.recipe(boundary, machine), machine, n_pictures)
+        return lambda batch: torch.from_numpy(engine.run(batch)).to(device)
+
+    def apply(
+        self,
+        pictures: Pictures,
+        layer: Callable[[torch.Tensor], torch.Tensor],
+        machine: Machine,
+        verbose: int,
+    ) -> np.ndarray:
+        """Send pictures through the whole network: what `layer` makes of their activations.
+
+        Parameters
+        ----------
+        pictures : Pictures of length N
+        layer : callable
+            Maps activations at the boundary to a tensor (B, ...).
+        machine : Machine
+        verbose : int
+
+        Returns
+        -------
+        ndarray of shape (N, ...)
+            float32.
+        """
+        size = auto_batch_size(machine.device, self.preprocessing.crop)
+        outputs = []
+
+        @torch.inference_mode()
+        def run(part: torch.Tensor) -> torch.Tensor:
+            return layer(part.to(machine.device).float()).float().cpu()
+
+        for start in range(0, len(pictures), _CHUNK):
+            views = Views(pictures[start : start + _CHUNK], self.preprocessing)
+            for x in self._activations(views, len(pictures), size, machine, verbose):
+                outputs.append(in_parts(run, x)[0])
+        return np.concatenate(outputs)
+
+    def _activations(
+        self, views: Views, n_pictures: int, size: int, machine: Machine, verbose: int
+    ) -> Iterator[torch.Tensor]:
+        if self.boundary == 0:
+            run = self.runner(0, machine, n_pictures)
+            reader = PictureReader(views, machine.threads, Faults("raise"))
+            yield from (run(batch) for _, batch in reader.batches(range(len(views)), size))
+            return
+        values, _ = embed(
+            views,
+            self.recipe(self.boundary, machine),
+            machine,
+            n_pictures=n_pictures,
+            verbose=verbose,
+            steady=machine.store is not None,  # what others read must not depend on who wrote it
+        )
+        for start in range(0, len(values), 4 * size):
+            yield torch.from_numpy(values[start : start + 4 * size])

@@ -1,0 +1,94 @@
+"""A tuned network as the source of the next: as a backbone, and as a file of weights.
+
+Shapes: D features, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+
+import torch
+from torch import nn
+
+from sktransfer.backbones.frozen import freeze
+from sktransfer.backbones.loading import Backbone, keep_backbone
+from sktransfer.backbones.source import BackboneSource
+from sktransfer.backbones.torchvision_blocks import dissect
+from sktransfer.backbones.weights import digest_tensors, save_state_dict
+from sktransfer.finetuning.schedule import HEAD, NECK
+from sktransfer.transforms.preprocessing import Preprocessing
+
+
+def tuned_backbone(
+    source: BackboneSource,
+    tuned: dict[str, torch.Tensor],
+    preprocessing: Preprocessing,
+    classes: Sequence[object],
+) -> Backbone:
+    """Make a backbone of what a fine-tuning came to.
+
+    Parameters
+    ----------
+    source : BackboneSource
+        What it began with.
+    tuned : dict of str to Tensor
+        The tensors of trained blocks, neck and head, as `TrainedSuffix.state_of` gives them.
+    preprocessing : Preprocessing
+        What was done to the pictures, whose size may differ from the source's.
+    classes : sequence of length K
+        Names of the logits.
+    """
+    backbone = source.load()
+    digest = digest_tensors(
+        tuned.items(), backbone.digest.hex(), repr(astuple(preprocessing)), repr(list(classes))
+    )
+
+    def make() -> Backbone:
+        anatomy = copy.deepcopy(backbone.anatomy)
+        for name, part in (*anatomy.blocks, (NECK, anatomy.neck)):
+            _put(tuned, name, part)
+        n_classes, width = tuned[f"{HEAD}.weight"].shape
+        head = nn.Linear(width, n_classes)
+        _put(tuned, HEAD, head)
+        anatomy = replace(anatomy, logits=freeze(nn.Sequential(anatomy.neck, head)))
+        return replace(
+            backbone,
+            name=f"{backbone.name.removesuffix('_tuned')}_tuned",
+            anatomy=anatomy,
+            preprocessing=preprocessing,
+            digest=digest,
+            categories=tuple(map(str, classes)),
+            pretrained=False,  # it was tuned for the size that it has
+        )
+
+    return keep_backbone(digest, make)
+
+
+def save_weights(backbone: Backbone, path: str | os.PathLike[str]) -> None:
+    """Write the state dict of a tuned network, in the names of its architecture.
+
+    Its own classifying layer is in it too, and is the source's: the head is none of its parts.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    path : path
+        Ends in `.safetensors`.
+    """
+    model = backbone.build()
+    anatomy = dissect(freeze(model))
+    for (_, block), (_, tuned) in zip(anatomy.blocks, backbone.anatomy.blocks, strict=True):
+        block.load_state_dict(tuned.state_dict())
+    anatomy.neck.load_state_dict(backbone.anatomy.neck.state_dict())
+    save_state_dict(model.state_dict(), path)
+
+
+@torch.no_grad()
+def _put(tuned: dict[str, torch.Tensor], name: str, part: nn.Module) -> None:
+    """Put the tensors of a part in, where it was trained."""
+    for key, tensor in part.state_dict().items():
+        if f"{name}.{key}" in tuned:
+            tensor.copy_(tuned[f"{name}.{key}"])

@@ -1,0 +1,353 @@
+"""Fine-tuning: for each stage, move the boundary, bring what crosses it, and train.
+
+Shapes: N pictures, V views of each, W values at a boundary, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from sktransfer.adaptation.adversary import Adversary
+from sktransfer.embedding.compute import Machine
+from sktransfer.embedding.duplicates import Embedded, warn_of_leak
+from sktransfer.finetuning.activations import Activations, fits_on_disk, gather
+from sktransfer.finetuning.batches import CachedFeed, Feed, PairedFeed, PictureFeed, Targets
+from sktransfer.finetuning.cut_network import Network
+from sktransfer.finetuning.head import Labelled, solve_head
+from sktransfer.finetuning.schedule import ADVERSARY, HEAD, NECK, Stage, peak_rates
+from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.finetuning.train_stage import (
+    Lesson,
+    Run,
+    evaluate,
+    make_net,
+    resume_run,
+    save_run,
+    train_stage,
+)
+from sktransfer.finetuning.training_set import Examples
+from sktransfer.transforms.augmentation import Augmentation, count_copies
+from sktransfer.transforms.views import Views
+from sktransfer.utils.progress import FitProgress
+from sktransfer.utils.runtime import seeded
+
+# Weight decay where the estimator leaves it open; more where some class has few pictures.
+DECAY, TINY_DECAY = 0.01, 0.1
+
+
+class FineTuning:
+    """One fit of a classifier.
+
+    Parameters
+    ----------
+    estimator : FineTunedImageClassifier
+        Its parameters are read, and nothing is written.
+    network : Network
+    stages : tuple of Stage
+    train : Examples
+    valid : Examples or None
+    target : Examples or None
+        Unlabelled, of the domain that the classifier is for.
+    machine : Machine
+    augmentation : Augmentation or None
+    seed : int
+    checkpoint : Path or None
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        network: Network,
+        stages: tuple[Stage, ...],
+        train: Examples,
+        valid: Examples | None,
+        *,
+        target: Examples | None = None,
+        machine: Machine,
+        augmentation: Augmentation | None,
+        seed: int,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.estimator, self.network, self.stages = estimator, network, stages
+        self.train, self.valid, self.target, self.machine = train, valid, target, machine
+        self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
+        self.end = len(network.backbone.anatomy.blocks)
+        self._judged: Activations | None = None
+        copies = count_copies(augmentation, estimator.n_views)
+        self.n_views, self.fresh = copies or 0, copies is None
+        names = {block for stage in stages for block in stage.blocks}
+        self.trained = (*sorted(names, key=self._depth), *([NECK] if names else []), HEAD)
+        self.kept = (*self.trained, ADVERSARY)
+        self.interrupted = False
+        self.adversarial = estimator.domain_adversarial > 0
+        if self.adversarial and not names:
+            raise ValueError(
+                f"Got domain_adversarial={estimator.domain_adversarial:g} and unfreeze="
+                f"{estimator.unfreeze!r}, but no stage trains blocks that could learn from it; add "
+                "one, such as unfreeze=(0, 2), or set domain_adversarial=0"
+            )
+
+    def _depth(self, block: str) -> int:
+        return [name for name, _ in self.network.backbone.anatomy.blocks].index(block)
+
+    def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
+        """Train all stages; give the net, and what each stage did."""
+        net = make_net(
+            self._suffix(),
+            device=self.machine.device,
+            optimizer=self.estimator.optimizer,
+            weight_decay=self.weight_decay,
+            callbacks=self.estimator.callbacks or (),
+        )
+        run = resume_run(self.checkpoint, net) or Run(seed=self.seed)
+        for number in range(len(run.reports), len(self.stages)):
+            start = time.perf_counter()
+            going_on = self._run_stage(net, run, number, progress)
+            run.reports.append(self._report(net, run, number, time.perf_counter() - start))
+            if going_on and not progress.stop:  # otherwise, the last epoch is what to resume from
+                save_run(self.checkpoint, net, run, self.kept)
+            if not going_on:
+                self.interrupted = True
+                warnings.warn(
+                    f"Interrupted in stage {self.stages[number].name!r}; the classifier has the "
+                    "best weights up to there",
+                    stacklevel=2,
+                )
+            if not going_on or progress.stop:
+                break
+        net.module_.part_from_adversary()
+        net.module_.move_boundary(self.network.boundary, ())
+        return net, run.reports
+
+    def _suffix(self) -> TrainedSuffix:
+        """Make what is trained, and its adversary where there is one."""
+        suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.machine)
+        if self.adversarial:
+            with seeded(self.seed):
+                adversary = Adversary(suffix.head.in_features, self.estimator.domain_adversarial)
+            suffix.meet(adversary)
+        return suffix
+
+    def attributes(self, net: Any) -> dict[str, Any]:
+        """Give what makes a classifier that predicts as the net does now."""
+        return {
+            "_net": None,
+            "_tuned": net.module_.state_of(self.trained),
+            "_history": list(net.history_),
+            "_n_features_out": net.module_.head.in_features,
+        }
+
+    @property
+    def weight_decay(self) -> float:
+        """The weight decay in use."""
+        asked = self.estimator.weight_decay
+        if asked != "auto":
+            return float(asked)
+        return TINY_DECAY if self.train.tiny else DECAY
+
+    def _run_stage(self, net: Any, run: Run, number: int, progress: FitProgress) -> bool:
+        stage, options = self.stages[number], self.estimator
+        rates = peak_rates(
+            stage,
+            lr=options.lr,
+            lr_drop=options.lr_drop,
+            lr_decay=options.lr_decay,
+            scratch=options.weights is None,
+            adversarial=self.adversarial,
+        )
+        net.module_.move_boundary(stage.boundary, rates)
+        trainable = net.module_.count_trained()
+        attributes = partial(self.attributes, net)
+        if stage.solves_head:
+            with progress.stage(stage.name, 0, trainable=trainable) as epochs:
+                self._solve_head(net, run)
+                judged = self.valid is not None
+                judgment = {"valid_loss": run.best_loss, "valid_acc": run.best_accuracy}
+                epochs.update(judgment if judged else {}, attributes)
+            return True
+        lesson = Lesson(
+            number=number,
+            stage=stage,
+            rates=rates,
+            train=self._lesson_feed(number),
+            valid=self._valid_feed(stage),
+            max_epochs=options.max_epochs,
+            patience=options.n_iter_no_change if options.early_stopping else None,
+            checkpoint=self.checkpoint,
+            kept=self.kept,
+            attributes=attributes,
+        )
+        shown = (max(rates.values()), min(rates.values()))
+        with progress.stage(stage.name, lesson.max_epochs, trainable=trainable, lr=shown) as epochs:
+            return train_stage(net, run, lesson, epochs)
+
+    def _solve_head(self, net: Any, run: Run) -> None:
+        train = self._train_at(self.end)
+        embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
+        valid = None
+        if self.valid is not None:
+            values = self._valid_at(self.end).values
+            valid = Labelled(values[:, None], self.valid.y, self.valid.weights)
+            warn_of_leak(
+                Embedded(self.train.pictures, embeddings[:, 0]),
+                Embedded(self.valid.pictures, values),
+                self.machine.threads,
+            )
+        head = solve_head(
+            Labelled(embeddings, self.train.y, self.train.weights),
+            valid,
+            self.network.n_classes,
+            tiny=self.train.tiny,
+            device=self.machine.device,
+        )
+        net.module_.set_head(head.weight, head.bias, head.penalty)
+        self._strength = head.strength
+        feed = self._valid_feed(self.stages[0])
+        if feed is not None:
+            run.best_loss, run.best_accuracy = evaluate(net, feed)
+
+    # What a stage learns from, and is judged by.
+
+    def _lesson_feed(self, number: int) -> Feed | PairedFeed:
+        """Give what a stage trains on: the pictures, and beside them the target's."""
+        smooth = self.estimator.label_smoothing
+        targets = Targets(self.train.y, self.train.weights, self.network.n_classes, smooth)
+        feed = self._train_feed(number, self.train, targets, self._train_at)
+        if self.target is None or not self.adversarial:
+            return feed
+        nobody = Targets(self.target.y, self.target.weights, n_classes=1)
+        other = self._train_feed(number, self.target, nobody, self._target_at, len(feed))
+        return PairedFeed(feed, other)
+
+    def _train_feed(
+        self,
+        number: int,
+        examples: Examples,
+        targets: Targets,
+        activations_at: Callable[[int], Activations],
+        length: int | None = None,
+    ) -> Feed:
+        """Give the views of pictures: from what is cached, or else read anew."""
+        options, stage = self.estimator, self.stages[number]
+        settings = {"mixup": options.mixup, "length": length}
+        common = (targets, options.batch_size, self.machine.device)
+        if stage.boundary > 0 and not self.fresh and self.does_fit:
+            values = activations_at(stage.boundary).values
+            values = values.reshape(len(targets.y), 1 + self.n_views, -1)
+            return CachedFeed(values, *common, **settings)
+        run = self.network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
+        before = sum(not each.solves_head for each in self.stages[:number])
+        fresh = partial(self._fresh_views, before * options.max_epochs)
+        kind = fresh if self.fresh or stage.boundary == 0 else self._fixed_views
+        return PictureFeed(partial(kind, examples), run, self.machine.threads, *common, **settings)
+
+    def _valid_feed(self, stage: Stage) -> Feed | None:
+        if self.valid is None:
+            return None
+        targets = Targets(self.valid.y, self.valid.weights, self.network.n_classes)
+        common = (targets, self.estimator.batch_size, self.machine.device)
+        if stage.boundary > 0:
+            values = self._valid_at(stage.boundary).values
+            return CachedFeed(values[:, None], *common, shuffle=False)
+        views = Views(self.valid.pictures, self.network.preprocessing)
+        run = self.network.runner(0, self.machine, len(targets.y))
+        return PictureFeed(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
+
+    def _fixed_views(self, examples: Examples, epoch: int) -> tuple[Views, int]:
+        """Give all views that could be cached."""
+        return self._views(examples, self.n_views), 1 + self.n_views
+
+    def _fresh_views(self, before: int, examples: Examples, epoch: int) -> tuple[Views, int]:
+        """Give a view of each picture that no other epoch sees; `before` were in other stages."""
+        salt = self.seed.to_bytes(8, "little")
+        fresh = Views(
+            examples.pictures,
+            self.network.preprocessing,
+            self.augmentation,
+            only=1 + before + epoch,
+            salt=salt,
+        )
+        return fresh, 1
+
+    def _views(self, examples: Examples, n_views: int) -> Views:
+        return Views(examples.pictures, self.network.preprocessing, self.augmentation, n_views)
+
+    # What crosses the boundaries.
+
+    @cached_property
+    def first_boundary(self) -> int:
+        """The earliest boundary behind which something lies that can be cached."""
+        return min((stage.boundary for stage in self.stages if stage.boundary > 0), default=0)
+
+    @cached_property
+    def does_fit(self) -> bool:
+        """Whether the activations of all views can be kept; a warning says where they cannot."""
+        recipe = self.network.recipe(self.first_boundary, self.machine)
+        confronted = self.target.y if self.target is not None and self.adversarial else ()
+        count = (len(self.train.y) + len(confronted)) * (1 + self.n_views)
+        problem = fits_on_disk(count, recipe, self.machine.store)
+        if problem is not None:
+            parts = [*(name for name, _ in self.network.backbone.anatomy.blocks), HEAD]
+            warnings.warn(
+                f"The activations of {count} views before {parts[self.first_boundary]!r} take "
+                f"{problem}; "
+                "they are computed again in every epoch. A smaller n_views, later blocks in "
+                "unfreeze, or cache= a store with more room make it fast again",
+                stacklevel=2,
+            )
+        return problem is None
+
+    @cached_property
+    def train_activations(self) -> Activations:
+        """What the training views are at the first boundary, or behind all blocks."""
+        boundary = self.first_boundary if self.does_fit and not self.fresh else self.end
+        return self._gather(self._views(self.train, self.n_views), boundary)
+
+    @cached_property
+    def target_activations(self) -> Activations:
+        """What the views of the target are at the first boundary."""
+        assert self.target is not None
+        return self._gather(self._views(self.target, self.n_views), self.first_boundary)
+
+    @cached_property
+    def valid_activations(self) -> Activations:
+        """What the validation pictures are at the first boundary."""
+        assert self.valid is not None
+        return self._gather(self._views(self.valid, 0), self.first_boundary)
+
+    def _gather(self, views: Views, boundary: int) -> Activations:
+        recipe = self.network.recipe(boundary, self.machine)
+        return gather(views, recipe, boundary, self.machine)
+
+    def _train_at(self, boundary: int) -> Activations:
+        return self.train_activations.advance(boundary, self.machine.device)
+
+    def _target_at(self, boundary: int) -> Activations:
+        return self.target_activations.advance(boundary, self.machine.device)
+
+    def _valid_at(self, boundary: int) -> Activations:
+        """Advance the validation pictures, once for a boundary: two ask for them there."""
+        if self._judged is None or self._judged.boundary != boundary:
+            self._judged = self.valid_activations.advance(boundary, self.machine.device)
+        return self._judged
+
+    def _report(self, net: Any, run: Run, number: int, seconds: float) -> dict[str, Any]:
+        stage = self.stages[number]
+        epochs = 0 if stage.solves_head else run.epoch
+        return {
+            "stage": stage.name,
+            "blocks": list(stage.blocks),
+            "boundary": stage.boundary,
+            "trainable": net.module_.count_trained(),
+            "epochs": epochs,
+            "best_epoch": run.best_epoch if epochs and self.valid is not None else epochs,
+            "valid_loss": None if self.valid is None else run.best_loss,
+            "valid_acc": None if self.valid is None else run.best_accuracy,
+            "C": self._strength if stage.solves_head else None,
+            "seconds": round(seconds, 2),
+        }

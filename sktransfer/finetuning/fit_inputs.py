@@ -1,0 +1,232 @@
+"""What the parameters of `FineTunedImageClassifier` may be, and what follows from them alone."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_consistent_length
+
+from sktransfer._version import __version__
+from sktransfer.adaptation.batch_norm import adapt_batch_norm
+from sktransfer.backbones.batch_norm import check_batch_norm
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.backbones.source import BackboneSource
+from sktransfer.data.images import Pictures
+from sktransfer.data.labels import Labels, encode
+from sktransfer.data.validation import check_pictures
+from sktransfer.engines.choice import ENGINES
+from sktransfer.finetuning.checkpoint import load_checkpoint
+from sktransfer.finetuning.train_stage import resolve_optimizer
+from sktransfer.finetuning.training_set import Examples, hold_back
+from sktransfer.transforms.augmentation import Augmentation, resolve_augmentation
+from sktransfer.transforms.loader import Faults
+from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import check_choice, check_number
+from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
+
+# How much slower than the head the blocks should learn at least.
+SAFE_DROP = 10.0
+# Pictures of which a tenth can be spared, with early_stopping="auto".
+ENOUGH_TO_HOLD_BACK = 2000
+# Kind, least and greatest value of the parameters that are numbers.
+_RANGES: dict[str, tuple[Any, float, float | None]] = {
+    "max_epochs": (Integral, 1, None),
+    "batch_size": (Integral, 1, None),
+    "n_iter_no_change": (Integral, 1, None),
+    "lr": (Real, 0, None),
+    "lr_drop": (Real, 1, None),
+    "lr_decay": (Real, 1, None),
+    "dropout": (Real, 0, 1),
+    "label_smoothing": (Real, 0, 1),
+    "mixup": (Real, 0, None),
+    "domain_adversarial": (Real, 0, None),
+    "validation_fraction": (Real, 0, 1),
+}
+
+# What a fit does not depend on, or what its checkpoint knows by other means.
+_APART = {
+    "augment",
+    "backbone",
+    "cache",
+    "callbacks",
+    "checkpoint_dir",
+    "device",
+    "engine",
+    "image_shape",
+    "n_jobs",
+    "pixel_range",
+    "random_state",
+    "verbose",
+    "weights",
+}
+
+
+def check_parameters(estimator: Any) -> None:
+    """Validate what does not depend on the data, and warn of rates that destroy features.
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter, what it is, and what it may be.
+    """
+    check_choice("batch_norm", estimator.batch_norm, ["frozen", "adapt", "train"])
+    check_choice("engine", estimator.engine, ["auto", *ENGINES])
+    if not (isinstance(estimator.early_stopping, bool) or estimator.early_stopping == "auto"):
+        raise ValueError(
+            f"Got early_stopping={estimator.early_stopping!r}, but expected 'auto', True or False"
+        )
+    resolve_optimizer(estimator.optimizer)
+    resolve_precision(estimator.precision, resolve_device(estimator.device))
+    for name, (kind, low, high) in _RANGES.items():
+        check_number(name, getattr(estimator, name), kind, low, high)
+    if estimator.n_views not in ("auto", None):
+        check_number("n_views", estimator.n_views, Integral, 0, besides="'auto', None")
+    if estimator.weight_decay != "auto":
+        check_number("weight_decay", estimator.weight_decay, Real, 0, besides="'auto'")
+    if estimator.callbacks is not None and not isinstance(estimator.callbacks, (list, tuple)):
+        raise ValueError(f"Got callbacks={estimator.callbacks!r}, but expected a list of skorch's")
+    if estimator.lr_drop < SAFE_DROP and estimator.weights is not None:
+        warnings.warn(
+            f"Got lr_drop={estimator.lr_drop:g}, so the blocks learn at "
+            f"{estimator.lr / estimator.lr_drop:g}, less than {SAFE_DROP:g} times slower than the "
+            f"head ({estimator.lr:g}): large early steps destroy pretrained features faster than "
+            f"the head learns to use them; use lr_drop={SAFE_DROP:g} or more",
+            stacklevel=4,
+        )
+
+
+def draw_seed(random_state: Any) -> int:
+    """Make a seed of what scikit-learn calls a random state; the global one stays untouched.
+
+    Raises
+    ------
+    ValueError
+        Where it is none.
+    """
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**63))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31))
+    if isinstance(random_state, Integral) and int(random_state) >= 0:
+        return int(random_state)
+    raise ValueError(
+        f"Got random_state={random_state!r}, but expected None, an int that is not negative, or a "
+        "numpy.random.RandomState"
+    )
+
+
+def find_validation(estimator: Any, X_val: Any, y_val: Any) -> Examples | None:
+    """Find the pictures to validate on where they are given.
+
+    Raises
+    ------
+    ValueError
+        Where only one of `X_val` and `y_val` is given, or they do not fit the training data.
+    """
+    if (X_val is None) != (y_val is None):
+        raise ValueError("Got only one of X_val and y_val, but expected both or none of them")
+    if X_val is None:
+        return None
+    pictures = check_pictures(estimator, X_val, reset=False)
+    check_consistent_length(pictures, y_val)
+    ones = np.ones(len(pictures))
+    return Examples(pictures, encode(y_val, estimator.classes_), ones, ones)
+
+
+def divide(
+    estimator: Any, examples: Examples, given: Examples | None, seed: int
+) -> tuple[Examples, Examples | None]:
+    """Find what to train and to validate on: what is given, or what is held back, if asked for."""
+    if given is not None:
+        return examples, given
+    asked = estimator.early_stopping
+    enough = asked is True or (
+        len(examples.y) >= ENOUGH_TO_HOLD_BACK
+        # The source's pictures cannot tell which epoch is best for the target.
+        and not estimator.domain_adversarial
+    )
+    fraction = estimator.validation_fraction if asked and enough else 0
+    return hold_back(examples, fraction, seed, estimator.classes_)
+
+
+def find_target(estimator: Any, pictures: Pictures, labels: Labels) -> Examples | None:
+    """Find the pictures of the target domain, where there are any and the fit uses them.
+
+    Raises
+    ------
+    ValueError
+        Where there are none for `domain_adversarial`.
+    """
+    weight = estimator.domain_adversarial
+    if not len(labels.target):
+        if not weight:
+            return None
+        raise ValueError(
+            f"Got domain_adversarial={weight:g}, but no pictures of a target domain: give fit a "
+            "sample_domain with numbers above 0 for labelled pictures of the source and below 0 "
+            "for unlabelled ones of the target, or set domain_adversarial=0"
+        )
+    used = weight or estimator.batch_norm == "adapt"
+    return Examples.unlabelled(pictures, labels.target) if used else None
+
+
+def find_source(estimator: Any, examples: Examples, target: Examples | None) -> BackboneSource:
+    """Find the backbone to train with, its BatchNorm as asked.
+
+    A target, if any, is adapted to when all is learnt.
+    """
+    backbone = load_backbone(estimator.backbone, estimator.weights)
+    size = backbone.image_size_for(estimator.image_size, examples.pictures)
+    source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
+    if estimator.batch_norm != "adapt":
+        return source
+    check_batch_norm(backbone)
+    if target is not None:
+        return source
+    adapted = adapt_batch_norm(
+        backbone,
+        Views(examples.pictures, source.preprocessing()),
+        resolve_device(estimator.device),
+        resolve_threads(estimator.n_jobs),
+        Faults("raise"),
+    )
+    return replace(source, batch_norm=adapted)
+
+
+def checkpoint_of(
+    estimator: Any, source: BackboneSource, *examples: Examples | None
+) -> tuple[Path | None, int]:
+    """Find the file of a fit in its `checkpoint_dir`, and the seed to use.
+
+    Other parameters or other data have another file. A fit without a `random_state` goes on with
+    the seed that it drew when it began.
+    """
+    seed = draw_seed(estimator.random_state)
+    if estimator.checkpoint_dir is None:
+        return None, seed
+    ours = estimator.get_params(deep=False)
+    augmentation = resolve_augmentation(estimator.augment)
+    parts = [
+        __version__,
+        repr(sorted((name, str(value)) for name, value in ours.items() if name not in _APART)),
+        source.load().digest.hex(),
+        "" if augmentation is None else _identify(estimator.augment, augmentation),
+        "" if estimator.random_state is None else str(seed),
+        *("" if each is None else each.digest() for each in examples),
+    ]
+    name = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    path = Path(estimator.checkpoint_dir).expanduser() / f"{name}.pt"
+    begun = load_checkpoint(path) if estimator.random_state is None else None
+    return path, begun["seed"] if begun else seed
+
+
+def _identify(augment: Any, augmentation: Augmentation) -> str:
+    """Name an augmentation; a function of the user's own, by its name, in whatever process."""
+    known = isinstance(augment, str) or resolve_augmentation(augment) == augmentation
+    return augmentation.digest.hex() if known else augmentation.name

@@ -1,0 +1,173 @@
+"""What is trained after the boundary: blocks, neck and a new head.
+
+Shapes: N pictures, C channels, H x W positions or L tokens of a feature map, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sktransfer.adaptation.adversary import Adversary
+from sktransfer.backbones.blocks import Anatomy
+from sktransfer.finetuning.schedule import ADVERSARY, HEAD, NECK
+from sktransfer.utils.runtime import autocast, seeded
+
+
+class TrainedSuffix(nn.Module):
+    """What lies after the last boundary of a fine-tuning: blocks, neck and a new head.
+
+    The blocks are copies; the backbone stays as it is. `move_boundary` says which of them are
+    trained, and from where the activations come; all others stay frozen whatever mode is set.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+    boundary : int
+        How many blocks lie before the suffix; all of them leaves the head alone.
+    n_classes : int
+        Number of logits, K.
+    width : int
+        Of the penultimate vector, D.
+    shapes : dict of int to tuple of int
+        Shape of the activations at each boundary where they may come in, flattened or not.
+    dropout : float
+        Share of the penultimate vector that training drops.
+    learn_statistics : bool
+        Whether BatchNorm of trained blocks normalises by the batch and moves its statistics;
+        otherwise it keeps those that it has.
+    precision : torch.dtype
+        float32, or bfloat16 for mixed precision while training.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        boundary: int,
+        n_classes: int,
+        width: int,
+        shapes: dict[int, tuple[int, ...]],
+        dropout: float = 0.0,
+        learn_statistics: bool = False,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        end = len(anatomy.blocks)
+        self.names = [name for name, _ in anatomy.blocks[boundary:]]
+        self.blocks = nn.ModuleList(copy.deepcopy(block) for _, block in anatomy.blocks[boundary:])
+        self.neck = nn.Identity() if boundary == end else copy.deepcopy(anatomy.neck)
+        self.dropout = nn.Dropout(dropout)
+        with seeded():
+            self.head = nn.Linear(width, n_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        # What squares of its weights cost, (D,); kept with the head.
+        self.head.register_buffer("penalty", torch.zeros(width))
+        self.boundary, self.end, self.shapes = boundary, end, shapes
+        self.learn_statistics, self.precision = learn_statistics, precision
+        self.adversary: Adversary | None = None
+        self.training = False
+        self.move_boundary(boundary, ())
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the parts that can be trained, from the first block to the head."""
+        blocks = dict(zip(self.names, self.blocks, strict=True))
+        rival = {} if self.adversary is None else {ADVERSARY: self.adversary}
+        return {**blocks, NECK: self.neck, HEAD: self.head, **rival}
+
+    def meet(self, adversary: Adversary) -> None:
+        """Let training take an adversary along, from which a target's pictures are to be hidden."""
+        self.adversary = adversary.to(self.device)
+
+    def part_from_adversary(self) -> None:
+        """Forget the adversary, which only training needs."""
+        self.adversary = None
+
+    def move_boundary(self, boundary: int, trained: Collection[str]) -> None:
+        """Let activations come in at `boundary`, and train just the parts named in `trained`."""
+        self.start, self.trained = boundary, frozenset(trained)
+        for name, part in self.parts().items():
+            part.requires_grad_(name in self.trained)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TrainedSuffix:
+        """Set the mode of the trained parts; frozen ones have only one."""
+        super().train(mode)
+        for name, part in self.parts().items():
+            if name not in self.trained:
+                part.train(False)
+            elif not self.learn_statistics:
+                for module in part.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.train(False)
+        return self
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Map activations at the boundary, (N, ...), to penultimate vectors (N, D)."""
+        if self.start == self.end:
+            return x.flatten(1)
+        shape = self.shapes[self.start]
+        x = x.reshape(len(x), *shape)
+        if len(shape) == 3:
+            x = x.contiguous(memory_format=torch.channels_last)
+        first = self.start - self.boundary
+        for block in self.blocks[first:]:
+            x = block(x)
+        return self.neck(x)
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor | None = None) -> Any:
+        """Map activations at the boundary, (N, ...), to logits (N, K), float32.
+
+        With activations of the target beside them, as many, also gives the adversary's loss.
+        """
+        with autocast(x.device, self.precision if self.training else torch.float32):
+            embeddings = self.embed(x)
+            logits = self.head(self.dropout(embeddings)).float()
+            if target is None or self.adversary is None:
+                return logits
+            return logits, self.adversary(embeddings, self.embed(target))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the suffix lies."""
+        return self.head.weight.device
+
+    @torch.no_grad()
+    def set_head(
+        self, weight: np.ndarray, bias: np.ndarray, penalty: np.ndarray | float = 0.0
+    ) -> None:
+        """Give the head its weight (K, D) and bias (K,), and what squares of weights cost (D,)."""
+        self.head.weight.copy_(torch.from_numpy(weight))
+        self.head.bias.copy_(torch.from_numpy(bias))
+        self.head.get_buffer("penalty").copy_(torch.as_tensor(penalty))
+
+    def penalty(self) -> torch.Tensor:
+        """Compute what the head's weights cost, in addition to the mean loss."""
+        return (self.head.get_buffer("penalty") * self.head.weight.square()).sum()
+
+    def count_trained(self) -> int:
+        """Count the parameters that are trained."""
+        return sum(each.numel() for each in self.parameters() if each.requires_grad)
+
+    def state_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Copy all tensors of some parts, to the CPU."""
+        return {
+            f"{name}.{key}": tensor.detach().to("cpu", copy=True)
+            for name, part in self.parts().items()
+            if name in names
+            for key, tensor in part.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Put back what `state_of` gave."""
+        for name, part in self.parts().items():
+            for key, tensor in part.state_dict().items():
+                if f"{name}.{key}" in state:
+                    tensor.copy_(state[f"{name}.{key}"])

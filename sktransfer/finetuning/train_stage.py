@@ -1,0 +1,399 @@
+"""Training one stage after another; the only room that knows skorch.
+
+A run is resumed by its last epoch: whatever is random in an epoch follows from the seed, the stage
+and the epoch, and boundary and rates follow from stage and progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from skorch.helper import predefined_split
+from skorch.history import History
+from torch import nn
+
+from sktransfer.adaptation.adversary import reversal_strength
+from sktransfer.finetuning.batches import Feed, PairedFeed
+from sktransfer.finetuning.checkpoint import load_checkpoint, plain, save_checkpoint
+from sktransfer.finetuning.schedule import ADVERSARY, HEAD, NECK, Stage, rate_factor
+from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.utils.errors import check_choice
+from sktransfer.utils.progress import StageProgress
+from sktransfer.utils.runtime import GLOBAL_GENERATORS, keep_pages, seeded
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (torch.optim.Adam, {"decoupled_weight_decay": True, "fused": True}),
+    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+}
+
+
+def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Find the optimiser class and its settings.
+
+    Raises
+    ------
+    ValueError
+        Where it is neither a known name nor a class of torch's.
+    """
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        return optimizer, {}
+    check_choice("optimizer", optimizer, [*OPTIMIZERS])
+    return OPTIMIZERS[optimizer]
+
+
+def make_net(
+    suffix: TrainedSuffix,
+    *,
+    device: torch.device,
+    optimizer: Any = "adam",
+    weight_decay: float = 0.0,
+    callbacks: Sequence[Any] = (),
+) -> NeuralNet:
+    """Make the skorch net of a suffix, with one parameter group for each part.
+
+    All groups are there from the start; what a stage does not train gets no gradient, and so no
+    step. The net takes activations at the suffix's boundary.
+    """
+    if torch.device(device).type == "cpu":
+        keep_pages()
+    kind, settings = resolve_optimizer(optimizer)
+    groups = [(f"blocks.{i}.*", {"name": name}) for i, name in enumerate(suffix.names)]
+    groups += [(f"{name}.*", {"name": name}) for name in (NECK, HEAD, ADVERSARY)]
+    net = _PenalisedNet(
+        suffix,
+        criterion=nn.CrossEntropyLoss,
+        optimizer=kind,
+        optimizer__param_groups=groups,
+        optimizer__weight_decay=weight_decay,
+        **{f"optimizer__{name}": value for name, value in settings.items()},
+        iterator_train=_own_batches,
+        iterator_valid=_own_batches,
+        callbacks=[("conductor", _Conductor()), *callbacks, ("keeper", _Keeper())],
+        device=device,
+        verbose=0,
+    )
+    return net.initialize()
+
+
+class _PenalisedNet(NeuralNet):
+    """Goes on minimising what stage 0 minimised: the mean loss, and the penalty on the head.
+
+    Where the module has met an adversary, its loss comes on top.
+    """
+
+    def train_step(self, batch: Any, **fit_params: Any) -> Any:
+        with GLOBAL_GENERATORS:  # dropout draws from them, while pictures are read ahead
+            return super().train_step(batch, **fit_params)
+
+    def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
+        logits, *rival = y_pred if isinstance(y_pred, tuple) else (y_pred,)
+        loss = super().get_loss(logits, y_true, X, training)
+        return sum(rival, loss + self.module_.penalty()) if training else loss
+
+
+def _own_batches(feed: Feed | PairedFeed, batch_size: int) -> Feed | PairedFeed:
+    """Stand in for a DataLoader: a feed makes its own batches."""
+    return feed
+
+
+@dataclass
+class Run:
+    """How far a run has come, and the best that it has seen: what a checkpoint keeps.
+
+    Parameters
+    ----------
+    seed : int
+    stage : int
+        Number of the stage at hand.
+    epoch : int
+        Epochs of it that are done.
+    stall : int
+        Epochs since the best one.
+    best_loss, best_accuracy : float
+        On the validation pictures, of the best weights of this stage.
+    best_epoch : int
+        The epoch that reached them; 0 is the state in which the stage began.
+    best : dict of str to Tensor
+        The weights that reached them; empty where there is no validation.
+    reports : list of dict
+        What the stages before have done.
+    """
+
+    seed: int
+    stage: int = -1
+    epoch: int = 0
+    stall: int = 0
+    best_loss: float = math.nan
+    best_accuracy: float = math.nan
+    best_epoch: int = 0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """All that a stage needs to know; nothing in it changes while it trains.
+
+    Parameters
+    ----------
+    number : int
+    stage : Stage
+    rates : dict of str to float
+        The highest rate of each part.
+    train : Feed or PairedFeed
+    valid : Feed or None
+    max_epochs : int
+    patience : int or None
+        Epochs without improvement after which the stage ends; None trains them all.
+    checkpoint : Path or None
+        The file that is replaced after each epoch.
+    kept : tuple of str
+        The parts that any stage trains, which a checkpoint keeps.
+    attributes : callable
+        Gives what a classifier is made of that predicts as the net does.
+    """
+
+    number: int
+    stage: Stage
+    rates: dict[str, float]
+    train: Feed | PairedFeed
+    valid: Feed | None
+    max_epochs: int
+    patience: int | None
+    checkpoint: Path | None
+    kept: tuple[str, ...]
+    attributes: Callable[[], dict[str, Any]]
+
+
+def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> bool:
+    """Train one stage, from its beginning or from where `run` says that it was left.
+
+    The boundary is where it belongs already. Afterwards the net has the best weights of the stage,
+    by validation loss, which may be those that it began with; without patience the last epoch is
+    taken for the best, and without validation there is no other.
+
+    Returns
+    -------
+    bool
+        Whether the run goes on: False where it was interrupted from the keyboard.
+
+    Raises
+    ------
+    FloatingPointError
+        Where the loss is not finite, and there is nothing good to go back to.
+    """
+    suffix: TrainedSuffix = net.module_
+    with seeded(run.seed, net.device):
+        if run.stage != lesson.number:
+            _begin(net, run, lesson)
+        going_on = _loop(net, run, lesson, progress)
+    if run.best:
+        suffix.restore(run.best)
+    suffix.train(False)
+    return going_on
+
+
+def _begin(net: NeuralNet, run: Run, lesson: Lesson) -> None:
+    """Take the state in which the stage begins for its best so far."""
+    net.optimizer_.state.clear()
+    run.stage, run.epoch, run.stall, run.best_epoch = lesson.number, 0, 0, 0
+    run.best, run.best_loss, run.best_accuracy = {}, math.inf, math.nan
+    if lesson.valid is not None:
+        run.best_loss, run.best_accuracy = evaluate(net, lesson.valid)
+        run.best = net.module_.state_of(lesson.kept)
+
+
+def _loop(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> bool:
+    callbacks = dict(net.callbacks_)
+    conductor, keeper = callbacks["conductor"], callbacks["keeper"]
+    conductor.run, conductor.lesson = keeper.run, keeper.lesson = (run, lesson)
+    keeper.progress, keeper.conductor = progress, conductor
+    net.set_params(train_split=lesson.valid and predefined_split(lesson.valid))
+    net.notify("on_train_begin", X=lesson.train, y=None)
+    going_on = True
+    try:
+        if not keeper.is_over():
+            net.fit_loop(lesson.train, epochs=lesson.max_epochs - run.epoch)
+    except _StageEnds:
+        pass
+    except KeyboardInterrupt:
+        if conductor.in_callbacks:  # skorch's way of stopping early
+            with contextlib.suppress(_StageEnds):
+                keeper.keep(net)
+        else:
+            going_on = False
+    net.notify("on_train_end", X=lesson.train, y=None)
+    return going_on
+
+
+@torch.no_grad()
+def evaluate(net: NeuralNet, feed: Feed) -> tuple[float, float]:
+    """Give loss and accuracy on a feed."""
+    net.module_.train(False)
+    loss, right, total = 0.0, 0, 0
+    for x, targets in feed:
+        logits = net.module_(x)
+        loss += float(net.criterion_(logits, targets)) * len(x)
+        right += int((logits.argmax(1) == targets.argmax(1)).sum())
+        total += len(x)
+    return loss / total, right / total
+
+
+class _StageEnds(KeyboardInterrupt):
+    """Ends the loop over epochs, in the way in which skorch's callbacks do."""
+
+
+class _Conductor(Callback):
+    """Comes before the user's callbacks: seeds an epoch, sets rates, counts right answers."""
+
+    run: Run
+    lesson: Lesson
+    in_callbacks = False
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.in_callbacks = False
+        self.batch, self.right, self.seen = 0, {True: 0, False: 0}, {True: 0, False: 0}
+        self.rival = 0.0
+        seed = derive_seed(self.run.seed, self.lesson.number, self.run.epoch)
+        torch.default_generator.manual_seed(seed)
+        if net.module_.device.type == "cuda":
+            with torch.cuda.device(net.module_.device):
+                torch.cuda.manual_seed(seed)
+        self.lesson.train.begin_epoch(seed, self.run.epoch)
+
+    def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
+        if training:
+            steps = self.lesson.train.n_batches
+            step = self.run.epoch * steps + self.batch
+            progress = step / (self.lesson.max_epochs * steps)
+            if net.module_.adversary is not None:
+                net.module_.adversary.strength = reversal_strength(progress)
+            factor = rate_factor(progress)
+            for group in net.optimizer_.param_groups:
+                group["lr"] = self.lesson.rates.get(group["name"], 0.0) * factor
+            self.batch += 1
+
+    def on_batch_end(
+        self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
+    ) -> None:
+        logits, targets = kwargs["y_pred"], batch[1]
+        if isinstance(logits, tuple):
+            logits, rival = logits
+            self.rival += float(rival.detach()) * len(targets)
+        if training and not math.isfinite(float(kwargs["loss"].detach())):
+            self._refuse(net)
+        self.right[training] += int((logits.argmax(1) == targets.argmax(1)).sum())
+        self.seen[training] += len(targets)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        history = net.history_
+        history.record("stage", self.lesson.stage.name)
+        history.record("train_acc", self.right[True] / self.seen[True])
+        if net.module_.adversary is not None:
+            history.record("domain_loss", self.rival / self.seen[True])
+        if self.seen[False]:
+            history.record("valid_acc", self.right[False] / self.seen[False])
+        history.record("lr", {g["name"]: g["lr"] for g in net.optimizer_.param_groups if g["lr"]})
+        self.in_callbacks = True
+
+    def _refuse(self, net: NeuralNet) -> None:
+        problem = (
+            f"Got a loss that is not finite in epoch {self.run.epoch + 1} of the stage "
+            f"{self.lesson.stage.name!r}: the rates are too high (lr={self.lesson.rates[HEAD]:g}); "
+            "lower lr, raise lr_drop, or look for extreme values in sample_weight"
+        )
+        net.history_.pop()  # the epoch that came to nothing
+        if not self.run.best:
+            raise FloatingPointError(problem)
+        warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)
+        raise _StageEnds
+
+
+class _Keeper(Callback):
+    """Comes after the user's callbacks: keeps the best weights, saves, reports, and stops."""
+
+    run: Run
+    lesson: Lesson
+    progress: StageProgress
+    conductor: _Conductor
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.progress.begin()
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.conductor.in_callbacks = False  # those of the user
+        self.keep(net)
+        if self.is_over():
+            raise _StageEnds
+
+    def keep(self, net: NeuralNet) -> None:
+        """Take an epoch as done."""
+        run, row = self.run, net.history_[-1]
+        run.epoch += 1
+        loss = float(row.get("valid_loss", math.nan))
+        if loss < run.best_loss or (self.lesson.valid is not None and self.lesson.patience is None):
+            run.best_loss, run.best_accuracy = loss, row["valid_acc"]
+            run.best_epoch, run.stall = run.epoch, 0
+            run.best = net.module_.state_of(self.lesson.kept)
+        else:
+            run.stall += 1
+        save_run(self.lesson.checkpoint, net, run, self.lesson.kept)
+        if self.progress.update(_shown(row), self.lesson.attributes):
+            raise _StageEnds
+
+    def is_over(self) -> bool:
+        """Whether the stage has come to its end; a function of what checkpoints keep."""
+        patience = self.lesson.patience if self.lesson.valid else None
+        stalled = patience is not None and self.run.stall >= patience
+        return stalled or self.run.epoch >= self.lesson.max_epochs
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    names = {"loss": "train_loss", "valid_loss": "valid_loss", "valid_acc": "valid_acc"}
+    shown = {name: row[key] for name, key in names.items() if key in row}
+    rates = row["lr"].values()
+    return {**shown, "lr": (max(rates), min(rates))}
+
+
+def save_run(path: Path | None, net: NeuralNet, run: Run, kept: Sequence[str]) -> None:
+    """Save all that a run needs to go on."""
+    if path is None:
+        return
+    content = {
+        **vars(run),
+        "weights": net.module_.state_of(kept),
+        "optimizer": net.optimizer_.state_dict(),
+        "history": plain(list(net.history_)),
+    }
+    save_checkpoint(path, content)
+
+
+def resume_run(path: Path | None, net: NeuralNet) -> Run | None:
+    """Bring a net to where its checkpoint left it; None where there is no checkpoint."""
+    content = load_checkpoint(path) if path is not None else None
+    if content is None:
+        return None
+    net.module_.restore(content.pop("weights"))
+    net.optimizer_.load_state_dict(content.pop("optimizer"))
+    restore_history(net, content.pop("history"))
+    return Run(**content)
+
+
+def restore_history(net: NeuralNet, history: list[dict[str, Any]]) -> None:
+    """Give a net the history of another."""
+    net.history_ = History(history)
+
+
+def derive_seed(*parts: int) -> int:
+    """Make one seed of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,166 @@
+"""Displays in scikit-learn's style: `from_...` computes, `plot` draws.
+
+Shapes: N pictures, V augmented copies of each, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.data.images import as_pictures, learn_pixel_range
+from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import check_choice
+from sktransfer.utils.plotting import import_figure
+
+# Side of a picture in the figure, in inches.
+_SIDE = 1.5
+
+
+class AugmentationDisplay:
+    """Pictures as a network sees them, each beside augmented copies of it.
+
+    Made by `from_pictures`.
+
+    Parameters
+    ----------
+    views : ndarray of shape (N, 1 + V, H, W, 3)
+        uint8, 0-255, RGB; for each picture, itself and its copies.
+    name : str
+        Of what augments.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        Outside pyplot, which need not be closed; None until it is drawn.
+    axes_ : ndarray of shape (N, 1 + V) of matplotlib Axes
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> digits = load_digits().data
+    >>> display = AugmentationDisplay.from_pictures(
+    ...     digits, augment="light", n_pictures=2, n_views=3, image_shape=(8, 8)
+    ... )
+    >>> display.views.shape, display.axes_.shape
+    ((2, 4, 224, 224, 3), (2, 4))
+    """
+
+    def __init__(self, views: np.ndarray, name: str = "") -> None:
+        self.views, self.name = views, name
+        self.figure_: Any = None
+        self.axes_: Any = None
+
+    @classmethod
+    def from_pictures(
+        cls,
+        X: Any,
+        *,
+        augment: Any = "standard",
+        n_pictures: int = 4,
+        n_views: int = 5,
+        backbone: Any = "efficientnet_lite0",
+        weights: Any = "default",
+        image_size: int | tuple[int, int] | str | None = "auto",
+        image_shape: Sequence[int] | None = None,
+        pixel_range: Any = "auto",
+        fig: Any = None,
+    ) -> AugmentationDisplay:
+        """Show what an augmentation does to the first pictures of `X`.
+
+        The copies are exactly those that training sees: they depend on the picture's content, on
+        `augment` and on the copy's number, not on what else is in `X`.
+
+        Parameters
+        ----------
+        X : list, array, Series, one-column DataFrame, tensor or dataset
+            Pictures as `as_pictures` takes them.
+        augment : str, callable or None
+            As `resolve_augmentation` takes it.
+        n_pictures, n_views : int
+            How many pictures, at most, and how many copies of each, at least 1 and 0.
+        backbone, weights, image_size, image_shape, pixel_range
+            As `FineTunedImageClassifier` takes them.
+        fig : matplotlib Figure, SubFigure or None
+            Where to draw; None makes a figure.
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is missing.
+        ValueError
+            Where a number is too small, or `augment` unknown.
+        """
+        import_figure("AugmentationDisplay")
+        _check_count("n_pictures", n_pictures, 1)
+        _check_count("n_views", n_views, 0)
+        augmentation = resolve_augmentation(augment)
+        if isinstance(pixel_range, str):
+            check_choice("pixel_range", pixel_range, ["auto"])
+            pixel_range = learn_pixel_range(X, image_shape=image_shape)
+        pictures = as_pictures(X, image_shape=image_shape, pixel_range=pixel_range)
+        network = load_backbone(backbone, weights)
+        size = network.image_size_for(image_size, pictures)
+        preprocessing = network.preprocessing.with_image_size(size)
+        pictures = pictures[:n_pictures]
+        views = Views(pictures, preprocessing, augmentation, n_views)
+        pixels = [views.prepare(item).permute(1, 2, 0).numpy() for item in range(len(views))]
+        grid = np.stack(pixels).reshape(len(pictures), 1 + n_views, *pixels[0].shape)
+        return cls(grid, "no augmentation" if augmentation is None else augmentation.name).plot(fig)
+
+    def plot(self, fig: Any = None) -> AugmentationDisplay:
+        """Draw the views in a grid, a row for each picture.
+
+        Parameters
+        ----------
+        fig : matplotlib Figure, SubFigure or None
+            Where to draw; None makes a figure, outside pyplot.
+
+        Returns
+        -------
+        AugmentationDisplay
+            This one, with `figure_` and `axes_`.
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is missing.
+        """
+        figure_class = import_figure("AugmentationDisplay")
+        rows, columns, height, width = self.views.shape[:4]
+        if fig is None:
+            tall = _SIDE * height / width
+            size = (columns * _SIDE, rows * tall + 0.6)
+            fig = figure_class(figsize=size, layout="constrained")
+            fig.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        self.figure_ = fig
+        fig.suptitle(self.name)
+        self.axes_ = fig.subplots(rows, columns, squeeze=False)
+        for (row, column), axes in np.ndenumerate(self.axes_):
+            axes.imshow(self.views[row, column])
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(color="0.8", linewidth=0.5)
+            if row == 0:
+                axes.set_title(f"copy {column}" if column else "as it is", fontsize=9)
+        return self
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the figure where the display is the last line of a notebook's cell."""
+        file = io.BytesIO()
+        save = getattr(self.figure_, "savefig", None)  # a SubFigure is shown by its Figure
+        if save is None:
+            return None
+        save(file, format="png")
+        return file.getvalue()
+
+
+def _check_count(parameter: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(
+            f"Got {parameter}={value!r}, but expected a whole number of at least {least}"
+        )

@@ -1,0 +1,1 @@
+"""Embeddings by key, shared by processes."""

@@ -1,0 +1,163 @@
+"""The session store: shared by a process and the processes that it starts, gone at its exit.
+
+A worker may have been started before the session, or without its parent's environment, so it has
+three ways to find it: what it inherited over a fork, the variable ``SKTRANSFER_SESSION``, and the
+directory that carries its parent's process number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from multiprocessing.util import Finalize
+from pathlib import Path
+
+from sktransfer.store.space import is_running, this_host
+from sktransfer.store.store import EmbeddingStore
+
+_VARIABLE = "SKTRANSFER_SESSION"
+_MAX_BYTES = 4 * 2**30
+_WEEK = 7 * 24 * 3600.0
+_RUNNING_IS_KNOWN = os.name == "posix"
+
+_session: EmbeddingStore | None = None
+_kept: dict[Path, EmbeddingStore] = {}
+_lock = threading.Lock()
+
+
+def resolve_store(cache: object) -> EmbeddingStore | None:
+    """Find the store that a `cache` parameter means.
+
+    Parameters
+    ----------
+    cache : "auto", str, Path, EmbeddingStore or None
+        `"auto"` is the session store; any other string and a path, the store in that directory
+        (one object per directory and process); `None`, no store.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `cache` is nothing of this kind.
+
+    Examples
+    --------
+    >>> resolve_store(None) is None
+    True
+    """
+    if cache is None or isinstance(cache, EmbeddingStore):
+        return cache
+    if not isinstance(cache, str | os.PathLike):
+        raise TypeError(
+            f"Got cache={cache!r}, but expected 'auto', a directory, an EmbeddingStore or None"
+        )
+    if not str(cache):
+        raise ValueError(
+            "Got cache='', but expected 'auto' or a directory; for the current one, pass '.'"
+        )
+    if cache == "auto":
+        return session_store()
+    store = EmbeddingStore(cache)
+    return _kept.setdefault(store.directory, store)
+
+
+def session_store() -> EmbeddingStore:
+    """Find the session's store, or make it."""
+    global _session
+    with _lock:
+        if _session is None:
+            directory = _from_environment() or _from_parent() or _create()
+            os.environ[_VARIABLE] = str(directory)
+            _session = EmbeddingStore(directory, max_bytes=_limit(directory), temporary=True)
+        return _session
+
+
+def share_session() -> None:
+    """Make sure that the session exists, so that a worker which is about to need it finds it."""
+    with contextlib.suppress(OSError):  # where nothing can be made, the store warns when used
+        session_store().directory.mkdir(0o700, parents=True, exist_ok=True)
+
+
+def _from_environment() -> Path | None:
+    directory = Path(os.environ.get(_VARIABLE, ""))
+    # A job on another machine may have inherited the variable, and share the file system.
+    ours = directory.name.startswith(f"{this_host()}-")
+    return directory if ours and directory.is_dir() else None
+
+
+def _from_parent() -> Path | None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return None
+    found = _base().glob(f"{this_host()}-{parent.pid}-*")
+    return max(found, key=_last_changed, default=None)
+
+
+def _create() -> Path:
+    base = _base()
+    _remove_stale(base)
+    directory = base / f"{this_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    with contextlib.suppress(OSError):
+        directory.mkdir(0o700, parents=True)
+    # Unlike atexit, it also runs in a worker that multiprocessing forked; never in a fork of this
+    # process; and after the processes that this one has to wait for.
+    Finalize(None, _remove, args=(directory,), exitpriority=-1)
+    return directory
+
+
+def _base() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    base = Path(tempfile.gettempdir()) / f"sktransfer-{user}"
+    with contextlib.suppress(OSError):
+        base.mkdir(0o700, exist_ok=True)
+        if hasattr(os, "getuid") and os.lstat(base).st_uid != user:  # somebody's trap
+            return base.with_name(f"{base.name}-{uuid.uuid4().hex}")
+    return base
+
+
+def _remove_stale(base: Path) -> None:
+    """Remove what sessions have left that were killed."""
+    for directory in base.glob(f"{this_host()}-*-*"):
+        owner = int(directory.name.split("-")[1])
+        # This process has no session yet, so one with its number is an earlier process's.
+        dead = owner == os.getpid() or not is_running(owner)
+        old = not _RUNNING_IS_KNOWN and _last_changed(directory) < time.time() - _WEEK
+        if dead or old:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _last_changed(directory: Path) -> float:
+    try:
+        return directory.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
+
+
+def _limit(directory: Path) -> int:
+    try:
+        return max(2**20, min(_MAX_BYTES, shutil.disk_usage(directory).free // 4))
+    except OSError:
+        return _MAX_BYTES
+
+
+def _remove(directory: Path) -> None:
+    if _session is not None:
+        _session.close()
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other sessions are there
+        directory.parent.rmdir()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,326 @@
+"""A space of embeddings: what is stored of it, and who computes what is missing.
+
+A *space* is everything except the picture that determines an embedding: weights, preprocessing,
+layer, pooling, precision. A *picture* is a key of a few bytes.
+
+N pictures, D values in an embedding (`width`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import re
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sktransfer.store.database import FAILURES, Connection, Database
+
+T = TypeVar("T")
+
+LEASE_SECONDS = 60.0
+_ITEMS_PER_QUERY = 500
+_BYTES_PER_READ = 2**23
+
+
+class Space:
+    """One kind of embedding in a store, and one claimant of pictures.
+
+    Made by `EmbeddingStore.space`. Every `Space` object is a claimant of its own, also when it
+    is a copy or names the same space. Use it through `embed_once`.
+
+    Raises
+    ------
+    ValueError
+        `width` or `dtype` are impossible; or, when used, the store has the same digest with
+        another width or dtype.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        max_bytes: int,
+        digest: bytes,
+        description: str,
+        width: int,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.database = database
+        self.max_bytes = max_bytes
+        self.digest = digest
+        self.description = description
+        self.width = width
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.row_bytes = width * self.dtype.itemsize
+        self._token = uuid.uuid4().bytes
+        if width < 1 or self.dtype.kind != "f":
+            raise ValueError(
+                f"Got width={width!r} and dtype={str(self.dtype)!r}, but expected at least one "
+                "value of a floating dtype."
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the token: a copy is another claimant.
+        kind = (self.digest, self.description, self.width, self.dtype)
+        return Space, (self.database, self.max_bytes, *kind)
+
+    def read(self, keys: Sequence[bytes], out: np.ndarray) -> np.ndarray:
+        """Fill the rows of `out` whose keys are stored; leave the others as they are.
+
+        Parameters
+        ----------
+        keys : sequence of N bytes
+            Repeated ones are fine.
+        out : ndarray of shape (N, D)
+
+        Returns
+        -------
+        found : ndarray of shape (N,), bool
+        """
+        first, source = first_rows(keys)
+        found = np.zeros(len(keys), bool)
+        # In the order of the file: shuffled rows would fetch each of its pages many times.
+        find = "SELECT id FROM embeddings WHERE space = ? AND key IN"
+        fetch = "SELECT key, value FROM embeddings WHERE space = ? AND id IN"
+        places = sorted(place for (place,) in self._look_up(find, list(first)))
+        for chunk in chunks(places, max(1, _BYTES_PER_READ // self.row_bytes)):
+            # A place may have been given to another picture since it was found.
+            stored = [row for row in self._look_up(fetch, chunk) if row[0] in first]
+            rows = [first[key] for key, _ in stored]
+            values = np.frombuffer(b"".join(value for _, value in stored), self.dtype)
+            out[rows] = values.reshape(len(rows), self.width)
+            found[rows] = True
+        count = int(found.sum())
+        found = found[source]
+        repeats = np.flatnonzero(found & (source != np.arange(len(keys))))
+        out[repeats] = out[source[repeats]]
+        if count:
+            with contextlib.suppress(*FAILURES):  # what was read stays read
+                self.database.transact(lambda c: self._count(c, "read", count))
+        return found
+
+    def as_rows(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Check that `rows` are `count` embeddings of this space, and convert them to its dtype."""
+        rows = np.ascontiguousarray(rows, self.dtype)
+        if rows.shape != (count, self.width):
+            raise ValueError(
+                f"Got embeddings of shape {rows.shape}, but expected {(count, self.width)}: "
+                "one row for each picture, one column for each value."
+            )
+        return rows
+
+    def claim(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Claim, of these keys, those that are neither stored nor claimed by a living other.
+
+        A claim ends with `write`, with `release`, with its process, or with a lease of a minute,
+        which `claim`, `write` and `renew` renew.
+        """
+        free = functools.partial(self._free, list(dict.fromkeys(keys)))
+
+        def claim(connection: Connection) -> list[bytes]:
+            _drop_dead_owners(connection)
+            mine = free(connection)
+            space = self._id(connection, create=True)
+            claims = [(space, key, self._token) for key in mine]
+            connection.executemany("REPLACE INTO claims VALUES (?, ?, ?)", claims)
+            lease = (self._token, this_host(), os.getpid(), time.time() + LEASE_SECONDS)
+            connection.execute("REPLACE INTO owners VALUES (?, ?, ?, ?)", lease)
+            return mine
+
+        # Those who wait for others ask often; they must not take turns with those who write.
+        if not self.database.transact(free, write=False):
+            return []
+        return self.database.transact(claim)
+
+    def _free(self, keys: list[bytes], connection: Connection) -> list[bytes]:
+        others = {token for token, alive in _owners(connection) if alive} - {self._token}
+        stored = "SELECT key FROM embeddings WHERE space = ? AND key IN"
+        claimed = "SELECT key, owner FROM claims WHERE space = ? AND key IN"
+        taken = {key for (key,) in self._select(stored, keys, connection)}
+        claims = self._select(claimed, keys, connection)
+        taken |= {key for key, owner in claims if owner in others}
+        return [key for key in keys if key not in taken]
+
+    def write(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
+        """Store `rows`, shape (N, D), drop the claims and count the pictures as computed."""
+        rows = self.as_rows(rows, len(keys))
+        fits = self.row_bytes <= self.max_bytes
+
+        def write(connection: Connection) -> bool:
+            space = self._id(connection, create=True)
+            assert space is not None
+            own = [(space, key) for key in keys]
+            connection.executemany("DELETE FROM claims WHERE space = ? AND key = ?", own)
+            self._renew(connection)
+            self._count(connection, "computed", len(keys))
+            if not fits:
+                return False
+            values = [(*key, row.tobytes()) for key, row in zip(own, rows, strict=True)]
+            insert = "INSERT OR IGNORE INTO embeddings (space, key, value) VALUES (?, ?, ?)"
+            self._count(connection, "pictures", connection.executemany(insert, values).rowcount)
+            return self._evict(connection, space)
+
+        if self.database.transact(write):
+            self.database.shrink(spare=self.max_bytes // 5)  # the next rows will need it
+        if not fits:
+            self.database.warn_once(
+                f"One embedding takes {self.row_bytes} bytes, but the embedding store "
+                f"{self.database.path} is limited to {self.max_bytes} and keeps none of them; "
+                "raise max_bytes."
+            )
+
+    def release(self, keys: Iterable[bytes] | None = None) -> None:
+        """Drop own claims without storing anything; all of them where `keys` is None."""
+
+        def release(connection: Connection) -> None:
+            if keys is None:
+                _drop_owner(connection, self._token)
+            else:
+                space = self._id(connection)
+                connection.executemany(
+                    "DELETE FROM claims WHERE space = ? AND key = ? AND owner = ?",
+                    [(space, key, self._token) for key in keys],
+                )
+
+        self.database.transact(release)
+
+    def renew(self) -> None:
+        """Extend the lease of own claims."""
+        self.database.transact(self._renew)
+
+    def _renew(self, connection: Connection) -> None:
+        connection.execute(
+            "UPDATE owners SET expires = ? WHERE token = ?",
+            (time.time() + LEASE_SECONDS, self._token),
+        )
+
+    def _count(self, connection: Connection, counter: str, number: int) -> None:
+        connection.execute(
+            f"UPDATE spaces SET {counter} = {counter} + ?, last_used = ? WHERE digest = ?",
+            (number, time.time(), self.digest),
+        )
+
+    def _id(self, connection: Connection, *, create: bool = False) -> int | None:
+        row = connection.execute(
+            "SELECT id, width, dtype FROM spaces WHERE digest = ?", (self.digest,)
+        ).fetchone()
+        if row is None:
+            return self._create(connection) if create else None
+        space, width, dtype = row
+        if (width, dtype) != (self.width, self.dtype.str):
+            raise ValueError(
+                f"Got width={self.width} and dtype={self.dtype.str!r} for the space "
+                f"{self.description!r}, but its digest is stored with width={width} and "
+                f"dtype={dtype!r}; the digest must cover everything that determines an embedding."
+            )
+        return int(space)
+
+    def _create(self, connection: Connection) -> int | None:
+        return connection.execute(
+            """INSERT INTO spaces (digest, description, width, dtype, row_bytes, last_used)
+                VALUES (?, ?, ?, ?, ?, ?)""",
+            (
+                self.digest,
+                self.description,
+                self.width,
+                self.dtype.str,
+                self.row_bytes,
+                time.time(),
+            ),
+        ).lastrowid
+
+    def _look_up(self, query: str, items: list[Any]) -> list[tuple[Any, ...]]:
+        select = functools.partial(self._select, query, items)
+        return self.database.transact(select, write=False)
+
+    def _select(
+        self, query: str, items: list[Any], connection: Connection
+    ) -> list[tuple[Any, ...]]:
+        space = self._id(connection)
+        rows: list[tuple[Any, ...]] = []
+        for chunk in chunks(items, _ITEMS_PER_QUERY):
+            marks = ", ".join("?" * len(chunk))
+            rows += connection.execute(f"{query} ({marks})", (space, *chunk))
+        return rows
+
+    def _evict(self, connection: Connection, current: int) -> bool:
+        """Make room if need be: in other spaces first, least recently used first, oldest first."""
+        spaces = connection.execute(
+            "SELECT id, pictures, row_bytes FROM spaces ORDER BY id = ?, last_used, id", (current,)
+        ).fetchall()
+        excess = sum(pictures * row_bytes for _, pictures, row_bytes in spaces) - self.max_bytes
+        if excess <= 0:
+            return False
+        excess += self.max_bytes // 10
+        for space, pictures, row_bytes in spaces:
+            count = min(pictures, max(0, -(-excess // row_bytes)))
+            excess -= count * row_bytes
+            connection.execute(
+                """DELETE FROM embeddings WHERE id IN (
+                    SELECT id FROM embeddings WHERE space = ? ORDER BY id LIMIT ?)""",
+                (space, count),
+            )
+            connection.execute(
+                "UPDATE spaces SET pictures = pictures - ? WHERE id = ?", (count, space)
+            )
+        return True
+
+
+def first_rows(keys: Sequence[bytes]) -> tuple[dict[bytes, int], np.ndarray]:
+    """Where each key occurs first; and for each row, the first row with the same key."""
+    first: dict[bytes, int] = {}
+    source = np.array([first.setdefault(key, row) for row, key in enumerate(keys)], np.intp)
+    return first, source
+
+
+def chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    """Cut a list into lists of `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _drop_owner(connection: Connection, token: bytes) -> None:
+    connection.execute("DELETE FROM claims WHERE owner = ?", (token,))
+    connection.execute("DELETE FROM owners WHERE token = ?", (token,))
+
+
+def _owners(connection: Connection) -> list[tuple[bytes, bool]]:
+    """List the claimants, and whether each is alive."""
+    here, now = this_host(), time.time()
+    return [
+        (token, expires > now and (host != here or is_running(pid)))
+        for token, host, pid, expires in connection.execute("SELECT * FROM owners")
+    ]
+
+
+def _drop_dead_owners(connection: Connection) -> None:
+    for token, alive in _owners(connection):
+        if not alive:
+            _drop_owner(connection, token)
+
+
+@functools.cache
+def this_host() -> str:
+    """Name the machine, and the container on it: a process number means nothing elsewhere."""
+    container = ""
+    with contextlib.suppress(OSError):
+        container = str(os.stat("/proc/self/ns/pid").st_ino)
+    return re.sub(r"\W", "_", platform.node()) + container
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is alive; where that cannot be asked, assume so."""
+    if os.name == "posix":  # elsewhere, signal 0 would end the process
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass
+    return True

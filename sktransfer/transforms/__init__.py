@@ -1,0 +1,1 @@
+"""Images to batches of pixels, prepared as the weights expect, or augmented."""

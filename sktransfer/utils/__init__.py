@@ -1,0 +1,1 @@
+"""What every package uses: errors, runtime settings, progress, tables, plots."""

@@ -1,0 +1,180 @@
+"""The machine that a run finds: device, precision, threads, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import multiprocessing
+import os
+import platform
+import re
+import threading
+from collections.abc import Iterator
+
+import joblib
+import torch
+
+from sktransfer.utils.errors import check_choice
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# What <malloc.h> calls them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+_IMPORTED_IN = os.getpid()
+
+# Held by whoever draws from generators that the whole process shares, or seeds them for a while.
+GLOBAL_GENERATORS = threading.RLock()
+
+
+def is_fork() -> bool:
+    """Tell whether this process was forked after torch was imported: its threads are gone."""
+    return os.getpid() != _IMPORTED_IN
+
+
+def settle_after_fork() -> None:
+    """Let torch compute in a process that was forked after torch had used its threads.
+
+    They did not survive the fork, and torch would wait for them for ever; with one thread of its
+    own it has nobody to wait for.
+    """
+    if is_fork() and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def seeded(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Draw the same random numbers every time, and leave torch's random state as it was.
+
+    The state of `device` is brought back too; seeding it is left to whoever draws from it.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # torch.manual_seed would reseed the generators of all GPUs too.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@functools.cache
+def keep_pages() -> None:
+    """Let the C library keep the memory that tensors give back; at most once in a process.
+
+    Feature maps are large, so glibc would fetch each from the system and return it, and most of
+    the time would go into clearing fresh pages. It is a setting of the whole process, made when a
+    network first runs on the CPU; ``SKTRANSFER_KEEP_PAGES=0`` in the environment leaves it alone.
+    """
+    if os.environ.get("SKTRANSFER_KEEP_PAGES") == "0" or platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_M_MMAP_THRESHOLD, 2**30)
+    library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Find the device to compute on, in the process that computes.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        `"auto"` takes a CUDA device where there is one, else Apple's MPS, else the CPU. Workers of
+        a parallel search spread over the CUDA devices that they see.
+
+    Raises
+    ------
+    ValueError
+        Where the device is unknown or not on this machine.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", _worker_number() % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"Got device={device!r}, but expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
+        ) from error
+    missing = {
+        "cuda": not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+    }
+    if missing.get(found.type, False):
+        raise ValueError(
+            f"Got device={str(device)!r}, but this machine has no such device; "
+            "device='auto' takes the fastest one that there is"
+        )
+    return found
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Find the arithmetic to compute in.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16", "float16"}
+        `"auto"` is float32 but on CUDA, where it is float16: as fast there as bfloat16, and 8 times
+        as exact.
+    device : torch.device
+
+    Examples
+    --------
+    >>> resolve_precision("auto", torch.device("cpu"))
+    torch.float32
+    """
+    check_choice("precision", precision, ["auto", *PRECISIONS])
+    if precision != "auto":
+        return PRECISIONS[precision]
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def training_precision(precision: torch.dtype, device: torch.device) -> torch.dtype:
+    """Find the arithmetic to train in: float16 would lose small gradients.
+
+    Examples
+    --------
+    >>> training_precision(torch.float32, torch.device("cpu"))
+    torch.float32
+    """
+    if precision == torch.float32:
+        return torch.float32
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # of which it speaks
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.float32
+    return torch.bfloat16
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Compute in mixed precision where `precision` is less than float32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+def resolve_threads(n_jobs: int | None) -> int:
+    """Find the number of threads that read pictures, and on a CPU run the network too.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        As in joblib, -1 for one a core; `None` is one for each thread that torch may use, and a
+        single one inside a worker of a parallel search.
+    """
+    if n_jobs is None:
+        worker = multiprocessing.parent_process() is not None
+        return 1 if worker else torch.get_num_threads()
+    return max(1, joblib.effective_n_jobs(n_jobs))
+
+
+def _worker_number() -> int:
+    """Count from 0 in the workers of one pool (their names end in a number), 0 elsewhere."""
+    number = re.search(r"(\d+)$", multiprocessing.current_process().name)
+    return int(number.group(1)) - 1 if number else 0

@@ -1,0 +1,71 @@
+"""Tables and pictures for reports, as text and as HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+
+
+class Html(str):
+    """Text that is HTML already; all other text is escaped."""
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Lay out a table in columns, of which those numbered in `left` begin at the left.
+
+    Examples
+    --------
+    >>> print(text_table(["name", "size"], [["a", "10"], ["bcd", "5"]], left=[0]))
+    name  size
+    a       10
+    bcd      5
+    """
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Make the same table in HTML; cells may be `Html` themselves."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        sides = ["left" if column in left else "right" for column in range(len(cells))]
+        styled = "".join(
+            f'<{tag} style="text-align: {side}; padding: 0.1em 0.8em">{_inside(cell)}</{tag}>'
+            for cell, side in zip(cells, sides, strict=True)
+        )
+        return f"<tr>{styled}</tr>"
+
+    body = "".join(line("td", cells) for cells in rows)
+    return f"<table><thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"
+
+
+def html_list(items: Sequence[str]) -> str:
+    """Make a list of sentences."""
+    return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>"
+
+
+def html_picture(jpeg: bytes, caption: str) -> Html:
+    """Put an encoded picture into the page itself."""
+    data = base64.b64encode(jpeg)
+    caption = _escape(caption)
+    return Html(
+        f'<img src="data:image/jpeg;base64,{data.decode()}" alt="{caption}" title="{caption}" '
+        'style="height: 6em; margin: 0.1em">'
+    )
+
+
+def _inside(cell: str) -> str:
+    return cell if isinstance(cell, Html) else _escape(cell)
+
+
+def _escape(text: str) -> str:
+    """Make text of any kind HTML: names of files need not be UTF-8."""
+    return html.escape(text.encode(errors="replace").decode(), quote=True)

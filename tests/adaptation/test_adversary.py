@@ -1,0 +1,440 @@
+"""Domain-adversarial training, and BatchNorm of two domains."""
+
+import contextlib
+import math
+import pickle
+import re
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from helpers import (
+    BOTH,
+    DOMAIN,
+    X_TARGET,
+    X_TEST,
+    CountingTiny,
+    Interrupt,
+    Tiny,
+    X,
+    Y,
+    colored_images,
+    counted,
+    domain_labels,
+    equal_states,
+    make_classifier,
+    net_state,
+)
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from skorch.callbacks import Callback
+
+from sktransfer.adaptation.adversary import Adversary, reversal_strength, reverse_gradient
+from sktransfer.adaptation.batch_norm import match_batch_norm
+from sktransfer.backbones.batch_norm import with_batch_norm
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.data.images import as_pictures
+from sktransfer.data.labels import check_labels
+from sktransfer.transforms.views import Views
+
+CPU = torch.device("cpu")
+
+
+def dann(**parameters):
+    return make_classifier(**{"unfreeze": (0, 1), "domain_adversarial": 1.0, **parameters})
+
+
+def fitted(**parameters):
+    return dann(**parameters).fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
+
+
+# The parts
+
+
+def test_the_gradient_is_reversed_and_scaled_and_the_values_are_not():
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.randn(4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (x.sin() @ weight).sum().backward()
+    plain_x, plain_weight = x.grad.clone(), weight.grad.clone()
+    x.grad = weight.grad = None
+    reversed_x = reverse_gradient(x.sin(), 0.3)
+    assert torch.equal(reversed_x, x.sin())
+    (reversed_x @ weight).sum().backward()
+    torch.testing.assert_close(x.grad, -0.3 * plain_x)
+    torch.testing.assert_close(weight.grad, plain_weight)
+
+
+def test_the_strength_follows_the_schedule_of_the_paper():
+    for p in np.linspace(0, 1, 7):
+        assert reversal_strength(p) == pytest.approx(2 / (1 + math.exp(-10 * p)) - 1)
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_domains():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adversary, source, target = Adversary(6, 0.5), torch.randn(4, 6), torch.randn(4, 6)
+        found = adversary(source, target)
+        p = adversary.layers(torch.cat([source, target])).sigmoid().squeeze(1)
+    expected = -(p[:4].log().sum() + (1 - p[4:]).log().sum()) / 8
+    torch.testing.assert_close(found, 0.5 * expected)
+
+
+def test_the_adversary_learns_and_the_embeddings_learn_against_it():
+    """One step of each along its gradient: the one tells domains better, the other worse."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adversary, embed = Adversary(6, 1.0), torch.nn.Linear(6, 6)
+        source, target = torch.randn(50, 6), torch.randn(50, 6) + 1
+    adversary.strength = 1.0
+
+    def loss():
+        return adversary(embed(source), embed(target))
+
+    before = loss()
+    before.backward()
+    for module, sign in ((adversary, -1), (embed, 1)):
+        kept = [p.detach().clone() for p in module.parameters()]
+        with torch.no_grad():
+            for p in module.parameters():
+                p -= 0.01 * p.grad
+            assert sign * (loss() - before) > 0
+            for p, old in zip(module.parameters(), kept, strict=True):
+                p.copy_(old)
+
+
+# Labels of the target
+
+
+@pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}, {"domain_adversarial": 0.0}])
+def test_labels_of_the_target_are_never_read(parameters):
+    expected = net_state(fitted(**parameters))
+    lists = [*Y.tolist(), *([None, ["no label"]] * 20)]
+    for y in (domain_labels("unknown"), domain_labels("dog"), lists):
+        classifier = dann(**parameters).fit(BOTH, y, sample_domain=DOMAIN)
+        assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
+        assert equal_states(net_state(classifier), expected)
+
+
+def test_numbers_that_mask_the_target_are_no_classes():
+    codes = np.unique(Y, return_inverse=True)[1]
+    expected = net_state(fitted())
+    for mask in (-1, 7, np.nan):
+        y = np.concatenate([codes, np.full(40, mask)])
+        classifier = dann().fit(BOTH, y, sample_domain=DOMAIN)
+        assert classifier.classes_.tolist() == [0, 1, 2]
+        assert equal_states(net_state(classifier), expected)
+
+
+def test_without_an_adversary_a_target_changes_nothing():
+    both = make_classifier().fit(BOTH, domain_labels("unknown"), sample_domain=DOMAIN)
+    assert equal_states(net_state(both), net_state(make_classifier().fit(X, Y)))
+
+
+def test_order_and_copies_of_the_pictures_of_the_target_do_not_matter():
+    order = np.random.RandomState(0).permutation(100)
+    expected, y = net_state(fitted()), domain_labels("cat")
+    shuffled = dann().fit(BOTH[order], y[order], sample_domain=DOMAIN[order])
+    assert equal_states(net_state(shuffled), expected)
+    rows = np.r_[np.arange(100), 70]
+    twice = dann().fit(BOTH[rows], y[rows], sample_domain=DOMAIN[rows])
+    assert equal_states(net_state(twice), expected)
+    leave = np.r_[np.ones(95), np.zeros(5)]
+    fewer = dann().fit(BOTH[:95], y[:95], sample_domain=DOMAIN[:95])
+    weighted = dann().fit(BOTH, y, sample_domain=DOMAIN, sample_weight=leave)
+    assert equal_states(net_state(weighted), net_state(fewer))
+
+
+# Training
+
+
+def test_the_target_changes_the_trained_blocks_and_the_weight_says_how_much():
+    source_only = net_state(make_classifier(unfreeze=(0, 1)).fit(X, Y))
+    one, other = net_state(fitted()), net_state(fitted(domain_adversarial=0.1))
+    assert not equal_states(one, source_only)
+    assert not equal_states(one, other)
+
+
+class Calm(Tiny):
+    """Tiny with the values that torch begins with: its embeddings are of a usual size."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for module in self.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+
+
+def separability(classifier):
+    """Tell how far the means of both domains are apart, in standard deviations of the source."""
+    source, target = classifier.transform(X), classifier.transform(X_TARGET)
+    apart = source.mean(axis=0) - target.mean(axis=0)
+    return np.linalg.norm(apart / (source.std(axis=0) + 0.1 * source.std()))
+
+
+def test_domains_are_confused():
+    settings = {"backbone": Calm, "unfreeze": (0, 2), "max_epochs": 10, "lr": 1e-2}
+    settings |= {"early_stopping": False, "n_views": 0}
+    plain = make_classifier(**settings).fit(X, Y)
+    confused = fitted(**settings)
+    assert separability(confused) < 0.75 * separability(plain)
+    assert confused.score(X, Y) > 0.9
+
+
+def test_the_source_must_not_hold_pictures_back_to_judge_the_target_by(monkeypatch):
+    monkeypatch.setattr("sktransfer.finetuning.fit_inputs.ENOUGH_TO_HOLD_BACK", 10)
+    assert fitted(early_stopping="auto").stages_[-1]["valid_loss"] is None
+    assert fitted(early_stopping=True).stages_[-1]["valid_loss"] is not None
+    plain = make_classifier(unfreeze=(0, 1), early_stopping="auto").fit(X, Y)
+    assert plain.stages_[-1]["valid_loss"] is not None
+
+
+@pytest.mark.parametrize("parameters", [{"mixup": 0.3}, {"batch_norm": "adapt"}])
+def test_same_seed_same_bits(parameters):
+    assert equal_states(net_state(fitted(**parameters)), net_state(fitted(**parameters)))
+    assert not equal_states(
+        net_state(fitted(**parameters)), net_state(fitted(**parameters, random_state=1))
+    )
+
+
+def test_stage_0_is_solved_on_the_source_alone():
+    still = {"unfreeze": (0, 1), "max_epochs": 1, "lr": 1e-30}
+    assert equal_states(net_state(fitted(**still)), net_state(make_classifier(**still).fit(X, Y)))
+
+
+def test_views_of_both_domains_go_through_the_frozen_blocks_once(log, store):
+    settings = {"cache": store, "n_views": 2, "early_stopping": False}
+    for weight in (1.0, 0.5):
+        fitted(backbone=CountingTiny(log), domain_adversarial=weight, **settings)
+    assert counted(log) == 3 * 100
+
+
+@pytest.mark.parametrize("parameters", [{"n_views": None}, {"unfreeze": "all"}])
+def test_pictures_of_the_target_are_read_anew_where_nothing_is_cached(parameters):
+    settings = {"early_stopping": False, **parameters}
+    confronted = net_state(fitted(**settings))
+    assert equal_states(confronted, net_state(fitted(**settings)))
+    assert not equal_states(confronted, net_state(fitted(**settings, domain_adversarial=0.0)))
+
+
+def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monkeypatch):
+    expected = fitted().predict_proba(X_TEST)
+    asked = []
+    monkeypatch.setattr(
+        "sktransfer.finetuning.fine_tuning.fits_on_disk",
+        lambda n, *_: asked.append(n) or "9 bytes, and 8 are free",
+    )
+    with pytest.warns(UserWarning, match="computed again in every epoch"):
+        found = fitted().predict_proba(X_TEST)
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+    assert asked == [3 * (54 + 40)]  # 6 of the source are held back
+
+
+def test_the_history_says_how_well_domains_are_told_apart():
+    for row in fitted().history_:
+        assert 0 < row["domain_loss"] < 5
+    assert all("domain_loss" not in row for row in make_classifier().fit(X, Y).history_)
+
+
+# BatchNorm
+
+
+def of_block(classifier, name):
+    return classifier.net_.module_.parts()[name].state_dict()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_target_is_matched_to_the_source_when_all_is_learnt(weight):
+    frozen, adapted = (
+        fitted(batch_norm=kind, domain_adversarial=weight) for kind in ("frozen", "adapt")
+    )
+    views = (Views(as_pictures(each), frozen.preprocessing_) for each in (X, X_TARGET))
+    expected = match_batch_norm(frozen.as_backbone(), *views, CPU, 1).statistics
+    found = adapted.batch_norm_.statistics
+    for name in expected:  # in another order, and so in other batches
+        torch.testing.assert_close(found[name], expected[name], rtol=0.15, atol=0.01)
+    assert frozen.batch_norm_ is None
+    trained = of_block(adapted, "1")
+    assert torch.equal(trained["1.running_mean"], found["1.1.running_mean"])
+    assert torch.equal(trained["1.running_var"], found["1.1.running_var"])
+    before, after = net_state(frozen), net_state(adapted)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"blocks.0.1.running_mean", "blocks.0.1.running_var"}
+    loaded = pickle.loads(pickle.dumps(adapted))
+    assert (loaded.predict_proba(X_TEST) == adapted.predict_proba(X_TEST)).all()
+
+
+def test_a_network_without_batch_norm_is_refused_before_it_is_trained():
+    bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    classifier = dann(backbone=bare, unfreeze=(0,), domain_adversarial=0.0, batch_norm="adapt")
+    with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
+        classifier.fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
+    assert not hasattr(classifier, "stages_")
+
+
+def test_a_head_alone_is_learnt_on_the_source_and_used_on_the_target():
+    head = {"unfreeze": (0,), "domain_adversarial": 0.0}
+    alone = make_classifier(**head).fit(X, Y)
+    both = fitted(batch_norm="adapt", **head)
+    assert equal_states(net_state(both), net_state(alone))
+    target = with_batch_norm(load_backbone(Tiny), both.batch_norm_)
+    prefix = torch.nn.Sequential(*(block for _, block in target.anatomy.blocks))
+    x = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X_TEST])
+    with torch.no_grad():
+        expected = prefix(Tiny.preprocessing.normalize(x)).mean((2, 3))
+    np.testing.assert_allclose(both.transform(X_TEST), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_adapting_to_the_target_undoes_what_light_and_contrast_do():
+    test, y = colored_images(60, seed=3)
+    dark = (test * 0.4).astype(np.uint8)
+    scores = {
+        batch_norm: fitted(
+            batch_norm=batch_norm, unfreeze=(0, 1), domain_adversarial=0.0, early_stopping=False
+        ).score(dark, y)
+        for batch_norm in ("frozen", "adapt")
+    }
+    assert scores["adapt"] > scores["frozen"] + 0.3
+
+
+@pytest.mark.parametrize("unfreeze", [(0, 1), (0, ["0"])])
+def test_adapting_to_the_target_takes_in_blocks_that_were_not_trained(unfreeze):
+    classifier = fitted(batch_norm="adapt", unfreeze=unfreeze, domain_adversarial=0.0)
+    loaded = pickle.loads(pickle.dumps(classifier))
+    assert (loaded.predict_proba(X_TARGET) == classifier.predict_proba(X_TARGET)).all()
+
+
+# What scikit-learn asks
+
+
+def test_the_adversary_is_no_part_of_the_pickle():
+    classifier = fitted()
+    assert not any("adversary" in name for name in classifier._tuned)
+    assert not any("adversary" in name for name in net_state(classifier))
+    plain = make_classifier(unfreeze=(0, 1)).fit(X, Y)
+    assert len(pickle.dumps(classifier)) < len(pickle.dumps(plain)) + 2000
+    loaded = pickle.loads(pickle.dumps(classifier))
+    assert (loaded.predict_proba(X_TEST) == classifier.predict_proba(X_TEST)).all()
+
+
+def test_clones_keep_the_weight_of_the_adversary():
+    assert clone(dann(domain_adversarial=0.3)).domain_adversarial == 0.3
+
+
+def test_domains_are_routed_through_pipelines_and_searches():
+    y = domain_labels("cat")
+    # Every fold has the target to learn from, and is tested on the source.
+    folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
+    with sklearn.config_context(enable_metadata_routing=True):
+        last = dann(early_stopping=False).set_fit_request(sample_domain=True)
+        pipeline = Pipeline([("same", FunctionTransformer()), ("classify", last)])
+        alone = pipeline.fit(BOTH, y, sample_domain=DOMAIN)
+        search = GridSearchCV(pipeline, {"classify__domain_adversarial": [1.0]}, cv=folds)
+        search.fit(BOTH, y, sample_domain=DOMAIN)
+    expected = net_state(fitted(early_stopping=False))
+    assert equal_states(net_state(alone[-1]), expected)
+    assert equal_states(net_state(search.best_estimator_[-1]), expected)
+    assert np.isfinite(search.best_score_)
+
+
+def test_callbacks_score_the_pictures_whose_labels_are_known():
+    callback = pytest.importorskip("sklearn.callback")
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    classifier = dann().set_callbacks(monitor)
+    classifier.fit(BOTH, domain_labels("unknown"), sample_domain=DOMAIN)
+    scores = {row["task_id_path"]: row["accuracy"] for row in monitor.get_logs().data}
+    assert scores[(0,)] == classifier.score(X, Y)
+
+
+# A fit that goes on
+
+
+class Die(Callback):
+    """Ends the fit with an error in the middle of an epoch."""
+
+    left = 1
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        self.left -= not training
+        if self.left < 0:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}])
+def test_a_fit_that_was_interrupted_goes_on_to_the_same_result(tmp_path, parameters):
+    settings = {"max_epochs": 4, "n_iter_no_change": 9, "unfreeze": (0, 1, 2), **parameters}
+    expected = fitted(**settings)
+    settings["checkpoint_dir"] = str(tmp_path)
+    deaths = 0
+    for _ in range(20):
+        with contextlib.suppress(RuntimeError):
+            classifier = fitted(**settings, callbacks=[Die()])
+            break
+        deaths += 1
+    assert deaths > 3
+    assert equal_states(net_state(classifier), net_state(expected))
+    assert [row["domain_loss"] for row in classifier.history_] == [
+        row["domain_loss"] for row in expected.history_
+    ]
+
+
+def test_the_checkpoint_keeps_the_adversary_and_knows_its_target(tmp_path):
+    settings = {"max_epochs": 4, "checkpoint_dir": str(tmp_path)}
+    with pytest.warns(UserWarning, match="Interrupted"):
+        fitted(**settings, callbacks=[Interrupt()])
+    (file,) = tmp_path.glob("*.pt")
+    assert any("adversary" in name for name in torch.load(file, weights_only=True)["weights"])
+    dann(**settings).fit(BOTH[:90], domain_labels("cat")[:90], sample_domain=DOMAIN[:90])
+    fitted(**settings, domain_adversarial=0.5)
+    assert len(list(tmp_path.glob("*.pt"))) == 3
+    dann(**settings).fit(BOTH, domain_labels("unknown"), sample_domain=DOMAIN)
+    assert len(list(tmp_path.glob("*.pt"))) == 3
+
+
+# Errors
+
+
+def test_an_adversary_needs_a_target():
+    message = (
+        "Got domain_adversarial=1, but no pictures of a target domain: give fit a sample_domain "
+        "with numbers above 0 for labelled pictures of the source and below 0 for unlabelled ones "
+        "of the target, or set domain_adversarial=0"
+    )
+    for domain in (None, np.ones(60)):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            dann().fit(X, Y, sample_domain=domain)
+
+
+def test_an_adversary_needs_blocks_that_learn():
+    message = (
+        "Got domain_adversarial=1 and unfreeze=(0,), but no stage trains blocks that could learn "
+        "from it; add one, such as unfreeze=(0, 2), or set domain_adversarial=0"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        fitted(unfreeze=(0,))
+
+
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [
+        ([1, 0, -1], "Got 0 in sample_domain, but expected whole numbers: above 0 for the source"),
+        ([1, 1.5, -1], "Got 1.5 in sample_domain, but expected whole numbers"),
+        (["a", "a", "b"], "Got 'a' in sample_domain, but expected whole numbers"),
+        ([-1, -1, -2], "Got no picture of the source in sample_domain, but expected whole numbe"),
+        ([1, 1], "inconsistent numbers of samples: [3, 2]"),
+    ],
+)
+def test_domains_that_are_none(domain, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_labels(range(3), ["a", "b", "a"], sample_domain=domain)
+
+
+def test_a_negative_weight_is_none():
+    with pytest.raises(
+        ValueError, match="Got domain_adversarial=-1, but expected a number of at least 0"
+    ):
+        fitted(domain_adversarial=-1)

@@ -1,0 +1,38 @@
+"""The recipe of docs/domains.md that needs skada, which few have."""
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from sktransfer import PretrainedFeatureExtractor
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "domains.md"
+
+
+def test_embeddings_are_aligned_by_skada():
+    with warnings.catch_warnings(), sklearn.config_context():  # which importing it changes
+        warnings.simplefilter("ignore")  # what it imports warns, too
+        pytest.importorskip("skada")
+        digits = load_digits()
+        images, y = digits.images[:300], digits.target[:300]
+        namespace = {
+            "X": np.concatenate([images[:100], 16 - 0.7 * images[100:200]]),
+            "y": np.concatenate([y[:100], np.full(100, -1)]),
+            "X_test": 16 - 0.7 * images[200:],
+            "sample_domain": np.repeat([1, -2], [100, 100]),
+            "PretrainedFeatureExtractor": PretrainedFeatureExtractor,
+            "StandardScaler": StandardScaler,
+            "LogisticRegression": LogisticRegression,
+        }
+        (recipe,) = re.findall(r"^```text\n(from skada .*?)^```", PAGE.read_text(), re.M | re.S)
+        exec(recipe, namespace)
+        predicted = namespace["aligned"].predict(namespace["X_test"])
+    assert predicted.shape == (100,)
+    assert (predicted == y[200:]).mean() > 0.2

@@ -1,0 +1,45 @@
+import pandas as pd
+import pytest
+
+from sktransfer import list_backbones
+from sktransfer.backbones.catalogue import measure_features
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.backbones.torchvision_blocks import list_torchvision
+
+
+def test_every_backbone_has_a_row_that_is_true():
+    table = {row.name: row for row in list_backbones()}
+    assert set(table) == {"efficientnet_lite0", *list_torchvision()}
+    for name in list_torchvision():
+        assert table[name].features == measure_features(name), name
+    assert table["resnet50"].parameters == 25_557_032
+    assert table["resnet50"].gflops == pytest.approx(4.089)
+    assert table["resnet50"].accuracy == pytest.approx(0.80858)
+
+
+def test_the_row_of_the_backbone_that_is_installed_is_true():
+    row = list_backbones("lite0")[0]
+    anatomy = load_backbone("efficientnet_lite0").anatomy
+    modules = [block for _, block in anatomy.blocks] + [anatomy.logits]
+    assert row.parameters == sum(p.numel() for m in modules for p in m.parameters())
+    assert row.local
+
+
+def test_weights_in_the_hub_folder_show(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert not any(row.local for row in list_backbones("resnet18"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth").touch()
+    assert all(row.local for row in list_backbones("resnet18"))
+
+
+def test_the_table_shows_and_becomes_a_frame():
+    table = list_backbones("mobilenet_v2")
+    lines = repr(table).splitlines()
+    assert lines[0].split()[:4] == ["name", "parameters", "GFLOPs", "features"]
+    assert lines[1].split()[:6] == ["mobilenet_v2", "3.5", "M", "0.30", "1280", "72.2%"]
+    html = table._repr_html_()
+    assert html.count("<tr>") == 2
+    assert ">mobilenet_v2</td>" in html
+    frame = pd.DataFrame(list_backbones())
+    assert frame.set_index("name").loc["vgg16", "features"] == 4096

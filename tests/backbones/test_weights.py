@@ -1,0 +1,149 @@
+import time
+
+import pytest
+import torch
+from helpers import unreachable
+from safetensors.torch import save_file
+
+from sktransfer.backbones import weights
+from sktransfer.utils.errors import WeightsNotFoundError
+
+URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_state_dicts_are_read(tmp_path, suffix, wrapper):
+    state = {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
+    path = tmp_path / f"file{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({wrapper: state, "epoch": 3} if wrapper else state, path)
+    got = weights.load_state_dict(path)
+    assert got.keys() == state.keys()
+    assert all(torch.equal(got[name], state[name]) for name in state)
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    sprung = False
+
+    def __reduce__(self):
+        return setattr, (Trap, "sprung", True)
+
+
+def test_no_code_of_a_file_is_run(tmp_path):
+    path = tmp_path / "trap.pth"
+    torch.save({"weight": Trap()}, path)
+    with pytest.raises(ValueError, match="could not be read as a state dict"):
+        weights.load_state_dict(path)
+    assert not Trap.sprung
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, {"weight": "text"}])
+def test_a_file_of_something_else(tmp_path, content):
+    path = tmp_path / "file.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"but expected a state dict \(names to tensors\)"):
+        weights.load_state_dict(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(WeightsNotFoundError, match=r"no such file \(looked in .*nowhere\)"):
+        weights.load_state_dict(tmp_path / "nowhere" / "model.pth")
+
+
+def test_a_damaged_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"not a file of tensors")
+    with pytest.raises(ValueError, match="could not be read as a state dict"):
+        weights.load_state_dict(path)
+
+
+def test_fetch_takes_what_is_in_the_hub_folder(hub):
+    hub.mkdir(parents=True)
+    (hub / "resnet18-f37072fd.pth").write_bytes(b"here")
+    assert weights.fetch(URL, "resnet18") == hub / "resnet18-f37072fd.pth"
+
+
+def test_offline_is_an_error_within_a_second_that_says_what_to_do(hub, monkeypatch):
+    # A name that never resolves and an address that never answers are the two ways to be offline.
+    monkeypatch.setattr(weights.socket, "create_connection", unreachable)
+    start = time.perf_counter()
+    with pytest.raises(WeightsNotFoundError) as caught:
+        weights.fetch(URL, "resnet18")
+    assert weights.REACH_SECONDS < 1
+    assert time.perf_counter() - start < 15, "it waited for the answer"
+    assert str(caught.value) == (
+        "The weights of 'resnet18' are not on this machine: resnet18-f37072fd.pth is not in "
+        f"{hub}, and download.pytorch.org cannot be reached to fetch it. On a machine with a "
+        f"network, download {URL} and put it there, or pass its path "
+        "(weights='resnet18-f37072fd.pth'); or take random values (weights=None), or the backbone "
+        "whose weights come with the installation (backbone='efficientnet_lite0')"
+    )
+
+
+def test_a_download_goes_to_the_hub_folder_and_its_name_is_checked(hub, monkeypatch):
+    asked = {}
+
+    def download(url, target, hash_prefix):
+        asked.update(url=url, hash_prefix=hash_prefix)
+        with open(target, "wb") as file:
+            file.write(b"weights")
+
+    monkeypatch.setattr(weights, "_reachable", lambda url: True)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert weights.fetch(URL, "resnet18").read_bytes() == b"weights"
+    assert asked == {"url": URL, "hash_prefix": "f37072fd"}
+
+
+def test_a_download_that_fails_names_the_way_out(hub, monkeypatch):
+    def download(url, target, hash_prefix):
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(weights, "_reachable", lambda url: True)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with pytest.raises(WeightsNotFoundError, match=r"failed \(connection reset\)\. Download https"):
+        weights.fetch(URL, "resnet18")
+
+
+def test_a_proxy_is_what_has_to_answer(monkeypatch):
+    asked = []
+
+    class Open:
+        def close(self):
+            pass
+
+    def connect(address, timeout):
+        asked.append(address)
+        return Open()
+
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setattr(weights.socket, "create_connection", connect)
+    assert weights._reachable(URL)
+    assert asked == [("proxy.example", 3128)]
+
+
+def test_digest_sees_every_bit_name_and_shape():
+    state = {"a": torch.zeros(2, 3), "b": torch.tensor(1, dtype=torch.int64)}
+    variants = [
+        state,
+        {**state, "a": torch.zeros(3, 2)},
+        {**state, "a": torch.zeros(2, 3).bfloat16()},
+        {**state, "a": torch.full((2, 3), 1e-45)},
+        {"c": state["a"], "b": state["b"]},
+        {**state, "b": torch.tensor(2)},
+    ]
+    digests = {weights.digest_tensors(variant.items()) for variant in variants}
+    assert len(digests) == len(variants)
+    assert weights.digest_tensors(state.items(), "code") not in digests
+    strided = {**state, "a": torch.zeros(3, 2).T}
+    assert weights.digest_tensors(strided.items()) == weights.digest_tensors(state.items())

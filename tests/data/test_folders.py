@@ -1,0 +1,272 @@
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sktransfer.data.folders import load_image_folder
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make empty files below a folder; nothing is decoded, so they need no content."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path
+
+    return make
+
+
+def names(bunch, root):
+    return [Path(path).relative_to(root).as_posix() for path in bunch.data]
+
+
+def test_classes(make):
+    root = make("dogs/b.png", "dogs/a.JPG", "cats/z.jpeg", "cats/deep/er/y.webp", "cats/.x.png")
+    bunch = load_image_folder(root)
+    assert names(bunch, root) == ["cats/deep/er/y.webp", "cats/z.jpeg", "dogs/a.JPG", "dogs/b.png"]
+    assert bunch.target_names == ["cats", "dogs"]
+    np.testing.assert_array_equal(bunch.target, [0, 0, 1, 1])
+    assert (bunch.target.dtype, bunch.data.dtype) == (np.int64, object)
+    assert all(type(path) is str for path in bunch.data)
+    assert bunch.filenames is bunch.data
+    assert bunch.split is None
+    assert bunch.ignored == []
+    assert bunch.DESCR.splitlines() == [f"4 pictures below {root}", "", "cats: 2", "dogs: 2"]
+
+
+def test_return_x_y_and_relative_root(make, monkeypatch):
+    monkeypatch.chdir(make("photos/cats/a.png", "photos/dogs/b.png"))
+    X, y = load_image_folder("photos", return_X_y=True)
+    assert list(X) == [
+        os.path.join("photos", "cats", "a.png"),
+        os.path.join("photos", "dogs", "b.png"),
+    ]
+    np.testing.assert_array_equal(y, [0, 1])
+
+
+def test_extensions(make):
+    root = make("a/1.raw", "a/2.RAW", "a/3.png")
+    with pytest.warns(UserWarning, match=r"Ignored 1 file\(s\)"):
+        bunch = load_image_folder(root, extensions=[".raw"])
+    assert names(bunch, root) == ["a/1.raw", "a/2.RAW"]
+    for extensions in ("png", ["png"], []):
+        with pytest.raises(ValueError, match="Got extensions") as caught:
+            load_image_folder(root, extensions=extensions)
+        assert str(caught.value) == (
+            f"Got extensions={extensions!r}, but expected names such as ('.jpg', '.png')."
+        )
+
+
+def test_one_class_is_enough(make):
+    assert load_image_folder(make("cats/a.png")).target_names == ["cats"]
+
+
+def test_pictures_reach_the_estimators(tmp_path):
+    from sktransfer.data.images import as_pictures
+
+    (tmp_path / "red").mkdir()
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "red" / "a.png")
+    X, _ = load_image_folder(tmp_path, return_X_y=True)
+    np.testing.assert_array_equal(as_pictures(X)[0], np.full((4, 4, 3), [255, 0, 0]))
+
+
+# Splits
+
+
+@pytest.fixture
+def splits(make):
+    return make(
+        "train/cats/1.png", "train/cats/2.png", "train/dogs/3.png",
+        "validation/dogs/4.png",
+        "Test/cats/5.png", "Test/dogs/6.png",
+    )  # fmt: skip
+
+
+def test_all_splits(splits):
+    bunch = load_image_folder(splits)
+    assert names(bunch, splits) == [
+        "Test/cats/5.png", "train/cats/1.png", "train/cats/2.png",
+        "Test/dogs/6.png", "train/dogs/3.png", "validation/dogs/4.png",
+    ]  # fmt: skip
+    assert bunch.split.tolist() == ["test", "train", "train", "test", "train", "val"]
+    np.testing.assert_array_equal(bunch.target, [0, 0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("split", "expected", "target"),
+    [
+        ("train", ["train/cats/1.png", "train/cats/2.png", "train/dogs/3.png"], [0, 0, 1]),
+        ("val", ["validation/dogs/4.png"], [1]),
+        ("test", ["Test/cats/5.png", "Test/dogs/6.png"], [0, 1]),
+    ],
+)
+def test_one_split(splits, split, expected, target):
+    bunch = load_image_folder(splits, split=split)
+    assert names(bunch, splits) == expected
+    np.testing.assert_array_equal(bunch.target, target)
+    assert bunch.target_names == ["cats", "dogs"]
+    assert set(bunch.split) == {split}
+
+
+@pytest.mark.parametrize("split", [None, "train", "val"])
+def test_a_class_that_is_not_in_train(splits, make, split):
+    make("validation/birds/7.png")
+    with pytest.warns(UserWarning, match="Some classes") as caught:
+        bunch = load_image_folder(splits, split=split)
+    assert [str(warning.message) for warning in caught] == [
+        "Some classes have pictures in val or test but none in train: 'birds'."
+    ]
+    assert bunch.target_names == ["birds", "cats", "dogs"]
+
+
+def test_without_a_train_folder_nothing_is_missing_in_it(make):
+    root = make("val/cats/1.png", "test/dogs/2.png")
+    assert load_image_folder(root).split.tolist() == ["val", "test"]
+
+
+def test_a_class_may_be_called_train(make):
+    root = make("train/1.png", "car/2.png", "plane/3.png")
+    bunch = load_image_folder(root)
+    assert bunch.target_names == ["car", "plane", "train"]
+    assert bunch.split is None
+
+
+def test_folders_without_pictures_beside_splits(splits, make):
+    make("annotations/labels.csv", "README.txt")
+    with pytest.warns(UserWarning, match="Ignored 2") as caught:
+        bunch = load_image_folder(splits)
+    assert len(caught) == 1
+    assert len(bunch.data) == 6
+    assert [Path(path).name for path in bunch.ignored] == ["labels.csv", "README.txt"]
+
+
+def test_splits_beside_classes(splits, make):
+    make("birds/1.png")
+    with pytest.raises(ValueError, match="beside other folders") as caught:
+        load_image_folder(splits)
+    assert str(caught.value) == (
+        f"Got splits 'Test', 'train', 'validation' in {str(splits)!r} beside other folders of "
+        "pictures, 'birds', but expected either splits or classes there. Move the ones or the "
+        "others away."
+    )
+
+
+def test_unlabelled_test_pictures(make):
+    root = make("train/cats/1.png", "test/2.png", "test/3.png")
+    with pytest.warns(UserWarning, match="Ignored 2"):
+        bunch = load_image_folder(root)
+    assert names(bunch, root) == ["train/cats/1.png"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_image_folder(root, split="train").ignored == []
+    with pytest.raises(ValueError, match=r"Found no class folders with pictures in '.*test'"):
+        load_image_folder(root, split="test")
+
+
+def test_unknown_split(splits, make):
+    with pytest.raises(ValueError, match="did you mean 'train'"):
+        load_image_folder(splits, split="training")
+    (splits / "validation").rename(splits / ".hidden")
+    with pytest.raises(ValueError, match="Got split='val', but expected one of 'train', 'test'"):
+        load_image_folder(splits, split="val")
+
+
+def test_split_of_a_folder_without_splits(make):
+    root = make("cats/1.png")
+    with pytest.raises(ValueError, match="no folders named") as caught:
+        load_image_folder(root, split="train")
+    assert str(caught.value) == (
+        f"Got split='train', but {str(root)!r} has no folders named train, val or test. "
+        "Leave split=None."
+    )
+
+
+# Warnings and errors
+
+
+def test_ignored_files(make):
+    root = make("cats/1.png", "cats/a.txt", "cats/b.txt", "cats/c.txt", "0.png", "cats/.d.txt")
+    with pytest.warns(UserWarning, match="Ignored") as caught:
+        bunch = load_image_folder(root)
+    expected = [str(root / name) for name in ("0.png", "cats/a.txt", "cats/b.txt", "cats/c.txt")]
+    assert [str(warning.message) for warning in caught] == [
+        "Ignored 4 file(s) that are in no class folder, or no pictures by their extension: "
+        f"{', '.join(expected[:3])}, .... All of them are in bunch.ignored."
+    ]
+    assert caught[0].filename == __file__
+    assert bunch.ignored == expected
+    assert names(bunch, root) == ["cats/1.png"]
+
+
+def test_empty_class_folder(make):
+    root = make("cats/1.png", "dogs/.hidden.png")
+    with pytest.warns(UserWarning, match="holds no pictures") as caught:
+        bunch = load_image_folder(root)
+    assert [str(warning.message) for warning in caught] == [
+        f"The class folder {str(root / 'dogs')!r} holds no pictures."
+    ]
+    assert bunch.target_names == ["cats"]
+
+
+def test_no_classes(make):
+    root = make("1.png", "2.png")
+    with pytest.raises(ValueError, match="Found no class folders") as caught:
+        load_image_folder(root)
+    assert str(caught.value) == (
+        f"Found no class folders with pictures in {str(root)!r}. "
+        "Expected one folder for each class there, and the pictures of the class in it."
+    )
+
+
+def test_splits_without_classes(make):
+    root = make("train/1.png", "test/2.png")
+    with pytest.raises(ValueError, match="Found no class folders") as caught:
+        load_image_folder(root)
+    assert f"in {str(root / 'test')!r} and {str(root / 'train')!r}. Expected" in str(caught.value)
+
+
+def test_no_folder(make):
+    root = make("cats/1.png")
+    with pytest.raises(FileNotFoundError) as caught:
+        load_image_folder(root / "nowhere")
+    assert str(caught.value) == (
+        f"Got root={str(root / 'nowhere')!r}, but there is no such folder. "
+        f"Relative paths start at {os.getcwd()}."
+    )
+    with pytest.raises(NotADirectoryError, match="a file, but expected a folder"):
+        load_image_folder(root / "cats" / "1.png")
+
+
+# Links
+
+
+def test_links_are_followed_without_end(make):
+    root = make("data/cats/1.png", "data/dogs/2.png", "elsewhere/3.png", "elsewhere/4.png")
+    data = root / "data"
+    (data / "cats" / "linked").symlink_to(root / "elsewhere")
+    (data / "cats" / "again").symlink_to(root / "elsewhere")
+    (data / "cats" / "loop").symlink_to(data / "cats")
+    (data / "cats" / "up").symlink_to(data)
+    (data / "dogs" / "one.png").symlink_to(root / "elsewhere" / "3.png")
+    (data / "dogs" / "gone.png").symlink_to(root / "nowhere.png")
+    (data / "birds").symlink_to(root / "elsewhere")
+    bunch = load_image_folder(data)
+    assert bunch.target_names == ["birds", "cats", "dogs"]
+    assert [Path(path).name for path in bunch.data] == [
+        "3.png", "4.png", "1.png", "3.png", "4.png", "2.png", "gone.png", "one.png",
+    ]  # fmt: skip
+    assert not any("loop" in path or "up" in path for path in bunch.data)
+
+
+def test_a_class_folder_that_links_back(make):
+    root = make("cats/1.png")
+    (root / "loop").symlink_to(root)
+    with pytest.warns(UserWarning, match="loop' holds no pictures"):
+        assert names(load_image_folder(root), root) == ["cats/1.png"]

@@ -1,0 +1,182 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+
+from sktransfer.data.labels import check_labels, encode, split_domains
+
+Y = ["dog", "cat", "dog", "owl", "dog", "cat"]
+SAMPLE_WEIGHT = [1.0, 0.25, 2.0, 3.0, 0.5, 1.5]
+
+
+def labels(y=Y, sample_weight=None, class_weight=None, **options):
+    return check_labels(range(len(y)), y, sample_weight, class_weight, **options)
+
+
+@pytest.mark.parametrize(
+    "y", [Y, np.array(Y), np.array(Y, object), pd.Series(Y), pd.Series(Y, dtype="category")]
+)
+def test_labels_become_numbers_in_every_container(y):
+    found = labels(y)
+    assert found.classes.tolist() == ["cat", "dog", "owl"]
+    assert found.y.tolist() == [1, 0, 1, 2, 1, 0]
+    assert found.rows.tolist() == list(range(6))
+    assert found.sample_weight.dtype == found.weights.dtype == np.float64
+    assert (found.sample_weight == 1).all()
+    assert (found.weights == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [([3, -1, 3], [-1, 3]), ([True, False, True], [False, True]), ([1.0, 2.0, 1.0], [1.0, 2.0])],
+)
+def test_labels_keep_their_kind(y, classes):
+    found = labels(y)
+    assert found.classes.tolist() == classes
+    assert found.classes.dtype == np.asarray(y).dtype
+    np.testing.assert_array_equal(found.classes[found.y], y)
+
+
+def test_a_column_is_taken_with_a_warning():
+    with pytest.warns(DataConversionWarning, match="A column-vector y was passed"):
+        assert labels(np.array([[0], [1], [0]])).y.tolist() == [0, 1, 0]
+
+
+def test_a_weight_of_0_leaves_a_picture_out_and_its_class_too():
+    found = labels(sample_weight=[1, 1, 0, 0, 1, 2], class_weight="balanced")
+    assert found.classes.tolist() == ["cat", "dog"]
+    assert found.rows.tolist() == [0, 1, 4, 5]
+    assert found.y.tolist() == [1, 0, 1, 0]
+    assert found.sample_weight.tolist() == [1, 1, 1, 2]
+    np.testing.assert_allclose(found.weights, np.array([1, 1, 1, 2]) * [5 / 4, 5 / 6, 5 / 4, 5 / 6])
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced", {"cat": 2.0, "dog": 0.5, "owl": 7}])
+@pytest.mark.parametrize("sample_weight", [None, SAMPLE_WEIGHT])
+def test_weights_of_classes_are_those_of_scikit_learn(class_weight, sample_weight):
+    found = labels(sample_weight=sample_weight, class_weight=class_weight)
+    of_class = compute_class_weight(
+        class_weight, classes=found.classes, y=np.array(Y), sample_weight=sample_weight
+    )
+    own = np.ones(len(Y)) if sample_weight is None else np.array(sample_weight)
+    np.testing.assert_allclose(found.weights, own * of_class[found.y], rtol=1e-14)
+    np.testing.assert_array_equal(found.sample_weight, own)
+
+
+def test_classes_that_a_dict_leaves_out_weigh_1():
+    found = labels(class_weight={"owl": 4})
+    np.testing.assert_array_equal(found.weights, compute_sample_weight({"owl": 4}, Y))
+    assert found.weights.tolist() == [1, 1, 1, 4, 1, 1]
+
+
+def test_balanced_weights_do_not_change_when_pictures_come_as_weights():
+    repeated = labels([*Y, "owl", "owl"], class_weight="balanced")
+    weighted = labels(sample_weight=[1, 1, 1, 3, 1, 1], class_weight="balanced")
+    np.testing.assert_allclose(weighted.weights[3], repeated.weights[repeated.y == 2].sum())
+    np.testing.assert_allclose(weighted.weights[:3], repeated.weights[:3])
+
+
+@pytest.mark.parametrize(
+    ("y", "options", "message"),
+    [
+        (["a", "a"], {}, "Got 1 class in y, 'a', but a classifier needs at least two classes"),
+        ([7, 7], {}, "Got 1 class in y, 7, but a classifier needs at least two classes"),
+        (
+            ["a", "b"],
+            {"sample_weight": [1, 0]},
+            "Got 1 class in y, 'a', but a classifier needs at least two classes",
+        ),
+        (
+            ["a", "b"],
+            {"class_weight": "balance"},
+            "Got class_weight='balance', but expected one of 'balanced', None; "
+            "did you mean 'balanced'?",
+        ),
+    ],
+)
+def test_what_cannot_be_learnt_from(y, options, message):
+    with pytest.raises(ValueError, match=r"^Got ") as caught:
+        labels(y, **options)
+    assert str(caught.value) == message
+
+
+def test_no_labels_at_all_names_who_asks():
+    with pytest.raises(ValueError, match=r"^Picky requires y to be passed, but the target y is"):
+        check_labels(range(3), None, estimator="Picky")
+
+
+@pytest.mark.parametrize(
+    ("y", "options", "match"),
+    [
+        ([0.5, 1.25, 3.1], {}, "Unknown label type: continuous"),
+        ([0.0, np.nan, 1.0], {}, "Input y contains NaN"),
+        (np.array(["a", "b", None], dtype=object), {}, r"missing labels, in rows \[2\]"),
+        (np.array(["a", np.nan, "b"], dtype=object), {}, r"missing labels, in rows \[1\]"),
+        ([[0, 1], [1, 0]], {}, "y should be a 1d array"),
+        ([0, 1], {"sample_weight": [1, -1]}, "[Nn]egative"),
+        ([0, 1], {"sample_weight": [1, np.nan]}, "NaN"),
+        ([0, 1], {"sample_weight": [1, 1, 1]}, "sample_weight"),
+        # The first by scikit-learn itself, from some version on.
+        ([0, 1], {"sample_weight": [0, 0]}, "at least one non-zero number|^Got no weight above 0"),
+    ],
+)
+def test_what_scikit_learn_refuses(y, options, match):
+    with pytest.raises(ValueError, match=match):
+        labels(y, **options)
+
+
+def test_as_many_labels_as_pictures():
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        check_labels(range(3), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "y", "codes"),
+    [
+        (["cat", "dog", "owl"], ["owl", "cat", "owl"], [2, 0, 2]),
+        ([-1, 3], [3, -1], [1, 0]),
+        ([False, True], [True], [1]),
+        ([0, 1, 2], np.array([[2], [0]]), [2, 0]),
+    ],
+)
+def test_known_labels_are_encoded(classes, y, codes):
+    assert encode(y, np.array(classes)).tolist() == codes
+
+
+@pytest.mark.parametrize(
+    ("classes", "y", "unknown"),
+    [
+        (["cat", "dog"], ["eel", "cat", "ant", "zebra", "eel"], ["ant", "eel", "zebra"]),
+        (["cat", "dog"], ["cats"], ["cats"]),
+        ([1, 3], [0, 2, 3, 9], [0, 2, 9]),
+        ([0, 1], ["1"], ["1"]),
+        (["0", "1"], [1], [1]),
+    ],
+)
+def test_unknown_labels_are_named(classes, y, unknown):
+    with pytest.raises(ValueError, match=r"^Got ") as caught:
+        encode(y, np.array(classes))
+    assert str(caught.value) == (
+        f"Got {unknown} in y_val, but expected only classes that occur in y: {classes}"
+    )
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, float("nan")])
+def test_a_class_weight_is_above_0(weight):
+    with pytest.raises(ValueError, match=r"Got class_weight=.*expected weights above 0"):
+        labels(class_weight={"cat": weight})
+
+
+def test_missing_labels_of_validation_pictures():
+    with pytest.raises(ValueError, match=r"Input y_val contains missing labels, in rows \[0\]"):
+        encode(np.array([None, "a"], dtype=object), np.array(["a", "b"]))
+
+
+def test_domains_of_any_kind_of_integers():
+    for domains in ([1, -2], (1.0, -2.0), np.array([1, -2], dtype=object)):
+        source, target = split_domains(domains, 2)
+        assert (source.tolist(), target.tolist()) == ([0], [1])
+    for domains in ([1, -np.inf], [1, np.nan], np.array([1, None], dtype=object), [True, False]):
+        with pytest.raises(ValueError, match="in sample_domain, but expected whole numbers"):
+            split_domains(domains, 2)

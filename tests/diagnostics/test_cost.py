@@ -1,0 +1,202 @@
+"""The cost that is told before is what the counting backbone then sees."""
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import CountingTiny, Tiny, counted, pictures
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    KFold,
+    RandomizedSearchCV,
+    ShuffleSplit,
+    cross_val_score,
+)
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
+from sktransfer.diagnostics.cost import Cost, estimate_cost
+
+N = 60
+X = pictures(N)
+Y = np.arange(N) % 3
+
+
+def classifier(backbone=Tiny, **parameters):
+    defaults = {"unfreeze": (0, 1), "max_epochs": 2, "n_views": 2, "random_state": 0}
+    return FineTunedImageClassifier(backbone, **{**defaults, **parameters})
+
+
+def embedding(extractor):
+    return make_pipeline(extractor, RidgeClassifier())
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"augment": None, "n_views": None},
+        {"n_views": None},
+        {"n_views": None, "unfreeze": (1,)},
+        {"unfreeze": (1, 1)},
+        {"unfreeze": 0},
+        {"cache": None},
+    ],
+)
+def test_a_search_of_classifiers(log, store, parameters):
+    parameters = {"cache": store, **parameters}
+    search = GridSearchCV(
+        classifier(CountingTiny(log), **parameters),
+        {"lr": [1e-3, 1e-4]},
+        cv=ShuffleSplit(2, test_size=0.3, random_state=0),
+        error_score="raise",
+    )
+    cost = estimate_cost(search, X, Y)
+    log.unlink(missing_ok=True)
+    search.fit(X, Y)
+    best = search.best_estimator_
+    assert cost.fits == 5
+    assert cost.pictures_embedded == counted(log)
+    assert cost.pictures_trained == len(best.history_) * (2 * 2 * 42 + N)
+    assert cost.seconds > 0
+    kept = sum(space.bytes for space in store.info().spaces)
+    boundary = min(stage["boundary"] for stage in best.stages_)
+    fresh = best.augment is not None and best.n_views is None
+    views = 0 if fresh and best.unfreeze == (1,) else N
+    views *= 1 if fresh or best.augment is None else 3
+    first = 12 if fresh or boundary == 2 else 8 * 8 * 8 // 2  # the map in float16
+    later = 12 * (first > 12 and best.unfreeze == (0, 1))
+    assert cost.bytes_cached == kept + 4 * views * (first + later)
+
+
+def test_a_whole_network_is_trained_on_all_pictures_and_keeps_nothing(log, store):
+    cost = estimate_cost(classifier(CountingTiny(log), unfreeze="all", cache=store), X, Y, cv=3)
+    assert (cost.fits, cost.pictures_embedded, cost.bytes_cached) == (3, 0, 0)
+    assert cost.pictures_trained == 3 * 40 * 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_search_of_pipelines(log, store, shared):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store if shared else None)
+    search = GridSearchCV(
+        embedding(extractor), {"ridgeclassifier__alpha": np.logspace(-3, 2, 6)}, cv=5
+    )
+    cost = estimate_cost(search, X, Y)
+    assert (cost.fits, cost.pictures_embedded) == (31, N if shared else 31 * N)
+    assert cost.bytes_cached == (N * 12 * 4 if shared else 0)
+    log.unlink(missing_ok=True)
+    search.fit(X, Y)
+    assert cost.pictures_embedded == counted(log)
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "adapt"])
+def test_what_gives_another_embedding_is_counted_apart(log, store, batch_norm):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, batch_norm=batch_norm)
+    grid = {
+        "pretrainedfeatureextractor__layer": [None, "0"],
+        "ridgeclassifier__alpha": [0.1, 1, 10],
+    }
+    search = GridSearchCV(embedding(extractor), grid, cv=KFold(3), return_train_score=True)
+    cost = estimate_cost(search, X, Y)
+    log.unlink(missing_ok=True)
+    search.fit(X, Y)
+    adapting = (18 * 40 + N) if batch_norm == "adapt" else 0  # which the backbone does not count
+    assert cost.pictures_embedded - adapting >= counted(log)
+    # Nobody knows which layer the refit takes: what both take is shared, but where it is adapted.
+    unknown = N if batch_norm == "adapt" else 0
+    assert cost.pictures_embedded - adapting - counted(log) == unknown
+
+
+def test_nested_cross_validation(log, store):
+    tuned = classifier(CountingTiny(log), cache=store, max_epochs=1)
+    search = GridSearchCV(tuned, {"lr": [1e-3, 1e-4]}, cv=2)
+    cost = estimate_cost(search, X, Y, cv=3)
+    assert cost.fits == 3 * (2 * 2 + 1)
+    log.unlink(missing_ok=True)
+    cross_val_score(search, X, Y, cv=3)
+    assert cost.pictures_embedded == counted(log)
+
+
+def test_a_union_of_both():
+    union = FeatureUnion([("a", PretrainedFeatureExtractor(Tiny)), ("b", classifier(n_views=0))])
+    cost = estimate_cost(Pipeline([("union", union), ("ridge", RidgeClassifier())]), X, Y, cv=3)
+    assert cost.fits == 3
+    assert cost.pictures_trained == 3 * 40 * 2
+    assert cost.pictures_embedded > N
+
+
+def test_a_halving_search_costs_no_more(log, store):
+    grid = {"lr": [1e-3, 5e-4, 2e-4, 1e-4]}
+    search = HalvingGridSearchCV(
+        classifier(CountingTiny(log), cache=store),
+        grid,
+        cv=2,
+        factor=2,
+        random_state=0,
+        min_resources=20,
+    )
+    cost = estimate_cost(search, X, Y)
+    log.unlink(missing_ok=True)
+    search.fit(X, Y)
+    assert counted(log) <= cost.pictures_embedded
+    assert len(search.cv_results_["params"]) * 2 + 1 <= cost.fits == 15
+
+
+def test_everything_is_left_as_it_was(store):
+    search = RandomizedSearchCV(
+        classifier(cache=store, augment="standard"),
+        {"lr": [1e-3, 1e-4, 1e-5]},
+        n_iter=2,
+        cv=KFold(3, shuffle=True, random_state=np.random.RandomState(0)),
+        random_state=np.random.RandomState(1),
+    )
+
+    def states():
+        drawn = np.concatenate(
+            [s.get_state()[1] for s in (search.cv.random_state, search.random_state)]
+        )
+        return drawn, np.random.get_state()[1].copy(), torch.get_rng_state().numpy()
+
+    before, parameters = copy.deepcopy(states()), repr(search.get_params())
+    cost = estimate_cost(search, X, Y)
+    assert cost.fits == 7
+    assert all(map(np.array_equal, before, states()))
+    assert repr(search.get_params()) == parameters
+    assert not store.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "y", "cv", "message"),
+    [
+        (RidgeClassifier(), Y, None, "Got RidgeClassifier, whose cost cannot be counted; expected"),
+        (
+            make_pipeline(RidgeClassifier(), classifier()),
+            Y,
+            None,
+            "Got Pipeline, whose cost cannot",
+        ),
+        (classifier, Y, None, "Got function, whose cost cannot be counted"),
+        (classifier(), None, None, "Got y=None, but a FineTunedImageClassifier needs labels"),
+        (classifier(), Y, iter([]), "which ends when it is counted; pass list(cv)"),
+        (classifier(max_epochs=0), Y, None, "Got max_epochs=0"),
+        (classifier(unfreeze="layer9"), Y, None, "Got 'layer9' in unfreeze"),
+    ],
+)
+def test_it_says_what_it_cannot_count(estimator, y, cv, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        estimate_cost(estimator, X, y, cv=cv)
+
+
+def test_an_extractor_alone_needs_no_labels():
+    assert estimate_cost(PretrainedFeatureExtractor(Tiny), X).pictures_embedded == N
+
+
+def test_it_reads_well():
+    shown = repr(Cost(1001, 60_000, 0, 2_400_000, 1234.56))
+    assert shown.splitlines()[1] == "  fits               1,001"
+    assert shown.endswith("\n  seconds            1,234.6 in one process, besides solving heads")

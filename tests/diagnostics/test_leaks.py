@@ -1,0 +1,281 @@
+"""Copies are found, other pictures are not; and what it means for splits and labels is told."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from helpers import Tiny
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, find_leaks
+from sktransfer.data.images import as_pictures
+from sktransfer.embedding.duplicates import Embedded, find_pairs, match
+
+CHINA, FLOWER = (Image.fromarray(picture) for picture in load_sample_images().images)
+
+
+def tile(number):
+    """Cut one of 24 pictures out of the two photographs."""
+    source = (CHINA, FLOWER)[number % 2]
+    row, column = divmod(number // 2, 4)
+    return source.crop((160 * column, 140 * row, 160 * column + 160, 140 * row + 140))
+
+
+# The background of the flower is so smooth that two of its tiles are alike.
+TILES = [np.asarray(tile(number)) for number in range(15)]
+
+
+def recompressed(picture, quality=60):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+def cropped(picture, share=0.05):
+    width, height = picture.size
+    return picture.crop((0, round(share * height), round((1 - share) * width), height))
+
+
+WAYS = {
+    "identical": (lambda picture: picture, "identical"),
+    "resized": (lambda picture: picture.resize((90, 79)), "copy"),
+    "stretched": (lambda picture: picture.resize((160, 160)), "copy"),
+    "recompressed": (recompressed, "copy"),
+    "cropped": (cropped, "copy"),
+    "mirrored": (ImageOps.mirror, "mirrored"),
+    "mirrored and recompressed": (lambda p: recompressed(ImageOps.mirror(p)), "mirrored"),
+}
+
+
+def rows(report):
+    return [tuple(pair) for pair in report.pairs[:, :2].astype(int).tolist()]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_copies_are_found(way):
+    change, kind = WAYS[way]
+    copies = [np.asarray(change(tile(number))) for number in (0, 5, 13)]
+    report = find_leaks([*TILES, *copies])
+    assert sorted(rows(report)) == [(0, 15), (5, 16), (13, 17)]
+    assert set(report.kinds) == {kind}
+    assert report.pairs.dtype == float
+    assert np.all(np.diff(report.pairs[:, 2]) <= 0)
+    assert not report.across.any()
+    assert not report.conflicts.any()
+
+
+def test_pictures_without_copies():
+    report = find_leaks(TILES, [0, 1, 2] * 5, cv=3)
+    assert report.pairs.shape == (0, 3)
+    assert repr(report) == "No two of 15 pictures are the same or alike."
+    assert "No two of 15" in report._repr_html_()
+    assert len(set(report.groups)) == 15
+
+
+def test_a_split_is_told_to_leak():
+    X = [*TILES[:6], TILES[0], np.asarray(ImageOps.mirror(tile(3)))]  # 0 and 6, 3 and 7
+    y = [0, 0, 1, 1, 0, 1, 0, 0]
+    halves = [(range(4), range(4, 8)), ([0, 1, 6], [3, 7])]
+    report = find_leaks(X, y, cv=halves)
+    assert rows(report) == [(0, 6), (3, 7)]
+    assert report.across.tolist() == [True, True]
+    assert report.conflicts.tolist() == [False, True]
+    one = find_leaks(X, y, cv=halves[1:])
+    assert one.across.tolist() == [False, False]
+    text = repr(report)
+    assert "2 pairs among 8 pictures: 1 identical, 1 mirrored." in text
+    assert "2 pairs on both sides of a split" in text
+    assert "1 pair with different labels." in text
+    assert "1 pair" not in repr(one).splitlines()[1] or "different labels" in repr(one)
+
+
+def test_its_groups_mend_a_split():
+    X = [tile for tile in TILES[:8] for _ in range(2)]
+    y = np.repeat([0, 1] * 4, 2)
+    assert find_leaks(X, y, cv=StratifiedKFold(4, shuffle=True, random_state=0)).across.any()
+    report = find_leaks(X, y)
+    assert len(set(report.groups)) == 8
+    mended = find_leaks(X, y, cv=StratifiedGroupKFold(2), groups=report.groups)
+    assert len(mended.pairs) == 8
+    assert not mended.across.any()
+    splits = GroupKFold(2).split(X, y, report.groups)
+    assert not find_leaks(X, y, cv=splits).across.any()
+
+
+def test_groups_without_a_cv():
+    X = [TILES[0], TILES[1], TILES[0], TILES[1]]
+    report = find_leaks(X, groups=["a", "a", "b", "a"])
+    assert dict(zip(rows(report), report.across.tolist(), strict=True)) == {
+        (0, 2): True,
+        (1, 3): False,
+    }
+
+
+def test_two_sets():
+    test = [
+        np.asarray(cropped(tile(7))),
+        np.asarray(tile(19)),
+        np.asarray(ImageOps.mirror(tile(2))),
+    ]
+    report = find_leaks(TILES, np.arange(15) % 4, X_test=test, y_test=[3, 0, 1])
+    assert sorted(rows(report)) == [(2, 2), (7, 0)]
+    assert report.across.all()
+    assert dict(zip(rows(report), report.conflicts.tolist(), strict=True)) == {
+        (2, 2): True,
+        (7, 0): False,
+    }
+    assert report.groups is None
+    assert "2 pairs among 15 and 3 pictures" in repr(report)
+    assert "Leave one of the two out" in repr(report)
+
+
+def test_pictures_that_are_alike_but_no_copies():
+    """Two shots of a scene, as the embedding sees it: the pixels do not fit."""
+    pictures = as_pictures([TILES[0], TILES[3]])
+    embeddings = np.array([[1.0, 0.0], [0.97, 0.2431]])
+    pairs = find_pairs(Embedded(pictures, embeddings))
+    assert pairs.rows.tolist() == [[0, 1]]
+    assert pairs.cosines[0] == pytest.approx(0.97, abs=1e-3)
+    assert pairs.correlations[0] < 0.9
+    turned = [np.asarray(tile(0)), np.asarray(tile(0).rotate(12, resample=2, fillcolor="gray"))]
+    report = find_leaks([*turned, *TILES[1:]])
+    assert set(report.kinds) <= {"alike"}
+
+
+def test_a_broken_picture_is_left_out_with_a_warning(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    for number in (0, 1):
+        tile(number).save(tmp_path / f"{number}.png")
+    names = ["0.png", "broken.png", "1.png", "0.png"]
+    with pytest.warns(UserWarning, match=r"1 pictures that cannot be read.*rows \[1\]"):
+        report = find_leaks([tmp_path / name for name in names])
+    assert rows(report) == [(0, 3)]
+    assert report.unreadable.tolist() == [1]
+    assert "1 pair among 3 pictures" in repr(report)
+    assert "could not be read" in repr(report)
+    assert str(tmp_path / "0.png") in repr(report)
+
+
+def test_why_pictures_of_the_second_set_are_broken_is_told():
+    floats = [np.asarray(each) / 255 for each in TILES[:3]]
+    with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Pictur"):
+        report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
+    assert report.n_pictures == (3, 0)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, float("nan")])
+def test_a_missing_label_contradicts_none(missing):
+    report = find_leaks([TILES[0]] * 3, np.array(["a", missing, "b"], dtype=object))
+    conflicts = {
+        pair for pair, conflict in zip(rows(report), report.conflicts, strict=True) if conflict
+    }
+    assert conflicts == {(0, 2)}
+
+
+def test_it_shows_pictures_in_a_notebook():
+    report = find_leaks([TILES[0], TILES[1], TILES[0]], ["a&b", "c", "<d>"])
+    page = report._repr_html_()
+    assert page.count("<img src=") == 2
+    assert "data:image/jpeg;base64," in page
+    assert "<d>" not in page
+
+
+def test_names_are_no_html(folder):
+    """A file may be called what it likes."""
+    name = "<b onclick=alert()>.png"
+    tile(0).save(name)
+    page = find_leaks([name, name])._repr_html_()
+    assert "<b" not in page
+    assert "&lt;b onclick" in page
+
+
+def test_a_file_that_has_gone_since_and_a_name_that_is_no_text(folder):
+    names = [os.fsdecode(b"caf\xe9.png"), "gone.png"]
+    for name in names:
+        tile(0).save(name)
+    report = find_leaks(names)
+    os.remove("gone.png")
+    page = report._repr_html_()
+    assert page.count("<img") == 1
+    assert "caf?.png" in page.encode().decode()
+    assert "Picture in row 1 (gone.png)" in page
+
+
+def test_a_long_list_is_cut():
+    report = find_leaks([TILES[0]] * 8)
+    assert len(report.pairs) == 28
+    assert "and 8 more in report.pairs" in repr(report)
+    assert report._repr_html_().count("<img") == 40
+
+
+def test_many_copies_of_one_picture_stay_connected():
+    embeddings = np.ones((130, 4), dtype=np.float32)
+    pairs = find_pairs(Embedded(as_pictures([TILES[0]] * 130), embeddings))
+    assert {*pairs.rows.ravel().tolist()} == {*range(130)}
+
+
+def test_rows_of_numbers_and_floats():
+    X = np.stack([np.asarray(Image.fromarray(each).resize((32, 32))) for each in TILES]) / 255
+    X = np.concatenate([X, X[[4]]]).reshape(16, -1)
+    report = find_leaks(X, image_shape=(32, 32, 3))
+    assert (4, 15) in rows(report)
+
+
+def test_what_cannot_be(monkeypatch):
+    def never(self, X):
+        raise AssertionError("pictures were embedded before the labels were looked at")
+
+    monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
+    with pytest.raises(ValueError, match="X_test together with cv or groups"):
+        find_leaks(TILES, X_test=TILES, cv=3)
+    with pytest.raises(ValueError, match="Got y_test without X_test"):
+        find_leaks(TILES, y_test=[0] * 15)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        find_leaks(TILES[:3], [0, 1])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        find_leaks(TILES[:3], groups=[0, 1])
+
+
+def test_blank_pictures_are_no_copies_of_anything():
+    blank = torch.full((2, 3, 64, 64), 255, dtype=torch.uint8)
+    other = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert match(blank, other).correlations.abs().max() < 1e-3
+    assert match(blank, blank).correlations.abs().max() < 1e-3
+
+
+# A fit looks at its validation pictures.
+
+
+def fit(validation):
+    classifier = FineTunedImageClassifier(Tiny, unfreeze=(0,), n_views=1, cache=None)
+    return classifier.fit(
+        TILES[:12], [0, 1] * 6, X_val=validation, y_val=np.arange(len(validation)) % 2
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fit_warns_of_validation_pictures_that_it_trains_on(way):
+    change, _ = WAYS[way]
+    copies = [np.asarray(change(tile(number))) for number in (2, 3)]
+    shape = copies[0].shape
+    message = (
+        r"Got 2 validation pictures that are copies of training pictures, such as array of shape "
+        rf"\({shape[0]}, {shape[1]}, 3\) of array of shape \(140, 160, 3\): what is chosen by "
+        "them looks better than it is. find_leaks shows such pairs, and its groups keep them on "
+        "one side of a split"
+    )
+    with pytest.warns(UserWarning, match=f"^{message}$"):
+        fit([*TILES[12:], *copies])
+
+
+def test_a_fit_does_not_warn_of_other_pictures():
+    fit(TILES[12:])
+
+
+def test_a_fit_does_not_warn_of_small_scans():
+    scans = [np.asarray(tile(number).resize((40, 35))) for number in (2, 3)]
+    fit([*scans, *TILES[12:]])

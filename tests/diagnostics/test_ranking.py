@@ -1,0 +1,179 @@
+"""Backbones are ranked by what a linear classifier makes of their embeddings."""
+
+import numpy as np
+import pytest
+import sklearn
+from helpers import Tiny
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sktransfer import PretrainedFeatureExtractor, rank_backbones
+from sktransfer.diagnostics.logme import logme
+from sktransfer.diagnostics.ranking import make_folds
+
+X, y = load_digits(n_class=4, return_X_y=True)
+X, y = X[:120], np.array(["zero", "one", "two", "three"])[y[:120]]
+SMALL = {"image_shape": (8, 8)}
+
+
+@pytest.fixture(scope="module")
+def ranking():
+    return rank_backbones(X, y, [Tiny, "efficientnet_lite0"], **SMALL)
+
+
+def test_it_orders_by_accuracy(ranking):
+    assert [row.name for row in ranking.rows] == ["efficientnet_lite0", "tiny"]
+    assert ranking.rows[0].accuracy > ranking.rows[1].accuracy
+    assert ranking.best_ is ranking.extractors[0]
+    assert ranking.best_.backbone == "efficientnet_lite0"
+    assert ranking.best_.transform(X[:2]).shape == (2, 1280)
+
+
+def test_its_figures_are_those_of_scikit_learn(ranking):
+    row = ranking.rows[0]
+    embeddings = PretrainedFeatureExtractor(**SMALL).fit_transform(X)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = cross_val_score(probe, embeddings, y, cv=folds)
+    assert row.accuracy == pytest.approx(scores.mean())
+    assert row.spread == pytest.approx(scores.std(ddof=1))
+    assert row.features == 1280
+    assert 13 < row.megabytes < 14  # 3.4 million weights, without the classifier
+    assert 0 < row.seconds < 10
+
+
+def test_each_picture_goes_through_each_network_once(tmp_path):
+    from helpers import CountingTiny
+
+    log = tmp_path / "log"
+    extractor = PretrainedFeatureExtractor(lambda: CountingTiny(log), **SMALL)
+    rank_backbones(X, y, [extractor], cv=3)
+    embedded = sum(map(int, log.read_text().split()))
+    timed = 2 * 32
+    assert embedded == len(X) + timed
+
+
+def test_extractors_bring_their_own_settings():
+    given = [PretrainedFeatureExtractor(layer=layer, **SMALL) for layer in ("block5", "block10")]
+    found = rank_backbones(X, y, given, cv=2)
+    assert {row.features for row in found.rows} == {80, 112}
+    assert not hasattr(given[0], "digest_"), "the caller's extractor was fitted"
+
+
+@pytest.mark.parametrize("routing", [False, True])  # which importing skada switches on
+def test_groups_and_splitters(ranking, routing):
+    groups = np.arange(len(X)) // 6
+    with sklearn.config_context(enable_metadata_routing=routing):
+        found = rank_backbones(
+            X, y, ["efficientnet_lite0"], cv=GroupKFold(4), groups=groups, **SMALL
+        )
+    assert found.rows[0].accuracy != ranking.rows[0].accuracy
+    assert np.isnan(found.agreement)
+
+
+def test_groups_alone_are_kept_together(ranking):
+    groups = np.arange(len(X)) // 6
+    found = rank_backbones(X, y, "efficientnet_lite0", groups=groups, **SMALL).rows[0]
+    splits = make_folds(np.unique(y, return_inverse=True)[1], groups)
+    assert len(splits) == 5
+    assert not any(set(groups[train]) & set(groups[test]) for train, test in splits)
+    given = rank_backbones(X, y, "efficientnet_lite0", cv=splits, **SMALL).rows[0]
+    assert (found.accuracy, found.spread) == (given.accuracy, given.spread)
+
+
+def test_all_folds_have_all_classes_to_train_on():
+    codes = np.array([0, 1, 0, 0, 0, 1, 0, 1, 1, 1, 1])
+    groups = np.array([2, 1, 2, 2, 0, 1, 2, 1, 0, 0, 2])
+    for seed in range(100):
+        for train, test in make_folds(codes, groups, seed):
+            assert len(np.unique(codes[train])) == 2
+            assert len(test)
+
+
+def test_one_split_has_no_spread():
+    split = [(np.arange(60), np.arange(60, 120))]
+    found = rank_backbones(X, y, [Tiny], cv=split, **SMALL)
+    assert np.isnan(found.rows[0].spread)
+
+
+def test_names_tell_what_differs():
+    given = [PretrainedFeatureExtractor(Tiny, image_size=size, **SMALL) for size in (8, (8, 12))]
+    assert {row.name for row in rank_backbones(X, y, given, cv=2).rows} == {
+        "tiny, 8",
+        "tiny, 8 x 12",
+    }
+
+
+def test_it_shows_as_a_table(ranking):
+    lines = repr(ranking).splitlines()
+    assert lines[0].split() == ["backbone", "accuracy", "LogME", "features", "MB", "ms/picture"]
+    assert lines[1].startswith("efficientnet_lite0")
+    assert "rank correlation" in lines[-1]
+    page = ranking._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "rank correlation" in page
+
+
+def test_it_can_be_plotted(ranking):
+    axes = ranking.plot()
+    assert [text.get_text() for text in axes.texts] == ["efficientnet_lite0", "tiny"]
+    assert ranking.plot(axes) is axes
+
+
+def test_all_backbones_on_this_machine(monkeypatch):
+    from sktransfer.diagnostics import ranking
+
+    monkeypatch.setattr(ranking, "_local", lambda: ["efficientnet_lite0"])
+    assert [row.name for row in rank_backbones(X, y, cv=2, **SMALL).rows] == ["efficientnet_lite0"]
+
+
+def test_what_cannot_be_ranked():
+    with pytest.raises(ValueError, match="Got no backbones"):
+        rank_backbones(X, y, [], **SMALL)
+    with pytest.raises(ValueError, match="a class with a single picture"):
+        rank_backbones(X[:9], [0] * 8 + [1], ["efficientnet_lite0"], **SMALL)
+    with pytest.raises(ValueError, match="at least two classes"):
+        rank_backbones(X[:9], [0] * 9, ["efficientnet_lite0"], **SMALL)
+    with pytest.raises(ValueError, match="Got a class in a single group"):
+        rank_backbones(X[:4], [0, 0, 1, 1], Tiny, groups=[0, 0, 1, 1], **SMALL)
+    broken = PretrainedFeatureExtractor(Tiny, on_error="nan")
+    pictures = [*np.zeros((8, 9, 9), np.uint8), b"no picture"]
+    with pytest.raises(
+        ValueError, match=r"cannot be read, in rows \[8\].*The first: Picture in row 8"
+    ):
+        rank_backbones(pictures, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], **SMALL)
+
+
+def test_logme_is_the_largest_evidence():
+    """The same from the definition: targets are normal, and the best precisions are searched."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 40)
+    embeddings = np.eye(3)[codes] @ rng.normal(size=(3, 6)) + rng.normal(size=(40, 6))
+
+    def evidence(target):
+        def negative(logs):
+            prior, noise = np.exp(logs)
+            covariance = embeddings @ embeddings.T / prior + np.eye(40) / noise
+            return -multivariate_normal(np.zeros(40), covariance).logpdf(target)
+
+        return -minimize(negative, [0.0, 0.0], method="Nelder-Mead", tol=1e-8).fun / 40
+
+    expected = np.mean([evidence(target) for target in np.eye(3)[codes].T])
+    assert logme(embeddings, codes) == pytest.approx(expected, abs=1e-4)
+
+
+def test_logme_with_more_features_than_pictures():
+    rng = np.random.default_rng(0)
+    codes = np.repeat([0, 1], 10)
+    noise = rng.normal(size=(20, 200))
+    told = noise + 3 * codes[:, None] * (np.arange(200) < 20)
+    assert np.isfinite(logme(noise, codes))
+    assert logme(told, codes) > logme(noise, codes)
+    assert logme(np.column_stack([told, np.zeros(20)]), codes) == pytest.approx(logme(told, codes))

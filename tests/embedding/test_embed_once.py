@@ -1,0 +1,155 @@
+"""Embed once: counted by the backbone itself, which knows nothing of the store."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+from helpers import CountingTiny, counted, make_search, pictures
+from sklearn.base import clone
+from sklearn.model_selection import ShuffleSplit, cross_val_score
+
+from sktransfer import PretrainedFeatureExtractor
+
+N = 60
+X = pictures(N)
+y = np.arange(N) % 3
+
+
+@pytest.mark.parametrize("cache", ["auto", "kept"])
+def test_a_search_embeds_each_picture_once_and_so_do_its_successors(log, tmp_path, cache):
+    cache = tmp_path / "kept" if cache == "kept" else cache
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=cache)
+    fitted = make_search(extractor).fit(X, y)
+    assert counted(log) == N
+    make_search(clone(extractor), seed=1).fit(X, y)
+    shuffled = np.random.RandomState(0).permutation(N)
+    make_search(clone(extractor)).fit(X[shuffled], y[shuffled])
+    cross_val_score(fitted.best_estimator_, X, y, cv=ShuffleSplit(3, random_state=0))
+    assert counted(log) == N
+    fitted.predict(pictures(5, seed=1))
+    assert counted(log) == N + 5
+
+
+def test_without_the_store_it_would_be_thirty_one_times_as_many(log):
+    """The count means something: sklearn alone runs 30 x (4/5 + 1/5) N, and N for the refit."""
+    make_search(PretrainedFeatureExtractor(CountingTiny(log), cache=None)).fit(X, y)
+    assert counted(log) == 31 * N
+
+
+@pytest.mark.parametrize("cache", ["auto", "kept"])
+@pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
+def test_two_workers_share_the_work(log, tmp_path, backend, cache):
+    import joblib
+
+    cache = tmp_path / "kept" if cache == "kept" else cache
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=cache, batch_size=4)
+    with joblib.parallel_backend(backend):
+        make_search(extractor, n_jobs=2).fit(X, y)
+    assert counted(log) <= 1.05 * N
+
+
+def test_a_directory_serves_a_second_process(log, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        "from helpers import CountingTiny, make_search, pictures\n"
+        "from sktransfer import PretrainedFeatureExtractor\n"
+        "X, y = pictures(60), [row % 3 for row in range(60)]\n"
+        "log, cache = sys.argv[1:]\n"
+        "make_search(PretrainedFeatureExtractor(CountingTiny(log), cache=cache)).fit(X, y)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(helpers.__file__).parent)}
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, script, log, tmp_path / "kept"], check=True, env=environment
+        )
+        assert counted(log) == N
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer": "0"},
+        {"pooling": "max"},
+        {"image_size": 24},
+        {"precision": "bfloat16"},
+        {"batch_norm": "adapt"},
+    ],
+)
+def test_what_changes_the_embedding_changes_the_key(log, store, change):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
+    extractor.fit_transform(X)
+    before = counted(log)
+    extractor.set_params(**change).fit(X)
+    fitted = counted(log)  # adapting sends the pictures through once more
+    extractor.transform(X)
+    assert counted(log) == fitted + N >= before + N
+
+
+def test_every_field_of_a_recipe_is_in_its_key():
+    """A tripwire: a field that is added joins the key, or this fails."""
+    import dataclasses
+
+    import torch
+
+    from sktransfer.backbones.loading import load_backbone
+    from sktransfer.embedding.recipe import Recipe
+    from sktransfer.transforms.preprocessing import Preprocessing
+
+    recipe = Recipe(load_backbone(CountingTiny("a")), Preprocessing())
+    others = {
+        "backbone": load_backbone(CountingTiny("b")),
+        "preprocessing": Preprocessing(interpolation="bicubic"),
+        "taps": ("0",),
+        "pooling": "max",
+        "precision": torch.bfloat16,
+        "dtype": "float16",
+    }
+    assert {field.name for field in dataclasses.fields(Recipe)} == set(others)
+    digests = {dataclasses.replace(recipe, **{k: v}).digest for k, v in others.items()}
+    assert len(digests | {recipe.digest}) == len(others) + 1
+
+    other_preprocessing = {
+        "resize": 100,
+        "crop": (100, 100),
+        "interpolation": "bicubic",
+        "mean": (0, 0, 0),
+        "std": (1, 1, 1),
+    }
+    fields = {field.name for field in dataclasses.fields(Preprocessing)}
+    assert fields == set(other_preprocessing)
+    for name, value in other_preprocessing.items():
+        changed = dataclasses.replace(Preprocessing(), **{name: value})
+        assert dataclasses.replace(recipe, preprocessing=changed).digest != recipe.digest
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 7}, {"n_jobs": 3}, {"device": "cpu"}])
+def test_what_does_not_change_the_embedding_does_not_change_the_key(log, store, change):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
+    extractor.fit_transform(X)
+    extractor.set_params(**change).fit_transform(X)
+    assert counted(log) == N
+
+
+def test_a_picture_that_occurs_twice_is_embedded_once(log, store):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
+    embedded = extractor.fit_transform(np.concatenate([X, X[::-1]]))
+    assert counted(log) == N
+    np.testing.assert_array_equal(embedded[:N], embedded[N:][::-1])
+
+
+def test_a_file_that_changed_is_embedded_anew(log, store, tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.fromarray(X[0]).save(path)
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
+    before = extractor.fit_transform([path])
+    Image.fromarray(X[1]).save(path)
+    after = extractor.transform([path])
+    assert counted(log) == 2
+    assert not np.allclose(before, after)

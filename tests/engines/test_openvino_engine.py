@@ -1,0 +1,290 @@
+import copy
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from helpers import Tiny, cosine, pictures
+from sklearn.datasets import load_sample_images
+from torch import nn
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.backbones.frozen import FrozenPrefix, freeze
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.backbones.torchvision_blocks import dissect
+from sktransfer.embedding.compute import Machine
+from sktransfer.embedding.embed import engine_for
+from sktransfer.embedding.recipe import Recipe, recipe_at
+from sktransfer.engines import openvino_engine
+from sktransfer.engines.openvino_engine import OpenVINOEngine
+from sktransfer.engines.torch_engine import TorchEngine
+from sktransfer.utils.errors import EngineError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path, monkeypatch):
+    """Give each test a folder of its own for the graphs."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "sktransfer"
+
+
+def make(network=None, precision=torch.float32, key=b"tiny"):
+    prefix = FrozenPrefix(dissect(freeze(network or Tiny())))
+    return OpenVINOEngine(prefix, Tiny.preprocessing, precision, key)
+
+
+def machine(engine):
+    return Machine(CPU, engine, torch.float32, 1, None)
+
+
+def pixels(n=5, side=16):
+    return torch.from_numpy(pictures(n, side)).permute(0, 3, 1, 2)
+
+
+def plain(batch):
+    return freeze(Tiny()).embed(Tiny.preprocessing.normalize(batch)).numpy()
+
+
+def never(*arguments):
+    raise AssertionError("a graph was made again")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_plain_eager_torch(layout):
+    batch = pixels(37).contiguous(memory_format=layout)
+    found = make().run(batch)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_close_and_comes_out_as_float32():
+    found = make(precision=torch.bfloat16).run(pixels())
+    assert found.dtype == np.float32
+    assert cosine(found, plain(pixels())).min() >= 0.999
+
+
+@pytest.mark.slow
+def test_bfloat16_of_real_weights_is_as_close_as_torch_s_own():
+    backbone = load_backbone("efficientnet_lite0")
+    preprocessing, end = backbone.preprocessing, len(backbone.anatomy.blocks)
+    china, flower = (torch.tensor(each) for each in load_sample_images().images)
+    batch = torch.stack([each[:384, :480].permute(2, 0, 1) for each in (china, flower)])
+    batch = batch.unfold(2, 224, 80).unfold(3, 224, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    exact, torch_s, ours = (
+        engine_for(recipe_at(backbone, preprocessing, end, precision), machine(engine), 3)
+        for engine, precision in (
+            ("torch", torch.float32),
+            ("torch", torch.bfloat16),
+            ("openvino", torch.bfloat16),
+        )
+    )
+    assert (torch_s.name, ours.name) == ("torch", "openvino")
+    expected = exact.run(batch)
+    cosines = [cosine(each.run(batch), expected) for each in (torch_s, ours)]
+    assert [np.median(each) >= 0.999 for each in cosines] == [True, True]
+    assert 1 - cosines[1].min() < 2 * (1 - cosines[0].min())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_t"])
+@pytest.mark.parametrize("boundary", ["middle", "end"])
+def test_equals_torch_for_known_networks(name, boundary):
+    backbone = load_backbone(name, "default" if name == "efficientnet_lite0" else None)
+    end = len(backbone.anatomy.blocks)
+    preprocessing = backbone.preprocessing
+    if boundary == "end":
+        recipe = recipe_at(backbone, preprocessing, end, torch.float32)
+    else:
+        recipe = recipe_at(backbone, preprocessing, end // 2, torch.float32)
+    batch = pixels(3, preprocessing.crop[0])
+    fast, slow = (engine_for(recipe, machine(engine), 3) for engine in ("openvino", "torch"))
+    assert (fast.name, slow.name) == ("openvino", "torch")
+    assert cosine(fast.run(batch), slow.run(batch)).min() >= 0.9999
+
+
+def test_no_bit_of_a_large_picture_depends_on_the_company(monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_PIXELS", 16 * 16)
+    engine, batch = make(), pixels(20)
+    together = engine.run(batch)
+    alone = np.concatenate([engine.run(batch[row : row + 1]) for row in range(20)])
+    assert engine.alone
+    assert (together == alone).all()
+
+
+@pytest.mark.parametrize(
+    ("fitting", "heavy", "together"), [(4, 2**26, 4), (1, 100, 4), (1000, 100, 16)]
+)
+@pytest.mark.parametrize("n", [1, 3, 4, 37])
+def test_several_pictures_go_together(n, fitting, heavy, together, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_PIXELS", fitting * 16 * 16)
+    monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
+    engine, batch = make(), pixels(n)
+    found = engine.run(batch)
+    assert not engine.alone
+    requests = [engine._idle.get() for _ in range(engine._idle.qsize())]
+    assert max(request.get_input_tensor(0).shape[0] for request in requests) == together
+    np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_threads_share_an_engine():
+    engine = make()
+    batches = [pixels(9) * 0 + number for number in range(8)]
+    expected = [engine.run(batch) for batch in batches]
+    barrier = threading.Barrier(8)
+
+    def work(batch):
+        barrier.wait()
+        return engine.run(batch)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, batches))
+    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+
+
+def test_a_graph_is_kept(kept, monkeypatch):
+    expected = make().run(pixels())
+    monkeypatch.setattr(openvino_engine, "_convert", never)
+    assert (make().run(pixels()) == expected).all()
+    assert len(list(kept.iterdir())) == 1
+    with pytest.raises(AssertionError, match="made again"):
+        make(key=b"another")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+@pytest.mark.parametrize("damaged", ["graph.xml", "graph.bin"])
+def test_a_damaged_graph_is_made_again(kept, damaged, keep, monkeypatch):
+    expected = make().run(pixels())
+    (folder,) = kept.iterdir()
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[: int(keep * len(content))])
+    assert (make().run(pixels()) == expected).all()
+    monkeypatch.setattr(openvino_engine, "_convert", never)
+    assert (make().run(pixels()) == expected).all()
+
+
+def test_a_graph_with_other_weights_is_made_again(kept):
+    """As a disk may do to it."""
+    expected = make().run(pixels())
+    (folder,) = kept.iterdir()
+    content = (folder / "graph.bin").read_bytes()
+    (folder / "graph.bin").write_bytes(content[::-1])
+    assert (make().run(pixels()) == expected).all()
+    assert (folder / "graph.bin").read_bytes() == content
+
+
+def test_the_least_recently_used_graphs_make_room(kept, monkeypatch):
+    make(key=b"first")
+    size = sum(file.stat().st_size for file in kept.glob("*/*"))
+    monkeypatch.setattr(openvino_engine, "_KEPT_BYTES", 2.5 * size)
+    (first,) = kept.iterdir()
+    make(key=b"second")
+    (second,) = set(kept.iterdir()) - {first}
+    for folder, time in ((first, 2000), (second, 1000)):
+        openvino_engine.os.utime(folder, (time, time))
+    make(key=b"third")
+    assert len(list(kept.iterdir())) == 2
+    assert first.exists()
+    assert not second.exists()
+
+
+def test_where_nothing_can_be_written(kept, tmp_path):
+    (tmp_path / "hub").write_text("a file where the folder should be")
+    assert cosine(make().run(pixels()), plain(pixels())).min() >= 0.9999
+
+
+def test_a_graph_that_computes_something_else_is_refused(kept, monkeypatch):
+    convert = openvino_engine._convert
+
+    def wrong(whole):
+        other = copy.deepcopy(whole)
+        with torch.no_grad():
+            other.prefix.blocks[1][0].weight.neg_()
+        return convert(other)
+
+    monkeypatch.setattr(openvino_engine, "_convert", wrong)
+    with pytest.raises(EngineError, match="computes something else than the network"):
+        make()
+    assert not list(kept.iterdir())
+
+
+class Branching(nn.Module):
+    """Computes in a way that no graph can hold."""
+
+    def forward(self, x):
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+def test_a_network_that_is_no_graph():
+    network = Tiny()
+    network[1] = nn.Sequential(network[1], Branching())
+    with pytest.raises(EngineError, match=r"OpenVINO cannot run this network.*engine='torch' can"):
+        make(network)
+
+
+def test_auto_falls_back_to_torch(monkeypatch):
+    def fails(*arguments):
+        raise EngineError("no")
+
+    monkeypatch.setattr(openvino_engine, "_convert", fails)
+    backbone = load_backbone("mobilenet_v3_small", None)
+    recipe = Recipe(backbone, backbone.preprocessing.with_image_size(32))
+    assert isinstance(engine_for(recipe, machine("auto"), 1000), TorchEngine)
+    with pytest.raises(EngineError, match="no"):
+        engine_for(recipe, machine("openvino"), 1000)
+
+
+def test_a_graph_that_cannot_be_written_leaves_the_work_to_torch(monkeypatch):
+    import openvino
+
+    def fails(*arguments, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", fails)
+    backbone = load_backbone("mobilenet_v3_small", None)
+    recipe = Recipe(backbone, backbone.preprocessing.with_image_size(32))
+    assert isinstance(engine_for(recipe, machine("auto"), 1000), TorchEngine)
+    with pytest.raises(EngineError, match=r"OpenVINO cannot write its graph to .*iostream error"):
+        engine_for(recipe, machine("openvino"), 1000)
+
+
+def test_an_extractor_with_either_engine():
+    X = pictures(130, 40)
+    usual = {"backbone": "resnet18", "weights": None, "image_size": 32, "cache": None}
+    embeddings = [
+        PretrainedFeatureExtractor(engine=engine, **usual).fit_transform(X)
+        for engine in ("torch", "openvino", "auto")
+    ]
+    assert cosine(embeddings[0], embeddings[1]).min() >= 0.9999
+    assert (embeddings[1] == embeddings[2]).all(), "auto does not take OpenVINO"
+
+
+def test_a_module_of_ones_own_with_openvino():
+    X = pictures(7)
+    found = PretrainedFeatureExtractor(Tiny(), engine="openvino", cache=None).fit_transform(X)
+    expected = PretrainedFeatureExtractor(Tiny(), engine="torch", cache=None).fit_transform(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_imported_before_it_is_used_and_nobody_is_told():
+    script = """
+import sys
+import sktransfer
+assert "openvino" not in sys.modules
+from sktransfer.engines.openvino_engine import _openvino
+assert _openvino().Core()
+assert "openvino" in sys.modules
+assert "openvino_telemetry" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_openvino_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    openvino_engine._openvino.cache_clear()
+    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[cpu\]'"):
+        make()

@@ -1,0 +1,399 @@
+"""What crosses a boundary, and below it the way through the whole network, which uses it."""
+
+import dataclasses
+import errno
+import gc
+import math
+import os
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import CountingTiny, Tiny, cosine, counted, pictures
+from torch import nn
+
+from sktransfer.backbones.loading import load_backbone
+from sktransfer.data.images import as_pictures
+from sktransfer.embedding.compute import Machine
+from sktransfer.embedding.recipe import recipe_at
+from sktransfer.engines.batch_size import auto_batch_size
+from sktransfer.engines.torch_engine import TorchEngine
+from sktransfer.finetuning import activations
+from sktransfer.finetuning import cut_network as network
+from sktransfer.finetuning.activations import fits_on_disk, gather, run_span, scratch_array
+from sktransfer.finetuning.cut_network import Network
+from sktransfer.store.store import EmbeddingStore
+from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import PictureError
+
+CPU = torch.device("cpu")
+TINY = load_backbone(Tiny())
+# Half of the last digit of float16, and what rounding it early does to what is computed from it.
+HALF = {"rtol": 2e-3, "atol": 2e-3}
+
+
+def views_of(n=20, n_views=1, backbone=TINY, size=None):
+    X = pictures(n) if isinstance(n, int) else n
+    preprocessing = backbone.preprocessing.with_image_size(size)
+    return Views(as_pictures(X), preprocessing, resolve_augmentation("standard"), n_views)
+
+
+def gathered(views, boundary, backbone=TINY, store=None, precision=torch.float32):
+    recipe = recipe_at(backbone, views.preprocessing, boundary, precision)
+    return gather(views, recipe, boundary, machine(store))
+
+
+@torch.no_grad()
+def plain(views, boundary, backbone=TINY, start=0, x=None):
+    """Send views through the blocks in plain torch; after the last one comes the neck."""
+    if x is None:
+        batch = torch.stack([views.prepare(item) for item in range(len(views))])
+        x = views.preprocessing.normalize(batch)
+    for _, block in backbone.anatomy.blocks[start:boundary]:
+        x = block(x)
+    return backbone.anatomy.neck(x) if boundary == len(backbone.anatomy.blocks) else x
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(("boundary", "dtype"), [(1, np.float16), (2, np.float32)])
+def test_what_is_gathered_equals_plain_torch(boundary, dtype, kept, store):
+    views = views_of()
+    ours = gathered(views, boundary, store=store if kept else None)
+    expected = plain(views, boundary)
+    assert ours.values.dtype == dtype
+    assert ours.boundary == boundary
+    assert ours.shape == tuple(expected.shape[1:])
+    tolerance = HALF if dtype == np.float16 else {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(ours.values, expected.flatten(1), **tolerance)
+
+
+def test_a_deep_boundary_of_a_real_network_and_what_follows_from_there():
+    lite0 = load_backbone("efficientnet_lite0")
+    views = views_of(pictures(2, side=90), 1, lite0, size=64)
+    ours = gathered(views, 11, lite0)
+    assert ours.values.dtype == np.float16
+    expected = plain(views, 11, lite0)
+    assert ours.shape == tuple(expected.shape[1:]) == (112, 4, 4)
+    np.testing.assert_allclose(ours.values, expected.flatten(1), rtol=1e-3, atol=1e-3)
+    for boundary in (12, 18):
+        later = ours.advance(boundary, CPU)
+        assert cosine(later.values, plain(views, boundary, lite0).flatten(1)).min() > 0.99999
+        assert later.shape == tuple(plain(views, boundary, lite0).shape[1:])
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_to_advance_is_to_gather_at_the_later_boundary(precision):
+    views = views_of()
+    early = gathered(views, 1, precision=precision)
+    late = early.advance(2, CPU)
+    expected = gathered(views, 2, precision=precision)
+    assert late.boundary == 2
+    assert late.recipe == expected.recipe
+    assert late.values.dtype == expected.values.dtype
+    if precision == torch.float32:
+        np.testing.assert_allclose(late.values, expected.values, **HALF)
+    assert cosine(late.values, expected.values).min() > 0.9999
+
+
+def test_to_advance_computes_just_what_the_blocks_make_of_the_values_that_are_kept():
+    early = gathered(views_of(), 1)
+    x = torch.from_numpy(early.values.astype(np.float32)).reshape(-1, *early.shape)
+    expected = plain(None, 2, start=1, x=x)
+    np.testing.assert_allclose(early.advance(2, CPU).values, expected, rtol=1e-5)
+
+
+def test_to_advance_to_where_one_is_costs_nothing():
+    ours = gathered(views_of(3), 1)
+    assert ours.advance(1, CPU) is ours
+
+
+@pytest.mark.parametrize("boundary", [1, 2])
+def test_every_bit_is_the_same_in_whatever_company_a_view_comes(boundary, store):
+    X = pictures(23)
+    expected = gathered(views_of(X), boundary).values
+    order = np.random.default_rng(0).permutation(23)
+    shuffled = gathered(views_of(X[order]), boundary).values.reshape(23, 2, -1)
+    np.testing.assert_array_equal(shuffled, expected.reshape(23, 2, -1)[order])
+    for row in (0, 22):
+        alone = gathered(views_of(X[row : row + 1]), boundary).values
+        np.testing.assert_array_equal(alone, expected[2 * row : 2 * row + 2])
+    gathered(views_of(X[7:12]), boundary, store=store)  # makes the store warm in the middle
+    for _ in range(2):
+        np.testing.assert_array_equal(gathered(views_of(X), boundary, store=store).values, expected)
+
+
+def test_batches_are_always_full_since_some_networks_compute_other_bits_for_few(monkeypatch):
+    forward, sizes = TorchEngine._forward, []
+
+    def noted(self, batch):
+        sizes.append(len(batch))
+        return forward(self, batch)
+
+    monkeypatch.setattr(TorchEngine, "_forward", noted)
+    gathered(views_of(20), 1)  # 40 views
+    gathered(views_of(1), 1)
+    size = auto_batch_size(CPU, TINY.preprocessing.crop)
+    assert sizes == [size] * (math.ceil(40 / size) + 1)
+
+
+def test_every_bit_is_the_same_wherever_one_advances_from():
+    X = pictures(23)
+    order = np.random.default_rng(0).permutation(23)
+    expected = gathered(views_of(X), 1).advance(2, CPU).values.reshape(23, 2, -1)
+    shuffled = gathered(views_of(X[order]), 1).advance(2, CPU).values.reshape(23, 2, -1)
+    np.testing.assert_array_equal(shuffled, expected[order])
+    few = gathered(views_of(X[:2]), 1).advance(2, CPU).values.reshape(2, 2, -1)
+    np.testing.assert_array_equal(few, expected[:2])
+
+
+def test_each_view_goes_through_the_network_once(log, store):
+    backbone = load_backbone(CountingTiny(log))
+    for _ in range(2):
+        gathered(views_of(20, 2, backbone), 1, backbone, store)
+    assert counted(log) == 60
+    gathered(views_of(20, 3, backbone), 1, backbone, store)
+    assert counted(log) == 80, "views that are there were computed again"
+
+
+def test_a_broken_picture_names_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    X = [*pictures(20), b"no picture"]
+    with pytest.raises(PictureError) as caught:
+        gathered(views_of(X), 1)
+    assert caught.value.row == 20
+    del caught
+    gc.collect()
+    assert not list(tmp_path.glob("sktransfer-*"))
+
+
+def test_the_file_goes_with_the_array(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    array = scratch_array((3, 5), "float16")
+    array[:] = 7
+    part = array.reshape(3, 5, 1)[1:]
+    del array
+    gc.collect()
+    assert (part == 7).all()
+    assert part.dtype == np.float16
+    del part
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_go_before_goes_with_the_array(tmp_path, monkeypatch):
+    """Windows keeps the name of a file that is open."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    unlink, refused = Path.unlink, []
+
+    def reluctant(path, missing_ok=False):
+        if not refused:
+            refused.append(path)
+            raise PermissionError(13, "The process cannot access the file", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", reluctant)
+    array = scratch_array((3, 5), "float32")
+    array[:] = 1
+    assert list(tmp_path.iterdir()) == refused
+    del array
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_file_is_left_where_the_array_cannot_be_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(activations.np, "memmap", full)
+    with pytest.raises(OSError, match="No space left"):
+        scratch_array((3, 5), "float32")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "problem"),
+    [
+        (20_480, 10_240, None),
+        (20_480, None, None),
+        (20_478, None, "10,240 bytes, and half of what is free on the disk is 10,239"),
+        (20_478, 1, "10,240 bytes, and half of what is free on the disk is 10,239"),
+        (10**9, 10_239, "10,240 bytes, and the store is limited to 10,239"),
+    ],
+)
+def test_activations_fit_or_a_message_says_why_not(free, limit, problem, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**12, 0, free)
+    asked = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or usage)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = None if limit is None else EmbeddingStore(tmp_path, max_bytes=limit)
+    recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)  # 8 x 8 x 8 of 2 bytes
+    assert fits_on_disk(10, recipe, store) == problem
+    assert asked == [str(tmp_path)]
+
+
+def test_float32_takes_twice_the_room_of_float16(monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**12, 0, 0)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)
+    wide = dataclasses.replace(recipe, dtype="float32")
+    assert fits_on_disk(1, recipe, None).startswith("1,024 bytes")
+    assert fits_on_disk(1, wide, None).startswith("2,048 bytes")
+
+
+# The room sktransfer/network.py: all of a network, cut at a boundary.
+
+
+def machine(store=None):
+    return Machine(CPU, "auto", torch.float32, 2, store)
+
+
+def cut(boundary, backbone=TINY, size=None):
+    """Cut a network, and give it a head that tells pictures apart."""
+    preprocessing = backbone.preprocessing.with_image_size(size)
+    ours = Network(backbone, preprocessing, boundary, 3, dropout=0.5, learn_statistics=False)
+    suffix = ours.suffix({boundary}, machine())
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=suffix.head.weight.shape), rng.normal(size=3)
+    suffix.set_head(weight, bias)
+    return ours, suffix, lambda x: (x.double().numpy() @ weight.T + bias).astype(np.float32)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("n", [1, 5, 40])
+@pytest.mark.parametrize("boundary", [0, 1, 2])
+def test_pictures_go_through_the_whole_network_as_in_plain_torch(boundary, n, kept, store):
+    ours, suffix, head = cut(boundary)
+    views = views_of(n, 0)
+    expected = plain(views, 2)
+    tolerance = HALF if boundary == 1 else {"rtol": 1e-4, "atol": 1e-4}
+    for layer, wanted in ((suffix, head(expected)), (suffix.embed, expected.numpy())):
+        found = ours.apply(views.pictures, layer, machine(store if kept else None), 0)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted, **tolerance)
+
+
+@pytest.mark.parametrize("boundary", [0, 10, 18])
+def test_a_real_network_equals_plain_torch(boundary):
+    lite0 = load_backbone("efficientnet_lite0")
+    ours, suffix, _ = cut(boundary, lite0, size=64)
+    views = views_of(pictures(2, side=70), 0, lite0, size=64)
+    found = ours.apply(views.pictures, suffix.embed, machine(), 0)
+    assert cosine(found, plain(views, 18, lite0)).min() > 0.99999
+
+
+@pytest.mark.parametrize("chunk", [7, 16, 17, 40])
+@pytest.mark.parametrize("boundary", [0, 1, 2])
+def test_what_is_in_memory_at_once_changes_nothing(boundary, chunk, store, monkeypatch):
+    ours, suffix, _ = cut(boundary)
+    X = as_pictures(pictures(40))
+    whole = ours.apply(X, suffix, machine(), 0)
+    lengths = []
+
+    def layer(x):
+        lengths.append(len(x))
+        return suffix(x)
+
+    monkeypatch.setattr(network, "_CHUNK", chunk)
+    atol = 1e-6 * np.abs(whole).max()  # other lengths may sum in another order
+    for _ in range(2):
+        found = ours.apply(X, layer, machine(store), 0)
+        np.testing.assert_allclose(found, whole, rtol=1e-5, atol=atol)
+    assert max(lengths) <= chunk
+    assert sum(lengths) == 80
+
+
+def test_a_broken_picture_in_a_later_chunk_names_the_row_of_the_user(monkeypatch):
+    monkeypatch.setattr(network, "_CHUNK", 7)
+    X = [*pictures(20), b"no picture", *pictures(2)]
+    for boundary in (0, 1):
+        ours, suffix, _ = cut(boundary)
+        with pytest.raises(PictureError) as caught:
+            ours.apply(as_pictures(X), suffix, machine(), 0)
+        assert caught.value.row == 20
+
+
+def test_a_suffix_takes_activations_at_every_boundary_that_is_asked_for():
+    ours = Network(TINY, TINY.preprocessing, 0, 3, 0.0, False)
+    suffix = ours.suffix({0, 1, 2}, machine())
+    views = views_of(4, 0)
+    for boundary in (0, 1, 2):
+        suffix.move_boundary(boundary, ())
+        x = plain(views, boundary).flatten(1)
+        torch.testing.assert_close(suffix.embed(x), plain(views, 2))
+
+
+@pytest.mark.parametrize(
+    ("precision", "trained_in"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.bfloat16),
+    ],
+)
+def test_gradients_are_never_in_float16(precision, trained_in):
+    ours = Network(TINY, TINY.preprocessing, 1, 3, 0.0, False)
+    low = dataclasses.replace(machine(), precision=precision)
+    assert ours.suffix({1}, low).precision == trained_in
+
+
+@pytest.mark.parametrize("boundary", [0, 1, 2])
+def test_what_carries_pixels_to_the_boundary(boundary):
+    ours, _, _ = cut(boundary)
+    views = views_of(3, 0)
+    batch = torch.stack([views.prepare(item) for item in range(3)])
+    found = ours.runner(boundary, machine(), 3)(batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.flatten(1), plain(views, boundary).flatten(1))
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch, tmp_path):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(activations.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"Got no room for 4,000 bytes .*No space left.*TMPDIR"):
+        scratch_array((10, 100), "float32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_array_has_its_room_from_the_beginning(monkeypatch, tmp_path):
+    taken = []
+    fallocate = os.posix_fallocate
+
+    def noted(file, start, size):
+        fallocate(file, start, size)
+        taken.append((os.fstat(file).st_blocks * 512, size))
+
+    monkeypatch.setattr(activations.os, "posix_fallocate", noted)
+    scratch_array((100, 1000), "float16")
+    ((blocks, size),) = taken
+    assert blocks >= size == 200_000
+
+
+def test_what_is_too_large_for_float16_crosses_a_span_in_float32():
+    class Large(nn.Module):
+        def forward(self, x):
+            return (x @ torch.full((3, 3), 4e4, dtype=x.dtype)) / 4e4
+
+    x = torch.full((2, 3), 2.0)
+    low = run_span(Large(), x, CPU, torch.float16)
+    np.testing.assert_allclose(low, run_span(Large(), x, CPU, torch.float32), rtol=1e-3)
+    assert low.dtype == np.float32
+
+
+def test_out_of_memory_halves_what_crosses_a_span():
+    class Scarce(nn.Module):
+        def forward(self, x):
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return 2 * x
+
+    x = torch.arange(22.0).reshape(11, 2)
+    assert (run_span(Scarce(), x, CPU, torch.float32) == 2 * x.numpy()).all()

@@ -1,0 +1,241 @@
+import numpy as np
+import pytest
+import torch
+from helpers import SIZE, pictures
+
+from sktransfer.data.images import as_pictures
+from sktransfer.finetuning.batches import CachedFeed, PairedFeed, PictureFeed, Targets
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Views
+
+CPU = torch.device("cpu")
+PREPROCESSING = Preprocessing(resize=SIZE, crop=(SIZE, SIZE))
+
+
+class Brighter:
+    """An augmentation that needs no random numbers."""
+
+    digest = b"brighter"
+
+    def __call__(self, picture, seed, size=None):
+        return picture + 1
+
+
+def targets(n, classes=3, **options):
+    weights = np.random.RandomState(0).rand(n) + 0.5
+    return Targets(np.arange(n) % classes, weights, classes, **options)
+
+
+def cached(n=10, views=3, batch_size=4, **options):
+    """Make a feed in which each value is picture + view / 10."""
+    values = np.arange(n)[:, None, None] + np.arange(views)[:, None] / 10 + np.zeros(2)
+    return CachedFeed(values.astype(np.float16), targets(n), batch_size, CPU, **options)
+
+
+def epoch(feed, seed=0, number=0):
+    feed.begin_epoch(seed, number)
+    return list(feed)
+
+
+def rows_and_views(batches):
+    values = torch.cat([x for x, _ in batches])[:, 0]
+    return values.long().tolist(), ((values - values.floor()) * 10).round().long().tolist()
+
+
+def test_a_row_of_targets_sums_to_its_weight():
+    ours = targets(7, label_smoothing=0.2)
+    rows = np.array([6, 0, 0, 3])
+    found = ours.of(rows)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.sum(1), ours.weights[rows] / ours.weights.mean(), rtol=1e-6)
+    np.testing.assert_allclose(ours.of(np.arange(7)).sum(), 7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3, 1.0])
+def test_label_smoothing_spreads_its_share_over_all_classes(smoothing):
+    ours = Targets(np.array([2, 0]), np.array([4.0, 4.0]), 4, smoothing)
+    expected = np.full((2, 4), smoothing / 4)
+    expected[0, 2] += 1 - smoothing
+    expected[1, 0] += 1 - smoothing
+    np.testing.assert_allclose(ours.of(np.array([0, 1])), expected, rtol=1e-6)
+
+
+def test_the_loss_of_soft_targets_is_the_weighted_loss_of_labels():
+    ours = targets(6, label_smoothing=0.1)
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    each = torch.nn.functional.cross_entropy(
+        logits, torch.from_numpy(ours.y), label_smoothing=0.1, reduction="none"
+    )
+    weights = torch.from_numpy(ours.weights / ours.weights.mean())
+    found = torch.nn.functional.cross_entropy(logits, ours.of(np.arange(6)))
+    torch.testing.assert_close(found.double(), (each * weights).mean())
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [
+        (10, 4, [4, 3, 3]),
+        (8, 4, [4, 4]),
+        (3, 32, [3]),
+        (33, 32, [17, 16]),
+        (21, 5, [5, 4, 4, 4, 4]),
+        (2, 1, [1, 1]),
+    ],
+)
+def test_batches_are_equal(n, batch_size, sizes):
+    feed = cached(n, batch_size=batch_size)
+    assert [len(x) for x, _ in feed] == sizes
+    assert feed.n_batches == len(sizes)
+    assert feed.batch_size == max(sizes)
+    assert len(feed) == n
+
+
+def test_an_epoch_shows_each_picture_once_and_all_views_come_in_turn():
+    feed = cached(n=10, views=3)
+    seen = []
+    for number in range(6):
+        rows, views = rows_and_views(epoch(feed, seed=number, number=number))
+        assert sorted(rows) == list(range(10))
+        assert len(set(views)) == 3, "an epoch shows the same view of all pictures"
+        seen.append(dict(zip(rows, views, strict=True)))
+    for row in range(10):
+        shown = [views[row] for views in seen]
+        assert sorted(shown[:3]) == [0, 1, 2]
+        assert shown[3:] == shown[:3]
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_the_same_seed_gives_the_same_batches(mixup):
+    feed = cached(mixup=mixup)
+    once, again = epoch(feed, 5, 2), epoch(feed, 5, 2)
+    for (x, t), (same_x, same_t) in zip(once, again, strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(t, same_t)
+    other = epoch(feed, 6, 2)
+    assert not all(torch.equal(x, y) for (x, _), (y, _) in zip(once, other, strict=True))
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    epoch(cached(mixup=0.4))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+def test_pictures_come_with_their_own_targets():
+    feed = cached(n=11)
+    batches = epoch(feed, seed=3)
+    rows, _ = rows_and_views(batches)
+    assert rows != sorted(rows)
+    expected = feed.targets.of(np.array(rows))
+    torch.testing.assert_close(torch.cat([t for _, t in batches]), expected)
+    assert all(x.dtype == torch.float32 for x, _ in batches)
+
+
+def test_without_shuffling_rows_come_in_order_whatever_the_seed():
+    feed = cached(n=10, views=1, shuffle=False)
+    for seed in (0, 1):
+        assert rows_and_views(epoch(feed, seed, seed))[0] == list(range(10))
+
+
+def test_a_feed_of_validation_gives_the_same_each_time_it_is_asked():
+    feed = cached(n=10, views=1, shuffle=False)
+    once, again = list(feed), list(feed)
+    for (x, t), (same_x, same_t) in zip(once, again, strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(t, same_t)
+
+
+def test_mixup_mixes_targets_as_it_mixes_inputs():
+    """A picture that is its own target shows in what share, and with which other, it is mixed."""
+    n = 12
+    values = torch.eye(n).numpy()[:, None]
+    ours = Targets(np.arange(n), np.ones(n), n)
+    feed = CachedFeed(values, ours, 6, CPU, mixup=0.5)
+    shares = set()
+    for number in range(4):
+        batches = epoch(feed, number, number)
+        for x, t in batches:
+            assert torch.equal(x, t)
+            torch.testing.assert_close(x.sum(1), torch.ones(6))
+            assert (x > 0).sum(1).max() <= 2, "more than two pictures are mixed"
+            mixed = x[(x > 0).sum(1) == 2]
+            pairs = {tuple(sorted(row[row > 0].round(decimals=4).tolist())) for row in mixed}
+            assert len(pairs) <= 1, "a batch has more than one share"
+            shares |= pairs
+        total = sum(x.sum(0) for x, _ in batches)
+        # Every picture is once the one and once the other.
+        torch.testing.assert_close(total, torch.ones(n))
+    assert len(shares) > 4
+
+
+def test_mixup_keeps_the_weights_of_pictures():
+    feed = cached(n=10, mixup=0.5)
+    total = sum(t.sum() for _, t in epoch(feed))
+    torch.testing.assert_close(total, torch.tensor(10.0))
+
+
+def picture_feed(X, n_views, ours, batch_size, **options):
+    views = Views(as_pictures(X), PREPROCESSING, Brighter(), n_views)
+    return PictureFeed(
+        lambda epoch: (views, 1 + n_views), torch.Tensor.float, 2, ours, batch_size, CPU, **options
+    )
+
+
+def prepared(X, n_views):
+    """Prepare all views in another way: (N, V, 3, H, W)."""
+    plain = torch.stack([PREPROCESSING.prepare(x) for x in X])
+    return torch.stack([plain + (number > 0) for number in range(1 + n_views)], dim=1).numpy()
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"mixup": 0.4}])
+@pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (9, 5), (21, 5)])
+def test_pictures_read_anew_equal_cached_ones(n, batch_size, options):
+    X, ours = pictures(n), targets(n)
+    fresh = picture_feed(X, 2, ours, batch_size, **options)
+    kept = CachedFeed(prepared(X, 2), ours, batch_size, CPU, **options)
+    for number in range(3):
+        batches = epoch(fresh, 7, number), epoch(kept, 7, number)
+        for (x, t), (same_x, same_t) in zip(*batches, strict=True):
+            torch.testing.assert_close(x, same_x, rtol=0, atol=0)
+            torch.testing.assert_close(t, same_t, rtol=0, atol=0)
+
+
+def test_views_may_be_others_in_every_epoch():
+    X, asked = pictures(5), []
+
+    def views_of(epoch):
+        asked.append(epoch)
+        return Views(as_pictures(X), PREPROCESSING, Brighter(), only=epoch), 1
+
+    feed = PictureFeed(views_of, torch.Tensor.float, 1, targets(5), 2, CPU, shuffle=False)
+    plain = prepared(X, 1)
+    for number in range(2):
+        x = torch.cat([x for x, _ in epoch(feed, 0, number)])
+        np.testing.assert_array_equal(x, plain[:, number])
+    assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("length", [4, 10, 23])
+def test_an_epoch_may_be_longer_or_shorter_than_the_pictures(length):
+    feed = cached(n=10, views=2, batch_size=5, length=length)
+    batches = epoch(feed, seed=1)
+    rows, _ = rows_and_views(batches)
+    assert len(feed) == len(rows) == length
+    assert max(len(x) for x, _ in batches) == feed.batch_size <= 5
+    counts = np.bincount(rows, minlength=10)
+    assert counts.max() - counts.min() <= 1
+    assert rows_and_views(epoch(feed, seed=2))[0] != rows
+
+
+def test_pairs_are_of_one_size_and_as_each_feed_alone_gives_them():
+    source, target = cached(n=11), cached(n=4, views=2, length=11)
+    paired = PairedFeed(cached(n=11), cached(n=4, views=2, length=11))
+    assert (len(paired), paired.n_batches) == (11, source.n_batches)
+    for number in range(2):
+        expected = zip(epoch(source, 5, number), epoch(target, 5, number), strict=True)
+        for (x, targets), (one, other) in zip(epoch(paired, 5, number), expected, strict=True):
+            assert torch.equal(x["x"], one[0])
+            assert torch.equal(x["target"], other[0])
+            assert torch.equal(targets, one[1])

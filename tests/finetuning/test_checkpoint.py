@@ -1,0 +1,140 @@
+import math
+import os
+import pickle
+
+import pytest
+import torch
+
+from sktransfer.finetuning.checkpoint import load_checkpoint, save_checkpoint
+
+CONTENT = {
+    "seed": 2**62,
+    "loss": math.inf,
+    "nothing": None,
+    "reports": [{"stage": "head", "blocks": ["a", "b"], "C": 0.1, "early": True}],
+    "pair": (1, 2.5),
+    "weights": {"head.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)},
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "0123abcd.pt"
+
+
+def names(path):
+    return sorted(file.name for file in path.parent.iterdir())
+
+
+def assert_whole(path, content=CONTENT):
+    found = load_checkpoint(path)
+    assert found.keys() == content.keys()
+    for name, tensor in content["weights"].items():
+        assert found["weights"][name].dtype == tensor.dtype
+        assert torch.equal(found["weights"][name], tensor)
+    for name in content.keys() - {"weights"}:
+        assert found[name] == content[name]
+
+
+def test_what_is_saved_comes_back(path):
+    save_checkpoint(path, CONTENT)
+    assert_whole(path)
+    assert names(path) == ["0123abcd.pt"]
+
+
+def test_what_is_saved_later_replaces_it(path):
+    save_checkpoint(path, CONTENT)
+    newer = {**CONTENT, "seed": 1, "weights": {"head.weight": torch.zeros(2)}}
+    save_checkpoint(path, newer)
+    assert_whole(path, newer)
+    assert names(path) == ["0123abcd.pt"]
+
+
+def test_nothing_was_saved(path):
+    assert load_checkpoint(path) is None
+    path.parent.mkdir()
+    assert load_checkpoint(path) is None
+    save_checkpoint(path.with_name("other.pt"), CONTENT)
+    assert load_checkpoint(path) is None
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_save_that_breaks_off_leaves_the_old_file_whole(path, monkeypatch, error):
+    save_checkpoint(path, CONTENT)
+
+    def breaks_off(content, file):
+        file.write(b"half of it")
+        assert_whole_but_for_leftovers(path)
+        raise error("No space left on device")
+
+    def assert_whole_but_for_leftovers(path):
+        assert torch.load(path, weights_only=True)["seed"] == CONTENT["seed"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", breaks_off)
+        with pytest.raises(error):
+            save_checkpoint(path, {**CONTENT, "seed": 1})
+    assert_whole(path)
+    assert names(path) == ["0123abcd.pt"]
+
+
+def test_the_first_save_that_breaks_off_leaves_nothing(path, monkeypatch):
+    def breaks_off(content, file):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", breaks_off)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(path, CONTENT)
+    assert load_checkpoint(path) is None
+    assert names(path) == []
+
+
+def test_all_of_it_is_on_the_disk_before_the_old_file_goes(path, monkeypatch):
+    save_checkpoint(path, CONTENT)
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("fsync") or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("replace") or replace(*paths))
+    save_checkpoint(path, CONTENT)
+    assert done == ["fsync", "replace"]
+
+
+def test_leftovers_of_a_process_that_died_are_removed_and_no_other_files(path):
+    save_checkpoint(path, CONTENT)
+    others = ["0123abcd.txt", "0123abcde.77.tmp", "other.77.tmp", "0123abcd.pt.bak"]
+    for name in ["0123abcd.9999998.tmp", "0123abcd.9999999.tmp", *others]:
+        (path.parent / name).write_bytes(b"half")
+    assert_whole(path)
+    assert names(path) == sorted(["0123abcd.pt", *others])
+
+
+def test_tensors_come_to_the_cpu_and_share_nothing(path):
+    tensor = torch.ones(3)
+    save_checkpoint(path, {"weights": tensor})
+    tensor.zero_()
+    found = load_checkpoint(path)["weights"]
+    assert found.device.type == "cpu"
+    assert found.tolist() == [1, 1, 1]
+
+
+class Evil:
+    def __init__(self, proof):
+        self.proof = str(proof)
+
+    def __reduce__(self):
+        return os.mkdir, (self.proof,)
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+def test_no_code_of_a_file_is_run(path, tmp_path, kind):
+    path.parent.mkdir()
+    content = {**CONTENT, "loss": Evil(tmp_path / "proof")}
+    if kind == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content["loss"], protocol=2))
+    with pytest.raises(ValueError, match="is no checkpoint of sktransfer's"):
+        load_checkpoint(path)
+    assert not (tmp_path / "proof").exists()

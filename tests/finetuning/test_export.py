@@ -1,0 +1,173 @@
+"""A tuned classifier as the source of the next estimator."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import SIZE, X_TEST, Y_TEST, Tiny, X, Y, cosine, make_classifier, pictures
+from safetensors.torch import load_file
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
+from sktransfer.backbones.loading import load_backbone
+
+
+@pytest.fixture(scope="module")
+def source():
+    return make_classifier(Tiny, early_stopping=False).fit(X, Y)
+
+
+def extractor(backbone, **parameters):
+    return PretrainedFeatureExtractor(backbone, **{"cache": None, **parameters})
+
+
+def test_an_extractor_gives_the_tuned_embedding(source):
+    found = extractor(source).fit_transform(X_TEST)
+    np.testing.assert_array_equal(found, source.transform(X_TEST))
+    assert abs(found - extractor(Tiny).fit_transform(X_TEST)).max() > 1e-3
+
+
+def test_its_logits_are_the_classifier_s(source):
+    logits = extractor(source, layer="logits").fit(X)
+    expected = np.log(source.predict_proba(X_TEST))
+    found = logits.transform(X_TEST)
+    found = found - np.log(np.exp(found).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    names = logits.get_feature_names_out().tolist()
+    assert names == [f"tiny_tuned_logits_{name}" for name in ("cat", "dog", "owl")]
+
+
+def test_transfer_from_a_to_b(source):
+    before = {name: each.clone() for name, each in source.net_.module_.state_dict().items()}
+    target = make_classifier(source, unfreeze=(0, 1)).fit(
+        X[::-1], np.where(Y == "owl", "bird", "beast")[::-1]
+    )
+    assert target.score(X_TEST, np.where(Y_TEST == "owl", "bird", "beast")) > 0.9
+    assert target.classes_.tolist() == ["beast", "bird"]
+    first = load_backbone(target).anatomy.blocks[0][1].state_dict()
+    tuned = load_backbone(source).anatomy.blocks[0][1].state_dict()
+    pretrained = load_backbone(Tiny).anatomy.blocks[0][1].state_dict()
+    assert all((first[name] == tuned[name]).all() for name in first)  # frozen in the second fit
+    assert any((first[name] != pretrained[name]).any() for name in first)
+    after = source.net_.module_.state_dict()
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_pickle_of_what_came_of_it(source):
+    target = make_classifier(source, unfreeze=(0, 1)).fit(X, Y)
+    again = pickle.loads(pickle.dumps(target))
+    np.testing.assert_array_equal(again.predict_proba(X_TEST), target.predict_proba(X_TEST))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_weights_in_a_file(source, tmp_path, times):
+    last = source if times == 1 else make_classifier(source, unfreeze=(0, 2)).fit(X[:40], Y[:40])
+    last.save_weights(tmp_path / "folder" / "tuned.safetensors")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["tuned.safetensors"]
+    found = extractor(Tiny, weights=tmp_path / "folder" / "tuned.safetensors").fit_transform(X_TEST)
+    np.testing.assert_array_equal(found, last.transform(X_TEST))
+    Tiny().load_state_dict(load_file(tmp_path / "folder" / "tuned.safetensors"))
+
+
+def test_weights_of_another_process(source, tmp_path):
+    source.save_weights(tmp_path / "tuned.safetensors")
+    np.save(tmp_path / "X.npy", X_TEST)
+    script = (
+        "import numpy as np; from helpers import Tiny; from sktransfer import *\n"
+        "extractor = PretrainedFeatureExtractor(Tiny, weights='tuned.safetensors', cache=None)\n"
+        "np.save('found.npy', extractor.fit_transform(np.load('X.npy')))\n"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), source.transform(X_TEST))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "shufflenet_v2_x0_5"])
+def test_weights_of_known_networks(name, tmp_path):
+    weights = "default" if name == "efficientnet_lite0" else None
+    options = {"unfreeze": (0, 1), "lr": 0.1, "augment": None, "random_state": 0}
+    images = pictures(12, side=40)
+    source = FineTunedImageClassifier(name, weights=weights, **options, cache=None)
+    source.fit(images, np.arange(12) % 2)
+    source.save_weights(tmp_path / "tuned.safetensors")
+    again = extractor(name, weights=tmp_path / "tuned.safetensors").fit(images)
+    assert cosine(again.transform(images), source.transform(images)).min() >= 0.9999
+    untuned = extractor(name, weights=weights).fit_transform(images)
+    assert cosine(untuned, source.transform(images)).max() < 0.9999
+
+
+def test_adapted_batch_norm_comes_along(tmp_path):
+    source = make_classifier(Tiny, batch_norm="adapt").fit(X // 4, Y)
+    np.testing.assert_array_equal(extractor(source).fit_transform(X), source.transform(X))
+    source.save_weights(tmp_path / "tuned.safetensors")
+    again = extractor(Tiny, weights=tmp_path / "tuned.safetensors").fit_transform(X)
+    np.testing.assert_array_equal(again, source.transform(X))
+
+
+def test_size_and_preprocessing_come_along():
+    source = make_classifier(Tiny, image_size=(2 * SIZE, SIZE)).fit(X, Y)
+    assert extractor(source).fit(X).preprocessing_ == source.preprocessing_
+    own = extractor(source, image_size=SIZE).fit(X)
+    assert own.preprocessing_ == Tiny.preprocessing.with_image_size(SIZE)
+
+
+def test_two_fits_share_no_embeddings(source, tmp_path):
+    other = make_classifier(Tiny, random_state=1).fit(X, Y)
+    for each in (source, other):
+        found = extractor(each, cache=tmp_path).fit_transform(X_TEST)
+        np.testing.assert_array_equal(found, each.transform(X_TEST))
+
+
+def test_clones_keep_it_in_a_frozen_estimator(source):
+    embedding = clone(extractor(FrozenEstimator(source))).fit_transform(X_TEST)
+    np.testing.assert_array_equal(embedding, source.transform(X_TEST))
+    probe = make_pipeline(extractor(FrozenEstimator(source)), LogisticRegression(max_iter=1000))
+    assert cross_val_score(probe, X, Y, cv=2, error_score="raise").mean() > 0.9
+
+
+def test_a_clone_of_its_own_is_not_fitted(source):
+    message = (
+        "Got a FineTunedImageClassifier as backbone that is not fitted. Where scikit-learn clones "
+        "what it is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator"
+    )
+    with pytest.raises(NotFittedError, match=f"^{message}$"):
+        clone(extractor(source)).fit(X)
+
+
+def test_it_takes_no_other_weights(source):
+    message = (
+        "Got weights=None with a fitted classifier as backbone, which brings its own; leave "
+        "weights at 'default'"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        extractor(source, weights=None).fit(X)
+
+
+def test_a_file_of_another_kind_is_refused(source, tmp_path):
+    message = f"Got the path '{tmp_path}/tuned.pth', but expected one that ends in .safetensors"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        source.save_weights(tmp_path / "tuned.pth")
+
+
+def test_an_old_file_stays_until_a_new_one_is_whole(source, tmp_path, monkeypatch):
+    path = tmp_path / "tuned.safetensors"
+    source.save_weights(path)
+    content = path.read_bytes()
+
+    def break_off(state, unfinished):
+        unfinished.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("sktransfer.backbones.weights.save_file", break_off)
+    with pytest.raises(OSError, match="No space"):
+        source.save_weights(path)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]

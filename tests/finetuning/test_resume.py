@@ -1,0 +1,173 @@
+"""A fit that is killed goes on where it was, to the same weights."""
+
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sktransfer.finetuning import train_stage as training
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from skorch.callbacks import Callback
+from helpers import X, Y, make_classifier
+
+class Slow(Callback):
+    def on_batch_end(self, net, **kwargs):
+        time.sleep(0.03)
+
+classifier = make_classifier(
+    unfreeze=(0, 1, 2), max_epochs=8, mixup=0.2, n_iter_no_change=8,
+    checkpoint_dir={folder!r}, callbacks=[Slow()],
+)
+print("fitting", flush=True)
+classifier.fit(X, Y)
+stages = [{{k: v for k, v in s.items() if k != "seconds"}} for s in classifier.stages_]
+losses = [float(row["train_loss"]) for row in classifier.history_]
+torch.save([classifier._tuned, stages, losses], {result!r})
+"""
+
+
+def start(folder, result):
+    settings = {
+        "tests": str(Path(__file__).parent.parent),
+        "folder": str(folder),
+        "result": str(result),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(**settings)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "fitting\n"
+    return process
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+    undisturbed = start(tmp_path / "undisturbed", tmp_path / "expected.pt")
+    begun = time.monotonic()
+    assert undisturbed.wait() == 0
+    undisturbed.stdout.close()
+    lasted = time.monotonic() - begun
+    expected = torch.load(tmp_path / "expected.pt", weights_only=True)
+
+    kills, moments = 0, random.Random(0)
+    result = tmp_path / "resumed.pt"
+    while not result.exists():
+        process = start(tmp_path / "killed", result)
+        try:
+            # Early enough that ten of them find the fit running.
+            limit = moments.uniform(0, 0.1 * lasted) if kills < 10 else None
+            assert process.wait(limit) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        process.stdout.close()
+    assert kills == 10
+
+    resumed = torch.load(result, weights_only=True)
+    assert resumed[1:] == expected[1:]
+    assert resumed[0].keys() == expected[0].keys()
+    for name, tensor in expected[0].items():
+        assert torch.equal(tensor, resumed[0][name]), name
+
+
+def test_a_fit_that_was_interrupted_in_any_epoch_goes_on_to_the_same_result(tmp_path):
+    from helpers import X_TEST, X, Y, make_classifier
+    from skorch.callbacks import Callback
+
+    class Die(Callback):
+        """Ends the fit with an error in the middle of an epoch."""
+
+        def __init__(self, epoch):
+            self.left = epoch
+
+        def on_batch_end(self, net, training=False, **kwargs):
+            self.left -= not training
+            if self.left < 0:
+                raise RuntimeError("power cut")
+
+    settings = {"max_epochs": 3, "checkpoint_dir": str(tmp_path), "n_iter_no_change": 9}
+    expected = (
+        make_classifier(**{**settings, "checkpoint_dir": None}).fit(X, Y).predict_proba(X_TEST)
+    )
+    for _ in range(20):
+        classifier = make_classifier(**settings, callbacks=[Die(1)])
+        with contextlib.suppress(RuntimeError):
+            classifier.fit(X, Y)
+            break
+    assert (classifier.predict_proba(X_TEST) == expected).all()
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+
+    finished = make_classifier(**settings, callbacks=[Die(0)]).fit(X, Y)  # nothing is left to train
+    assert (finished.predict_proba(X_TEST) == expected).all()
+
+
+def test_other_parameters_or_data_have_a_checkpoint_of_their_own(tmp_path):
+    from helpers import X, Y, make_classifier
+
+    settings = {"unfreeze": (0,), "checkpoint_dir": str(tmp_path)}
+    fits = [({}, X, Y), ({"dropout": 0.5}, X, Y), ({"augment": "light"}, X, Y)]
+    fits += [({"random_state": 1}, X, Y), ({}, X[3:], Y[3:]), ({}, X, Y[::-1])]
+    for number, (parameters, data, labels) in enumerate(fits, start=1):
+        make_classifier(**settings, **parameters).fit(data, labels)
+        assert len(list(tmp_path.glob("*.pt"))) == number
+    for valid, of_valid in ((X[:9], Y[:9]), (X[9:18], Y[9:18]), (X[9:18], Y[17:8:-1])):
+        make_classifier(**settings).fit(X, Y, X_val=valid, y_val=of_valid)
+    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
+    for parameters in ({"verbose": 0, "n_jobs": 1}, {"cache": "auto"}, {"device": "cpu"}):
+        make_classifier(**{**settings, **parameters}).fit(X, Y)
+    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
+
+
+def test_what_was_interrupted_from_the_keyboard_goes_on_too(tmp_path):
+    from helpers import X_TEST, Interrupt, X, Y, make_classifier
+
+    settings = {"max_epochs": 5, "n_iter_no_change": 9}
+    expected = make_classifier(**settings).fit(X, Y).predict_proba(X_TEST)
+    settings["checkpoint_dir"] = str(tmp_path)
+    with pytest.warns(UserWarning, match="Interrupted"):
+        make_classifier(**settings, callbacks=[Interrupt()]).fit(X, Y)
+    assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
+
+
+def test_what_was_interrupted_while_it_was_saved_goes_on_too(tmp_path, monkeypatch):
+    from helpers import X_TEST, X, Y, make_classifier
+
+    settings = {"checkpoint_dir": str(tmp_path), "early_stopping": False}
+    expected = make_classifier(early_stopping=False).fit(X, Y).predict_proba(X_TEST)
+    save, seen = training.save_checkpoint, []
+
+    def interrupted(path, content):
+        seen.append(content["stage"])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        save(path, content)
+
+    monkeypatch.setattr(training, "save_checkpoint", interrupted)
+    with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
+        classifier = make_classifier(**settings).fit(X, Y)
+    assert [stage["epochs"] for stage in classifier.stages_] == [0, len(classifier.history_)]
+    assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
+
+
+def test_a_fit_without_a_seed_goes_on_with_the_one_that_it_drew(tmp_path):
+    from helpers import X_TEST, Interrupt, X, Y, make_classifier
+
+    settings = {"max_epochs": 5, "random_state": None, "checkpoint_dir": str(tmp_path)}
+    with pytest.warns(UserWarning, match="Interrupted"):
+        make_classifier(**settings, callbacks=[Interrupt()]).fit(X, Y)
+    seed = torch.load(next(tmp_path.glob("*.pt")), weights_only=True)["seed"]
+    resumed = make_classifier(**settings).fit(X, Y).predict_proba(X_TEST)
+    expected = make_classifier(max_epochs=5, random_state=seed).fit(X, Y).predict_proba(X_TEST)
+    assert (resumed == expected).all()
+    assert len(list(tmp_path.glob("*.pt"))) == 1

@@ -1,0 +1,200 @@
+"""What the tests share: small backbones, images, classifiers, and other processes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from skorch.callbacks import Callback
+from torch import nn
+
+import sktransfer
+from sktransfer import FineTunedImageClassifier
+from sktransfer.transforms.preprocessing import Preprocessing
+
+SIZE = 16
+
+
+def seeded(module):
+    """Fill a module with fixed random values, BatchNorm statistics included."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in module.state_dict().values():
+        if tensor.dtype.is_floating_point:
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.1)
+    return module
+
+
+class Tiny(nn.Sequential):
+    """Two blocks of convolution with BatchNorm, 12 features, 5 logits."""
+
+    preprocessing = Preprocessing(resize=SIZE, crop=(SIZE, SIZE))
+
+    def __init__(self):
+        super().__init__(
+            nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU()),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(12, 5),
+        )
+        seeded(self)
+
+    def embed(self, x):
+        """Compute the penultimate vector in plain torch."""
+        for module in list(self)[:5]:
+            x = module(x)
+        return x
+
+
+class CountingTiny(Tiny):
+    """Appends to the file `log` a line for each batch that comes through: its length.
+
+    The log is written by every process that runs the backbone, and knows nothing of the store.
+    Probes are not counted, by which `fit` learns the structure (outside inference mode) and the
+    width (a blank picture).
+    """
+
+    def __init__(self, log):
+        super().__init__()
+        self[0] = Counter(self[0], log)
+
+
+class Counter(nn.Module):
+    def __init__(self, block, log):
+        super().__init__()
+        self.block = block
+        self.log = str(log)
+
+    def forward(self, x):
+        shown = int((x.flatten(2).std(dim=2).sum(dim=1) > 0).sum())  # not what fills a batch up
+        if torch.is_inference_mode_enabled() and shown:
+            with open(self.log, "a") as file:
+                os.write(file.fileno(), f"{shown}\n".encode())
+        return self.block(x)
+
+
+def counted(log):
+    """Sum the pictures of a log."""
+    return sum(map(int, log.read_text().split())) if log.exists() else 0
+
+
+def unreachable(*arguments, **options):
+    """Stand in for `socket.create_connection` where nobody answers for a long time."""
+    time.sleep(30)
+    raise OSError("timed out")
+
+
+def pictures(n, side=20, seed=0):
+    """Make `n` distinct random pictures, uint8 NHWC."""
+    return np.random.RandomState(seed).randint(0, 256, (n, side, side, 3)).astype(np.uint8)
+
+
+def cosine(a, b):
+    """Cosine between the rows of two arrays."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+NAMES = np.array(["cat", "dog", "owl"])
+
+
+def colored_images(n=60, seed=0):
+    """Make noisy pictures of three kinds, told apart by their colour, and their names."""
+    y = np.arange(n) % 3
+    X = pictures(n, seed=seed).astype(np.int64)
+    X[np.arange(n), :, :, y] += 90
+    return X.clip(0, 255).astype(np.uint8), NAMES[y]
+
+
+def make_classifier(backbone=Tiny, **parameters):
+    defaults = {"unfreeze": (0, 1, 2), "max_epochs": 3, "n_views": 2, "early_stopping": True}
+    defaults["random_state"] = 0
+    return FineTunedImageClassifier(backbone, **{**defaults, "cache": None, **parameters})
+
+
+def net_state(classifier):
+    return {name: tensor.clone() for name, tensor in classifier.net_.module_.state_dict().items()}
+
+
+def equal_states(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+X, Y = colored_images()
+X_TEST, Y_TEST = colored_images(30, seed=1)
+
+
+# The target: other pictures of the same kinds, darker and of less contrast.
+X_TARGET = (colored_images(40, seed=2)[0] * 0.4).astype(np.uint8)
+BOTH = np.concatenate([X, X_TARGET])
+DOMAIN = np.repeat([1, -2], [60, 40])
+
+
+def domain_labels(garbage):
+    return np.concatenate([Y, np.full(40, garbage)])
+
+
+class Interrupt(Callback):
+    """Stands in for Ctrl-C in the third epoch."""
+
+    epochs = 0
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epochs += 1
+
+    def on_batch_end(self, net, **kwargs):
+        if self.epochs == 3:
+            raise KeyboardInterrupt
+
+
+# The store needs nothing of what `import sktransfer` brings; a function, so that a worker can
+# receive it too.
+PREAMBLE = f"""
+def light():
+    import sys, types
+    package = types.ModuleType("sktransfer")
+    package.__path__ = [{str(Path(sktransfer.__file__).parent)!r}]
+    sys.modules.setdefault("sktransfer", package)
+
+light()
+"""
+
+
+def start_python(script, *arguments, **options):
+    """Start Python on a script, with its standard input and output in our hands."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish_python(process):
+    """Wait for a process, and give what it has printed."""
+    with process:
+        try:
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    return output
+
+
+def make_search(extractor, n_jobs=1, seed=0):
+    """Make a search of 6 candidates in 5 shuffled folds: 31 fits."""
+    return GridSearchCV(
+        Pipeline([("embed", extractor), ("classify", RidgeClassifier())]),
+        {"classify__alpha": np.logspace(-3, 2, 6)},
+        cv=StratifiedKFold(5, shuffle=True, random_state=seed),
+        n_jobs=n_jobs,
+        error_score="raise",
+    )

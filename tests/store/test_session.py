@@ -1,0 +1,231 @@
+"""One session: found by every worker however it was started, and gone with its owner."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import finish_python, start_python
+
+from sktransfer.store import session
+from sktransfer.store.session import resolve_store, session_store, share_session
+from sktransfer.store.space import this_host
+from sktransfer.store.store import EmbeddingStore, embed_once
+
+VARIABLE = "SKTRANSFER_SESSION"
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """Forget this process's session for a while; give the directory in which a new one is made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setattr(session, "_session", None)
+    monkeypatch.setattr(session, "_kept", {})
+    yield session._base()
+    for store in [session._session, *session._kept.values()]:
+        if store is not None:
+            store.close()
+
+
+def environment(tmp_path):
+    return {**os.environ, "TMPDIR": str(tmp_path), VARIABLE: ""}
+
+
+def embed(store):
+    space = store.space(b"digest", "a space", width=1)
+    return embed_once(
+        space,
+        [b"A", b"B"],
+        lambda claims: ((rows, np.ones((2, 1))) for rows in claims),
+        batch_size=8,
+    )
+
+
+def test_one_session_for_this_users_eyes(base):
+    store = session_store()
+    assert session_store() is store
+    assert store.directory.parent == base
+    assert os.environ[VARIABLE] == str(store.directory)
+    for directory in (store.directory, base):
+        assert directory.stat().st_mode & 0o777 == 0o700
+    embed(store)
+    assert store.info().computed == 2
+
+
+@pytest.mark.parametrize(("free", "limit"), [(2**40, 2**32), (2**33, 2**31), (0, 2**20)])
+def test_the_limit_follows_the_free_disk(base, monkeypatch, free, limit):
+    monkeypatch.setattr(
+        session.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free)
+    )
+    assert session_store().max_bytes == limit
+
+
+def test_the_environment_leads_to_the_session(base, monkeypatch):
+    there = base / f"{this_host()}-1-abc"
+    there.mkdir()
+    monkeypatch.setenv(VARIABLE, str(there))
+    assert session_store().directory == there
+
+
+@pytest.mark.parametrize("name", ["elsewhere-1-abc", f"{this_host()}-1-gone", ""])
+def test_the_environment_of_another_life(base, monkeypatch, name):
+    (base / "elsewhere-1-abc").mkdir()
+    monkeypatch.setenv(VARIABLE, str(base / name))
+    assert session_store().directory.name.startswith(f"{this_host()}-{os.getpid()}-")
+
+
+def test_a_session_that_vanishes(base):
+    embed(session_store())
+    shutil.rmtree(base)
+    assert embed(session_store()).tolist() == [[1], [1]]
+    shutil.rmtree(base)
+    share_session()
+    assert session_store().directory.is_dir()
+
+
+def test_no_place_for_a_session(tmp_path, base, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    share_session()
+    with pytest.warns(UserWarning, match="failed"):
+        assert embed(session_store()).tolist() == [[1], [1]]
+
+
+def test_somebody_else_was_here_first(tmp_path, base, monkeypatch):
+    user = os.getuid() + 1
+    monkeypatch.setattr(session.os, "getuid", lambda: user)
+    (tmp_path / f"sktransfer-{user}").mkdir()
+    assert session_store().directory.parent.name.startswith(f"sktransfer-{user}-")
+
+
+def test_workers_find_the_session(tmp_path):
+    """Those that joblib started before it was made, and after; and nothing of it stays."""
+    script = """
+import os
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
+from sktransfer.store.session import session_store, share_session
+
+def where():
+    light()
+    from sktransfer.store.session import session_store
+    return str(session_store().directory), os.environ["SKTRANSFER_SESSION"]
+
+def wheres():
+    return set(Parallel(2)(delayed(where)() for _ in range(4)))
+
+Parallel(2)(delayed(os.getpid)() for _ in range(4))
+assert not os.environ["SKTRANSFER_SESSION"]
+share_session()
+ours = str(session_store().directory)
+assert wheres() == {(ours, ours)}
+get_reusable_executor().shutdown()
+assert wheres() == {(ours, ours)}
+assert os.listdir(os.path.dirname(ours)) == [os.path.basename(ours)]
+print(ours)
+"""
+    directory = Path(finish_python(start_python(script, env=environment(tmp_path))).strip())
+    assert directory.name.startswith(this_host())
+    assert not directory.exists()
+    assert not directory.parent.exists()
+
+
+def test_forks_and_the_session(tmp_path):
+    """A fork uses what its parent has, and removes only what it has made itself."""
+    script = """
+import multiprocessing, os, sys
+from sktransfer.store.session import session_store
+
+def make(queue):
+    store = session_store()
+    store.clear()
+    queue.put((store.directory, store.directory.is_dir()))
+
+context = multiprocessing.get_context("fork")
+queue = context.SimpleQueue()
+
+def run():
+    process = context.Process(target=make, args=(queue,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return queue.get()
+
+theirs, was_there = run()
+assert was_there and not theirs.exists()
+ours = session_store().directory
+assert run() == (ours, True)
+assert ours.is_dir()
+if os.fork() == 0:
+    assert session_store().directory == ours
+    sys.exit()
+assert os.wait()[1] == 0
+assert ours.is_dir()
+"""
+    finish_python(start_python(script, env=environment(tmp_path)))
+    assert list(tmp_path.glob("sktransfer-*")) == []
+
+
+def test_what_killed_sessions_left_is_removed(tmp_path, base):
+    script = """
+import os, signal
+from sktransfer.store.session import session_store
+print(session_store().directory, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with start_python(script, env=environment(tmp_path)) as process:
+        killed = Path(process.stdout.readline().strip())
+    assert killed.is_dir()
+    assert killed.parent == base
+    kept = [
+        base / f"{this_host()}-{os.getppid()}-living",
+        base / f"elsewhere-{killed.name.split('-')[1]}-unknown",
+    ]
+    reused = base / f"{this_host()}-{os.getpid()}-reused"
+    for directory in [*kept, reused]:
+        directory.mkdir()
+    ours = session_store().directory
+    assert sorted(base.iterdir()) == sorted([*kept, ours])
+
+
+def test_sessions_where_nobody_tells_who_is_running(base, monkeypatch):
+    old, new = (base / f"{this_host()}-{os.getppid()}-{age}" for age in ("old", "new"))
+    for directory in (old, new):
+        directory.mkdir()
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(session, "_RUNNING_IS_KNOWN", False)
+    ours = session_store().directory
+    assert sorted(base.iterdir()) == sorted([new, ours])
+
+
+def test_resolving(base, tmp_path, monkeypatch):
+    assert resolve_store(None) is None
+    assert resolve_store("auto") is session_store()
+    kept = resolve_store(tmp_path / "kept")
+    assert kept.directory == tmp_path / "kept"
+    assert not kept.temporary
+    monkeypatch.chdir(tmp_path)
+    assert resolve_store("kept") is kept
+    assert resolve_store(Path("auto")).directory == tmp_path / "auto"
+    own = EmbeddingStore(tmp_path / "kept")
+    assert resolve_store(own) is own
+
+
+@pytest.mark.parametrize("cache", [True, 3, b"bytes"])
+def test_what_is_no_store(cache):
+    with pytest.raises(TypeError) as error:
+        resolve_store(cache)
+    assert str(error.value) == (
+        f"Got cache={cache!r}, but expected 'auto', a directory, an EmbeddingStore or None"
+    )
+
+
+def test_an_empty_string_is_no_directory():
+    with pytest.raises(ValueError, match="Got cache=''") as error:
+        resolve_store("")
+    assert str(error.value) == (
+        "Got cache='', but expected 'auto' or a directory; for the current one, pass '.'"
+    )

@@ -1,0 +1,163 @@
+"""Imports point down the layers and form no circle, and every concern has one owner."""
+
+import ast
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sktransfer
+
+PACKAGE = Path(sktransfer.__file__).parent
+
+# From the bottom up: a layer imports from the layers before it. A module of a folder belongs to
+# the folder's layer, a module at the root is a layer of its own.
+LAYERS = [
+    "_version",
+    "utils",
+    "store",
+    "data",
+    "transforms",
+    "backbones",
+    "engines",
+    "adaptation",
+    "embedding",
+    "finetuning",
+    "extractor",
+    "classifier",
+    "self_training",
+    "diagnostics",
+    "inspection",
+    "cli",
+    "__main__",
+    "__init__",
+]
+
+# Only the owners may mention these.
+OWNERS = {
+    r"torchvision\.models": {"backbones/torchvision_blocks"},
+    r"torchvision\.transforms": {
+        "transforms/preprocessing",
+        "transforms/augmentation",
+        "transforms/distortions",
+    },
+    r"requires_grad|\.eval\(\)": {"backbones/frozen", "finetuning/suffix"},
+    r"import sqlite3": {"store/database"},
+    r"from PIL|import PIL": {"data/decoding", "data/items", "data/containers"},
+    r"safetensors\.": {"backbones/weights"},
+    r"matplotlib": {"cli/demo", "utils/plotting"},
+    r"import argparse": {"cli/main"},
+    r"import skorch|from skorch": {"finetuning/train_stage"},
+    r"sklearn\.callback": {"utils/progress"},
+    r"tqdm": {"utils/progress"},
+}
+
+
+@functools.cache
+def modules():
+    """List all modules but the docstrings of folders, such as "finetuning/head"."""
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return sorted(
+        path.as_posix() for path in paths if path.name != "__init__" or not path.parts[1:]
+    )
+
+
+def layer_of(module):
+    return module.partition("/")[0]
+
+
+def imported_modules(source):
+    """List the modules of this package that some source imports, at whatever level."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            raise ValueError("relative import")
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        paths = {name.removeprefix("sktransfer.").replace(".", "/") for name in names}
+        yield from sorted(paths.intersection(modules()))
+
+
+def graph():
+    return {
+        module: set(imported_modules((PACKAGE / f"{module}.py").read_text()))
+        for module in modules()
+    }
+
+
+def upward(edges):
+    """List the imports that point up: from a layer to a later one."""
+    order = {layer: place for place, layer in enumerate(LAYERS)}
+    return [
+        (module, other)
+        for module, others in edges.items()
+        for other in others
+        if order[layer_of(other)] > order[layer_of(module)]
+    ]
+
+
+def circles(edges):
+    """Find modules in circles: take away those that import none of those left, again and again."""
+    left = dict(edges)
+    while free := [module for module, others in left.items() if not others & set(left)]:
+        for module in free:
+            del left[module]
+    return sorted(left)
+
+
+def code(module):
+    """Return the source of a module without docstrings and comments."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant(None)
+    return ast.unparse(tree)
+
+
+def test_every_module_belongs_to_a_layer():
+    assert {layer_of(module) for module in modules()} == set(LAYERS)
+
+
+def test_imports_point_down():
+    assert upward(graph()) == []
+
+
+def test_imports_form_no_circle():
+    assert circles(graph()) == []
+
+
+def test_an_arrow_turned_around_is_noticed():
+    edges = graph()
+    edges["utils/errors"] = edges["utils/errors"] | {"extractor"}
+    assert ("utils/errors", "extractor") in upward(edges)
+    assert {"extractor", "utils/errors"} <= set(circles(edges))
+
+
+def test_root_holds_the_estimators_only():
+    assert len([module for module in modules() if "/" not in module]) <= 8
+
+
+@pytest.mark.parametrize("pattern", OWNERS)
+def test_one_owner_per_concern(pattern):
+    assert {module for module in modules() if re.search(pattern, code(module))} == OWNERS[pattern]
+
+
+def test_import_changes_nothing(tmp_path):
+    """No folder is made and no global setting is touched at import."""
+    script = (
+        "import os, tempfile, torch, torchvision, sklearn.utils\n"
+        "def state():\n"
+        "    folders = os.listdir(tempfile.gettempdir())  # torch makes one of its own\n"
+        "    return torch.get_num_threads(), torch.initial_seed(), sorted(os.environ), folders\n"
+        "before = state()\n"
+        "import sktransfer\n"
+        "assert state() == before\n"
+    )
+    environment = {"TMPDIR": str(tmp_path), "PATH": os.environ.get("PATH", "")}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)

@@ -1,0 +1,561 @@
+import copy
+import dataclasses
+import pickle
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import transforms as v1
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+from sktransfer.transforms import augmentation
+from sktransfer.transforms.augmentation import (
+    POLICIES,
+    Augmentation,
+    Blur,
+    ColourLoss,
+    Erase,
+    Geometry,
+    Lighting,
+    SensorNoise,
+    resolve_augmentation,
+)
+
+JITTER = "v2.Compose([v2.RandomRotation(10), v2.ColorJitter(0.2), v2.ToDtype(torch.uint8)])"
+DIGESTS = {
+    "light": "113f46547442b345c5fe94908126f89f",
+    "standard": "d2a3dea62cd94ea8e8b015fc4697a165",
+    "aggressive": "c140bda548cf52bc42e271ea147a98b8",
+    "industrial": "94cc8ab16629b794cab2de7cbf543c4b",
+}
+COPIES = {
+    "light": [[92.0, 63.3], [87.2, 55.8], [100.7, 64.7], [92.3, 60.6], [100.6, 67.6], [96.3, 69.3]],
+    "standard": [
+        [89.6, 61.0],
+        [79.6, 47.8],
+        [107.0, 62.8],
+        [91.0, 55.0],
+        [106.7, 67.8],
+        [98.2, 71.3],
+    ],
+    "aggressive": [
+        [86.0, 48.5],
+        [79.1, 53.5],
+        [113.8, 56.5],
+        [79.8, 30.7],
+        [119.3, 67.7],
+        [87.2, 42.6],
+    ],
+    "industrial": [
+        [94.4, 60.0],
+        [42.2, 14.9],
+        [94.5, 63.8],
+        [68.6, 49.0],
+        [53.8, 17.0],
+        [86.8, 64.8],
+    ],
+}
+
+
+def photograph(height=64, width=80, seed=0):
+    """Make a smooth colourful picture, uint8 (3, H, W)."""
+    coarse = np.random.RandomState(seed).randint(0, 256, (3, 6, 6)).astype(np.uint8)
+    smooth = v2.functional.resize(torch.from_numpy(coarse), [max(height, 8), max(width, 8)])
+    return smooth[:, :height, :width].contiguous()
+
+
+def flat(value, height=64, width=64):
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
+def own_function(picture):
+    """Draw from all three global generators, and write into what it is given."""
+    shift = int(torch.randint(9, ())) + int(np.random.randint(9)) + random.randrange(9)
+    return picture.add_(shift)
+
+
+class Stuttering(nn.Module):
+    """Draws while it transforms, in many steps, and so notices any other thread that draws."""
+
+    def forward(self, picture):
+        for _ in range(200):
+            picture = picture + torch.randint(2, picture.shape, dtype=torch.uint8)
+        return picture
+
+
+EVERY_KIND = {
+    **{policy: policy for policy in POLICIES},
+    "v2": v2.Compose([v2.RandomHorizontalFlip(), v2.RandomRotation(10), v2.ColorJitter(0.2)]),
+    "v1": v1.Compose([v1.RandomAffine(10, scale=(0.8, 1.2)), v1.GaussianBlur(3)]),
+    "erasing": v2.RandomErasing(p=0.9, value="random"),
+    "mixed": v2.Compose([Geometry(flip=0.5), v2.RandomPosterize(3), v2.Compose([SensorNoise()])]),
+    "noise": v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.GaussianNoise()]),
+    "module": Stuttering(),
+    "function": own_function,
+    "lambda": lambda picture: torch.rot90(picture, int(torch.randint(4, ())), (1, 2)),
+}
+
+
+@pytest.fixture(params=EVERY_KIND)
+def augment(request):
+    return resolve_augmentation(EVERY_KIND[request.param])
+
+
+# The same seed
+
+
+def test_same_seed_same_copy_and_other_seed_other_copy(augment):
+    picture = photograph()
+    copies = [augment(picture, seed) for seed in range(8)]
+    for seed in (5, 0, 7):
+        assert torch.equal(augment(picture, seed), copies[seed])
+    distinct = {copy.numpy().tobytes() for copy in copies}
+    assert len(distinct) >= 3
+    assert all(
+        c.dtype == torch.uint8 and c.shape[0] == 3 and type(c) is torch.Tensor for c in copies
+    )
+
+
+def test_threads_give_what_one_thread_gives(augment):
+    pictures = [photograph(40, 48, seed) for seed in range(3)]
+    work = [(pictures[i % 3], i) for i in range(24)]
+    serial = [augment(*item) for item in work]
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(lambda item: augment(*item), reversed(work)))
+    assert all(torch.equal(a, b) for a, b in zip(serial, reversed(threaded), strict=True))
+
+
+def test_global_random_states_and_the_picture_are_left_alone(augment):
+    picture = photograph()
+    before = picture.clone()
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    result = augment(picture, 3)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert random.getstate() == states[2]
+    result.zero_()
+    assert torch.equal(picture, before)
+
+
+def test_global_random_states_do_not_matter(augment):
+    picture = photograph()
+    expected = augment(picture, 11)
+    torch.rand(5), np.random.rand(5), random.random()
+    assert torch.equal(augment(picture, 11), expected)
+
+
+def test_states_are_set_back_after_an_error():
+    state = torch.get_rng_state()
+
+    def broken(picture):
+        torch.rand(3)
+        raise RuntimeError("broken on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        resolve_augmentation(broken)(photograph(), 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_never_touch_the_global_generators(policy, monkeypatch):
+    """They need no lock, so that threads do not wait for each other."""
+
+    def refuse(*_):
+        raise AssertionError("drew from the global generator")
+
+    monkeypatch.setattr(augmentation, "_globally_seeded", refuse)
+    monkeypatch.setattr(augmentation.Part, "make_params", refuse)
+    assert resolve_augmentation(policy)(photograph(), 2**64 - 1).shape == (3, 64, 80)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1, 2**64, np.uint64(2**63)])
+@pytest.mark.parametrize("augment", ["industrial", EVERY_KIND["function"]])
+def test_any_seed(augment, seed):
+    assert resolve_augmentation(augment)(photograph(), seed).shape == (3, 64, 80)
+
+
+def test_high_bits_of_the_seed_matter():
+    """torch's own generator heeds the lowest 32 only."""
+    light = resolve_augmentation("light")
+    assert not torch.equal(light(photograph(), 1), light(photograph(), 1 + 2**32))
+
+
+def test_successive_steps_draw_different_numbers():
+    class Add(nn.Module):
+        def forward(self, picture):
+            drawn.append(torch.rand(()).item())
+            return picture
+
+    drawn = []
+    resolve_augmentation(v2.Compose([Add(), Add()]))(photograph(), 0)
+    assert drawn[0] != drawn[1]
+
+
+# What the policies do
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (2, 3), (7, 300), (256, 40), (64, 64)])
+def test_policies_keep_any_shape(policy, shape):
+    augment = resolve_augmentation(policy)
+    for seed in range(12):
+        result = augment(photograph(*shape), seed)
+        assert (result.shape, result.dtype) == ((3, *shape), torch.uint8)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_channels_last_pictures_give_the_same(policy):
+    picture = photograph()
+    last = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(
+        resolve_augmentation(policy)(last, 5), resolve_augmentation(policy)(picture, 5)
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("value", "object_value"), [(255, 0), (0, 255), (90, 200)])
+def test_what_comes_into_view_has_the_colour_of_the_border(policy, value, object_value):
+    picture = flat(value)
+    picture[:, 24:40, 24:40] = object_value
+    geometry = resolve_augmentation(policy).steps[0]
+    for seed in range(30):
+        moved = geometry.transform(picture, geometry.draw(torch.Generator().manual_seed(seed)))
+        edges = torch.cat([moved[:, 0], moved[:, -1], moved[:, :, 0], moved[:, :, -1]], 1)
+        assert (edges == value).all()
+        assert (moved != value).any()
+
+
+@pytest.mark.parametrize("policy", ["light", "standard"])
+@pytest.mark.parametrize("value", [0, 255])
+def test_corners_look_like_the_rest_of_the_background(policy, value):
+    picture = flat(value)
+    picture[:, 24:40, 24:40] = 255 - value
+    for seed in range(30):
+        copy = resolve_augmentation(policy)(picture, seed)
+        corners = copy[:, :: copy.shape[1] - 1, :: copy.shape[2] - 1]
+        assert corners.unique().numel() == 1
+        assert abs(int(corners.max()) - value) < 100
+
+
+def test_the_border_colour_is_per_channel_and_takes_the_majority():
+    picture = torch.tensor([250, 20, 130], dtype=torch.uint8)[:, None, None].repeat(1, 32, 32)
+    picture[:, :, 10:14] = 0  # reaches the border
+    shifted = Geometry(shift=0.4)
+    for seed in range(10):
+        moved = shifted.transform(picture, shifted.draw(torch.Generator().manual_seed(seed)))
+        assert moved.amax((1, 2)).tolist() == [250, 20, 130]
+
+
+def mirrored(policy, seeds=24):
+    """Count the copies whose bright half changed sides."""
+    picture = flat(40)
+    picture[:, :, 32:] = 200
+    augment = resolve_augmentation(policy)
+    copies = [augment(picture, seed).float() for seed in range(seeds)]
+    return sum((c[:, :, :24].mean() > c[:, :, -24:].mean()).item() for c in copies)
+
+
+def test_light_never_mirrors_and_the_others_do_half_of_the_time():
+    assert mirrored("light") == 0
+    assert all(5 <= mirrored(policy) <= 19 for policy in ("standard", "aggressive", "industrial"))
+
+
+def test_geometry_standing_still_changes_nothing():
+    picture = photograph(33, 50)
+    assert torch.equal(Geometry()(picture), picture)
+    assert torch.equal(Geometry(flip=1.0)(picture), picture.flip(-1))
+
+
+def test_geometry_agrees_with_torchvision():
+    picture = photograph(60, 90)
+    drawn = {"rotation": 9.0, "across": 0.1, "down": -0.05, "shear": 0.0}
+    ours = Geometry().transform(picture, drawn | {"zoom": 1.1, "aspect": 1.0, "mirror": -1.0})
+    theirs = v2.functional.affine(
+        picture,
+        angle=9.0,
+        translate=[6, -3],
+        scale=1.1,
+        shear=[0, 0],
+        interpolation=v2.InterpolationMode.BILINEAR,
+    )
+    inside = (slice(None), slice(15, -15), slice(15, -15))
+    assert (ours[inside].int() - theirs[inside].int()).abs().max() <= 1
+
+
+def test_lighting_does_the_arithmetic():
+    drawn = {"contrast": 1.0, "gamma": 2.0, "exposure": 0.5, "slope": 0.0, "direction": 0.0}
+    picture = flat(0, 1, 3)
+    picture[:, 0, 1:] = torch.tensor([128, 255], dtype=torch.uint8)
+    assert Lighting().transform(picture, drawn)[0, 0].tolist() == [0, 32, 128]
+    lit = Lighting().transform(flat(100), drawn | {"gamma": 1.0, "exposure": 1.0, "slope": 0.3})
+    assert lit[0, 0, 0] == 70
+    assert lit[0, 0, -1] == 130
+    assert (lit[0] == lit[0, 0]).all()
+    contrast = Lighting().transform(picture, drawn | {"contrast": 0.5, "gamma": 1, "exposure": 1})
+    assert contrast[0, 0].tolist() == [64, 128, 191]
+
+
+def test_colour_loss_keeps_luminance():
+    picture = photograph()
+    grey = ColourLoss(grey=1.0)(picture)
+    assert torch.equal(grey[0], grey[1])
+    expected = v2.functional.rgb_to_grayscale(picture)
+    assert (grey[:1].int() - expected.int()).abs().max() <= 1
+    assert torch.equal(ColourLoss(keep=(1.0, 1.0), grey=0.0)(picture), picture)
+
+
+def test_blur_spreads_a_point_and_keeps_its_light():
+    point = flat(0)
+    point[:, 32, 32] = 255
+    drawn = {"radius": 0.05, "path": 0.14, "direction": 0.0, "moving": 1.0}
+    line = Blur().transform(point, drawn)[0]
+    assert (line > 0).sum(0).max() == 1  # one pixel high, along the rows
+    assert 8 <= (line > 0).sum() <= 11
+    disc = Blur().transform(point, drawn | {"moving": -1.0})[0]
+    assert torch.equal(disc, disc.T)
+    assert 30 <= (disc > 0).sum() <= 60
+    assert all(abs(int(spread.sum()) - 255) < 30 for spread in (line, disc))
+    assert torch.equal(Blur().transform(point, drawn | {"moving": -1.0, "radius": 0.0}), point)
+
+
+def test_sensor_noise_has_the_deviation_drawn():
+    drawn = {"shot": 0.04, "read": 0.03, "grain": 0.0, "seed": 5.0}
+    noisy = SensorNoise().transform(flat(128, 200, 200), drawn).float()
+    assert noisy.mean().item() == pytest.approx(128, abs=0.2)
+    expected = 255 * (0.03**2 + 0.04**2 * 128 / 255) ** 0.5
+    assert noisy.std().item() == pytest.approx(expected, rel=0.03)
+    own = SensorNoise()
+    seeds = {int(own.draw(torch.Generator().manual_seed(i))["seed"]) % 2**32 for i in range(200)}
+    assert len(seeds) == 200
+
+
+def test_grain_of_sensor_noise_is_as_large_as_drawn():
+    def likeness_of_neighbours(grain):
+        drawn = {"shot": 0.0, "read": 0.05, "grain": grain, "seed": 5.0}
+        noise = SensorNoise().transform(flat(128, 150, 200), drawn)[0].float() - 128
+        return np.corrcoef(noise[:, 1:].flatten(), noise[:, :-1].flatten())[0, 1]
+
+    fine, pixel, coarse = (likeness_of_neighbours(grain) for grain in (0.0, 1 / 150, 0.02))
+    assert fine == pixel == pytest.approx(0, abs=0.02)
+    assert coarse > 0.7  # three pixels
+
+
+def test_erase_hides_a_rectangle_under_the_mean():
+    picture = photograph(64, 100)
+    erased = Erase(area=(0.1, 0.1))(picture)
+    changed = (erased != picture).any(0)
+    assert 0.8 < changed.sum() / (0.1 * 64 * 64) < 1.2
+    colour = erased[:, changed]
+    assert (colour == colour[:, :1]).all()
+    assert (colour[:, 0].float() - picture.float().mean((1, 2))).abs().max() < 1
+
+
+@pytest.mark.parametrize("part", [Geometry, Lighting, ColourLoss, Blur, SensorNoise, Erase])
+def test_parts_work_in_a_compose_and_heed_their_probability(part):
+    picture = photograph()
+    assert torch.equal(v2.Compose([part(p=0.0)])(picture), picture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = v2.Compose([part()])(tv_tensors.Image(picture))
+        torch.manual_seed(0)
+        assert torch.equal(first, part()(picture))
+    assert isinstance(first, tv_tensors.Image)
+    with pytest.raises(TypeError, match=rf"{part.__name__} got torch.float32 \(3, 64, 80\), but"):
+        part()(picture / 255)
+
+
+# What is cached by
+
+
+def test_policies_are_tripwires():
+    """Whoever changes a policy raises `_EDITION`, and then these digests."""
+    digests = {policy: resolve_augmentation(policy).digest.hex() for policy in POLICIES}
+    assert digests == DIGESTS
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_copies_are_tripwires(policy):
+    """Whoever changes what a policy computes raises `_EDITION`, and then these grey values."""
+    x, y = torch.linspace(0, 255, 60), torch.linspace(0, 120, 48)[:, None]
+    picture = torch.stack([x.expand(48, 60), y.expand(48, 60), (255 - x).expand(48, 60)])
+    copies = [resolve_augmentation(policy)(picture.to(torch.uint8), seed) for seed in range(6)]
+    corners = [[c[:, :24, :30].float().mean(), c[:, 24:, 30:].float().std()] for c in copies]
+    torch.testing.assert_close(
+        torch.tensor(corners), torch.tensor(COPIES[policy]), atol=0.3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(48, 60), (61, 47), (40, 40)])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_middle_alone_is_the_middle_of_the_whole(policy, shape):
+    """Where nothing but geometry changes it: light, for one, depends on what there is to see."""
+    picture = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    whole = resolve_augmentation(policy)
+    geometry = dataclasses.replace(whole, steps=whole.steps[:1])
+    for seed in range(8):
+        expected = tvf.center_crop(geometry(picture, seed), [40, 40]).short()
+        found = geometry(picture, seed, (40, 40)).short()
+        assert (found - expected).abs().max() <= 1  # of 255: the last rounding
+        assert whole(picture, seed, (40, 40)).shape[1:] in ((40, 40), shape)
+
+
+def test_digest_changes_with_the_edition(monkeypatch):
+    augments = ["light", v2.RandomRotation(10)]
+    before = [resolve_augmentation(augment).digest for augment in augments]
+    monkeypatch.setattr(augmentation, "_EDITION", augmentation._EDITION + 1)
+    assert all(resolve_augmentation(a).digest != b for a, b in zip(augments, before, strict=True))
+
+
+def test_digest_of_torchvisions_transforms_is_the_same_in_another_process():
+    script = (
+        "import torch\nfrom torchvision.transforms import v2\n"
+        "from sktransfer.augmentation import *\n"
+        f"print(resolve_augmentation({JITTER}).digest.hex())\n"
+        "print(resolve_augmentation('aggressive').digest.hex())"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    expected = [resolve_augmentation(augment).digest for augment in (eval(JITTER), "aggressive")]
+    assert [bytes.fromhex(line) for line in run.stdout.split()] == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: v2.RandomRotation(10), lambda: v2.RandomRotation(11)),
+        (lambda: v2.RandomRotation(10), lambda: v2.RandomRotation(10, fill=255)),
+        (lambda: v2.ColorJitter(0.2), lambda: v2.ColorJitter(0, 0.2)),
+        (lambda: v1.ColorJitter(0.2), lambda: v2.ColorJitter(0.2)),
+        (lambda: SensorNoise(), lambda: SensorNoise(p=0.5)),
+        (lambda: Blur(0.01), lambda: Blur(0.02)),
+        (lambda: v2.Compose([Blur(), Erase()]), lambda: v2.Compose([Erase(), Blur()])),
+        (lambda: v2.RandomApply([Blur()], 0.1), lambda: v2.RandomApply([Blur()], 0.2)),
+        (lambda: v2.Lambda(torch.neg), lambda: v2.Lambda(torch.abs)),
+        (lambda: Constant(1.0), lambda: Constant(2.0)),
+        (lambda: v2.AutoAugment(), lambda: v2.AutoAugment(v2.AutoAugmentPolicy.SVHN)),
+    ],
+)
+def test_digest_tells_parameters(one, other):
+    assert resolve_augmentation(one()).digest == resolve_augmentation(one()).digest
+    assert resolve_augmentation(one()).digest != resolve_augmentation(other()).digest
+
+
+def Constant(value):  # noqa: N802
+    """Make a module of torch's that holds a tensor."""
+    layer = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        lambda picture: picture,
+        own_function,
+        Stuttering(),
+        Stuttering().forward,
+        v2.Lambda(lambda picture: picture),
+        v2.Compose([v2.RandomRotation(10), Stuttering()]),
+    ],
+)
+def test_what_cannot_be_identified_is_shared_only_through_one_object(augment):
+    once, again = resolve_augmentation(augment), resolve_augmentation(augment)
+    assert len(once.digest) == 16
+    assert once.digest != again.digest
+    assert resolve_augmentation(once) is once
+    assert copy.deepcopy(once).digest == once.digest
+
+
+def test_digest_does_not_draw_from_the_global_generators():
+    state = random.getstate()
+    resolve_augmentation(own_function)
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND if kind != "lambda"])
+def test_pickled_it_is_the_same(kind):
+    augment = resolve_augmentation(EVERY_KIND[kind])
+    again = pickle.loads(pickle.dumps(augment))
+    assert again.digest == augment.digest
+    assert torch.equal(again(photograph(), 9), augment(photograph(), 9))
+
+
+# What users pass
+
+
+def test_none_and_what_is_resolved_already():
+    assert resolve_augmentation(None) is None
+    light = resolve_augmentation("light")
+    assert isinstance(light, Augmentation)
+    assert resolve_augmentation(light) is light
+    assert light.name == "light"
+    assert [resolve_augmentation(EVERY_KIND[kind]).name for kind in ("v2", "function")] == [
+        "Compose",
+        "own_function",
+    ]
+
+
+def test_unknown_policy():
+    expected = (
+        "Got augment='standart', but expected one of None, 'light', 'standard', 'aggressive', "
+        "'industrial'; did you mean 'standard'?"
+    )
+    with pytest.raises(ValueError, match="Got augment") as caught:
+        resolve_augmentation("standart")
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("augment", "remedy"),
+    [
+        (3, r"\(3, H, W\)$"),
+        (True, r"\(3, H, W\)$"),
+        ([v2.ColorJitter()], "; put them into a v2.Compose$"),
+        (v2.RandomRotation, r"; make one: RandomRotation\(...\)$"),
+    ],
+)
+def test_what_is_no_transform(augment, remedy):
+    start = "^Got augment=.*, but expected one of 'light', 'standard', 'aggressive', 'industrial', "
+    with pytest.raises(TypeError, match=f"{start}None, or a transform .*{remedy}"):
+        resolve_augmentation(augment)
+
+
+@pytest.mark.parametrize(
+    ("augment", "error", "message"),
+    [
+        (v2.ToPILImage(), TypeError, "Got Image, but augment='ToPILImage' should return a uint8 "),
+        (v2.Grayscale(), ValueError, r"Got shape \(1, 64, 80\), .*; for grey, append v2.RGB\(\)"),
+        (v2.Lambda(torch.Tensor.float), ValueError, r"Got torch.float32 from \d+ to 2\d\d, "),
+        (v2.Lambda(torch.Tensor.int), ValueError, "Got torch.int32 from "),
+        (lambda picture: None, TypeError, "Got NoneType, but augment='<lambda>' should return "),
+        (lambda picture: picture[:, :0], ValueError, r"Got shape \(3, 0, 80\), "),
+        (lambda picture: picture[None], ValueError, r"Got shape \(1, 3, 64, 80\), "),
+        (lambda picture: picture / 255 - 0.5, ValueError, "leave out v2.Normalize"),
+        (lambda picture: picture * torch.nan, ValueError, "from nan to nan"),
+    ],
+)
+def test_what_is_no_picture(augment, error, message):
+    with pytest.raises(error, match=message):
+        resolve_augmentation(augment)(photograph(), 0)
+
+
+def test_floats_and_tv_tensors_are_converted():
+    picture = photograph()
+    floats = resolve_augmentation(v2.ToDtype(torch.float32, scale=True))(picture, 0)
+    images = resolve_augmentation(v2.ToImage())(picture, 0)
+    grads = resolve_augmentation(lambda p: (p / 255).requires_grad_())(picture, 0)
+    for result in (floats, images, grads):
+        assert type(result) is torch.Tensor
+        assert torch.equal(result, picture)
+        assert not result.requires_grad
+
+
+def test_own_transforms_may_change_the_size():
+    cropped = resolve_augmentation(v2.RandomResizedCrop(24))(photograph(), 0)
+    assert cropped.shape == (3, 24, 24)

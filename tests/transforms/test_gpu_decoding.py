@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+import torchvision
+from helpers import cosine
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.data.images import as_pictures
+from sktransfer.transforms import gpu_decoding as device_decoding
+from sktransfer.transforms.gpu_decoding import decodes_on, prepare_jpegs
+from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import PictureError
+
+CPU = torch.device("cpu")  # decodes many at once, too
+PREPROCESSING = Preprocessing(resize=120, crop=(96, 96))
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write one picture in every way that matters."""
+    picture = Image.fromarray(load_sample_image("china.jpg")[:240, :300])
+    picture.save(tmp_path / "plain.jpg")
+    picture.save(tmp_path / "progressive.jpg", progressive=True)
+    picture.convert("L").save(tmp_path / "grey.jpg")
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.save(tmp_path / "picture.png")
+    picture.resize((1200, 900)).save(tmp_path / "large.jpg")
+    picture.resize((900, 60)).save(tmp_path / "strip.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=turned)
+    (tmp_path / "broken.jpg").write_bytes((tmp_path / "plain.jpg").read_bytes()[:3000])
+    (tmp_path / "text.jpg").write_text("no picture")
+    return tmp_path
+
+
+def views(folder, *names, **more):
+    return Views(as_pictures([str(folder / name) for name in names]), PREPROCESSING, **more)
+
+
+def test_gives_what_the_other_decoder_gives(folder):
+    some = views(folder, "plain.jpg", "grey.jpg", "progressive.jpg", "strip.jpg")
+    there = some.prepare_on(CPU, range(4))
+    assert list(there) == [0, 1, 2, 3]
+    for item, pixels in there.items():
+        expected = some.prepare(item)
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, expected.shape)
+        assert (pixels.short() - expected.short()).abs().max() <= 2
+
+
+def test_leaves_what_is_special_to_the_other_decoder(folder):
+    names = ["turned.jpg", "cmyk.jpg", "picture.png", "large.jpg", "text.jpg", "nowhere.jpg"]
+    assert views(folder, *names).prepare_on(CPU, range(6)) == {}
+    assert views(folder, "plain.jpg", augmentation=object()).prepare_on(CPU, [0]) == {}
+    array = Views(as_pictures(np.zeros((2, 8, 8, 3), np.uint8)), PREPROCESSING)
+    assert array.prepare_on(CPU, range(2)) == {}
+
+
+def test_encoded_bytes_are_decoded_there_too(folder):
+    encoded = [(folder / "plain.jpg").read_bytes()] * 2
+    assert len(Views(as_pictures(encoded), PREPROCESSING).prepare_on(CPU, range(2))) == 2
+
+
+def test_a_broken_picture_is_named_and_no_other_is_lost(folder):
+    some = views(folder, "plain.jpg", "broken.jpg", "grey.jpg", "turned.jpg")
+    with pytest.raises(PictureError, match=r"row 1 .*broken\.jpg"):
+        list(PictureReader(some, 2, Faults("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
+    faults = Faults("nan")
+    ((rows, pixels),) = PictureReader(some, 2, faults, CPU).map(torch.Tensor.numpy, [range(4)])
+    assert rows == [0, 2, 3]
+    assert [error.row for error in faults.sorted()] == [1]
+    for row, found in zip(rows, pixels, strict=True):
+        np.testing.assert_allclose(found, some.prepare(row), atol=2)
+
+
+def test_those_beside_a_broken_one_come_from_the_next_batch(folder, monkeypatch):
+    monkeypatch.setattr(device_decoding, "_TOGETHER", 2)
+    some = views(folder, "plain.jpg", "broken.jpg", "grey.jpg", "progressive.jpg", "plain.jpg")
+    assert list(some.prepare_on(CPU, range(5))) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no nvJPEG"), torch.OutOfMemoryError(), NotImplementedError()]
+)
+def test_nothing_is_decoded_where_the_device_cannot(folder, error, monkeypatch):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
+    assert views(folder, "plain.jpg").prepare_on(CPU, [0]) == {}
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")  # as a later torchvision
+    encoded = {7: (folder / "plain.jpg").read_bytes()}
+    assert prepare_jpegs(encoded, lambda pixels: pixels, CPU) == {}
+
+
+def test_has_to_be_asked_for(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    assert not decodes_on(cuda)
+    monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
+    assert decodes_on(cuda)
+    assert not decodes_on(CPU)
+
+
+@pytest.mark.gpu
+def test_a_gpu_embeds_the_same(folder, monkeypatch):
+    paths = [str(folder / name) for name in ("plain.jpg", "grey.jpg", "turned.jpg", "large.jpg")]
+    extractor = PretrainedFeatureExtractor(device="cuda", cache=None).fit(paths * 40)
+    expected = extractor.transform(paths * 40)
+    monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
+    cuda = torch.device("cuda")
+    some = Views(as_pictures(paths), PREPROCESSING)
+    assert set(some.prepare_on(cuda, range(4))) == {0, 1}
+    assert cosine(extractor.transform(paths * 40), expected).min() >= 0.999

@@ -1,0 +1,153 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers import pictures
+
+from sktransfer.data.images import as_pictures
+from sktransfer.transforms import loader as reading
+from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import PictureError
+
+PREPROCESSING = Preprocessing(resize=16, crop=(16, 16))
+
+
+class Watched(torch.utils.data.Dataset):
+    """Counts what was read; row 5 may be broken."""
+
+    def __init__(self, n=40, broken=()):
+        self.items = pictures(n)
+        self.broken = broken
+        self.read = 0
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        self.read += 1
+        return (
+            "nowhere.png"
+            if row in self.broken
+            else torch.from_numpy(self.items[row]).permute(2, 0, 1)
+        )
+
+
+def reader(dataset, threads=2, on_error="raise"):
+    return PictureReader(Views(as_pictures(dataset), PREPROCESSING), threads, Faults(on_error))
+
+
+def test_batches_come_in_order_and_hold_prepared_pictures():
+    dataset = Watched()
+    got = list(reader(dataset, threads=4).batches([3, 1, 2, 30, 4], 2))
+    assert [rows for rows, _ in got] == [[3, 1], [2, 30], [4]]
+    expected = [PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])) for row in (2, 30)]
+    assert torch.equal(got[1][1], torch.stack(expected))
+    assert got[1][1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_a_few_batches_are_read_ahead():
+    dataset = Watched()
+    batches = reader(dataset).batches(range(40), 4)
+    for consumed in range(1, 11):
+        next(batches)
+        time.sleep(0.01)
+        assert dataset.read <= 4 * (consumed + reading._AHEAD)
+    assert next(batches, None) is None
+
+
+def test_the_threads_end_with_the_batches():
+    def readers():
+        return [thread for thread in threading.enumerate() if "sktransfer" in thread.name]
+
+    batches = reader(Watched()).batches(range(40), 4)
+    next(batches)
+    assert readers()
+    batches.close()
+    assert not readers()
+
+
+def test_a_broken_picture_ends_the_run_after_the_batches_before_it():
+    batches = reader(Watched(broken=[5])).batches(range(12), 4)
+    assert next(batches)[0] == [0, 1, 2, 3]
+    with pytest.raises(PictureError, match=r"Picture in row 5 \(nowhere\.png\)"):
+        next(batches)
+
+
+def test_broken_pictures_are_left_out_and_kept():
+    faults = Faults("nan")
+    dataset = as_pictures(Watched(broken=[5, 8, 9, 10, 11]))
+    batches = list(PictureReader(Views(dataset, PREPROCESSING), 2, faults).batches(range(12), 4))
+    assert [rows for rows, _ in batches] == [[0, 1, 2, 3], [4, 6, 7]]
+    assert batches[1][1].shape == (3, 3, 16, 16)
+    assert [error.row for error in faults.sorted()] == [5, 8, 9, 10, 11]
+
+
+def test_errors_of_a_dataset_name_the_row():
+    class Failing(Watched):
+        def __getitem__(self, row):
+            raise KeyError("label")
+
+    with pytest.raises(PictureError, match=r"row 0 .*cannot read it: KeyError\('label'\)"):
+        list(reader(Failing()).batches(range(4), 2))
+
+
+def test_mapping_gives_results_in_order_and_each_thread_computes_alone():
+    dataset, of_torch, seen = Watched(), torch.get_num_threads(), set()
+
+    def total(pixels):
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        time.sleep(0.01 * (len(pixels) == 2))
+        return pixels.double().sum((1, 2, 3)).numpy()
+
+    mapped = list(reader(dataset, threads=2).map(total, [[3, 1], [2, 30], [4], [7, 5], [6]]))
+    assert [rows for rows, _ in mapped] == [[3, 1], [2, 30], [4], [7, 5], [6]]
+    for rows, values in mapped:
+        prepared = [PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])) for row in rows]
+        assert values.tolist() == [float(picture.double().sum()) for picture in prepared]
+    assert {threads for _, threads in seen} == {1}
+    assert len(seen) == 2
+    assert torch.get_num_threads() == of_torch
+
+
+def test_mapping_runs_batches_side_by_side():
+    together = threading.Barrier(2, timeout=20)
+
+    def meet(pixels):
+        together.wait()
+        return np.zeros(len(pixels))
+
+    assert len(list(reader(Watched(), threads=2).map(meet, [[0], [1], [2], [3]]))) == 4
+
+
+def test_mapping_reads_only_a_few_batches_ahead_and_leaves_no_threads():
+    dataset = Watched()
+    mapped = reader(dataset).map(lambda pixels: np.zeros(len(pixels)), [[n] for n in range(40)])
+    next(mapped)
+    time.sleep(0.05)
+    assert dataset.read <= 1 + 2 * 2
+    mapped.close()
+    assert not [thread for thread in threading.enumerate() if "sktransfer" in thread.name]
+
+
+def test_mapping_leaves_broken_pictures_out_or_ends():
+    faults, sizes = Faults("nan"), []
+
+    def measure(pixels):
+        sizes.append(len(pixels))
+        return np.zeros(len(pixels))
+
+    dataset = as_pictures(Watched(broken=[5, 8, 9]))
+    mapped = PictureReader(Views(dataset, PREPROCESSING), 1, faults).map(
+        measure, [[4, 5, 6], [8, 9], [10]]
+    )
+    assert [rows for rows, _ in mapped] == [[4, 6], [10]]
+    assert sizes == [2, 1]
+    assert [error.row for error in faults.sorted()] == [5, 8, 9]
+    ending = reader(Watched(broken=[5])).map(measure, [[0, 1], [4, 5], [6]])
+    assert next(ending)[0] == [0, 1]
+    with pytest.raises(PictureError, match=r"Picture in row 5 \(nowhere\.png\)"):
+        next(ending)

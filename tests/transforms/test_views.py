@@ -1,0 +1,222 @@
+import inspect
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from helpers import SIZE, pictures
+from PIL import Image
+
+from sktransfer.data.images import Pictures, as_pictures
+from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import PictureError
+
+PREPROCESSING = Preprocessing(resize=20, crop=(SIZE, SIZE))
+
+
+@dataclass
+class Noted:
+    """An augmentation that adds a number, and notes the seeds that it gets."""
+
+    added: int = 1
+    seeds: list = field(default_factory=list)
+
+    @property
+    def digest(self):
+        return bytes([self.added])
+
+    def __call__(self, picture, seed, size=None):
+        self.seeds.append(seed)
+        return picture + self.added
+
+
+class Counted(Pictures):
+    """Pictures that count how often each is decoded."""
+
+    def __init__(self, X):
+        super().__init__(as_pictures(X).source)
+        self.decoded = [0] * len(X)
+
+    def decode(self, row, side=None):
+        self.decoded[row] += 1
+        return super().decode(row, side)
+
+
+def views_of(X, augmentation=None, n_views=0, **options):
+    return Views(as_pictures(X), PREPROCESSING, augmentation, n_views, **options)
+
+
+def all_of(views):
+    return [views.prepare(item) for item in range(len(views))]
+
+
+def test_items_are_the_views_of_one_picture_after_the_other():
+    X = pictures(3)
+    views = views_of(X, Noted(), 2)
+    assert len(views) == 9
+    for item in range(9):
+        row, number = divmod(item, 3)
+        plain = PREPROCESSING.prepare(X[row])
+        assert torch.equal(views.prepare(item), plain + (number > 0))
+
+
+def test_view_0_is_the_picture_as_it_is():
+    X, augmentation = pictures(2, side=37), resolve_augmentation("aggressive")
+    for views, step in ((views_of(X, augmentation, 3), 4), (views_of(X, augmentation, only=0), 1)):
+        for row in range(2):
+            assert torch.equal(views.prepare(step * row), PREPROCESSING.prepare(X[row]))
+            assert views.fingerprint(step * row) == as_pictures(X).fingerprint(row)
+
+
+def test_without_augmentation_all_views_are_the_picture():
+    X = pictures(2)
+    for views in (views_of(X, None, 2), views_of(X, None, 2, salt=b"other")):
+        for item in range(6):
+            assert torch.equal(views.prepare(item), PREPROCESSING.prepare(X[item // 3]))
+            assert views.fingerprint(item) == as_pictures(X).fingerprint(item // 3)
+
+
+def test_views_of_a_picture_ask_for_its_identity_once(monkeypatch):
+    asked, fingerprint = [], Pictures.fingerprint
+    monkeypatch.setattr(
+        Pictures, "fingerprint", lambda self, row: asked.append(row) or fingerprint(self, row)
+    )
+    views = views_of(pictures(3), resolve_augmentation("light"), 4)
+    assert len({views.fingerprint(item) for item in range(len(views))}) == 15
+    assert asked == [0, 1, 2]
+
+
+def test_only_one_view_of_each_picture():
+    X, augmentation = pictures(3), resolve_augmentation("standard")
+    every = views_of(X, augmentation, 4)
+    for number in range(5):
+        one = views_of(X, augmentation, only=number)
+        assert len(one) == 3
+        for row in range(3):
+            assert torch.equal(one.prepare(row), every.prepare(5 * row + number))
+            assert one.fingerprint(row) == every.fingerprint(5 * row + number)
+
+
+def test_what_determines_a_view_is_in_its_fingerprint():
+    """A new parameter of `Views` joins the fingerprint, or is known not to matter, here."""
+    X, changed = pictures(1), pictures(1)
+    changed[0, 0, 0, 0] ^= 1
+    usual = {"augmentation": Noted(1), "n_views": 3}
+    base = views_of(X, **usual)
+    others = {
+        "pictures": views_of(changed, **usual),
+        "augmentation": views_of(X, Noted(2), 3),
+        "salt": views_of(X, **usual, salt=b"s"),
+        "only": views_of(X, **usual, only=2),
+        "the picture alone": views_of(X),
+    }
+    prints = {name: views.fingerprint(min(1, len(views) - 1)) for name, views in others.items()}
+    numbers = [base.fingerprint(item) for item in range(4)]
+    assert len({*numbers, *prints.values()}) == 4 + len(others) - 2
+    assert prints["only"] == numbers[2]
+    assert prints["the picture alone"] == numbers[0]
+    assert all(len(each) == 16 for each in numbers)
+    # How many views there are does not change one; the preprocessing is in the recipe's key.
+    assert views_of(X, Noted(1), 99).fingerprint(1) == numbers[1]
+    known = {*others, "n_views", "preprocessing", "self"} - {"the picture alone"}
+    assert set(inspect.signature(Views.__init__).parameters) == known
+
+
+def test_random_numbers_follow_from_content_number_and_salt_only(tmp_path):
+    X = pictures(2)
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.fromarray(X[0]).save(path)
+    first, second = Noted(), Noted(2)
+    all_of(views_of([X[1], paths[0], paths[1]], first, 2))
+    all_of(views_of([X[0]], second, 3))
+    of_other, of_path = first.seeds[:2], first.seeds[2:4]
+    assert first.seeds[4:] == of_path == second.seeds[:2]
+    assert len({*of_other, *of_path}) == 4
+    salted = Noted()
+    all_of(views_of([X[0]], salted, 3, salt=b"s"))
+    assert len({*second.seeds, *salted.seeds}) == 6
+
+
+def test_the_same_file_under_two_names_gives_the_same_copies(tmp_path):
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "one.png")
+    shutil.copy(tmp_path / "one.png", tmp_path / "two.png")
+    augmentation = resolve_augmentation("aggressive")
+    views = views_of([tmp_path / "one.png", tmp_path / "two.png"], augmentation, 3)
+    copies = all_of(views)
+    assert all(torch.equal(copies[i], copies[4 + i]) for i in range(4))
+    assert len({copy.numpy().tobytes() for copy in copies}) == 4, "copies are alike"
+
+
+def test_copies_do_not_depend_on_what_is_drawn_elsewhere():
+    views = [views_of(pictures(2), resolve_augmentation("standard"), 2) for _ in range(2)]
+    forward = all_of(views[0])
+    torch.rand(5)
+    np.random.rand(5)
+    backward = {item: views[1].prepare(item) for item in reversed(range(6))}
+    assert all(torch.equal(forward[item], backward[item]) for item in range(6))
+
+
+def test_the_views_of_a_picture_decode_it_once_when_they_are_read_in_order():
+    counted = Counted(pictures(30))
+    views = Views(counted, PREPROCESSING, Noted(), 3)
+    for _ in PictureReader(views, 1, Faults("raise")).batches(range(len(views)), 7):
+        pass
+    assert counted.decoded == [1] * 30
+
+
+def test_threads_that_want_views_of_one_picture_at_once_decode_it_once():
+    both = threading.Semaphore(0)
+
+    class Slow(Counted):
+        def decode(self, row, side=None):
+            assert both.acquire(timeout=30), "the other thread never came"
+            return super().decode(row, side)
+
+    class Told(Views):
+        def prepare(self, item):
+            if item == 1:
+                both.release(2)
+            return super().prepare(item)
+
+    counted = Slow(pictures(1, side=400))
+    views = Told(counted, PREPROCESSING, Noted(), 1)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(views.prepare, range(2))
+    assert torch.equal(one + 1, other)
+    assert counted.decoded == [1]
+
+
+def test_memory_holds_few_pictures():
+    views = views_of(pictures(30), Noted(), 1)
+    all_of(views)
+    assert len(views._resized) <= 8
+    alone = views_of(pictures(30), Noted(), only=1)
+    all_of(alone)
+    assert not alone._resized
+
+
+def test_copies_leave_the_picture_that_is_kept_as_it_is():
+    def spoil(picture):
+        return picture.fill_(0)
+
+    X = pictures(1)
+    views = views_of(X, resolve_augmentation(spoil), 1)
+    assert views.prepare(1).sum() == 0
+    assert torch.equal(views.prepare(0), PREPROCESSING.prepare(X[0]))
+
+
+@pytest.mark.parametrize("method", ["prepare", "fingerprint"])
+def test_a_broken_picture_names_the_row_of_the_user(method, tmp_path):
+    chosen = as_pictures([*pictures(2), str(tmp_path / "missing.png")]).take([2, 0])
+    views = Views(chosen, PREPROCESSING, Noted(), 2)
+    with pytest.raises(PictureError) as caught:
+        getattr(views, method)(1)
+    assert caught.value.row == 2
+    getattr(views, method)(3)

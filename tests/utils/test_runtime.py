@@ -1,0 +1,93 @@
+import contextlib
+import multiprocessing
+import types
+
+import pytest
+import torch
+
+from sktransfer.utils import runtime as _config
+from sktransfer.utils.runtime import (
+    resolve_device,
+    resolve_precision,
+    resolve_threads,
+    training_precision,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend to have CUDA devices, or Apple's."""
+
+    def pretend(cuda=0, mps=False, bf16=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+
+        def supports(including_emulation=True):
+            return bf16 or including_emulation
+
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supports)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+def test_auto_takes_the_fastest_device_that_there_is(machine):
+    machine()
+    assert resolve_device("auto") == CPU
+    machine(mps=True)
+    assert resolve_device("auto") == torch.device("mps")
+    machine(cuda=1, mps=True)
+    assert resolve_device("auto") == torch.device("cuda", 0)
+
+
+def test_workers_spread_over_the_devices(machine, monkeypatch):
+    machine(cuda=2)
+    found = []
+    for name in ("LokyProcess-1", "LokyProcess-2", "LokyProcess-3", "MainProcess"):
+        process = types.SimpleNamespace(name=name)
+        monkeypatch.setattr(multiprocessing, "current_process", lambda process=process: process)
+        found.append(resolve_device("auto").index)
+    assert found == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there(machine, device):
+    machine()
+    with pytest.raises(ValueError, match=f"Got device='{device}', but this machine has no such"):
+        resolve_device(device)
+
+
+def test_a_device_by_number(machine):
+    machine(cuda=2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="Got device='cuda:2', but this machine has no such"):
+        resolve_device("cuda:2")
+
+
+def test_precision_follows_the_device(machine):
+    machine(cuda=1)
+    assert resolve_precision("auto", CPU) == torch.float32
+    assert resolve_precision("auto", CUDA) == torch.float16
+    assert resolve_precision("float32", CUDA) == torch.float32
+    assert resolve_precision("bfloat16", CPU) == torch.bfloat16
+
+
+def test_training_has_the_range_of_float32(machine):
+    machine(cuda=1)
+    assert training_precision(torch.float32, CUDA) == torch.float32
+    assert training_precision(torch.float16, CUDA) == torch.bfloat16
+    machine(cuda=1, bf16=False)
+    assert training_precision(torch.float16, CUDA) == torch.float32
+    assert training_precision(torch.bfloat16, CPU) == torch.bfloat16
+
+
+def test_threads(monkeypatch):
+    monkeypatch.setattr(_config.torch, "get_num_threads", lambda: 4)
+    assert resolve_threads(None) == 4
+    assert resolve_threads(3) == 3
+    assert resolve_threads(-1) >= 1
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    assert resolve_threads(None) == 1
