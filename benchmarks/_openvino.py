@@ -11,7 +11,7 @@ from torch import nn
 
 
 def raw_openvino(net: nn.Module, example: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:
-    """Turn a network into what runs pictures, in batches as large as the example."""
+    """Turn a network into what runs images, in batches as large as the example."""
     graph = openvino.convert_model(torch.export.export(net, (example,)))
     return run_graph(graph, len(example))
 
@@ -19,7 +19,7 @@ def raw_openvino(net: nn.Module, example: torch.Tensor) -> Callable[[torch.Tenso
 def run_graph(
     graph: openvino.Model, batch_size: int, precision: str = "f32"
 ) -> Callable[[torch.Tensor], np.ndarray]:
-    """Make what runs pictures through a graph."""
+    """Make what runs images through a graph."""
     settings = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_PRECISION_HINT": precision,

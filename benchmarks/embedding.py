@@ -1,8 +1,8 @@
-"""Embedding pictures: against the peers, and against what the machine can do at most.
+"""Embedding images: against the peers, and against what the machine can do at most.
 
 The 432 photographs of benchmarks/photographs.py, from file to embedding, with EfficientNet-Lite0 at
 224 x 224 and its ImageNet weights. In each round every variant runs in a fresh process, one after
-the other, on the same number of cores; what counts is the second pass over the pictures in that
+the other, on the same number of cores; what counts is the second pass over the images in that
 process. Figures are medians over the rounds, and so are ratios, which compare within a round.
 Before a speed counts, the embeddings are compared with those of plain eager torch.
 
@@ -17,7 +17,7 @@ fastai       get_preds, channels last
 fastai_half  the same under torch's autocast to bfloat16
 forward      OpenVINO alone, at its best batch, on pixels that lie in memory
 limit        what these cores could do if all they did was to decode, prepare and run OpenVINO:
-             their number, divided by the CPU seconds that a picture takes for both
+             their number, divided by the CPU seconds that an image takes for both
 arithmetic   the same, where the multiplications of the network go as fast as those of two large
              matrices in torch: there is not much above that in float32
 
@@ -51,7 +51,7 @@ from sktransfer.data.decoding import decode
 OWN = ["ours", "torch", "half", "loop", "tuned", "tuned_half", "forward", "limit", "arithmetic"]
 BOUNDS = ["limit", "arithmetic"]  # which embed nothing
 PEERS = ["embetter", "fastai", "fastai_half", "thingsvision"]
-# Pictures a second, of which a peer is the best; in bfloat16 it may be another one.
+# Images a second, of which a peer is the best; in bfloat16 it may be another one.
 JUDGED = ["embetter", "fastai", "thingsvision", "loop"]
 HALF = ["fastai_half"]
 # Least cosine with plain eager torch; the median one in bfloat16, and for peers, which resize in
@@ -79,7 +79,7 @@ def run_variant(name: str, folder: Path, threads: int) -> dict:
     return in_fresh_process(script, name, str(folder), threads=threads, python=python)
 
 
-def likeness(name: str, one: np.ndarray, other: np.ndarray) -> float:
+def min_cosine(name: str, one: np.ndarray, other: np.ndarray) -> float:
     """Compare embeddings by their cosines; ends the run where they are not the same."""
     found = float((np.median if name in LIKENESS else np.min)(cosines(one, other)))
     if not found >= LIKENESS.get(name, LIKENESS_IN_FLOAT32):
@@ -108,7 +108,7 @@ def measure_rounds(names: list[str], rounds: int, threads: int) -> dict[str, dic
                     continue
                 if name not in BOUNDS:
                     embeddings = np.load(folder / f"{name}.npy")
-                    figures["cosine"] = likeness(name, embeddings, expected)
+                    figures["cosine"] = min_cosine(name, embeddings, expected)
                 for key, value in found.items():
                     figures.setdefault(key, []).append(value)
     return variants
@@ -119,7 +119,7 @@ def judge(variants: dict[str, dict]) -> list[str]:
     missing = {name: v["missing"] for name, v in variants.items() if "missing" in v}
     failures = [f"{name} is missing: {reason}" for name, reason in missing.items()]
     present = {name: v for name, v in variants.items() if name not in missing}
-    speeds = {name: figures["pictures_per_second"] for name, figures in present.items()}
+    speeds = {name: figures["images_per_second"] for name, figures in present.items()}
     for name, figures in present.items():
         figures["median"] = round(statistics.median(speeds[name]), 1)
         if best := _best(speeds, [*JUDGED, *(HALF if "half" in name else [])]):
@@ -148,7 +148,7 @@ def _median_ratio(one: list[float], other: list[float]) -> float:
 
 def print_table(variants: dict[str, dict]) -> None:
     columns = {"median": 11, "times_best_peer": 17, "of_the_limit": 14, "cosine": 10}
-    print("pictures/s" + "".join(f"{name:>{width}}" for name, width in columns.items()))
+    print("images/s" + "".join(f"{name:>{width}}" for name, width in columns.items()))
     for name, figures in variants.items():
         cells = [f"{figures.get(column, '-'):>{width}}" for column, width in columns.items()]
         print(f"{name:12}" + ("missing" if "missing" in figures else "".join(cells)[2:]))

@@ -3,7 +3,7 @@
 The last two blocks of EfficientNet-Lite0 (block15, conv_head) and the head, on the 345 training
 photographs of benchmarks/tuning.py at 224 x 224. Ours is FineTunedImageClassifier(unfreeze=(0, 2)),
 as its history tells; "compiled" is the same with what is trained compiled by torch, which its first
-epoch pays for. Plain torch has its pictures ready in memory, channels last, frozen BatchNorm, and
+epoch pays for. Plain torch has its images ready in memory, channels last, frozen BatchNorm, and
 the batch size that turns out fastest; it is measured with gradients
 
 everything  for all blocks: a full forward and backward pass,
@@ -84,8 +84,8 @@ def plain(kind: str, batch_size: int, epochs: int) -> list[float]:
             v2.Normalize(MEAN, STD),
         ]
     )
-    pictures = torch.stack([prepare(torch.from_numpy(decode(p)).permute(2, 0, 1)) for p in paths])
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    images = torch.stack([prepare(torch.from_numpy(decode(p)).permute(2, 0, 1)) for p in paths])
+    images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(y)
     net = lite0()
     net.fc = nn.Linear(net.fc.in_features, len(labels.unique()))
@@ -98,7 +98,7 @@ def plain(kind: str, batch_size: int, epochs: int) -> list[float]:
         start = time.perf_counter()
         for rows in torch.randperm(len(labels)).split(batch_size):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(pictures[rows]), labels[rows]).backward()
+            nn.functional.cross_entropy(net(images[rows]), labels[rows]).backward()
             optimizer.step()
         seconds.append(time.perf_counter() - start)
     return seconds

@@ -1,8 +1,8 @@
 """Embedding on a CUDA device, against what decoding alone and the network alone can do there.
 
 It needs torch, torchvision, scikit-learn and skorch, and nothing else but this repository. The
-pictures are JPEGs of 500 x 375, cut from the photographs that come with scikit-learn; the network
-is torchvision's, with random weights. Each variant runs in a fresh process; figures are pictures a
+images are JPEGs of 500 x 375, cut from the photographs that come with scikit-learn; the network
+is torchvision's, with random weights. Each variant runs in a fresh process; figures are images a
 second, medians of three passes after the first.
 
 ours         PretrainedFeatureExtractor(cache=None), from paths to embeddings
@@ -10,12 +10,12 @@ decode       the same threads, which decode, resize and crop, and do nothing els
 forward      the network alone, in the same precision, on pixels that lie in the device's memory
 captured     the same as one CUDA graph, which spares the launching of each kernel
 compiled     the same, compiled by torch; for both, the seconds that this takes are told
-single       one picture after another through the network, as embetter does it, on the device
+single       one image after another through the network, as embetter does it, on the device
 device_jpeg  ours with SKTRANSFER_DEVICE_JPEG=1, which decodes on the device, too
 head         milliseconds in which LogisticRegression solves a head, in numpy and on the device
 
 The embeddings have to be those of the CPU in float32: cosine at least 0.9999, and 0.999 where
-another decoder read the pictures; captured and compiled have to give what forward gives. Fails
+another decoder read the images; captured and compiled have to give what forward gives. Fails
 unless ours reaches 0.8 times the slower of decode and forward, and 10 times single. ours runs the
 network as `forward` does: where captured or compiled is faster by more than what decoding hides,
 that is worth changing.
@@ -49,8 +49,8 @@ from sktransfer import PretrainedFeatureExtractor  # noqa: E402
 from sktransfer.backbones.frozen import FrozenPrefix  # noqa: E402
 from sktransfer.backbones.loading import load_backbone  # noqa: E402
 from sktransfer.data.decoding import decode  # noqa: E402
-from sktransfer.data.images import as_pictures  # noqa: E402
-from sktransfer.transforms.loader import Faults, PictureReader  # noqa: E402
+from sktransfer.data.images import as_images  # noqa: E402
+from sktransfer.transforms.loader import ImageErrors, ImageReader  # noqa: E402
 from sktransfer.transforms.views import Views  # noqa: E402
 from sktransfer.utils.runtime import autocast, resolve_precision  # noqa: E402
 
@@ -75,7 +75,7 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 def median_speed(run: Callable[[], object], count: int, device: torch.device) -> float:
-    """Give pictures a second, of the passes after the first."""
+    """Give images a second, of the passes after the first."""
     seconds = []
     for _ in range(PASSES + 1):
         start = time.perf_counter()
@@ -95,15 +95,15 @@ def measure(variant: str, network: str, folder: Path, device: torch.device) -> d
         extractor = PretrainedFeatureExtractor(network, **options).fit(paths)
         speed = median_speed(lambda: extractor.transform(paths), len(paths), device)
         np.save(folder / f"{variant}.npy", extractor.transform(paths[:COMPARED]))
-        return {"pictures_per_second": speed}
+        return {"images_per_second": speed}
     backbone = load_backbone(network, None)
     if variant == "decode":
-        views = Views(as_pictures(paths), backbone.preprocessing)
-        reader = PictureReader(views, torch.get_num_threads(), Faults("raise"))
+        views = Views(as_images(paths), backbone.preprocessing)
+        reader = ImageReader(views, torch.get_num_threads(), ImageErrors("raise"))
         batches = [range(start, start + 16) for start in range(0, len(paths) - 15, 16)]
         run = lambda: list(reader.map(lambda pixels: np.zeros(len(pixels)), batches))  # noqa: E731
-        return {"pictures_per_second": median_speed(run, 16 * len(batches), device)}
-    prefix = FrozenPrefix(backbone.anatomy).to(device, memory_format=torch.channels_last)
+        return {"images_per_second": median_speed(run, 16 * len(batches), device)}
+    prefix = FrozenPrefix(backbone.block_list).to(device, memory_format=torch.channels_last)
     precision = resolve_precision("auto", device)
 
     @torch.inference_mode()
@@ -126,14 +126,14 @@ def measure(variant: str, network: str, folder: Path, device: torch.device) -> d
         rounds = max(1, len(paths) // BATCH)
         run = lambda: [once() for _ in range(rounds)]  # noqa: E731
         speed = median_speed(run, rounds * len(x), device)
-        return {"pictures_per_second": speed, **making}
+        return {"images_per_second": speed, **making}
 
     def one_by_one() -> None:
         for path in paths[:COMPARED]:
             pixels = backbone.preprocessing.prepare(decode(path))
             forward(backbone.preprocessing.normalize(pixels[None])).float().cpu()
 
-    return {"pictures_per_second": median_speed(one_by_one, COMPARED, device)}
+    return {"images_per_second": median_speed(one_by_one, COMPARED, device)}
 
 
 def captured(
@@ -237,7 +237,7 @@ def main() -> None:
         likeness = float(cosines(found[variant], right).min())
         if not likeness >= least:
             sys.exit(f"{variant} embeds something else: the cosine is {likeness}")
-    ours, decoding, forward, single, _ = (result[each]["pictures_per_second"] for each in VARIANTS)
+    ours, decoding, forward, single, _ = (result[each]["images_per_second"] for each in VARIANTS)
     result["share"] = round(ours / min(decoding, forward), 3)
     result["times_single"] = round(ours / single, 1)
     print(f"share of the limit {result['share']}, times single {result['times_single']}")

@@ -1,14 +1,14 @@
-"""Cost as work grows: from 1,000 to 100,000 pictures, time per picture and memory stay the same.
+"""Cost as work grows: from 1,000 to 100,000 images, time per image and memory stay the same.
 
-The pictures are scikit-learn's digits, repeated, each with a number of its own in its corner, so
+The images are scikit-learn's digits, repeated, each with a number of its own in its corner, so
 that no two are the same to the store; EfficientNet-Lite0 sees them at 32 x 32, so that what is
 measured is what grows, not the network. Each size runs in a fresh process: embedding into a store
 in a folder; reading all of it again; a search of three candidates in three folds, less the same
 search on the embeddings in memory, which leaves what the extractor adds; and the peak of memory,
 less both arrays of embeddings and the file of the store, which is mapped.
 
-Fails where a picture of the largest size takes more than 1.3 times as long to embed or to read as
-one of the size before, or memory grows by more than 150 MB beyond pictures, keys and embeddings.
+Fails where an image of the largest size takes more than 1.3 times as long to embed or to read as
+one of the size before, or memory grows by more than 150 MB beyond images, keys and embeddings.
 
     python benchmarks/growth.py [--sizes 1000,10000,100000] [--threads 2] [--json PATH]
 """
@@ -35,7 +35,7 @@ MOST, MORE_MB = 1.3, 150
 STRENGTHS = [1.0, 10.0, 100.0]
 
 
-def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Repeat the digits, and write the number of each into its first four pixels."""
     digits = load_digits()
     rows = np.arange(count) % len(digits.images)
@@ -60,7 +60,7 @@ def peak_mb() -> float:
 
 def measure(count: int) -> dict:
     """Embed, read and search in this process."""
-    X, y = pictures(count)
+    X, y = images(count)
     with tempfile.TemporaryDirectory() as folder:
         extractor = PretrainedFeatureExtractor(cache=folder, image_size=(32, 32))
         start = time.perf_counter()
@@ -90,7 +90,7 @@ def main() -> None:
         print(json.dumps(measure(options.measure)))
         return
     sizes: dict[str, dict] = {}
-    print(f"{'pictures':>9}{'embed ms':>10}{'read ms':>9}{'search + s':>12}{'MB':>7}{'bytes':>8}")
+    print(f"{'images':>9}{'embed ms':>10}{'read ms':>9}{'search + s':>12}{'MB':>7}{'bytes':>8}")
     for count in options.sizes.split(","):
         found = in_fresh_process("growth.py", "--measure", count, threads=options.threads)
         sizes[count] = found

@@ -1,26 +1,26 @@
-"""Pictures taken under worse conditions than those that were learnt from.
+"""Images taken under worse conditions than those that were learned from.
 
 `FineTunedImageClassifier`, all else by default, learns from four fifths of the 432 photographs of
 benchmarks/photographs.py, with copies of augment="standard" or augment="industrial"; and so does
-its head alone, on frozen embeddings. It is tested on the last fifth as it is, and spoilt in four
-ways by code of this script (Pillow and numpy): without colour, at 0.4 of the light, with noise of
+its head alone, on frozen embeddings. It is tested on the last fifth as it is, and spoiled in four
+ways by code of this script (Pillow and numpy): without color, at 0.4 of the light, with noise of
 a standard deviation of 20 of 255, and blurred by 1.2% of the shorter side; and in all ways at once.
 The strengths were fixed before anything was measured.
 
 Development: how often each thing is wrong with a copy, and that grains of noise have a size, was
 chosen among nine policies by the log-loss of the head alone, in three folds of four seeds, on 84
-pictures of other themes (hobbies, seasonal, sports) and on kinds of animals (birds, fish, insects,
-mammals), which are pictures of the test with other labels and in other splits. With the policy
+images of other themes (hobbies, seasonal, sports) and on kinds of animals (birds, fish, insects,
+mammals), which are images of the test with other labels and in other splits. With the policy
 before, in which each thing was wrong with most copies, this test had found 0.11 of what is lost
 recovered by the head alone, and 0.02 with two blocks tuned.
 
-`bound` knows what is coming: it is "standard" with each training picture once as it is and once
-spoilt in each of the ways. The policies are measured with three copies of each picture and with
+`bound` knows what is coming: it is "standard" with each training image once as it is and once
+spoiled in each of the ways. The policies are measured with three copies of each image and with
 seven, which are the default of "industrial": that more copies help it, and "standard" hardly, had
-been seen on the pictures above and on other folds of these.
+been seen on the images above and on other folds of these.
 
 Fails unless "industrial", as it is by default, recovers at least half of what "standard" loses
-between the pictures as they are and the mean over the four ways, with two blocks tuned.
+between the images as they are and the mean over the four ways, with two blocks tuned.
 
     python benchmarks/industrial.py [--folds 0,1,2,3,4] [--json PATH]
 """
@@ -47,46 +47,46 @@ STAGES = {"head": (0,), "tuned": (0, 2)}
 BAR = 0.5
 
 
-def grey(picture: Image.Image) -> Image.Image:
-    return picture.convert("L").convert("RGB")
+def gray(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
 
 
-def dark(picture: Image.Image) -> Image.Image:
-    return ImageEnhance.Brightness(picture).enhance(0.4)
+def dark(image: Image.Image) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(0.4)
 
 
-def noisy(picture: Image.Image) -> Image.Image:
-    pixels = np.asarray(picture).astype(float)
+def noisy(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image).astype(float)
     noise = np.random.default_rng(pixels.size).normal(0, 20, pixels.shape)
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def blurred(picture: Image.Image) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(0.012 * min(picture.size)))
+def blurred(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(0.012 * min(image.size)))
 
 
-ALONE = {"grey": grey, "dark": dark, "noisy": noisy, "blurred": blurred}
+ALONE = {"gray": gray, "dark": dark, "noisy": noisy, "blurred": blurred}
 WAYS = {
-    "as they are": lambda picture: picture,
+    "as they are": lambda image: image,
     **ALONE,
-    "all at once": lambda picture: noisy(dark(grey(blurred(picture)))),
+    "all at once": lambda image: noisy(dark(gray(blurred(image)))),
 }
 
 
 def score(fold: int, policy: str, stages: str) -> dict[str, float]:
-    """Learn from pictures as they are; test on others in each way."""
+    """Learn from images as they are; test on others in each way."""
     X, y, X_test, y_test = split(fold)
     classifier = FineTunedImageClassifier(
         unfreeze=STAGES[stages], **POLICIES[policy], random_state=0
     )
     ways = WAYS if policy == "bound" else ["as they are"]
-    classifier.fit([spoilt(path, way) for way in ways for path in X], np.tile(y, len(ways)))
-    return {way: classifier.score([spoilt(path, way) for path in X_test], y_test) for way in WAYS}
+    classifier.fit([spoiled(path, way) for way in ways for path in X], np.tile(y, len(ways)))
+    return {way: classifier.score([spoiled(path, way) for path in X_test], y_test) for way in WAYS}
 
 
 @cache
-def spoilt(path: str, way: str) -> np.ndarray:
-    """Spoil a picture in one of the ways."""
+def spoiled(path: str, way: str) -> np.ndarray:
+    """Spoil an image in one of the ways."""
     return np.asarray(WAYS[way](Image.fromarray(decode(path))))
 
 
@@ -94,7 +94,7 @@ def measure(folds: list[int], policy: str, stages: str) -> dict[str, float]:
     """Give the mean accuracy in each way, and over the four alone."""
     found = [score(fold, policy, stages) for fold in folds]
     means = {way: float(np.mean([fold[way] for fold in found])) for way in WAYS}
-    means["spoilt"] = float(np.mean([means[way] for way in ALONE]))
+    means["spoiled"] = float(np.mean([means[way] for way in ALONE]))
     print(stages, policy, "  ".join(f"{way} {mean:.3f}" for way, mean in means.items()), flush=True)
     return {way: round(mean, 4) for way, mean in means.items()}
 
@@ -109,7 +109,7 @@ def main() -> None:
         found = {policy: measure(folds, policy, stages) for policy in POLICIES}
         standard = found["standard"]
         result[stages] = {"accuracy": found}
-        for place in ("spoilt", "all at once"):
+        for place in ("spoiled", "all at once"):
             lost = standard["as they are"] - standard[place]
             recovered = {
                 policy: round((found[policy][place] - standard[place]) / lost, 4)
@@ -117,7 +117,7 @@ def main() -> None:
             }
             result[stages] |= {f"lost {place}": round(lost, 4), f"recovered {place}": recovered}
             print(f"{stages}, {place}: lost {lost:.3f}, recovered {recovered}")
-    recovered = result["tuned"]["recovered spoilt"]["industrial"]
+    recovered = result["tuned"]["recovered spoiled"]["industrial"]
     failures = [f"industrial: recovers {recovered} of what is lost; bar {BAR}"]
     finish(result, failures if recovered < BAR else [], options.json)
 

@@ -1,7 +1,7 @@
-"""Whether int8 would pay: OpenVINO's forward, quantised after training, and its accuracy.
+"""Whether int8 would pay: OpenVINO's forward, quantized after training, and its accuracy.
 
 The 432 photographs of benchmarks/photographs.py and scikit-learn's digits, EfficientNet-Lite0. The
-graph is quantised with NNCF (pip install nncf, which nothing else here needs) on 150 pictures of
+graph is quantized with NNCF (pip install nncf, which nothing else here needs) on 150 images of
 each. Speed is that of the forward alone, the median of five passes over the photographs; accuracy
 that of StandardScaler and LogisticRegression(C=0.03), 3 x 5 folds for the photographs and 5 for the
 digits.
@@ -41,7 +41,7 @@ def prepared() -> dict[str, tuple[torch.Tensor, np.ndarray, Any]]:
     paths, y = photographs()
     digits = load_digits()
     scans = (digits.images * 15.9375).astype(np.uint8)
-    pictures = {
+    images = {
         "photographs": [decode(path) for path in paths],
         "digits": [scan.repeat(8, 0).repeat(8, 1)[:, :, None].repeat(3, 2) for scan in scans],
     }
@@ -51,10 +51,10 @@ def prepared() -> dict[str, tuple[torch.Tensor, np.ndarray, Any]]:
     }
     return {
         name: (
-            preprocessing.normalize(torch.stack([preprocessing.prepare(each) for each in images])),
+            preprocessing.normalize(torch.stack([preprocessing.prepare(each) for each in chosen])),
             *folds[name],
         )
-        for name, images in pictures.items()
+        for name, chosen in images.items()
     }
 
 
@@ -73,14 +73,14 @@ def main() -> None:
         for pixels, _, _ in data.values()
         for row in random.permutation(len(pixels))[:CALIBRATED]
     ]
-    quantised = nncf.quantize(graph, nncf.Dataset(calibration), subset_size=len(calibration))
+    quantized = nncf.quantize(graph, nncf.Dataset(calibration), subset_size=len(calibration))
     result: dict[str, dict] = {}
     expected: np.ndarray | None = None
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
     for name, (model, precision) in {
         "float32": (graph, "f32"),
         "bfloat16": (graph, "bf16"),
-        "int8": (quantised, "f32"),
+        "int8": (quantized, "f32"),
     }.items():
         run = run_graph(model, 1, precision)
         seconds = []
@@ -89,7 +89,7 @@ def main() -> None:
             run(x)
             seconds.append(time.perf_counter() - start)
         figures = result[name] = {
-            "pictures_per_second": round(len(x) / statistics.median(seconds[1:]), 1)
+            "images_per_second": round(len(x) / statistics.median(seconds[1:]), 1)
         }
         for each, (pixels, y, folds) in data.items():
             embeddings = run(pixels)

@@ -4,7 +4,7 @@
 benchmarks/photographs.py, side by side at their own size. The extractor decodes a JPEG at a half, a
 quarter or an eighth of its size where that leaves twice the length that it needs; `full` is the
 same made to decode all pixels. Each variant runs in a fresh process; figures are medians of five
-passes: pictures that are read a second (decoded, resized, cropped, on all cores), and embedded.
+passes: images that are read a second (decoded, resized, cropped, on all cores), and embedded.
 
 Fails unless reading is 3 times as fast, and the embeddings have a cosine of at least 0.999.
 
@@ -31,22 +31,22 @@ from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data import images
 from sktransfer.data.decoding import decode
-from sktransfer.data.images import as_pictures
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.data.images import as_images
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 
 COUNT, SIZE, PASSES = 16, (4000, 3000), 5
 FASTER, LIKENESS = 3, 0.999
 
 
-def sheet(pictures: list[np.ndarray]) -> Image.Image:
-    """Lay pictures side by side, row by row, on white, until the sheet is full."""
+def sheet(images: list[np.ndarray]) -> Image.Image:
+    """Lay images side by side, row by row, on white, until the sheet is full."""
     whole = Image.new("RGB", SIZE, "white")
     left = top = height = place = 0
     while top < SIZE[1]:
-        picture = Image.fromarray(pictures[place % len(pictures)])
-        whole.paste(picture, (left, top))
-        left, height, place = left + picture.width, max(height, picture.height), place + 1
+        image = Image.fromarray(images[place % len(images)])
+        whole.paste(image, (left, top))
+        left, height, place = left + image.width, max(height, image.height), place + 1
         if left >= SIZE[0]:
             left, top, height = 0, top + height, 0
     return whole
@@ -54,15 +54,15 @@ def sheet(pictures: list[np.ndarray]) -> Image.Image:
 
 def make_folder(folder: Path) -> None:
     """Write the JPEGs."""
-    pictures = [decode(path) for path in photographs()[0]]
+    images = [decode(path) for path in photographs()[0]]
     random = np.random.default_rng(0)
     for number in range(COUNT):
-        order = random.permutation(len(pictures))
-        sheet([pictures[row] for row in order]).save(folder / f"{number:02}.jpg", quality=90)
+        order = random.permutation(len(images))
+        sheet([images[row] for row in order]).save(folder / f"{number:02}.jpg", quality=90)
 
 
 def median_speed(run: Callable[[], object], count: int) -> float:
-    """Give pictures a second, of the passes after the first."""
+    """Give images a second, of the passes after the first."""
     seconds = []
     for _ in range(PASSES + 1):
         start = time.perf_counter()
@@ -74,10 +74,10 @@ def median_speed(run: Callable[[], object], count: int) -> float:
 def measure(variant: str, folder: Path) -> None:
     """Read and embed in this process; the embeddings go into a file."""
     if variant == "full":
-        images.decoding.decode = lambda picture, pixel_range, side: decode(picture, pixel_range)
+        images.decoding.decode = lambda image, pixel_range, side: decode(image, pixel_range)
     paths = sorted(folder.glob("*.jpg"))
-    views = Views(as_pictures(paths), load_backbone("efficientnet_lite0").preprocessing)
-    reader = PictureReader(views, torch.get_num_threads(), Faults("raise"))
+    views = Views(as_images(paths), load_backbone("efficientnet_lite0").preprocessing)
+    reader = ImageReader(views, torch.get_num_threads(), ImageErrors("raise"))
     each = [[row] for row in range(len(paths))]
     extractor = PretrainedFeatureExtractor(cache=None, engine="openvino").fit(paths)
     np.save(folder / f"{variant}.npy", extractor.transform(paths))

@@ -36,32 +36,32 @@ OTHERS = [
 BAR, HARDEST = 0.95, "all at once"
 
 
-def other_pictures() -> list[str]:
+def other_images() -> list[str]:
     """List the stamps of the themes that no other benchmark uses; mirrored ones are left out."""
     paths = [path for theme in OTHERS for path in sorted((STAMPS / theme).rglob("*.png"))]
     return [str(path) for path in paths if not any(m in path.name for m in ("_mirror", "_flip"))]
 
 
-def resized(picture: Image.Image) -> Image.Image:
-    return picture.resize([max(1, round(0.6 * side)) for side in picture.size])
+def resized(image: Image.Image) -> Image.Image:
+    return image.resize([max(1, round(0.6 * side)) for side in image.size])
 
 
-def recompressed(picture: Image.Image) -> Image.Image:
+def recompressed(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=50)
+    image.save(file, "JPEG", quality=50)
     return Image.open(file)
 
 
-def cropped(picture: Image.Image) -> Image.Image:
+def cropped(image: Image.Image) -> Image.Image:
     """Cut 5% off, of which a random part from the one side, and the rest from the other."""
-    random = np.random.default_rng(picture.width * picture.height)
-    start = random.uniform(0, 0.05, 2) * picture.size
-    edges = np.concatenate([start, start + 0.95 * np.array(picture.size)])
-    return picture.crop(edges.round().astype(int).tolist())
+    random = np.random.default_rng(image.width * image.height)
+    start = random.uniform(0, 0.05, 2) * image.size
+    edges = np.concatenate([start, start + 0.95 * np.array(image.size)])
+    return image.crop(edges.round().astype(int).tolist())
 
 
 WAYS = {
-    "identical": lambda picture: picture,
+    "identical": lambda image: image,
     "resized": resized,
     "recompressed": recompressed,
     "mirrored": ImageOps.mirror,
@@ -71,9 +71,9 @@ WAYS = {
 
 
 def score(paths: list[str], way: str) -> dict:
-    """Plant a copy of each picture, and look for them."""
+    """Plant a copy of each image, and look for them."""
     originals = [decode(path) for path in paths]
-    copies = [np.asarray(WAYS[way](Image.fromarray(picture))) for picture in originals]
+    copies = [np.asarray(WAYS[way](Image.fromarray(image))) for image in originals]
     report = find_leaks([*originals, *copies], cache=None)
     family = {row: name for row, path in enumerate(paths) for name in FAMILIES if name in path}
     found, planted = set(), {(row, row + len(paths)) for row in range(len(paths))}
@@ -91,9 +91,9 @@ def score(paths: list[str], way: str) -> dict:
 def main() -> None:
     options = command_line(__doc__).parse_args()
     result, failures = {}, []
-    for name, paths in {"test": other_pictures(), "chosen": photographs()[0]}.items():
-        print(f"{name}, {len(paths)} pictures{'':12}recall  precision  mistakes")
-        result[name] = {"pictures": len(paths), "ways": {way: score(paths, way) for way in WAYS}}
+    for name, paths in {"test": other_images(), "chosen": photographs()[0]}.items():
+        print(f"{name}, {len(paths)} images{'':12}recall  precision  mistakes")
+        result[name] = {"images": len(paths), "ways": {way: score(paths, way) for way in WAYS}}
         for way, found in result[name]["ways"].items():
             recall, precision, mistakes = found.values()
             print(f"  {way:30}{recall:8.3f}{precision:11.3f}{mistakes:10}")

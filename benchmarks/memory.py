@@ -1,7 +1,7 @@
-"""Peak memory of embedding 20,000 paths against 200: it must not grow with the pictures.
+"""Peak memory of embedding 20,000 paths against 200: it must not grow with the images.
 
 Each variant runs in a fresh process. The paths are real photographs (those that come with
-scikit-learn, cut into crops), linked under many names: every name is a picture of its own to the
+scikit-learn, cut into crops), linked under many names: every name is an image of its own to the
 store. The output array, which has to grow, is subtracted.
 
     python benchmarks/memory.py [--many 20000] [--few 200] [--json PATH]

@@ -1,13 +1,13 @@
 """The engines on other networks: never far behind the better of eager torch and raw OpenVINO.
 
-Six networks of torchvision with random weights, 128 pictures of 224 x 224 that lie in memory. Each
+Six networks of torchvision with random weights, 128 images of 224 x 224 that lie in memory. Each
 variant runs in a fresh process, one after the other, on the same number of cores. Figures are
-pictures a second, medians over the passes and over the rounds; ratios compare within a round.
+images a second, medians over the passes and over the rounds; ratios compare within a round.
 
 ours      PretrainedFeatureExtractor(cache=None), from uint8 pixels to embeddings
 torch     the same with engine="torch", which is all that the plain install has
-eager     plain torch on normalised float tensors, at the best of two layouts and three batch sizes
-openvino  OpenVINO itself on normalised float tensors, at the best of three batch sizes
+eager     plain torch on normalized float tensors, at the best of two layouts and three batch sizes
+openvino  OpenVINO itself on normalized float tensors, at the best of three batch sizes
 
 The embeddings have to be the same: cosine at least 0.9999. Fails unless ours has, with each
 network, at least 0.95 times the speed of the better of both.
@@ -46,37 +46,37 @@ NETWORKS = [
 VARIANTS = ["ours", "torch", "eager", "openvino"]
 JUDGES = VARIANTS[2:]
 SHARE, LIKENESS = 0.95, 0.9999
-PICTURES, TRIED, LONG_ENOUGH = 128, 16, 3.0
+IMAGES, TRIED, LONG_ENOUGH = 128, 16, 3.0
 BATCHES = (1, 4, 16)
 
 Run = Callable[[Any], np.ndarray]
 
 
-def pictures() -> np.ndarray:
-    """Make squares of random colours: what a picture shows does not change how long it takes."""
-    colours = np.random.default_rng(0).integers(0, 256, (PICTURES, 28, 28, 3))
-    return colours.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
+def images() -> np.ndarray:
+    """Make squares of random colors: what an image shows does not change how long it takes."""
+    colors = np.random.default_rng(0).integers(0, 256, (IMAGES, 28, 28, 3))
+    return colors.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
 
 
 def prepared(name: str) -> tuple[FrozenPrefix, torch.Tensor]:
-    """Give the network up to its embedding, and the pictures as it takes them."""
+    """Give the network up to its embedding, and the images as it takes them."""
     backbone = load_backbone(name, None)
-    pixels = torch.from_numpy(pictures()).permute(0, 3, 1, 2)
-    return FrozenPrefix(backbone.anatomy), backbone.preprocessing.normalize(pixels)
+    pixels = torch.from_numpy(images()).permute(0, 3, 1, 2)
+    return FrozenPrefix(backbone.block_list), backbone.preprocessing.normalize(pixels)
 
 
 def time_passes(run: Run, x: Any) -> dict:
-    """Time passes over all pictures, until they have taken long enough together."""
+    """Time passes over all images, until they have taken long enough together."""
     seconds: list[float] = []
     while sum(seconds) < LONG_ENOUGH:
         start = time.perf_counter()
         embeddings = run(x)
         seconds.append(time.perf_counter() - start)
-    return {"pictures_per_second": len(x) / statistics.median(seconds), "embeddings": embeddings}
+    return {"images_per_second": len(x) / statistics.median(seconds), "embeddings": embeddings}
 
 
 def time_best(runs: dict[str, Run], x: torch.Tensor) -> dict:
-    """Time the run that is fastest on a few pictures, on all of them."""
+    """Time the run that is fastest on a few images, on all of them."""
     seconds = {}
     for name, run in runs.items():
         run(x[:TRIED])
@@ -91,9 +91,9 @@ def extractor(name: str, engine: str) -> dict:
     """Time the extractor, from uint8 pixels to embeddings."""
     extractor = PretrainedFeatureExtractor(
         name, weights=None, image_size=(224, 224), cache=None, engine=engine
-    ).fit(pictures())
-    extractor.transform(pictures())  # makes the engine, and wakes it up
-    return {**time_passes(extractor.transform, pictures()), "best": extractor.engine_}
+    ).fit(images())
+    extractor.transform(images())  # makes the engine, and wakes it up
+    return {**time_passes(extractor.transform, images()), "best": extractor.engine_}
 
 
 def eager(name: str) -> dict:
@@ -152,7 +152,7 @@ def one_round(name: str, threads: int) -> dict:
         likeness = cosines(found[one], found[other])
         if not likeness.min() >= LIKENESS:
             sys.exit(
-                f"{name}: {one} and {other} embed {np.sum(~(likeness >= LIKENESS))} pictures "
+                f"{name}: {one} and {other} embed {np.sum(~(likeness >= LIKENESS))} images "
                 f"differently, the least cosine is {likeness.min()}"
             )
     return figures
@@ -162,12 +162,12 @@ def compare(name: str, rounds: int, threads: int) -> dict:
     """Take the medians of some rounds; ratios compare within a round."""
     found = [one_round(name, threads) for _ in range(rounds)]
     speeds = {
-        variant: [each[variant]["pictures_per_second"] for each in found] for variant in VARIANTS
+        variant: [each[variant]["images_per_second"] for each in found] for variant in VARIANTS
     }
     best = [max(judges) for judges in zip(*(speeds[judge] for judge in JUDGES), strict=True)]
     summary = {
         variant: {
-            "pictures_per_second": round(statistics.median(speeds[variant]), 2),
+            "images_per_second": round(statistics.median(speeds[variant]), 2),
             "best": found[-1][variant]["best"],
         }
         for variant in VARIANTS
@@ -190,7 +190,7 @@ def main() -> None:
     print(f"{'':20}" + "".join(f"{variant:>10}" for variant in [*VARIANTS, "share"]))
     for name in options.networks.split(","):
         figures = result[name] = compare(name, options.rounds, options.threads)
-        speeds = [figures[variant]["pictures_per_second"] for variant in VARIANTS]
+        speeds = [figures[variant]["images_per_second"] for variant in VARIANTS]
         print(
             f"{name:20}" + "".join(f"{each:10.1f}" for each in speeds) + f"{figures['share']:10.2f}"
         )

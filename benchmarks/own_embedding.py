@@ -31,7 +31,7 @@ SIDE = 2048
 
 
 class Photographs(torch.utils.data.Dataset):
-    """Pictures as the weights expect them."""
+    """Images as the weights expect them."""
 
     def __init__(self, paths: list[str]) -> None:
         resize = v2.Resize(256, interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -90,29 +90,29 @@ def time_embedding(embed: Embed, paths: list[str]) -> tuple[np.ndarray, dict]:
     embed(paths)
     start = time.perf_counter()
     embeddings = embed(paths)
-    return embeddings, {"pictures_per_second": len(paths) / (time.perf_counter() - start)}
+    return embeddings, {"images_per_second": len(paths) / (time.perf_counter() - start)}
 
 
 def time_forward(paths: list[str]) -> tuple[np.ndarray, dict]:
-    """Run OpenVINO alone, at the best of a few batch sizes: also CPU seconds for a picture."""
+    """Run OpenVINO alone, at the best of a few batch sizes: also CPU seconds for an image."""
     from _openvino import raw_openvino
 
     pixels = torch.stack([Photographs(paths)[row] for row in range(len(paths))])
-    best: dict[str, float] = {"pictures_per_second": 0.0}
+    best: dict[str, float] = {"images_per_second": 0.0}
     for batch_size in (1, 2, 4, 8):
         run = raw_openvino(headless(), pixels[:batch_size])
         run(pixels[:64])
         start, cpu = time.perf_counter(), time.process_time()
         embeddings = run(pixels)
         speed = len(paths) / (time.perf_counter() - start)
-        if speed > best["pictures_per_second"]:
+        if speed > best["images_per_second"]:
             spent = (time.process_time() - cpu) / len(paths)
-            best = {"pictures_per_second": speed, "batch_size": batch_size, "cpu_seconds": spent}
+            best = {"images_per_second": speed, "batch_size": batch_size, "cpu_seconds": spent}
     return embeddings, best
 
 
 def time_preparing(paths: list[str]) -> float:
-    """Give the CPU seconds in which one thread decodes and prepares a picture."""
+    """Give the CPU seconds in which one thread decodes and prepares an image."""
     preprocessing = load_backbone("efficientnet_lite0").preprocessing
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -149,7 +149,7 @@ def main() -> None:
         cores = min(torch.get_num_threads(), os.cpu_count() or 1)
         speed = cores / (preparing + network)
         figures = {
-            "pictures_per_second": speed,
+            "images_per_second": speed,
             "preparing_cpu_seconds": preparing,
             "network_cpu_seconds": network,
         }

@@ -44,11 +44,11 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 def bars(axes: Axes, figures: dict[str, float], unit: str) -> None:
     """Draw one bar for each, the fastest on top, with its figure at its end."""
     names = sorted(figures, key=figures.__getitem__)
-    colours = [
+    colors = [
         OURS if "sktransfer" in name else LIMITS if name in list(WHO.values())[-3:] else OTHERS
         for name in names
     ]
-    drawn = axes.barh(names, [figures[name] for name in names], color=colours)
+    drawn = axes.barh(names, [figures[name] for name in names], color=colors)
     axes.bar_label(drawn, fmt="%.0f", padding=4)
     axes.set_xlabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
@@ -65,7 +65,7 @@ def embedding_section() -> str:
     machines = [load(path.stem) for path in sorted(RESULTS.glob("embedding*.json"))]
     figure, axes = plt.subplots(figsize=(7.5, 3.4))
     speeds = {WHO[name]: v["median"] for name, v in present(machines[0]).items()}
-    bars(axes, speeds, "pictures a second")
+    bars(axes, speeds, "images a second")
     path = save(figure, "benchmark_embedding")
     missing = [
         f"{name} is missing: {v['missing']}"
@@ -83,7 +83,7 @@ fastai runs channels last, in batches of 8; embetter in evaluation mode and with
 it does not do by itself. bfloat16 has to be asked for, with `precision="bfloat16"`, or with torch's
 autocast in the others; there the cosine is the median, and the best peer may be one in bfloat16.
 
-![Pictures a second on {machines[0]["machine"]["cpu"]}]({path})
+![Images a second on {machines[0]["machine"]["cpu"]}]({path})
 
 {tables}
 {" ".join(missing)}
@@ -101,7 +101,7 @@ def embedding_table(found: dict[str, Any]) -> str:
     keys = ("median", "times_best_peer", "of_the_limit", "cosine")
     variants = present(found)
     rows = [[WHO[name], *(v.get(key, "") for key in keys)] for name, v in variants.items()]
-    head = ["", "pictures a second", "times the best peer", "share of the limit"]
+    head = ["", "images a second", "times the best peer", "share of the limit"]
     five = 5 * max(variants[name]["median"] for name in JUDGED if name in variants)
     bounds = "; ".join(
         f"{WHO[name]}, {variants[name]['median']:.0f}" for name in BOUNDS if name in variants
@@ -110,17 +110,17 @@ def embedding_table(found: dict[str, Any]) -> str:
 
 {table([*head, "cosine with torch"], rows)}
 
-Five times the best peer in float32 is {five:.0f} pictures a second there: {bounds}.
+Five times the best peer in float32 is {five:.0f} images a second there: {bounds}.
 """
 
 
 def networks_section() -> str:
     found = load("networks")
     rows = [
-        [name, v["ours"]["pictures_per_second"], v["ours"]["best"],
-         v["torch"]["pictures_per_second"],
-         f"{v['eager']['pictures_per_second']} ({v['eager']['best']})",
-         f"{v['openvino']['pictures_per_second']} ({v['openvino']['best']})", v["share"]]
+        [name, v["ours"]["images_per_second"], v["ours"]["best"],
+         v["torch"]["images_per_second"],
+         f"{v['eager']['images_per_second']} ({v['eager']['best']})",
+         f"{v['openvino']['images_per_second']} ({v['openvino']['best']})", v["share"]]
         for name, v in found["networks"].items()
     ]  # fmt: skip
     head = [
@@ -134,7 +134,7 @@ def networks_section() -> str:
     ]
     return f"""## Other networks
 
-128 pictures of 224 x 224 in memory, random weights, pictures a second (`benchmarks/networks.py`).
+128 images of 224 x 224 in memory, random weights, images a second (`benchmarks/networks.py`).
 Ours go from uint8 pixels to embeddings; the two others run the forward alone, on prepared
 tensors, at the best batch. Medians of three rounds, on {found["machine"]["cpu"]}.
 
@@ -186,11 +186,11 @@ def growth_section() -> str:
     counts = [int(count) for count in sizes]
     for key, label in (("embedding_ms", "embed"), ("reading_ms", "read again")):
         axes.loglog(counts, [v[key] for v in sizes.values()], "o-", label=label)
-    axes.set(xlabel="pictures", ylabel="ms a picture")
+    axes.set(xlabel="images", ylabel="ms an image")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     path = save(figure, "benchmark_growth")
-    head = ["pictures", "embed, ms each", "read again, ms each", "search beyond its fits, s",
+    head = ["images", "embed, ms each", "read again, ms each", "search beyond its fits, s",
             "peak of memory, MB", "bytes kept for each"]  # fmt: skip
     return f"""## Cost as work grows
 
@@ -198,7 +198,7 @@ Digits at 32 x 32, so that the network hides nothing (`benchmarks/growth.py`); o
 memory the embeddings themselves and the file of the store are subtracted. What is kept includes the
 store's journal, 64 MB at most. On {growth["machine"]["cpu"]}.
 
-![Milliseconds a picture]({path})
+![Milliseconds an image]({path})
 
 {table(head, rows)}
 """
@@ -207,11 +207,11 @@ store's journal, 64 MB at most. On {growth["machine"]["cpu"]}.
 def tuning_section() -> str:
     found, whole = load("tuning")["variants"], load("tuned_photographs")
     who = {
-        "ours": "`FineTunedImageClassifier()`, whole pictures at 288 x 288",
+        "ours": "`FineTunedImageClassifier()`, whole images at 288 x 288",
         "crop": "the same with `image_size=None`, 224 x 224",
         "probe": "a linear classifier on frozen embeddings",
         "loop": "a plain torch loop: head, then the last blocks",
-        "large": "the same loop, whole pictures at 288 x 288",
+        "large": "the same loop, whole images at 288 x 288",
         "fastai": "fastai `fine_tune(5, freeze_epochs=3)`, its fastest settings",
         "plain": "fastai `fine_tune(5, freeze_epochs=3)`",
     }
@@ -233,7 +233,7 @@ def tuning_section() -> str:
 
 432 photographs, four fifths to train on and the rest to test with, EfficientNet-Lite0
 (`benchmarks/tuning.py`): seconds and accuracy of fold 0, all in one run on a machine without other
-work, and the mean accuracy of five folds. One picture of a fold is 0.012 of its accuracy, and one
+work, and the mean accuracy of five folds. One image of a fold is 0.012 of its accuracy, and one
 fold alone says little: ours has {folds}.
 {load("tuning").get("remark", "")}
 
@@ -244,7 +244,7 @@ fold alone says little: ours has {folds}.
 Over {len(whole["tuned"]["folds"])} folds ours has {whole["tuned"]["accuracy"]}, the linear
 classifier {whole["probe"]["accuracy"]} (`benchmarks/tuned_photographs.py`): a difference of
 {whole["difference"]:+}, whose standard error is {whole["standard_error"]}, or
-{whole["corrected_error"]} if one minds that folds share pictures.
+{whole["corrected_error"]} if one minds that folds share images.
 
 1,000 scans of digits to train on, 797 to test, the last 12 blocks trained for 30 epochs:
 {digits["tuned"]["accuracy"]} in {digits["tuned"]["fit_seconds"]:.0f} s; a linear classifier on
@@ -269,7 +269,7 @@ def leaks_section() -> str:
     head = ["planted copies", "recall", "precision", "recall, 432 others", "precision, 432 others"]
     return f"""## Copies that find_leaks finds
 
-Each of {found["test"]["pictures"]} photographs and drawings beside a copy of it
+Each of {found["test"]["images"]} photographs and drawings beside a copy of it
 (`benchmarks/leaks.py`). The bounds were chosen on the 432 others, but one of them was lowered after
 a first run on these, and two families of drawings that this run showed to be there more than once
 are left out of the count.
@@ -283,19 +283,29 @@ def strategies_section() -> str:
     names = ["frozen", "staged", "full", "scratch"]
     rows = [
         [row["set"], "chooses" if row["chooses"] else "tests", row["size"],
-         *(f"{row['accuracy'][name]:.3f}" for name in [*names, "frozen, standardised"]),
-         f"{row['error']:.3f}", f"{row['crowding']:.2f}", " or ".join(row["choices"]),
+         *(f"{row['accuracy'][name]:.3f}" for name in [*names, "frozen, standardized"]),
+         f"{row['error']:.3f}", f"{row['mean_interclass_cosine']:.2f}", " or ".join(row["choices"]),
          "yes" if row["good"] else f"no, {row['chosen']:.3f}"]
         for row in found["rows"]
     ]  # fmt: skip
-    head = ["set", "", "of a class", *names, "standardised", "error", "crowding", "chosen", "good"]
+    head = [
+        "set",
+        "",
+        "of a class",
+        *names,
+        "standardized",
+        "error",
+        "mean_interclass_cosine",
+        "chosen",
+        "good",
+    ]
     test, own = found["test"], found["development"]
     always = ", ".join(f"{name} {test['always'][name]}" for name in names)
     path = strategies_plot(found["rows"], names)
     return f"""## What recommend_strategy chooses
 
-Accuracy on held-back pictures, after training on some of each class (`benchmarks/strategies.py`).
-The last two blocks train for 6 epochs, all blocks for 10, which are few steps for few pictures, and
+Accuracy on held-back images, after training on some of each class (`benchmarks/strategies.py`).
+The last two blocks train for 6 epochs, all blocks for 10, which are few steps for few images, and
 for random weights above all. A choice is good where it is within one standard error of the best.
 
 On the sets that tested the bounds it was good in {test["good"]} of {test["cases"]} cases, and
@@ -304,10 +314,10 @@ On the sets that tested the bounds it was good in {test["good"]} of {test["cases
 {own["cases"]}. How crowded the embeddings of the test sets are was seen before the bound was set,
 how accurate the strategies are on them was not.
 
-*standardised* is a linear classifier on embeddings that are scaled by their standard deviation, not
+*standardized* is a linear classifier on embeddings that are scaled by their standard deviation, not
 to length 1; it is not among the choices. The machine was busy, so nothing is said about seconds.
 
-![Accuracy against pictures of a class]({path})
+![Accuracy against images of a class]({path})
 
 {table(head, rows)}
 """
@@ -322,18 +332,18 @@ def strategies_plot(rows: list[dict[str, Any]], names: list[str]) -> str:
     for axes, name in zip(panels.flat, sets, strict=False):
         own = [row for row in rows if row["set"] == name]
         sizes = [row["size"] for row in own]
-        for each, colour in zip(names, (OTHERS, "#2da44e", OURS, "#d4a017"), strict=True):
+        for each, color in zip(names, (OTHERS, "#2da44e", OURS, "#d4a017"), strict=True):
             scores = [row["accuracy"][each] for row in own]
             errors = [row["error"] for row in own]
-            axes.errorbar(sizes, scores, errors, color=colour, marker=".", label=each, capsize=2)
+            axes.errorbar(sizes, scores, errors, color=color, marker=".", label=each, capsize=2)
         chosen = [row["chosen"] for row in own]
         axes.plot(sizes, chosen, "o", color="black", mfc="none", ms=11, ls="", label="chosen")
         axes.set(title=f"{name} ({'chooses' if own[0]['chooses'] else 'tests'})", xscale="log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("training pictures of a class")
-    figure.supylabel("accuracy on held-back pictures")
+    figure.supxlabel("training images of a class")
+    figure.supylabel("accuracy on held-back images")
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return save(figure, "benchmark_strategies")
@@ -349,7 +359,7 @@ def ranking_section() -> str:
     head = ["set", "probe", "pretrained only", "lost", "LogME", "pretrained only", "lost"]
     return f"""## The two orders of rank_backbones
 
-Kendall's rank correlation of an order with that of the accuracy on held-back pictures, and how much
+Kendall's rank correlation of an order with that of the accuracy on held-back images, and how much
 accuracy its first candidate lost against the best one (`benchmarks/ranking.py`). The candidates are
 EfficientNet-Lite0 at two sizes, after blocks 5 and 10, and with adapted BatchNorm; and, easy to
 tell, it and ResNet-18 with random weights. No two of them were pretrained apart from each other, so
@@ -379,7 +389,7 @@ def domain_section() -> str:
         for policy, accuracy in industrial[stages]["accuracy"].items()
     ]  # fmt: skip
     places = [
-        (stages, place) for stages in ("tuned", "head") for place in ("spoilt", "all at once")
+        (stages, place) for stages in ("tuned", "head") for place in ("spoiled", "all at once")
     ]
     recovered = [
         [
@@ -389,26 +399,26 @@ def domain_section() -> str:
                 for stages, place in places
             ),
         ]
-        for policy in industrial["tuned"]["recovered spoilt"]
+        for policy in industrial["tuned"]["recovered spoiled"]
     ]
     return f"""## Data that looks different
 
-Labels in the source, pictures without labels in the target, accuracy on other pictures of the
+Labels in the source, images without labels in the target, accuracy on other images of the
 target over {found["seeds"]} seeds (`benchmarks/domain_shift.py`). `bound` learns from labels of the
 target. The gap is that between `source` and `bound`; the best way should close half of it, and none
 should be worse than `source` by more than a standard error.
 
 {tables}
 
-Photographs taken under worse conditions than those learnt from, with copies of either policy,
-{len(industrial["folds"])} folds (`benchmarks/industrial.py`). "spoilt" is the mean over the four
-ways alone, "all at once" one after the other. `bound` learns from copies that are spoilt in exactly
-these ways.
+Photographs taken under worse conditions than those learned from, with copies of either policy,
+{len(industrial["folds"])} folds (`benchmarks/industrial.py`). "spoiled" is the mean over the four
+ways alone, "all at once" one after the other. `bound` learns from copies that are spoiled in
+exactly these ways.
 
 {table(["augment", *conditions], rows)}
 
 Of what `"standard"` loses, this share is recovered; half of it was hoped for, where two blocks are
-tuned and pictures are spoilt in one way:
+tuned and images are spoiled in one way:
 
 {table(["augment", *(f"{'two blocks' if s == 'tuned' else s}, {p}" for s, p in places)], recovered)}
 
@@ -419,13 +429,13 @@ tuned and pictures are spoilt in one way:
 def int8_section() -> str:
     found = load("int8")
     rows = [
-        [name, v["pictures_per_second"], v["photographs"], v["digits"], v["median_cosine"]]
+        [name, v["images_per_second"], v["photographs"], v["digits"], v["median_cosine"]]
         for name, v in found["precisions"].items()
     ]
-    head = ["", "pictures a second", "photographs", "digits", "median cosine with float32"]
+    head = ["", "images a second", "photographs", "digits", "median cosine with float32"]
     return f"""## Why there is no int8
 
-The forward alone in OpenVINO, quantised after training with NNCF on 300 pictures of both sets,
+The forward alone in OpenVINO, quantized after training with NNCF on 300 images of both sets,
 and the accuracy of a linear classifier on the embeddings (`benchmarks/int8.py`). To be worth a
 parameter it would have to be 1.5 times as fast, and to cost less than half a point on both sets.
 

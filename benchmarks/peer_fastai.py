@@ -1,4 +1,4 @@
-"""The fastai of benchmarks/tuning.py: `fine_tune` on the same backbone, pictures and split.
+"""The fastai of benchmarks/tuning.py: `fine_tune` on the same backbone, images and split.
 
     python benchmarks/peer_fastai.py {fastai,plain} FOLD
 

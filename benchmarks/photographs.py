@@ -1,6 +1,6 @@
 """Cross-validated accuracy of a linear probe on 432 real photographs in 8 classes.
 
-The pictures are those of the Debian package `tuxpaint-stamps-default` (apt install
+The images are those of the Debian package `tuxpaint-stamps-default` (apt install
 tuxpaint-stamps-default): eight themes, PNG, transparency composited on white. The classifier is
 `StandardScaler` and `LogisticRegression(C=0.03)` on frozen embeddings, in 5 shuffled folds, seed 0.
 
@@ -60,7 +60,7 @@ def main() -> None:
     result = {
         "backbone": options.backbone,
         "image_size": options.image_size,
-        "pictures": len(paths),
+        "images": len(paths),
         "embedded": session_store().info().computed,
         "accuracy": round(scores.mean(), 4),
         "folds": scores.round(4).tolist(),

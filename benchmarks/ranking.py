@@ -1,8 +1,8 @@
-"""The two orders of rank_backbones, against the accuracy on pictures that were held back.
+"""The two orders of rank_backbones, against the accuracy on images that were held back.
 
 On the sets of benchmarks/_sets.py, the second size of each: candidates are ranked on the
-training pictures, by the cross-validated accuracy of the linear probe and by LogME, and then
-each one's probe is fitted to the same pictures and tested with up to 200 others. Kendall's rank
+training images, by the cross-validated accuracy of the linear probe and by LogME, and then
+each one's probe is fitted to the same images and tested with up to 200 others. Kendall's rank
 correlation says how alike two orders are, from -1 to 1.
 
 EfficientNet-Lite0 is the only network whose pretrained weights come with the installation. The
@@ -45,7 +45,7 @@ RANDOM: dict[str, dict[str, Any]] = {
 
 
 def candidates(side: int) -> dict[str, PretrainedFeatureExtractor]:
-    """Make extractors that see pictures of a size, or of half of it."""
+    """Make extractors that see images of a size, or of half of it."""
     made = {}
     for name, parameters in (PRETRAINED | RANDOM).items():
         seen = round(side * parameters.get("image_size", 1))
@@ -77,7 +77,7 @@ def measure(name: str) -> dict[str, dict[str, float]]:
 
 
 def agreement(rows: list[dict[str, float]], key: str) -> float:
-    """Correlate one order with that of the accuracy on held-back pictures."""
+    """Correlate one order with that of the accuracy on held-back images."""
     pairs = [[row[each] for row in rows] for each in (key, "held back")]
     return round(float(kendalltau(*pairs).statistic), 3)
 

@@ -1,6 +1,6 @@
-"""Time to read the embeddings of many pictures, shuffled, from a store in a fresh process.
+"""Time to read the embeddings of many images, shuffled, from a store in a fresh process.
 
-Run with ``python benchmarks/store_read.py [--pictures 50000] [--width 1280] [--json PATH]``.
+Run with ``python benchmarks/store_read.py [--images 50000] [--width 1280] [--json PATH]``.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from pathlib import Path
 
 import numpy as np
 
-from sktransfer.store.store import EmbeddingStore, Space, embed_once
+from sktransfer.store.store import EmbeddingStore, EmbeddingTable, embed_once
 
 BATCH_SIZE = 32
 
 
 def keys(order: np.ndarray) -> list[bytes]:
-    # As random as the digests of pictures: neighbours in a folder are no neighbours in an index.
+    # As random as the digests of images: neighbors in a folder are no neighbors in an index.
     names = np.random.RandomState(0).bytes(16 * len(order))
     return [names[16 * number : 16 * number + 16] for number in order]
 
 
 def values(order: np.ndarray, width: int) -> np.ndarray:
-    # Every value differs from its neighbours, and all of them are exact in float32.
+    # Every value differs from its neighbors, and all of them are exact in float32.
     return (order[:, None] * 7 + np.arange(width) * 3).astype(np.float32)
 
 
-def space(store: EmbeddingStore, width: int) -> Space:
-    return store.space(b"benchmark", "benchmark", width)
+def table(store: EmbeddingStore, width: int) -> EmbeddingTable:
+    return store.table(b"benchmark", "benchmark", width)
 
 
-def write(store: EmbeddingStore, pictures: int, width: int) -> float:
-    order = np.arange(pictures)
+def write(store: EmbeddingStore, images: int, width: int) -> float:
+    order = np.arange(images)
 
     def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
         for rows in claims:
@@ -47,20 +47,20 @@ def write(store: EmbeddingStore, pictures: int, width: int) -> float:
                 yield batch, values(order[batch], width)
 
     start = time.perf_counter()
-    embed_once(space(store, width), keys(order), compute, batch_size=BATCH_SIZE)
+    embed_once(table(store, width), keys(order), compute, batch_size=BATCH_SIZE)
     return time.perf_counter() - start
 
 
-def read(directory: str, pictures: int, width: int) -> float:
-    order = np.random.RandomState(1).permutation(pictures)
+def read(directory: str, images: int, width: int) -> float:
+    order = np.random.RandomState(1).permutation(images)
     wanted = keys(order)
 
     def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-        raise AssertionError(f"{len(next(claims))} pictures are not in the store")
+        raise AssertionError(f"{len(next(claims))} images are not in the store")
 
     start = time.perf_counter()
     store = EmbeddingStore(directory)
-    found = embed_once(space(store, width), wanted, compute, batch_size=BATCH_SIZE)
+    found = embed_once(table(store, width), wanted, compute, batch_size=BATCH_SIZE)
     seconds = time.perf_counter() - start
     assert (found == values(order, width)).all(), "what was read is not what was written"
     return seconds
@@ -68,34 +68,34 @@ def read(directory: str, pictures: int, width: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--read", metavar="DIRECTORY", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        print(read(options.read, options.pictures, options.width))
+        print(read(options.read, options.images, options.width))
         return
-    size = ["--pictures", str(options.pictures), "--width", str(options.width)]
+    size = ["--images", str(options.images), "--width", str(options.width)]
     with tempfile.TemporaryDirectory() as directory:
         store = EmbeddingStore(directory)
-        written = write(store, options.pictures, options.width)
+        written = write(store, options.images, options.width)
         store.close()
         stored = store.info().bytes
         store.close()
         command = [sys.executable, __file__, "--read", directory, *size]
         seconds = [float(subprocess.check_output(command)) for _ in range(3)]
     figures = {
-        "pictures": options.pictures,
+        "images": options.images,
         "width": options.width,
         "read_seconds": statistics.median(seconds),
         "write_seconds": written,
-        "bytes_per_picture": stored / options.pictures,
+        "bytes_per_image": stored / options.images,
     }
     print(
-        f"{options.pictures:,} x {options.width:,} float32: read in "
+        f"{options.images:,} x {options.width:,} float32: read in "
         f"{figures['read_seconds']:.2f} s (median of {', '.join(f'{s:.2f}' for s in seconds)}), "
-        f"written in {written:.2f} s, {figures['bytes_per_picture']:,.0f} bytes per picture"
+        f"written in {written:.2f} s, {figures['bytes_per_image']:,.0f} bytes per image"
     )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

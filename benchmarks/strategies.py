@@ -1,14 +1,14 @@
-"""What recommend_strategy chooses, against what each strategy comes to on held-back pictures.
+"""What recommend_strategy chooses, against what each strategy comes to on held-back images.
 
 Four strategies on the eleven sets of benchmarks/_sets.py: a linear classifier on frozen embeddings,
 the last two blocks tuned, all blocks tuned, all blocks trained from random weights. Each is what
 `recommend_strategy` would configure. Besides, for comparison, the linear classifier on embeddings
 that are scaled by their standard deviation, not to length 1.
 
-Pictures are held back to test with, the same ones for all sizes; of the others some are drawn, 5 to
+Images are held back to test with, the same ones for all sizes; of the others some are drawn, 5 to
 500 of each class, twice where they are 5. `recommend_strategy` sees these alone. Its choice is as
 good as the best where its accuracy is within one standard error of the best one's, which is that of
-the held-back pictures: sqrt(p (1 - p) / n).
+the held-back images: sqrt(p (1 - p) / n).
 
 The bounds and the table of choices of `recommend_strategy` were made on the sets animals, themes,
 digits and textures; the others test them. How crowded the embeddings of the others are was seen
@@ -38,7 +38,7 @@ from sktransfer import recommend_strategy
 from sktransfer.diagnostics.strategy import STRATEGIES, make_estimator
 
 BAR = 0.75
-SCALED = "frozen, standardised"
+SCALED = "frozen, standardized"
 Case = tuple[str, int, int]
 
 
@@ -50,9 +50,9 @@ def cases() -> Iterator[Case]:
 
 
 def training_part(name: str, size: int, seed: int) -> tuple[Any, np.ndarray, dict[str, Any]]:
-    """Give pictures, labels, and the parameters that all strategies share."""
+    """Give images, labels, and the parameters that all strategies share."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of few pictures, which is the point
+    warnings.simplefilter("ignore")  # of few images, which is the point
     X, y, _ = loaded(name)
     rows, _ = divide(name, size, seed)
     return take(X, rows), y[rows], {"image_size": (SETS[name].side,) * 2}
@@ -82,7 +82,7 @@ def choose(name: str, size: int, seed: int) -> dict[str, Any]:
     """Ask for a recommendation."""
     X, y, common = training_part(name, size, seed)
     report = recommend_strategy(X, y, random_state=seed, **common)
-    measured = ("accuracy", "neighbour", "pixels", "crowding")
+    measured = ("accuracy", "neighbor", "pixels", "mean_interclass_cosine")
     found = {key: round(getattr(report.evidence, key), 3) for key in measured}
     chosen = {"strategy": report.strategy, "many": report.many, "different": report.different}
     return {"set": name, "size": size, "seed": seed} | chosen | found
@@ -123,7 +123,9 @@ def compare(fits: list[dict], choices: list[dict]) -> list[dict[str, Any]]:
                 "chosen": round(chosen, 4),
                 "good": chosen >= best - error,
                 "good always": {each: means[each] >= best - error for each in STRATEGIES},
-                "crowding": round(float(np.mean([row["crowding"] for row in made])), 3),
+                "mean_interclass_cosine": round(
+                    float(np.mean([row["mean_interclass_cosine"] for row in made])), 3
+                ),
             }
         )
     return rows

@@ -2,7 +2,7 @@
 
 The 432 photographs of benchmarks/photographs.py in 3 x 5 repeated stratified folds (seed 0): the
 accuracy of FineTunedImageClassifier(), its defaults, less that of StandardScaler and
-LogisticRegression(C=0.03) on frozen embeddings, fold by fold. Folds share pictures, so the standard
+LogisticRegression(C=0.03) on frozen embeddings, fold by fold. Folds share images, so the standard
 error of 15 independent differences is too small; the corrected one is that of Nadeau and Bengio,
 "Inference for the generalization error", 2003.
 
@@ -30,7 +30,7 @@ def compare(tuned: np.ndarray, probe: np.ndarray) -> dict:
     """Give the mean of the paired differences and its standard errors."""
     difference = tuned - probe
     variance = difference.var(ddof=1)
-    tested = 1 / (SPLITS - 1)  # pictures tested with, for each one trained on
+    tested = 1 / (SPLITS - 1)  # images tested with, for each one trained on
     return {
         "difference": round(float(difference.mean()), 4),
         "standard_error": round(float(np.sqrt(variance / len(difference))), 4),
@@ -61,7 +61,7 @@ def main() -> None:
     result |= compare(scores["tuned"], scores["probe"])
     print(
         "difference: {difference:+.4f}, standard error {standard_error:.4f} (corrected for shared "
-        "pictures {corrected_error:.4f}), {folds_won} folds won, {folds_lost} lost".format(**result)
+        "images {corrected_error:.4f}), {folds_won} folds won, {folds_lost} lost".format(**result)
     )
     missed = result["difference"] < FLOOR
     failures = [f"the difference is below {FLOOR}"] if missed else []

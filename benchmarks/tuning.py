@@ -8,12 +8,12 @@ means of the accuracies count; `--folds 0,0,0` measures one fold three times, in
 
 ours    FineTunedImageClassifier(), its defaults; the first run on a machine, which turns the
         network into a graph, and `again`, a later process that finds that graph
-crop    ours with image_size=None: the middle of a picture at 224 x 224, as the weights say and as
-        the others test; by default ours has whole pictures at 288 x 288
+crop    ours with image_size=None: the middle of an image at 224 x 224, as the weights say and as
+        the others test; by default ours has whole images at 288 x 288
 probe   StandardScaler and LogisticRegression(C=0.03) on frozen embeddings
 loop    the textbook loop in plain torch: 10 epochs of Adam at 1e-3 for the head, then 10 at 1e-4
         for the head and the last three blocks; fresh augmentation, frozen BatchNorm, channels last
-large   the same loop at 288 x 288, tested with whole pictures as ours is
+large   the same loop at 288 x 288, tested with whole images as ours is
 plain   fastai's vision_learner and fine_tune(5, freeze_epochs=3), in the environment of the peers
         (6 GB), which is made where it is missing
 fastai  the same with the settings that make it fastest: channels last, and train_bn=False
@@ -88,7 +88,7 @@ class TextbookLoop:
     """Train the head, then the head and the last three blocks, as tutorials do it.
 
     On a CPU batches of 8 are faster than batches of 32: their feature maps stay in its caches.
-    A `side` is that of the pictures; without one they are as the weights expect them.
+    A `side` is that of the images; without one they are as the weights expect them.
     """
 
     epochs, batch_size = 10, 8
@@ -105,7 +105,7 @@ class TextbookLoop:
             v2.RandomRotation(15, fill=255),
             v2.ColorJitter(brightness=0.2, contrast=0.2),
         ]
-        photographs = Photographs(paths, y, v2.Compose([*augmentation, *self._normalise()]))
+        photographs = Photographs(paths, y, v2.Compose([*augmentation, *self._normalize()]))
         loader = DataLoader(photographs, self.batch_size, shuffle=True)
         net = lite0()
         net.fc = nn.Linear(net.fc.in_features, len(np.unique(y)))
@@ -116,10 +116,10 @@ class TextbookLoop:
         return self
 
     def predict(self, paths: list[str]) -> np.ndarray:
-        """Classify pictures without augmentation."""
+        """Classify images without augmentation."""
         size, crop = ((self.side, self.side), self.side) if self.side else (256, 224)
         resize = v2.Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        transform = v2.Compose([resize, v2.CenterCrop(crop), *self._normalise()])
+        transform = v2.Compose([resize, v2.CenterCrop(crop), *self._normalize()])
         loader = DataLoader(
             Photographs(paths, np.zeros(len(paths), dtype=int), transform), self.batch_size
         )
@@ -144,7 +144,7 @@ class TextbookLoop:
         for x, y in loader:
             yield x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
 
-    def _normalise(self) -> list[v2.Transform]:
+    def _normalize(self) -> list[v2.Transform]:
         return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
 
 
@@ -174,7 +174,7 @@ def run_ours(fold: int, threads: int) -> dict:
     return {**first, "again": again["fit_seconds"]}
 
 
-def summarise(found: list[dict]) -> dict:
+def summarize(found: list[dict]) -> dict:
     """Put the figures of a variant on all folds together."""
     missing = [figures["missing"] for figures in found if "missing" in figures]
     if missing:
@@ -245,7 +245,7 @@ def main() -> None:
     for fold, (name, figures) in itertools.product(folds, found.items()):
         figures.append(run_variant(name, fold, options.threads))
         print(fold, name, figures[-1], file=sys.stderr)
-    variants = {name: summarise(figures) for name, figures in found.items()}
+    variants = {name: summarize(figures) for name, figures in found.items()}
     failures = judge(variants)
     print_table(variants)
     finish({"threads": options.threads, "variants": variants}, failures, options.json)

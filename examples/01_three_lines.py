@@ -1,7 +1,7 @@
 """Three lines: embed, scale, classify - and search a parameter of the classifier.
 
 The digits of scikit-learn are 8 x 8 scans, far from the photographs that the network was trained
-on. The search fits 31 pipelines, and runs each picture through the network once.
+on. The search fits 31 pipelines, and runs each image through the network once.
 
     python examples/01_three_lines.py [--digits 600]
 """
@@ -56,7 +56,7 @@ def main():
     print(f"{len(X_train)} digits to learn from, {len(X_test)} held back; {seconds:.0f} s")
     print(f"Best C = {best:g}: accuracy {search.best_score_:.3f} in cross-validation")
     print(f"Accuracy on the digits held back: {accuracy:.3f}")
-    print(f"Pictures through the network: {info.computed} (without the store: {without})")
+    print(f"Images through the network: {info.computed} (without the store: {without})")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which layer? A search over `layer` on scikit-learn's digits.
 
 The last layers of a network know the categories that it was trained on; earlier ones know edges
-and textures. Where the pictures lie far from the network's own, as scanned digits do, an earlier
+and textures. Where the images lie far from the network's own, as scanned digits do, an earlier
 layer can be the better one. The search finds out, beside the strength of the penalty.
 
     python examples/04_which_layer.py [--digits 300] [--layers block4 block10 ...]

@@ -2,7 +2,7 @@
 
 Three classifiers see the same few digits: one has the pixels, one the embeddings of the frozen
 network, and one also trains the last blocks of that network. The network knows photographs, so more
-blocks are trained here than by default. All digits are centred and of one size; that makes the
+blocks are trained here than by default. All digits are centered and of one size; that makes the
 pixels a strong rival, and they are worth a look before anything is trained.
 
     python examples/05_fine_tune.py [--digits 300] [--epochs 10] [--unfreeze 8]
@@ -22,9 +22,9 @@ from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 SIZE = (64, 64)  # a pair: nothing is cropped away
 
 
-def flatten(pictures):
-    """Turn each picture into a row of numbers."""
-    return pictures.reshape(len(pictures), -1)
+def flatten(images):
+    """Turn each image into a row of numbers."""
+    return images.reshape(len(images), -1)
 
 
 def linear():

@@ -1,7 +1,7 @@
-"""Labels from one scanner, pictures from another: scikit-learn's digits, and worse copies of them.
+"""Labels from one scanner, images from another: scikit-learn's digits, and worse copies of them.
 
-The source is clean, and labelled. The target is dim, noisy and on a grey ground, and without
-labels: those that are here only say how good each way is. Three ways look at the pictures of the
+The source is clean, and labeled. The target is dim, noisy and on a gray ground, and without
+labels: those that are here only say how good each way is. Three ways look at the images of the
 target as well: BatchNorm that is matched to them, an adversary that tells the domains apart while
 the trained blocks learn to make them alike, and labels that the classifier itself is sure of.
 
@@ -18,10 +18,10 @@ from sklearn.model_selection import train_test_split
 from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
 
 
-def rescan(pictures, random):
-    """Scan pictures (values 0 to 16) with a worse scanner."""
-    dim = 5 + 0.4 * pictures
-    return (dim + random.normal(0, 0.7, pictures.shape)).clip(0, 16)
+def rescan(images, random):
+    """Scan images (values 0 to 16) with a worse scanner."""
+    dim = 5 + 0.4 * images
+    return (dim + random.normal(0, 0.7, images.shape)).clip(0, 16)
 
 
 def main():
@@ -48,7 +48,7 @@ def main():
         "both": {"batch_norm": "adapt", "domain_adversarial": 0.3},
         "BatchNorm, then its own guesses": {"batch_norm": "adapt"},
     }
-    print(f"{len(X_source)} labelled digits, {len(X_target)} others without labels")
+    print(f"{len(X_source)} labeled digits, {len(X_target)} others without labels")
     for name, parameters in ways.items():
         classifier = FineTunedImageClassifier(
             image_size=(32, 32),  # a pair: nothing is cropped away

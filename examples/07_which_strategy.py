@@ -1,6 +1,6 @@
 """Which strategy? Ask before anything is trained, on scikit-learn's digits.
 
-`recommend_strategy` embeds the training pictures once, measures how far they lie from what the
+`recommend_strategy` embeds the training images once, measures how far they lie from what the
 network knows, and gives an estimator that is ready to fit. Beside it the obvious rival is fitted: a
 linear classifier on frozen embeddings, which would be the choice for a few photographs.
 

@@ -1,11 +1,11 @@
-"""A closer source: tune on some classes, then learn others of the same kind from a few pictures.
+"""A closer source: tune on some classes, then learn others of the same kind from a few images.
 
 All blocks are tuned on scans of the digits 0 to 4. The tuned network is then the backbone for 5 to
-9, of which only a few are labelled, and is tuned on these; beside it, the same from the ImageNet
+9, of which only a few are labeled, and is tuned on these; beside it, the same from the ImageNet
 weights. For linear classifiers on the embeddings of both it makes no difference, in the mean of
 several sources: what a source gives is a better beginning.
 
-    python examples/08_closer_source.py [--digits 500] [--epochs 5] [--labelled 10] [--draws 3]
+    python examples/08_closer_source.py [--digits 500] [--epochs 5] [--labeled 10] [--draws 3]
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sklearn.preprocessing import Normalizer
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 
-PICTURES = {"image_shape": (8, 8), "image_size": (64, 64)}
+IMAGES = {"image_shape": (8, 8), "image_size": (64, 64)}
 FULL = {"unfreeze": (0, "all"), "lr": 3e-3, "lr_decay": 1.0, "augment": "light", "n_views": 1}
 
 
@@ -27,27 +27,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--digits", type=int, default=500, help="of 0 to 4, to tune on")
     parser.add_argument("--epochs", type=int, default=5, help="on these; twice as many on the few")
-    parser.add_argument("--labelled", type=int, default=10, help="of each digit from 5 to 9")
+    parser.add_argument("--labeled", type=int, default=10, help="of each digit from 5 to 9")
     parser.add_argument("--draws", type=int, default=3, help="of these")
     options = parser.parse_args()
     X, y = load_digits(return_X_y=True)
     X_source, y_source = X[y < 5][: options.digits], y[y < 5][: options.digits]
     X, y = X[y >= 5], y[y >= 5]
 
-    source = FineTunedImageClassifier(max_epochs=options.epochs, random_state=0, **FULL, **PICTURES)
+    source = FineTunedImageClassifier(max_epochs=options.epochs, random_state=0, **FULL, **IMAGES)
     source.fit(X_source, y_source)
 
-    draws = StratifiedShuffleSplit(options.draws, train_size=5 * options.labelled, random_state=0)
+    draws = StratifiedShuffleSplit(options.draws, train_size=5 * options.labeled, random_state=0)
     # Frozen, since scikit-learn clones what it validates, and an unfitted source is none.
     backbones = {"ImageNet": "efficientnet_lite0", "digits 0 to 4": FrozenEstimator(source)}
     for name, backbone in backbones.items():
         linear = make_pipeline(
-            PretrainedFeatureExtractor(backbone, **PICTURES),
+            PretrainedFeatureExtractor(backbone, **IMAGES),
             Normalizer(),
             LogisticRegression(C=30, max_iter=2000),
         )
         tuned = FineTunedImageClassifier(
-            backbone, max_epochs=2 * options.epochs, random_state=0, **FULL, **PICTURES
+            backbone, max_epochs=2 * options.epochs, random_state=0, **FULL, **IMAGES
         )
         for way, model in {"linear": linear, "tuned": tuned}.items():
             scores = cross_val_score(model, X, y, cv=draws)

@@ -1,8 +1,8 @@
-"""As data grows: frozen, tuned, or from scratch, on pictures like photographs and unlike them.
+"""As data grows: frozen, tuned, or from scratch, on images like photographs and unlike them.
 
 The four cases, small or large, similar or different, on what scikit-learn carries. Similar: squares
 of two photographs, told apart by photograph and half of it. Different: scanned digits, 0 to 4.
-Four strategies learn from more and more pictures of a class; accuracy on others goes into a plot,
+Four strategies learn from more and more images of a class; accuracy on others goes into a plot,
 beside what `recommend_strategy` would have chosen. Squares of one photograph are related, so these
 accuracies flatter; the order of the strategies is what to look at.
 
@@ -38,7 +38,7 @@ def squares(side=20):
 
 
 def digits():
-    """Give scanned digits as pictures."""
+    """Give scanned digits as images."""
     found = load_digits(n_class=5)
     return (found.images * 255 / 16).astype(np.uint8), found.target
 
@@ -60,7 +60,7 @@ def strategies(augment, epochs):
 
 
 def compare(title, X, y, augment, options, axes):
-    """Print and draw how accurate each strategy is after some pictures of each class."""
+    """Print and draw how accurate each strategy is after some images of each class."""
     X_rest, X_test, y_rest, y_test = train_test_split(
         X, y, test_size=0.4, stratify=y, random_state=0
     )
@@ -78,7 +78,7 @@ def compare(title, X, y, augment, options, axes):
         print(f"  {size:>3} of a class: {scores}  recommended: {report.strategy}")
     for name, scores in found.items():
         axes.plot(options.sizes, scores, marker=".", label=name)
-    axes.set(title=title, xscale="log", xlabel="training pictures of a class", ylim=(0, 1.05))
+    axes.set(title=title, xscale="log", xlabel="training images of a class", ylim=(0, 1.05))
     axes.set_xticks(options.sizes, [str(size) for size in options.sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -96,7 +96,7 @@ def main():
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     compare("Similar: squares of photographs", *squares(), "standard", options, panels[0])
     compare("Different: scanned digits", *digits(), "light", options, panels[1])
-    panels[0].set_ylabel("accuracy on other pictures")
+    panels[0].set_ylabel("accuracy on other images")
     panels[0].plot([], [], "o", color="black", mfc="none", ms=12, label="recommended")
     panels[0].legend(loc="upper left")
     figure.savefig(options.output, dpi=150)

@@ -1,16 +1,16 @@
 """Transfer learning for images that behaves like scikit-learn.
 
 A backbone is an ordered list of blocks, and one boundary moves. What lies before it is frozen: it
-runs through the fastest engine of the machine, and each picture goes through it once. The rooms, in
+runs through the fastest engine of the machine, and each image goes through it once. The rooms, in
 about the order in which they import each other (tests/test_rooms.py has the exact one):
 
 images (decoding, items, containers, validation)
-    anything image-like -> a lazy sequence of uint8 pictures
+    anything image-like -> a lazy sequence of uint8 images
 datasets
-    folders of pictures -> paths and labels
+    folders of images -> paths and labels
 transforms (distortions, augmentation, views), reading (device_decoding)
-    pictures -> batches of pixels, prepared as the weights expect, or augmented
-architectures (anatomy, efficientnet_lite), split (adversary)
+    images -> batches of pixels, prepared as the weights expect, or augmented
+architectures (block_list, efficientnet_lite), split (adversary)
     networks as ordered blocks; the boundary, what is frozen before it, and what is trained behind
     it, against an adversary where there are two domains
 weights, backbones, catalogue
@@ -20,33 +20,33 @@ domain
 engines (openvino_engine, fusion, likeness)
     what runs the frozen blocks
 store (database, space, session), machine
-    picture -> embedding, shared by processes; what computes
+    image -> embedding, shared by processes; what computes
 features
-    the one road: pictures -> embeddings, through store and engine
+    the one road: images -> embeddings, through store and engine
 extractor
     PretrainedFeatureExtractor
 copies, leaks (report)
-    pictures that are the same, and where that does harm
+    images that are the same, and where that does harm
 ranking (logme)
-    which backbone suits the pictures
+    which backbone suits the images
 schedule
     which blocks each stage trains, from where, and how fast
 activations, feeds
     what crosses a boundary, in a memory-mapped file; batches of it
 labels, examples, head
-    class numbers and weights; pictures with them; stage 0, which is convex
+    class numbers and weights; images with them; stage 0, which is convex
 training (checkpoint, progress), network, tuning
-    one stage; the whole way of a picture; stage after stage
+    one stage; the whole way of an image; stage after stage
 classifier (parameters, prediction, tuned)
     FineTunedImageClassifier; its network as the source of the next
 self_training
     what a classifier is sure of in another domain, as labels to learn from
 cost
     what a search will cost, before it is fitted
-strategy (evidence, caveats)
+strategy (evidence, data_warnings)
     whether to freeze or to tune, and what to mind
 display
-    augmented pictures to look at
+    augmented images to look at
 demo, cli
     the command line
 """
@@ -63,7 +63,7 @@ from sktransfer.store.session import session_store
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import PictureError, WeightsNotFoundError
+from sktransfer.utils.errors import ImageError, WeightsNotFoundError
 
 if TYPE_CHECKING:
     from sktransfer.classifier import FineTunedImageClassifier
@@ -93,8 +93,8 @@ __all__ = [
     "Cost",
     "EmbeddingStore",
     "FineTunedImageClassifier",
+    "ImageError",
     "LeakReport",
-    "PictureError",
     "Preprocessing",
     "PretrainedFeatureExtractor",
     "SelfTrainedImageClassifier",

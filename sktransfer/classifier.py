@@ -9,8 +9,8 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags, _safe_indexing
 
 from sktransfer.data.labels import check_labels
-from sktransfer.data.validation import check_pictures
-from sktransfer.embedding.compute import Machine
+from sktransfer.data.validation import check_images
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.finetuning.fine_tuning import FineTuning
 from sktransfer.finetuning.fit_inputs import (
     check_parameters,
@@ -22,16 +22,16 @@ from sktransfer.finetuning.fit_inputs import (
 )
 from sktransfer.finetuning.prediction import NetworkPrediction
 from sktransfer.finetuning.schedule import resolve_stages
-from sktransfer.finetuning.training_set import Examples
+from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.utils.progress import CallbackSupport, FitProgress, with_callbacks
 
 
 class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPrediction):
-    """Classify pictures with a pretrained network, unfrozen from the head on, stage by stage.
+    """Classify images with a pretrained network, unfrozen from the head on, stage by stage.
 
     Stage 0 solves a new head on cached embeddings. Every later stage moves the boundary toward the
-    input: the blocks behind it are trained on cached activations of the pictures and of augmented
+    input: the blocks behind it are trained on cached activations of the images and of augmented
     copies, the blocks before it stay as they are, to the last bit.
 
     Parameters
@@ -51,7 +51,7 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPredicti
         fit without it the head starts at zero. `("all",)` is full fine-tuning from the start, and
         with `weights=None` training from scratch.
     max_epochs : int, default=6
-        Epochs of each stage at most; an epoch shows each picture once, in one of its views.
+        Epochs of each stage at most; an epoch shows each image once, in one of its views.
     lr : float, default=1e-3
         Highest learning rate of the head. Within a stage all rates rise for a tenth of the epochs,
         and then fall along a half cosine.
@@ -65,43 +65,43 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPredicti
         `"adam"` is the one with decoupled weight decay, `"sgd"` the one with Nesterov's momentum
         of 0.9.
     weight_decay : float or "auto", default="auto"
-        `"auto"` is 0.01, and 0.1 where some class has fewer than 10 training pictures.
+        `"auto"` is 0.01, and 0.1 where some class has fewer than 10 training images.
     batch_size : int, default=16
-        Pictures of a training step.
+        Images of a training step.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
-        Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the pictures
-        given to `fit` (AdaBN); or, in the trained blocks only, learnt. Where `sample_domain` tells
+        Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the images
+        given to `fit` (AdaBN); or, in the trained blocks only, learned. Where `sample_domain` tells
         two domains apart, `"adapt"` learns as `"frozen"` does, and then finds statistics under
         which the target looks to each layer as the source does. Weights of blocks before the
         boundary never change.
     augment : {"light", "standard", "aggressive", "industrial"}, callable or None, \
 default="standard"
-        How copies of the training pictures are made: see `AugmentationDisplay`. `"light"` mirrors
+        How copies of the training images are made: see `AugmentationDisplay`. `"light"` mirrors
         nothing, for digits and text. A transform of torchvision or any other callable maps a
-        picture (3, H, W), uint8, to another one.
+        image (3, H, W), uint8, to another one.
     n_views : int, "auto" or None, default="auto"
-        Augmented copies of each training picture, which are cached besides the picture itself.
-        `"auto"` is 3, and 7 with `augment="industrial"`, where much can be wrong with a picture.
-        `None` makes fresh ones in every epoch, which costs a pass of all pictures through the whole
+        Augmented copies of each training image, which are cached besides the image itself.
+        `"auto"` is 3, and 7 with `augment="industrial"`, where much can be wrong with an image.
+        `None` makes fresh ones in every epoch, which costs a pass of all images through the whole
         network each time.
     dropout : float, default=0.2
         Share of the penultimate vector that training drops.
     label_smoothing : float, default=0.0
         Share of each label that is spread over all classes.
     mixup : float, default=0.0
-        Parameter of the Beta distribution by which pairs of pictures are mixed where they cross the
+        Parameter of the Beta distribution by which pairs of images are mixed where they cross the
         boundary.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as everywhere in scikit-learn.
     validation_fraction : float, default=0.1
-        Share of the pictures of each class that is held back to choose the head's regularisation
+        Share of the images of each class that is held back to choose the head's regularization
         and the best epoch; not used where `X_val` is given, or without `early_stopping`.
     early_stopping : bool or "auto", default="auto"
-        Ends a stage when the loss on the validation pictures has not improved for
+        Ends a stage when the loss on the validation images has not improved for
         `n_iter_no_change` epochs, and goes back to the best weights, which may be those that the
-        stage began with. `False` trains on all pictures for `max_epochs` epochs, and chooses the
-        head's regularisation by `X_val`, or else by cross-validation. `"auto"` is `True` where
-        validation pictures are given, or there are at least 2,000 pictures: fewer can better be
+        stage began with. `False` trains on all images for `max_epochs` epochs, and chooses the
+        head's regularization by `X_val`, or else by cross-validation. `"auto"` is `True` where
+        validation images are given, or there are at least 2,000 images: fewer can better be
         used for training. With `domain_adversarial` only given ones count: those of the source
         cannot judge the target.
     n_iter_no_change : int, default=5
@@ -111,7 +111,7 @@ default="standard"
         on from there, to the same result as if nothing had ended it; another fit has a file of its
         own.
     domain_adversarial : float, default=0.0
-        Weight of the loss of an adversary that tells the pictures of two domains apart, while the
+        Weight of the loss of an adversary that tells the images of two domains apart, while the
         trained blocks learn to make them alike (DANN): for labels in a source and none in the
         target, which `sample_domain` in `fit` tells apart. 0 trains on the source alone. Source:
         Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
@@ -122,7 +122,7 @@ default="standard"
     callbacks : list of skorch callbacks or None, default=None
         Called in every stage that trains blocks.
     random_state : int, RandomState or None, default=None
-        Seed of split, order, dropout and mixup. The cached copies of a picture do not depend on it,
+        Seed of split, order, dropout and mixup. The cached copies of an image do not depend on it,
         so that folds and candidates share them.
     verbose : int, default=0
         Shows a bar for each stage where it is not 0, but not inside a search. Callbacks of
@@ -134,7 +134,7 @@ default="standard"
         The labels, sorted.
     stages_ : list of dict
         What each stage was: trained blocks, boundary, number of trained parameters, epochs, the
-        best of them, its loss and accuracy on the validation pictures, seconds, and the head's
+        best of them, its loss and accuracy on the validation images, seconds, and the head's
         `C`.
     interrupted_ : bool
         Whether the fit was ended from the keyboard.
@@ -143,7 +143,7 @@ default="standard"
     history_ : skorch.history.History
         What every epoch came to.
     preprocessing_ : Preprocessing
-        How pictures are resized, cropped and normalised: it comes with the weights.
+        How images are resized, cropped and normalized: it comes with the weights.
     pixel_range_ : (float, float) or None
         The range in use for arrays that are not uint8; `None` where the data needed none.
     batch_norm_ : BatchNormState or None
@@ -161,8 +161,8 @@ default="standard"
     Notes
     -----
     Solving the head first follows Kumar et al., "Fine-Tuning can Distort Pretrained Features and
-    Underperform Out-of-Distribution", ICLR 2022. A set with fewer than 10 training pictures in some
-    class is regularised more by default: weight decay is 0.1, and the head's `C` at most 0.1.
+    Underperform Out-of-Distribution", ICLR 2022. A set with fewer than 10 training images in some
+    class is regularized more by default: weight decay is 0.1, and the head's `C` at most 0.1.
 
     Examples
     --------
@@ -265,19 +265,19 @@ default="standard"
 
         Parameters
         ----------
-        X : pictures in any container that `PretrainedFeatureExtractor` takes
+        X : images in any container that `PretrainedFeatureExtractor` takes
         y : array-like of shape (N,)
             Class labels: numbers, strings or booleans.
         sample_weight : array-like of shape (N,), default=None
-            How much each picture counts. A weight of 0 leaves it out; pictures of a target domain
+            How much each image counts. A weight of 0 leaves it out; images of a target domain
             all count the same otherwise.
         sample_domain : array-like of shape (N,), int, default=None
-            Where each picture comes from: a positive number is the source, whose labels are learnt;
+            Where each image comes from: a positive number is the source, whose labels are learned;
             a negative one the target, whose labels are never read, whatever `y` holds there. What
             the target is used for, `domain_adversarial` and `batch_norm="adapt"` say. This is
             skada's convention.
-        X_val, y_val : pictures and their labels, default=None
-            Validation pictures, of the source where there are two domains; then none of `X` is
+        X_val, y_val : images and their labels, default=None
+            Validation images, of the source where there are two domains; then none of `X` is
             held back.
 
         Returns
@@ -287,17 +287,17 @@ default="standard"
         Raises
         ------
         ValueError, TypeError
-            For parameters, pictures, labels or domains that cannot be used, before anything is
+            For parameters, images, labels or domains that cannot be used, before anything is
             trained.
-        PictureError
-            For a picture that cannot be read; it names the row and the file.
+        ImageError
+            For an image that cannot be read; it names the row and the file.
         FloatingPointError
-            Where the loss is not finite, and there are no validation pictures by which to go back.
+            Where the loss is not finite, and there are no validation images by which to go back.
         """
         check_parameters(self)
-        pictures = check_pictures(self, X, reset=True, sample_weight=sample_weight)
+        images = check_images(self, X, reset=True, sample_weight=sample_weight)
         labels = check_labels(
-            pictures,
+            images,
             y,
             sample_weight,
             self.class_weight,
@@ -305,7 +305,7 @@ default="standard"
             sample_domain=sample_domain,
         )
         self.classes_ = labels.classes
-        examples, target = Examples.of(pictures, labels), find_target(self, pictures, labels)
+        examples, target = TrainingSet.of(images, labels), find_target(self, images, labels)
         self._source = find_source(self, examples, target)
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing()
@@ -321,7 +321,7 @@ default="standard"
             train,
             valid,
             target=target,
-            machine=Machine.of(self),
+            machine=ComputeConfig.of(self),
             augmentation=resolve_augmentation(self.augment),
             seed=seed,
             checkpoint=checkpoint,
@@ -336,7 +336,7 @@ default="standard"
         self.interrupted_ = fit.interrupted
         self.__dict__.update(fit.attributes(net), _net=net)
         if target is not None and self.batch_norm == "adapt":
-            self._adapt(examples.pictures, target.pictures)
+            self._adapt(examples.images, target.images)
         return self
 
     def __sklearn_tags__(self) -> Tags:

@@ -16,25 +16,25 @@ from sktransfer.backbones.batch_norm import BatchNormState
 from sktransfer.backbones.frozen import POOLINGS
 from sktransfer.backbones.loading import Backbone, load_backbone
 from sktransfer.backbones.source import BackboneSource
-from sktransfer.data.images import Pictures
-from sktransfer.data.validation import check_pictures
-from sktransfer.embedding.compute import Machine
+from sktransfer.data.images import Images
+from sktransfer.data.validation import check_images
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed, engine_name
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.engines.choice import ENGINES
 from sktransfer.store.session import share_session
-from sktransfer.transforms.loader import Faults
+from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import PictureError, check_choice
+from sktransfer.utils.errors import ImageError, check_choice
 from sktransfer.utils.progress import CallbackSupport, FitProgress, with_callbacks
 from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
 
 
 class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimator):
-    """Embed pictures with a frozen pretrained network, each picture once.
+    """Embed images with a frozen pretrained network, each image once.
 
     The embeddings are computed on the GPU where there is one, and kept in a store that clones,
-    folds, candidates and worker processes share, so that a search runs every picture through the
+    folds, candidates and worker processes share, so that a search runs every image through the
     network a single time.
 
     Parameters
@@ -55,41 +55,41 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         `layer=None`, `"avg"` is the network's own way to its penultimate vector. `None` keeps
         every value of the map.
     image_size : int, (int, int), "auto" or None, default=None
-        Side in pixels of what the network sees; a pair (height, width) squeezes pictures to just
-        that. `None`: as the weights say. `"auto"`: whole pictures in 9/7 of that size, (288, 288)
+        Side in pixels of what the network sees; a pair (height, width) squeezes images to just
+        that. `None`: as the weights say. `"auto"`: whole images in 9/7 of that size, (288, 288)
         in place of 224, where the weights are torchvision's or `"efficientnet_lite0"`'s, were
-        trained in the usual way (their margin is an eighth), and the pictures are no thumbnails;
+        trained in the usual way (their margin is an eighth), and the images are no thumbnails;
         otherwise as `None`. More accurate on photographs, and 1.65 times the work. Source: Touvron
         et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
     image_shape : tuple of int or None, default=None
-        Shape (H, W) or (H, W, C) of the pictures in the rows of a 2-D `X`; one of the numbers may
+        Shape (H, W) or (H, W, C) of the images in the rows of a 2-D `X`; one of the numbers may
         be -1.
     pixel_range : (float, float) or "auto", default="auto"
         Values of black and white in arrays that are not uint8. `"auto"` learns it in `fit`: the
         smallest of 0 to 1, -1 to 1, 0 to 16, 0 to 255 and 0 to 65535 that holds the data, and the
         data's own minimum and maximum where none does.
     batch_norm : {"frozen", "adapt"}, default="frozen"
-        `"adapt"` estimates BatchNorm statistics anew on the pictures given to `fit` (AdaBN), for
-        pictures that look different from those that the network knows. For two domains take two
-        extractors, each fitted on the pictures of one of them.
+        `"adapt"` estimates BatchNorm statistics anew on the images given to `fit` (AdaBN), for
+        images that look different from those that the network knows. For two domains take two
+        extractors, each fitted on the images of one of them.
     device : str or torch.device, default="auto"
         `"auto"` takes CUDA, else MPS, else the CPU, wherever the extractor happens to run.
     engine : {"auto", "torch", "openvino"}, default="auto"
         What runs the network. `"auto"` is OpenVINO (``pip install 'sktransfer[cpu]'``) for 128
-        pictures or more on a CPU, if the network is not a module of your own; otherwise torch. All
+        images or more on a CPU, if the network is not a module of your own; otherwise torch. All
         engines give the same embeddings, within rounding.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the network: float32, but on CUDA float16.
     batch_size : int or "auto", default="auto"
-        Pictures that go through the network at once; halved by itself where a GPU's memory ends.
+        Images that go through the network at once; halved by itself where a GPU's memory ends.
     n_jobs : int or None, default=None
-        Threads that read pictures, and run torch on a CPU; -1 is one a core, `None` one for each
+        Threads that read images, and run torch on a CPU; -1 is one a core, `None` one for each
         thread of torch's (a single one inside a worker of a parallel search).
     cache : "auto", path, EmbeddingStore or None, default="auto"
         Where embeddings are kept. `"auto"` is one store for this process and the processes that it
         starts, gone at exit; a directory is kept; `None` computes each time.
     on_error : {"raise", "nan"}, default="raise"
-        What a broken picture does: raise a `PictureError` that names row and file, or give a row of
+        What a broken image does: raise an `ImageError` that names row and file, or give a row of
         NaN and an entry in `errors_`.
     verbose : int, default=0
         Shows a progress bar where it is not 0.
@@ -97,19 +97,19 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     Attributes
     ----------
     preprocessing_ : Preprocessing
-        How pictures are resized, cropped and normalised: it comes with the weights.
+        How images are resized, cropped and normalized: it comes with the weights.
     pixel_range_ : (float, float) or None
         The range in use for arrays that are not uint8; `None` where the data needed none.
     batch_norm_ : BatchNormState or None
         The statistics that `batch_norm="adapt"` found.
     layers_ : list of str
-        Names of the network's blocks from the picture on, which `layer` takes.
+        Names of the network's blocks from the image on, which `layer` takes.
     digest_ : str
         Identifies the network and its weights.
     engine_ : str
-        The engine that ran last, or, right after `fit`, that would run for as many pictures.
-    errors_ : list of PictureError
-        The broken pictures of the last `transform`, where `on_error="nan"`.
+        The engine that ran last, or, right after `fit`, that would run for as many images.
+    errors_ : list of ImageError
+        The broken images of the last `transform`, where `on_error="nan"`.
     n_features_in_ : int
         Columns seen in `fit`, where `X` was 2-D.
     feature_names_in_ : ndarray of str
@@ -118,22 +118,22 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     See Also
     --------
     list_backbones : The names that `backbone` takes.
-    load_image_folder : Paths and labels of a folder of pictures.
+    load_image_folder : Paths and labels of a folder of images.
 
     Notes
     -----
     `X` may hold paths, PIL images, arrays of one or of many sizes (uint8 or float; NHWC, NHW or
     NCHW), tensors, encoded bytes, the dicts of Hugging Face `datasets`; it may be a one-column
-    DataFrame of these, a torch Dataset, or flattened rows (see `image_shape`). The same picture
+    DataFrame of these, a torch Dataset, or flattened rows (see `image_shape`). The same image
     gives the same embedding in whatever container it comes, and in whatever batch.
 
     Examples
     --------
     >>> from sklearn.datasets import load_sample_images
     >>> from sktransfer import PretrainedFeatureExtractor
-    >>> pictures = load_sample_images().images
+    >>> images = load_sample_images().images
     >>> extractor = PretrainedFeatureExtractor()
-    >>> extractor.fit_transform(pictures).shape
+    >>> extractor.fit_transform(images).shape
     (2, 1280)
     >>> print(extractor.preprocessing_)
     resize 256 bicubic, crop 224x224, mean (0.498, 0.498, 0.498), std (0.502, 0.502, 0.502)
@@ -184,7 +184,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
 
         Parameters
         ----------
-        X : pictures in any of the containers above
+        X : images in any of the containers above
         y : ignored
 
         Returns
@@ -193,36 +193,36 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         """
         self._check_parameters()
         with FitProgress(self, n_stages=0, X=X, y=y):
-            self._learn(check_pictures(self, X, reset=True))
+            self._learn(check_images(self, X, reset=True))
         return self
 
-    def _learn(self, pictures: Pictures) -> None:
-        self.errors_: list[PictureError] = []
+    def _learn(self, images: Images) -> None:
+        self.errors_: list[ImageError] = []
         backbone = load_backbone(self.backbone, self.weights)
-        size = backbone.image_size_for(self.image_size, pictures)
-        views = Views(pictures, backbone.preprocessing.with_image_size(size))
+        size = backbone.image_size_for(self.image_size, images)
+        views = Views(images, backbone.preprocessing.with_image_size(size))
         self.batch_norm_ = self._adapt(backbone, views)
         self._plan = _Plan(
             source=BackboneSource(
                 self.backbone, self.weights, size, self.batch_norm_, backbone.digest
             ),
-            taps=tuple(self.layer) if isinstance(self.layer, (list, tuple)) else (self.layer,),
+            layers=tuple(self.layer) if isinstance(self.layer, (list, tuple)) else (self.layer,),
             pooling=self.pooling,
         )
-        self.layers_ = [name for name, _ in backbone.anatomy.blocks]
+        self.layers_ = [name for name, _ in backbone.block_list.blocks]
         self.digest_ = backbone.digest.hex()
-        machine = Machine.of(self)
+        machine = ComputeConfig.of(self)
         recipe = self._plan.recipe(machine.precision)
         self.preprocessing_ = recipe.preprocessing
-        self._widths = [output_width(replace(recipe, taps=(tap,))) for tap in recipe.taps]
-        self.engine_ = engine_name(recipe, machine, len(pictures))
+        self._widths = [output_width(replace(recipe, layers=(tap,))) for tap in recipe.layers]
+        self.engine_ = engine_name(recipe, machine, len(images))
 
     def transform(self, X: Any) -> np.ndarray:
-        """Embed pictures, or look their embeddings up.
+        """Embed images, or look their embeddings up.
 
         Parameters
         ----------
-        X : pictures in any of the containers above
+        X : images in any of the containers above
 
         Returns
         -------
@@ -231,16 +231,16 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
 
         Raises
         ------
-        PictureError
-            At the first broken picture, where `on_error="raise"`; all batches before it are kept.
+        ImageError
+            At the first broken image, where `on_error="raise"`; all batches before it are kept.
         """
         check_is_fitted(self)
         self._check_parameters()
-        pictures = check_pictures(self, X, reset=False)
-        machine = Machine.of(self)
+        images = check_images(self, X, reset=False)
+        machine = ComputeConfig.of(self)
         recipe = self._plan.recipe(machine.precision)
         embeddings, errors = embed(
-            Views(pictures, recipe.preprocessing),
+            Views(images, recipe.preprocessing),
             recipe,
             machine,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
@@ -248,7 +248,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
             verbose=self.verbose,
         )
         self.errors_ = errors
-        self.engine_ = engine_name(recipe, machine, len(pictures))
+        self.engine_ = engine_name(recipe, machine, len(images))
         return embeddings
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -275,7 +275,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
             views,
             resolve_device(self.device),
             resolve_threads(self.n_jobs),
-            Faults(self.on_error),
+            ImageErrors(self.on_error),
         )
 
     def _check_parameters(self) -> None:
@@ -317,17 +317,17 @@ class _Plan:
     """What `fit` decided; light enough to be pickled, the network itself is looked up again."""
 
     source: BackboneSource
-    taps: tuple[str | None, ...]
+    layers: tuple[str | None, ...]
     pooling: str | None
 
     def recipe(self, precision: torch.dtype = torch.float32) -> Recipe:
         backbone, preprocessing = self.source.load(), self.source.preprocessing()
-        return Recipe(backbone, preprocessing, self.taps, self.pooling, precision)
+        return Recipe(backbone, preprocessing, self.layers, self.pooling, precision)
 
     def feature_names(self, widths: list[int]) -> np.ndarray:
         backbone = self.source.load()
         names = []
-        for tap, width in zip(self.taps, widths, strict=True):
+        for tap, width in zip(self.layers, widths, strict=True):
             prefix = backbone.name if tap is None else f"{backbone.name}_{tap}"
             known = tap == "logits" and len(set(backbone.categories)) == width
             labels = backbone.categories if known else range(width)

@@ -1,6 +1,6 @@
 """SelfTrainedImageClassifier: learn from a source, and from one's own surest guesses of a target.
 
-Shapes: N pictures, M of them guessed, K classes.
+Shapes: N images, M of them guessed, K classes.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from sklearn.utils.validation import (
 )
 
 from sktransfer.data.labels import split_domains
-from sktransfer.utils.errors import PictureError, check_number
+from sktransfer.utils.errors import ImageError, check_number
 
 
 class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
-    """Let a classifier label the pictures of another domain, and learn from what it is sure of.
+    """Let a classifier label the images of another domain, and learn from what it is sure of.
 
     The classifier learns from the source, whose labels are known, and guesses those of the target.
-    Of each class that it sees there, the pictures of which it is surest join the source, with the
+    Of each class that it sees there, the images of which it is surest join the source, with the
     guesses as labels, and another one learns from both. The same share of each class joins, since
     the easiest ones alone would soon be all that is seen. All of them guess and predict together,
-    by the mean of their probabilities, so that what one has learnt wrongly counts less.
+    by the mean of their probabilities, so that what one has learned wrongly counts less.
 
     Parameters
     ----------
     estimator : classifier with `predict_proba`
         Such as `FineTunedImageClassifier(batch_norm="adapt")`, or a Pipeline that begins with a
         `PretrainedFeatureExtractor`. It is cloned. Where its `fit` takes `sample_domain`, each fit
-        tells it which pictures are the target's; a Pipeline or a search takes it where metadata
-        routing is on and what is in it asks for it. Otherwise it sees what is labelled alone.
+        tells it which images are the target's; a Pipeline or a search takes it where metadata
+        routing is on and what is in it asks for it. Otherwise it sees what is labeled alone.
     shares : sequence of float, default=(0.5, 0.7, 0.9)
-        One entry for each classifier that learns after the first: of the pictures that are guessed
+        One entry for each classifier that learns after the first: of the images that are guessed
         to be of a class, how many join; above 0, at most 1.
 
     Attributes
@@ -69,7 +69,7 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
 
     Notes
     -----
-    Wrong guesses are learnt too: where the first classifier is mostly wrong, nothing is gained. A
+    Wrong guesses are learned too: where the first classifier is mostly wrong, nothing is gained. A
     prediction takes as long as those of all classifiers.
 
     Sources: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep
@@ -167,8 +167,8 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         domain[target] = -2
         told = {"sample_domain": domain}
         if not _takes_domains(estimator):
-            labelled, told = domain > 0, {}
-            rows, y = rows[labelled], y[labelled]
+            labeled, told = domain > 0, {}
+            rows, y = rows[labeled], y[labeled]
         with _rows_of(rows):
             return estimator.fit(_safe_indexing(X, rows), y, **told)
 
@@ -179,7 +179,7 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
                 setattr(self, name, getattr(estimators[0], name))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predict a label for each picture, ndarray of shape (N,)."""
+        """Predict a label for each image, ndarray of shape (N,)."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
@@ -210,7 +210,7 @@ def _warn_of_blind(estimator: Any) -> None:
         weight = getattr(inner, "domain_adversarial", None)
         if weight is not None and (weight or inner.batch_norm == "adapt"):
             warnings.warn(
-                f"{type(estimator).__name__} does not tell its {name!r} which pictures are the "
+                f"{type(estimator).__name__} does not tell its {name!r} which images are the "
                 "target's, so that it adapts to none. Switch metadata routing on, and let it ask "
                 "for them: set_fit_request(sample_domain=True)",
                 stacklevel=3,
@@ -219,12 +219,12 @@ def _warn_of_blind(estimator: Any) -> None:
 
 @contextlib.contextmanager
 def _rows_of(rows: np.ndarray) -> Iterator[None]:
-    """Let an error name the row of the user's `X` that a broken picture comes from."""
+    """Let an error name the row of the user's `X` that a broken image comes from."""
     try:
         yield
-    except PictureError as error:
+    except ImageError as error:
         row = None if error.row is None else int(rows[error.row])
-        raise PictureError(error.reason, row, error.source) from error
+        raise ImageError(error.reason, row, error.source) from error
 
 
 def _surest(confidence: np.ndarray, guesses: np.ndarray, share: float) -> np.ndarray:

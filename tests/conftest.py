@@ -42,4 +42,4 @@ def store(tmp_path):
 @pytest.fixture
 def log(tmp_path):
     """Give the file in which `CountingTiny` counts."""
-    return tmp_path / "pictures.log"
+    return tmp_path / "images.log"

@@ -58,7 +58,7 @@ class CountingTiny(Tiny):
 
     The log is written by every process that runs the backbone, and knows nothing of the store.
     Probes are not counted, by which `fit` learns the structure (outside inference mode) and the
-    width (a blank picture).
+    width (a blank image).
     """
 
     def __init__(self, log):
@@ -81,7 +81,7 @@ class Counter(nn.Module):
 
 
 def counted(log):
-    """Sum the pictures of a log."""
+    """Sum the images of a log."""
     return sum(map(int, log.read_text().split())) if log.exists() else 0
 
 
@@ -91,8 +91,8 @@ def unreachable(*arguments, **options):
     raise OSError("timed out")
 
 
-def pictures(n, side=20, seed=0):
-    """Make `n` distinct random pictures, uint8 NHWC."""
+def images(n, side=20, seed=0):
+    """Make `n` distinct random images, uint8 NHWC."""
     return np.random.RandomState(seed).randint(0, 256, (n, side, side, 3)).astype(np.uint8)
 
 
@@ -106,9 +106,9 @@ NAMES = np.array(["cat", "dog", "owl"])
 
 
 def colored_images(n=60, seed=0):
-    """Make noisy pictures of three kinds, told apart by their colour, and their names."""
+    """Make noisy images of three kinds, told apart by their color, and their names."""
     y = np.arange(n) % 3
-    X = pictures(n, seed=seed).astype(np.int64)
+    X = images(n, seed=seed).astype(np.int64)
     X[np.arange(n), :, :, y] += 90
     return X.clip(0, 255).astype(np.uint8), NAMES[y]
 
@@ -131,7 +131,7 @@ X, Y = colored_images()
 X_TEST, Y_TEST = colored_images(30, seed=1)
 
 
-# The target: other pictures of the same kinds, darker and of less contrast.
+# The target: other images of the same kinds, darker and of less contrast.
 X_TARGET = (colored_images(40, seed=2)[0] * 0.4).astype(np.uint8)
 BOTH = np.concatenate([X, X_TARGET])
 DOMAIN = np.repeat([1, -2], [60, 40])

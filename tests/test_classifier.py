@@ -29,11 +29,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback, EarlyStopping
 
-from sktransfer import FineTunedImageClassifier, PictureError
+from sktransfer import FineTunedImageClassifier, ImageError
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.finetuning.fine_tuning import FineTuning
 from sktransfer.finetuning.suffix import TrainedSuffix
-from sktransfer.transforms.augmentation import count_copies, resolve_augmentation
+from sktransfer.transforms.augmentation import count_views, resolve_augmentation
 from sktransfer.utils.progress import StageProgress
 
 # scikit-learn means scikit-learn
@@ -47,7 +47,7 @@ def test_check_estimator_on_real_rows(unfreeze):
         unfreeze=unfreeze,
         max_epochs=2,
         lr=1e-4,
-        augment=None,  # what is no picture is none when it is turned
+        augment=None,  # what is no image is none when it is turned
         early_stopping=False,  # a few rows are too few to hold some of them back
     )
     results = check_estimator(estimator, on_fail=None, on_skip=None)
@@ -98,7 +98,7 @@ def test_stages_and_history_tell_what_was_done():
     module = classifier.net_.module_
     sizes = {k: sum(p.numel() for p in part.parameters()) for k, part in module.parts().items()}
     assert head["trainable"] == sizes["head"]
-    assert last["trainable"] == sizes["head"] + sizes["neck"] + sizes["1"]
+    assert last["trainable"] == sizes["head"] + sizes["pre_logits"] + sizes["1"]
     assert both["trainable"] == sum(sizes.values())
     stages = [row["stage"] for row in classifier.history_]
     assert stages == ["last block"] * last["epochs"] + ["last 2 blocks"] * both["epochs"]
@@ -124,7 +124,7 @@ def test_clone_and_set_params_start_anew():
 def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm, augment):
     backbone = Tiny()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    loaded = load_backbone(backbone).anatomy
+    loaded = load_backbone(backbone).block_list
     kept = [{k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks]
     classifier = make_classifier(backbone, unfreeze=(0, 1), batch_norm=batch_norm, augment=augment)
     classifier.set_params(early_stopping=False).fit(X, Y)
@@ -140,7 +140,7 @@ def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm,
 
 def test_only_named_blocks_change():
     classifier = make_classifier(unfreeze=(0, "0"), early_stopping=False).fit(X, Y)
-    original = dict(load_backbone(Tiny).anatomy.blocks)
+    original = dict(load_backbone(Tiny).block_list.blocks)
     parts = classifier.net_.module_.parts()
     assert not equal_states(original["0"].state_dict(), parts["0"].state_dict())
     assert equal_states(original["1"].state_dict(), parts["1"].state_dict())
@@ -237,7 +237,7 @@ def test_training_equals_a_plain_loop():
     network[5].load_state_dict(state)
     groups = [{"params": list(network[part].parameters())} for part in (0, 1, 5)]
     optimizer = torch.optim.AdamW(groups, lr=0, weight_decay=0.1)
-    x = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X])
+    x = torch.stack([Tiny.preprocessing.prepare(image) for image in X])
     y = torch.from_numpy(np.searchsorted(NAMES, Y))
     for row in classifier.history_:
         for group, name in zip(optimizer.param_groups, ("0", "1", "head"), strict=True):
@@ -247,12 +247,12 @@ def test_training_equals_a_plain_loop():
         (loss + (penalty * network[5].weight ** 2).sum()).backward()
         optimizer.step()
     with torch.no_grad():
-        test = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X_TEST])
+        test = torch.stack([Tiny.preprocessing.prepare(image) for image in X_TEST])
         plain = network(Tiny.preprocessing.normalize(test)).softmax(1).numpy()
     np.testing.assert_allclose(classifier.predict_proba(X_TEST), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_fresh_augmentation_reads_every_picture_in_every_epoch(log):
+def test_fresh_augmentation_reads_every_image_in_every_epoch(log):
     settings = {"unfreeze": (0, 1), "max_epochs": 3, "early_stopping": False}
     make_classifier(CountingTiny(log), n_views=None, **settings).fit(X, Y)
     fresh = counted(log)
@@ -269,10 +269,10 @@ def test_a_policy_makes_as_many_copies_as_it_needs(log, augment, copies):
 
 
 def test_a_function_may_be_called_as_a_policy_is():
-    def industrial(picture):
-        return picture
+    def industrial(image):
+        return image
 
-    assert count_copies(resolve_augmentation(industrial), "auto") == 3
+    assert count_views(resolve_augmentation(industrial), "auto") == 3
 
 
 # Guards
@@ -298,7 +298,7 @@ def test_one_class_is_an_error():
 def test_a_class_too_small_to_hold_back_is_warned_of():
     y = Y.copy()
     y[0] = "yak"
-    with pytest.warns(UserWarning, match="Got no more than 2 pictures of the classes 'yak'"):
+    with pytest.warns(UserWarning, match="Got no more than 2 images of the classes 'yak'"):
         make_classifier(unfreeze=(0,)).fit(X, y)
 
 
@@ -355,20 +355,20 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_the_best_weights():
         make_classifier(unfreeze=(0, 1), callbacks=[Explode(1)], early_stopping=False).fit(X, Y)
 
 
-def test_broken_pictures_are_named_by_their_row(tmp_path):
+def test_broken_images_are_named_by_their_row(tmp_path):
     from PIL import Image
 
     paths = []
-    for row, picture in enumerate(X):
+    for row, image in enumerate(X):
         paths.append(str(tmp_path / f"{97 - row}.png"))
-        Image.fromarray(picture).save(paths[-1])
-    (tmp_path / "90.png").write_bytes(b"no picture")
-    with pytest.raises(PictureError) as caught:
+        Image.fromarray(image).save(paths[-1])
+    (tmp_path / "90.png").write_bytes(b"no image")
+    with pytest.raises(ImageError) as caught:
         make_classifier().fit(paths, Y)
     assert (caught.value.row, caught.value.source) == (7, paths[7])
 
 
-def test_labels_and_validation_pictures_must_fit():
+def test_labels_and_validation_images_must_fit():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         make_classifier().fit(X, Y[:-1])
     with pytest.raises(ValueError, match="Got only one of X_val and y_val"):
@@ -382,7 +382,7 @@ def test_labels_and_validation_pictures_must_fit():
 # Validation, early stopping, interruption
 
 
-def test_given_validation_pictures_are_used():
+def test_given_validation_images_are_used():
     classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     p = classifier.predict_proba(X_TEST)[np.arange(30), np.searchsorted(NAMES, Y_TEST)]
     assert classifier.stages_[-1]["valid_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-2)
@@ -403,7 +403,7 @@ def test_a_stage_ends_when_nothing_improves():
     assert stage["epochs"] == stage["best_epoch"] + 2 < 50
 
 
-def test_without_early_stopping_all_pictures_train_all_epochs():
+def test_without_early_stopping_all_images_train_all_epochs():
     classifier = make_classifier(unfreeze=(0, 1), max_epochs=4, early_stopping=False).fit(X, Y)
     assert len(classifier.history_) == 4
     assert sum(batch["train_batch_size"] for batch in classifier.history_[0]["batches"]) == 60
@@ -447,11 +447,11 @@ def test_an_interrupted_fit_keeps_its_best():
 # What is random
 
 
-def slow_noise(picture):
+def slow_noise(image):
     """Draw from the generator that the whole process shares, and hold it for a while."""
-    noise = torch.randint(0, 30, picture.shape, dtype=torch.uint8)
+    noise = torch.randint(0, 30, image.shape, dtype=torch.uint8)
     time.sleep(0.002)
-    return picture // 2 + noise
+    return image // 2 + noise
 
 
 @pytest.mark.parametrize("unfreeze", [(0, 1), "all"])
@@ -493,7 +493,7 @@ def test_everything_at_once(weights):
     (stage,) = classifier.stages_
     assert (stage["boundary"], stage["stage"]) == (0, "all")
     module = classifier.net_.module_
-    original = dict(load_backbone(backbone, weights).anatomy.blocks)
+    original = dict(load_backbone(backbone, weights).block_list.blocks)
     for name, block in original.items():
         for key, value in block.named_parameters():
             tuned = dict(module.parts()[name].named_parameters())[key]

@@ -88,13 +88,13 @@ def test_every_python_block_does_what_the_page_says(page, offline):
     namespace = {"__name__": "__main__"}
     for line, code, expected in blocks(page):
         run(line, code, expected, page, namespace)
-    if page == "pictures.md":
+    if page == "input_formats.md":
         check_containers(namespace)
 
 
 def check_containers(namespace):
     """The examples in the table of containers give the embeddings that the page begins with."""
-    table = (DOCS / "pictures.md").read_text().partition("## Containers")[2]
+    table = (DOCS / "input_formats.md").read_text().partition("## Containers")[2]
     examples = re.findall(r"^\| .* \| `(.*)` \|$", table.partition("\n## ")[0], re.M)
     assert len(examples) > 15
     expected = namespace["PretrainedFeatureExtractor"]().fit_transform(["a.png", "b.png"])

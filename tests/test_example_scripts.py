@@ -41,39 +41,39 @@ def test_every_example_is_tested():
 
 def test_three_lines(tmp_path):
     printed = run("01_three_lines.py", tmp_path, "--digits", "200")
-    assert "Pictures through the network: 200 (without the store: 4700)" in printed
+    assert "Images through the network: 200 (without the store: 4700)" in printed
     assert numbers(r"held back: (\d\.\d+)", printed)[0] > 0.5
 
 
 @pytest.mark.slow
 def test_three_lines_as_they_stand(tmp_path):
     printed = run("01_three_lines.py", tmp_path)
-    assert "Pictures through the network: 600 (without the store: 14100)" in printed
+    assert "Images through the network: 600 (without the store: 14100)" in printed
     assert numbers(r"held back: (\d\.\d+)", printed)[0] > 0.8
 
 
-def test_folder_of_pictures_without_a_folder(tmp_path):
-    printed = run("02_folder_of_pictures.py", tmp_path)
-    assert "48 pictures below" in printed
+def test_folder_of_images_without_a_folder(tmp_path):
+    printed = run("02_folder_of_images.py", tmp_path)
+    assert "48 images below" in printed
     assert numbers(r"accuracy +(\d\.\d+)", printed)[0] > 0.9
 
 
 @pytest.mark.slow
-def test_folder_of_pictures_with_a_broken_one(tmp_path):
-    for name, colour in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
+def test_folder_of_images_with_a_broken_one(tmp_path):
+    for name, color in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
         (tmp_path / "own" / name).mkdir(parents=True)
         for number in range(3):
-            picture = Image.new("RGB", (40, 40 + number), colour)
-            picture.save(tmp_path / "own" / name / f"{number}.png")
-    (tmp_path / "own" / "red" / "broken.png").write_bytes(b"no picture")
-    printed = run("02_folder_of_pictures.py", tmp_path, tmp_path / "own")
-    assert "Pillow cannot identify this as a picture." in printed
+            image = Image.new("RGB", (40, 40 + number), color)
+            image.save(tmp_path / "own" / name / f"{number}.png")
+    (tmp_path / "own" / "red" / "broken.png").write_bytes(b"no image")
+    printed = run("02_folder_of_images.py", tmp_path, tmp_path / "own")
+    assert "Pillow cannot identify this as an image." in printed
     assert re.search(r"accuracy +\d\.\d+ +6\n", printed)
 
 
-def test_pictures_beside_columns(tmp_path):
-    printed = run("03_pictures_beside_columns.py", tmp_path)
-    assert numbers("pictures and columns: accuracy (.*) in", printed)[0] > 0.9
+def test_images_beside_columns(tmp_path):
+    printed = run("03_images_beside_columns.py", tmp_path)
+    assert numbers("images and columns: accuracy (.*) in", printed)[0] > 0.9
     assert numbers("columns only: accuracy (.*) in", printed)[0] < 0.6
     assert "1282 columns" in printed
 
@@ -104,7 +104,7 @@ def test_fine_tune_as_it_stands(tmp_path):
 
 def test_which_strategy(tmp_path):
     printed = run("07_which_strategy.py", tmp_path, "--digits", "60", "--epochs", "2")
-    assert printed.startswith("Few pictures, different from those of the weights")
+    assert printed.startswith("Few images, different from those of the weights")
     assert "estimator_: FineTunedImageClassifier(augment='light'" in printed
     for name in ("recommended", "frozen"):
         assert numbers(rf"{name} +accuracy (\d\.\d+) in", printed)[0] > 0.5

@@ -10,7 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from helpers import SIZE, CountingTiny, Tiny, cosine, counted, pictures, unreachable
+from helpers import SIZE, CountingTiny, Tiny, cosine, counted, images, unreachable
 from PIL import Image
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.utils.errors import PictureError, WeightsNotFoundError
+from sktransfer.utils.errors import ImageError, WeightsNotFoundError
 
 
 def tiny(**parameters):
@@ -51,7 +51,7 @@ def test_check_estimator_on_real_rows():
 
 def test_unfitted():
     with pytest.raises(NotFittedError, match="not fitted yet"):
-        tiny().transform(pictures(2))
+        tiny().transform(images(2))
     with pytest.raises(NotFittedError, match="not fitted yet"):
         tiny().get_feature_names_out()
 
@@ -60,20 +60,20 @@ def test_nothing_is_loaded_before_fit():
     extractor = clone(PretrainedFeatureExtractor("no_such_network", weights="nor_such_weights"))
     assert "no_such_network" in repr(extractor)
     with pytest.raises(ValueError, match="Got backbone='no_such_network'"):
-        extractor.fit(pictures(2))
+        extractor.fit(images(2))
 
 
 def test_the_preprocessing_shows_in_the_repr():
     extractor = PretrainedFeatureExtractor(batch_size=3)
     assert repr(extractor) == "PretrainedFeatureExtractor(batch_size=3)"
-    shown = repr(extractor.fit(pictures(1)))
+    shown = repr(extractor.fit(images(1)))
     assert shown.startswith(
         "PretrainedFeatureExtractor(batch_size=3) <resize 256 bicubic, crop 224x224, mean (0.498, "
     )
 
 
 def test_set_params_and_fit_takes_the_new_backbone():
-    X = pictures(3)
+    X = images(3)
     extractor = tiny(cache=None).fit(X)
     before = extractor.transform(X)
     extractor.set_params(backbone="mobilenet_v3_small", weights=None, image_size=64)
@@ -87,7 +87,7 @@ def test_set_params_and_fit_takes_the_new_backbone():
 
 
 def test_names_match_the_width_and_set_output_uses_them():
-    X = pictures(3)
+    X = images(3)
     extractor = tiny(layer=["0", None, "logits"], pooling="avg")
     embeddings = extractor.fit_transform(X)
     names = extractor.get_feature_names_out()
@@ -101,27 +101,27 @@ def test_names_match_the_width_and_set_output_uses_them():
 
 
 def test_logits_carry_the_names_of_their_categories():
-    extractor = PretrainedFeatureExtractor(layer="logits").fit(pictures(1))
+    extractor = PretrainedFeatureExtractor(layer="logits").fit(images(1))
     names = list(extractor.get_feature_names_out())
     assert len(set(names)) == 1000
     assert names[1] == "efficientnet_lite0_logits_goldfish"
 
 
 def test_a_column_transformer_sends_a_column_of_paths(tmp_path):
-    paths = saved(pictures(6), tmp_path)
+    paths = saved(images(6), tmp_path)
     frame = pd.DataFrame({"path": paths, "age": np.arange(6.0)})
     columns = ColumnTransformer(
-        [("picture", tiny(), ["path"]), ("number", StandardScaler(), ["age"])]
+        [("image", tiny(), ["path"]), ("number", StandardScaler(), ["age"])]
     )
     embedded = columns.fit_transform(frame)
     assert embedded.shape == (6, 13)
     np.testing.assert_allclose(embedded[:, :12], tiny().fit_transform(paths), rtol=1e-5)
-    assert columns.get_feature_names_out()[0] == "picture__tiny_0"
+    assert columns.get_feature_names_out()[0] == "image__tiny_0"
     with pytest.raises(ValueError, match="feature names should match those that were passed"):
         tiny().fit(frame[["path"]]).transform(frame[["path"]].rename(columns={"path": "file"}))
 
 
-def test_flattened_rows_equal_the_pictures():
+def test_flattened_rows_equal_the_images():
     digits = load_digits()
     rows = tiny(image_shape=(8, 8)).fit_transform(digits.data[:20])
     np.testing.assert_array_equal(rows, tiny().fit_transform(digits.images[:20]))
@@ -132,7 +132,7 @@ def test_flattened_rows_equal_the_pictures():
         tiny().fit(digits.data)
 
 
-def test_folds_of_float_pictures_share_their_range():
+def test_folds_of_float_images_share_their_range():
     digits = load_digits().images
     dark = digits[digits.max(axis=(1, 2)) < 16]
     assert len(dark) > 0
@@ -140,7 +140,7 @@ def test_folds_of_float_pictures_share_their_range():
     assert whole.pixel_range_ == tiny().fit(dark).pixel_range_ == (0, 16)
 
 
-# --- the same picture in every container ----------------------------------------------------------
+# --- the same image in every container ----------------------------------------------------------
 
 
 def saved(arrays, folder):
@@ -203,7 +203,7 @@ def photographs():
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_the_same_picture_gives_the_same_embedding(container, photographs, tmp_path):
+def test_the_same_image_gives_the_same_embedding(container, photographs, tmp_path):
     reference = PretrainedFeatureExtractor().fit_transform(photographs)
     X = CONTAINERS[container](photographs, saved(photographs, tmp_path))
     embedded = PretrainedFeatureExtractor().fit_transform(X)
@@ -217,9 +217,9 @@ def test_the_same_picture_gives_the_same_embedding(container, photographs, tmp_p
 def test_a_large_jpeg_that_is_decoded_smaller_gives_the_same_embedding():
     large, pixels = [], []
     for photograph in load_sample_images().images:
-        picture = Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC)
+        image = Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=90)
+        image.save(buffer, "JPEG", quality=90)
         large.append(buffer.getvalue())
         with Image.open(buffer) as opened:
             pixels.append(np.asarray(opened))
@@ -235,7 +235,7 @@ def test_frozen_is_frozen_after_fit_transform_and_search(log):
     module = Tiny()
     module.train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    X, y = pictures(12), np.arange(12) % 2
+    X, y = images(12), np.arange(12) % 2
     pipeline = make_pipeline(PretrainedFeatureExtractor(module, cache=None), LogisticRegression())
     GridSearchCV(pipeline, {"logisticregression__C": [1, 2]}, cv=2).fit(X, y)
     PretrainedFeatureExtractor(module).fit(X).transform(X)
@@ -248,12 +248,12 @@ def test_the_named_backbone_stays_as_its_file_has_it():
     from sktransfer.backbones.efficientnet_lite import efficientnet_lite0, weights_path
     from sktransfer.backbones.weights import load_state_dict
 
-    extractor = PretrainedFeatureExtractor(cache=None).fit(pictures(4))
-    extractor.transform(pictures(4))
+    extractor = PretrainedFeatureExtractor(cache=None).fit(images(4))
+    extractor.transform(images(4))
     reference = efficientnet_lite0(load_state_dict(weights_path())).state_dict()
-    anatomy = load_backbone("efficientnet_lite0").anatomy
-    kept = [t for _, block in anatomy.blocks for t in block.state_dict().values()]
-    kept += anatomy.logits.state_dict().values()
+    block_list = load_backbone("efficientnet_lite0").block_list
+    kept = [t for _, block in block_list.blocks for t in block.state_dict().values()]
+    kept += block_list.logits.state_dict().values()
     assert len(kept) == len(reference)
     assert all(torch.equal(a, b) for a, b in zip(kept, reference.values(), strict=True))
 
@@ -267,7 +267,7 @@ def test_the_embedding_does_not_depend_on_the_batch(photographs):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_batch_size_and_threads_change_nothing(batch_size):
-    X = pictures(20)
+    X = images(20)
     expected = tiny(cache=None).fit_transform(X)
     got = tiny(cache=None, batch_size=batch_size, n_jobs=4).fit_transform(X)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
@@ -292,11 +292,11 @@ def test_pickles_are_small_and_work_in_a_fresh_process(tmp_path, photographs):
 
 def test_weights_that_changed_since_fit_are_an_error(tmp_path):
     module = Tiny()
-    extractor = PretrainedFeatureExtractor(module).fit(pictures(2))
+    extractor = PretrainedFeatureExtractor(module).fit(images(2))
     with torch.no_grad():
         module[0][0].weight += 1
     with pytest.raises(ValueError, match=r"they changed since\. Call fit again"):
-        extractor.transform(pictures(2))
+        extractor.transform(images(2))
 
 
 def test_offline_without_weights_is_one_clear_error_within_a_second(tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_offline_without_weights_is_one_clear_error_within_a_second(tmp_path, mo
     monkeypatch.setattr(socket, "create_connection", unreachable)
     start = time.perf_counter()
     with pytest.raises(WeightsNotFoundError, match=r"resnet50-11ad3fa6\.pth is not in "):
-        PretrainedFeatureExtractor("resnet50").fit(pictures(2))
+        PretrainedFeatureExtractor("resnet50").fit(images(2))
     assert time.perf_counter() - start < 15, "it waited for the answer"
 
 
@@ -319,7 +319,7 @@ def test_weights_in_the_hub_folder_are_used(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     state = build_torchvision("mobilenet_v3_small", seed=5).state_dict()
     torch.save(state, folder / os.path.basename(member.url))
-    X = pictures(3)
+    X = images(3)
     got = PretrainedFeatureExtractor("mobilenet_v3_small", image_size=64).fit_transform(X)
     file = tmp_path / "own.safetensors"
     __import__("safetensors.torch").torch.save_file(state, file)
@@ -330,7 +330,7 @@ def test_weights_in_the_hub_folder_are_used(tmp_path, monkeypatch):
 
 
 def test_the_seed_of_others_is_left_alone():
-    adapting, X = tiny(batch_norm="adapt"), pictures(8)
+    adapting, X = tiny(batch_norm="adapt"), images(8)
     torch.manual_seed(3)
     np.random.seed(3)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -340,27 +340,27 @@ def test_the_seed_of_others_is_left_alone():
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-# --- broken pictures -----------------------------------------------------------------------------
+# --- broken images -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def with_broken(tmp_path):
-    paths = saved(pictures(6), tmp_path)
-    (tmp_path / "002.png").write_bytes(b"no picture")
+    paths = saved(images(6), tmp_path)
+    (tmp_path / "002.png").write_bytes(b"no image")
     paths[4] = str(tmp_path / "gone.png")
     return paths
 
 
-def test_a_broken_picture_is_named(with_broken):
-    with pytest.raises(PictureError, match=r"Picture in row 2 \(.*002\.png\): ") as caught:
+def test_a_broken_image_is_named(with_broken):
+    with pytest.raises(ImageError, match=r"Image in row 2 \(.*002\.png\): ") as caught:
         tiny(batch_size=2, cache=None).fit(with_broken[:4]).transform(with_broken[:4])
     assert caught.value.row == 2
-    with pytest.raises(PictureError, match=r"Picture in row 4 \(.*gone\.png\): "):
+    with pytest.raises(ImageError, match=r"Image in row 4 \(.*gone\.png\): "):
         tiny().fit(with_broken).transform(with_broken)
 
 
 @pytest.mark.parametrize("cache", [None, "auto"])
-def test_broken_pictures_become_rows_of_nan(with_broken, cache):
+def test_broken_images_become_rows_of_nan(with_broken, cache):
     extractor = tiny(on_error="nan", cache=cache, batch_size=2)
     embedded = extractor.fit_transform(with_broken)
     assert np.isnan(embedded).any(axis=1).tolist() == [False, False, True, False, True, False]
@@ -377,9 +377,9 @@ def test_broken_pictures_become_rows_of_nan(with_broken, cache):
     assert [error.row for error in extractor.errors_] == [2, 3]
 
 
-def test_what_was_computed_before_a_broken_picture_is_kept(with_broken, log, store):
+def test_what_was_computed_before_a_broken_image_is_kept(with_broken, log, store):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, batch_size=1, n_jobs=1)
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         extractor.fit_transform(with_broken[:4])
     assert counted(log) == 2
     extractor.set_params(on_error="nan").fit_transform(with_broken[:4])
@@ -408,21 +408,21 @@ def test_what_was_computed_before_a_broken_picture_is_kept(with_broken, log, sto
 )
 def test_bad_parameters(parameters, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        tiny(**parameters).fit_transform(pictures(2) / 255)
+        tiny(**parameters).fit_transform(images(2) / 255)
 
 
 def test_a_size_that_the_backbone_does_not_take():
     with pytest.raises(ValueError, match="Got image_size=100x100, but vit_b_16 cannot take such"):
-        PretrainedFeatureExtractor("vit_b_16", weights=None, image_size=100).fit(pictures(1))
+        PretrainedFeatureExtractor("vit_b_16", weights=None, image_size=100).fit(images(1))
 
 
 def test_pooling_none_keeps_the_whole_map():
-    embedded = tiny(pooling=None).fit_transform(pictures(2))
+    embedded = tiny(pooling=None).fit_transform(images(2))
     assert embedded.shape == (2, 12 * (SIZE // 4) ** 2)
 
 
-def test_adapted_statistics_are_those_of_the_pictures():
-    X = pictures(64)
+def test_adapted_statistics_are_those_of_the_images():
+    X = images(64)
     extractor = tiny(batch_norm="adapt").fit(X)
     statistics = extractor.batch_norm_.statistics
     first = Tiny()[0][0]
@@ -442,13 +442,13 @@ def test_adapted_statistics_are_those_of_the_pictures():
 def test_adapting_needs_batch_norm():
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1))
     with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
-        PretrainedFeatureExtractor(module, batch_norm="adapt").fit(pictures(4))
+        PretrainedFeatureExtractor(module, batch_norm="adapt").fit(images(4))
 
 
 def test_a_callable_makes_the_same_module_every_time():
     embedded = [
         PretrainedFeatureExtractor(random_module, image_size=SIZE, cache=None).fit_transform(
-            pictures(2)
+            images(2)
         )
         for _ in range(2)
     ]
@@ -471,4 +471,4 @@ def test_timm_by_name(photographs):
 def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[timm\]'"):
-        PretrainedFeatureExtractor("timm:resnet18", weights=None).fit(pictures(1))
+        PretrainedFeatureExtractor("timm:resnet18", weights=None).fit(images(1))

@@ -28,7 +28,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
 
-from sktransfer import PictureError, PretrainedFeatureExtractor, SelfTrainedImageClassifier
+from sktransfer import ImageError, PretrainedFeatureExtractor, SelfTrainedImageClassifier
 from sktransfer.store.store import EmbeddingStore
 
 
@@ -70,8 +70,8 @@ def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
         expected += [*guessed[np.argsort(-sure)][: round(len(guessed) / 4)]]
     assert found.pseudo_rows_.tolist() == sorted(expected)
     np.testing.assert_array_equal(found.pseudo_labels_, once.predict(X[found.pseudo_rows_]))
-    learnt = [*np.flatnonzero(domain > 0), *found.pseudo_rows_]
-    again = LogisticRegression().fit(X[learnt], [*y[domain > 0], *found.pseudo_labels_])
+    learned = [*np.flatnonzero(domain > 0), *found.pseudo_rows_]
+    again = LogisticRegression().fit(X[learned], [*y[domain > 0], *found.pseudo_labels_])
     np.testing.assert_allclose(found.estimators_[1].coef_, again.coef_)
     mean = (once.predict_proba(X) + again.predict_proba(X)) / 2
     np.testing.assert_allclose(found.predict_proba(X), mean)
@@ -154,7 +154,7 @@ def test_without_a_target_the_classifier_is_fitted_once(log):
         np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
 
 
-def test_a_pipeline_embeds_each_picture_once(log, tmp_path):
+def test_a_pipeline_embeds_each_image_once(log, tmp_path):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
     found = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
     found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
@@ -193,18 +193,18 @@ def test_what_is_in_a_pipeline_is_told_of_domains_where_it_asks_for_them():
 
 def test_what_cannot_be_told_of_domains_is_warned_of():
     inner = GridSearchCV(make_classifier(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
-    with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which pict"):
+    with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which imag"):
         SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
             BOTH, domain_labels("cat"), sample_domain=DOMAIN
         )
 
 
 @pytest.mark.parametrize("row", [70, 99])
-def test_a_broken_picture_is_named_by_its_row(row):
-    X = [*BOTH[:row], b"no picture", *BOTH[row + 1 :]]
+def test_a_broken_image_is_named_by_its_row(row):
+    X = [*BOTH[:row], b"no image", *BOTH[row + 1 :]]
     plain = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
     for estimator in (plain, make_classifier(batch_norm="adapt")):
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             SelfTrainedImageClassifier(estimator).fit(X, domain_labels("?"), sample_domain=DOMAIN)
         assert caught.value.row == row
 
@@ -247,5 +247,5 @@ def test_bad_shares_are_explained(shares, message):
 
 def test_bad_domains_are_explained():
     classifier = SelfTrainedImageClassifier(LogisticRegression())
-    with pytest.raises(ValueError, match="Got no picture of the source in sample_domain"):
+    with pytest.raises(ValueError, match="Got no image of the source in sample_domain"):
         classifier.fit([[1], [2]], [0, 1], sample_domain=[-1, -1])

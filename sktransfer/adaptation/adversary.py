@@ -2,7 +2,7 @@
 
 Source: Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
 
-Shapes: N pictures of each domain, D features.
+Shapes: N images of each domain, D features.
 """
 
 from __future__ import annotations

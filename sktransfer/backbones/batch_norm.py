@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sktransfer.backbones.blocks import Anatomy
+from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.frozen import freeze
 from sktransfer.backbones.loading import Backbone
 from sktransfer.backbones.weights import digest_tensors
@@ -18,7 +18,7 @@ from sktransfer.backbones.weights import digest_tensors
 
 @dataclass(frozen=True, eq=False)
 class BatchNormState:
-    """Statistics of all BatchNorm layers of a backbone, estimated on other pictures.
+    """Statistics of all BatchNorm layers of a backbone, estimated on other images.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class BatchNormState:
 
 def check_batch_norm(backbone: Backbone) -> None:
     """Refuse a backbone that has no BatchNorm to adapt, with a ValueError."""
-    if not any(batch_norms(backbone.anatomy)):
+    if not any(batch_norms(backbone.block_list)):
         raise ValueError(
             f"Got batch_norm='adapt', but {backbone.name} has no BatchNorm layers to adapt; "
             "use batch_norm='frozen'"
@@ -41,25 +41,25 @@ def check_batch_norm(backbone: Backbone) -> None:
 @lru_cache(maxsize=2)
 def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
     """Copy a backbone, with other BatchNorm statistics."""
-    anatomy = copy.deepcopy(backbone.anatomy)
-    for name, buffer in named_statistics(anatomy):
+    block_list = copy.deepcopy(backbone.block_list)
+    for name, buffer in named_statistics(block_list):
         buffer.copy_(state.statistics[name])
-    for _, block in anatomy.blocks:
+    for _, block in block_list.blocks:
         freeze(block)
     digest = digest_tensors(state.statistics.items(), backbone.digest.hex())
-    return replace(backbone, anatomy=anatomy, digest=digest)
+    return replace(backbone, block_list=block_list, digest=digest)
 
 
-def batch_norms(anatomy: Anatomy) -> Iterator[tuple[str, _BatchNorm]]:
+def batch_norms(block_list: BlockList) -> Iterator[tuple[str, _BatchNorm]]:
     """Yield all BatchNorm layers that keep statistics, with their names."""
-    for block_name, block in anatomy.blocks:
+    for block_name, block in block_list.blocks:
         for name, module in block.named_modules(prefix=block_name):
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 yield name, module
 
 
-def named_statistics(anatomy: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
+def named_statistics(block_list: BlockList) -> Iterator[tuple[str, torch.Tensor]]:
     """Give running means and variances of all BatchNorm layers, by the name of their buffer."""
-    for name, layer in batch_norms(anatomy):
+    for name, layer in batch_norms(block_list):
         for kind in ("running_mean", "running_var"):
             yield f"{name}.{kind}", getattr(layer, kind)

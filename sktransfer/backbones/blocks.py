@@ -1,6 +1,6 @@
 """What an ordered list of blocks is, and how to cut a network that nothing is known about.
 
-Shapes: N pictures of H x W pixels, C channels, L tokens, D features, K classes.
+Shapes: N images of H x W pixels, C channels, L tokens, D features, K classes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sktransfer.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 # Sizes at which an unknown network is tried; most take the first.
 _PROBE_SIZES = (224, 64, 32, 128, 96, 256, 299, 384, 512)
-# The axes of a feature map, in each layout, that are positions in the picture.
+# The axes of a feature map, in each layout, that are positions in the image.
 POSITIONS: dict[str, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "vector": ()}
 
 
 @dataclass(frozen=True, eq=False)
-class Anatomy:
-    """An ordered list of blocks, from picture to last feature map, and what follows.
+class BlockList:
+    """An ordered list of blocks, from image to last feature map, and what follows.
 
     Parameters
     ----------
     blocks : tuple of (str, nn.Module)
-        Composed in order, they map normalised float pictures (N, 3, H, W) to the last feature
+        Composed in order, they map normalized float images (N, 3, H, W) to the last feature
         map. No two share a parameter, and none writes into its input.
-    neck : nn.Module
+    pre_logits : nn.Module
         Last feature map -> penultimate vector (N, D): the network's own pooling and what it
         computes before its last layer, without dropout.
     logits : nn.Module
@@ -40,13 +40,13 @@ class Anatomy:
     layout : str
         Of the feature maps between blocks: "NCHW", "NHWC", "NLC", or "vector" for (N, D).
     prefix_tokens : int
-        Number of class tokens before the tokens of the picture, in layout "NLC".
+        Number of class tokens before the tokens of the image, in layout "NLC".
     image_size : int or None
         The only H = W that the network takes, where its structure says so.
     """
 
     blocks: tuple[tuple[str, nn.Module], ...]
-    neck: nn.Module
+    pre_logits: nn.Module
     logits: nn.Module
     layout: str
     prefix_tokens: int = 0
@@ -59,14 +59,16 @@ def assemble(
     head: nn.Module,
     layout: str = "NCHW",
     **facts: int,
-) -> Anatomy:
-    """Put a network together: what its head does before its last linear layer joins the neck."""
+) -> BlockList:
+    """Assemble a block list; the layers of `head` before its last linear one are pre-logits."""
     layers = [layer for _, layer in unroll(head)]
     linear = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     last = linear[-1] if linear else 0
     before = [layer for layer in layers[:last] if not isinstance(layer, nn.Dropout)]
-    neck = nn.Sequential(*pooling, *before)
-    return Anatomy(tuple(blocks), neck, nn.Sequential(neck, *layers[last:]), layout, **facts)
+    pre_logits = nn.Sequential(*pooling, *before)
+    return BlockList(
+        tuple(blocks), pre_logits, nn.Sequential(pre_logits, *layers[last:]), layout, **facts
+    )
 
 
 def unroll(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -93,7 +95,7 @@ class ClassToken(nn.Module):
 
 
 class Rescale(nn.Module):
-    """From ImageNet's mean and standard deviation to pictures in -1..1."""
+    """From ImageNet's mean and standard deviation to images in -1..1."""
 
     scale: Tensor
     shift: Tensor
@@ -106,14 +108,14 @@ class Rescale(nn.Module):
         self.register_buffer("shift", (mean - 0.5) / 0.5, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rescale normalised pictures (N, 3, H, W)."""
+        """Rescale normalized images (N, 3, H, W)."""
         return x * self.scale + self.shift
 
 
-def dissect_unknown(
-    network: nn.Module, image_size: int | None, known: Callable[[nn.Module], Anatomy | None]
-) -> Anatomy:
-    """Cut a network in the finest way whose outputs on two pictures equal its own.
+def split_unknown_into_blocks(
+    network: nn.Module, image_size: int | None, known: Callable[[nn.Module], BlockList | None]
+) -> BlockList:
+    """Cut a network in the finest way whose outputs on two images equal its own.
 
     Parameters
     ----------
@@ -127,9 +129,9 @@ def dissect_unknown(
     with _evaluating(network):
         probe, expected = _probe(network, image_size)
         layout = _layout(expected)
-        whole = Anatomy((("model", network),), _Average(layout), nn.Identity(), layout)
+        whole = BlockList((("model", network),), _Average(layout), nn.Identity(), layout)
         if _same(expected[:1], expected[1:]) and not is_sequential(network):
-            # Outputs that do not depend on the picture are evidence of nothing.
+            # Outputs that do not depend on the image are evidence of nothing.
             return whole
         chain = _chain(network, probe, expected, known)
         return _cut_chain(chain, probe) or _trunk(network, probe) or whole
@@ -148,7 +150,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _probe(network: nn.Module, image_size: int | None) -> tuple[Tensor, Tensor]:
-    """Find two coarse random pictures (2, 3, S, S) that the network takes, and its outputs."""
+    """Find two coarse random images (2, 3, S, S) that the network takes, and its outputs."""
     like = next(network.parameters(), torch.zeros(()))
     coarse = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     sizes = _PROBE_SIZES if image_size is None else (image_size, *_PROBE_SIZES)
@@ -163,14 +165,14 @@ def _probe(network: nn.Module, image_size: int | None) -> tuple[Tensor, Tensor]:
         else:
             return probe, expected
     raise ValueError(
-        f"Got a {type(network).__name__}, but expected a network that maps float pictures "
-        f"(N, 3, H, W) to a tensor. Pictures of {sizes[0]} x {sizes[0]} pixels gave: {errors[0]}. "
+        f"Got a {type(network).__name__}, but expected a network that maps float images "
+        f"(N, 3, H, W) to a tensor. Images of {sizes[0]} x {sizes[0]} pixels gave: {errors[0]}. "
         "Wrap it in a module that does so, or pass the image_size that it needs."
     ) from errors[0]
 
 
 def _layout(x: Tensor) -> str:
-    """Tell the layout of what a network made of square pictures."""
+    """Tell the layout of what a network made of square images."""
     if not isinstance(x, Tensor) or x.ndim not in (2, 3, 4):
         raise ValueError(f"the output is a {type(x).__name__}, not a tensor of 2 to 4 dimensions")
     if x.ndim == 4:
@@ -206,7 +208,7 @@ def _chain(
     network: nn.Module,
     probe: Tensor,
     expected: Tensor,
-    known: Callable[[nn.Module], Anatomy | None],
+    known: Callable[[nn.Module], BlockList | None],
 ) -> list[_Link]:
     """Run the parts of a network in order; give no chain where it computes something else."""
     links = []
@@ -228,19 +230,19 @@ def _chain(
 
 
 def _parts(
-    network: nn.Module, known: Callable[[nn.Module], Anatomy | None]
+    network: nn.Module, known: Callable[[nn.Module], BlockList | None]
 ) -> Iterator[tuple[str, nn.Module]]:
     for child_name, child in network._modules.items():
         for name, part in unroll(child, child_name) if child is not None else ():
-            anatomy = known(part)
-            if anatomy is None:
+            block_list = known(part)
+            if block_list is None:
                 yield name, part
             else:
-                yield from ((f"{name}.{block}", module) for block, module in anatomy.blocks)
-                yield f"{name}.logits", anatomy.logits
+                yield from ((f"{name}.{block}", module) for block, module in block_list.blocks)
+                yield f"{name}.logits", block_list.logits
 
 
-def _cut_chain(links: list[_Link], probe: Tensor) -> Anatomy | None:
+def _cut_chain(links: list[_Link], probe: Tensor) -> BlockList | None:
     """Cut a chain before every convolution or matrix, and end it with the last feature map."""
     end = _end_of_blocks(links)
     if end == 0:
@@ -258,7 +260,7 @@ def _cut_chain(links: list[_Link], probe: Tensor) -> Anatomy | None:
     owned = [set(module.parameters()) for module in (*dict(blocks).values(), logits)]
     if sum(map(len, owned)) != len(set().union(*owned)):
         return None
-    return Anatomy(blocks, _neck(links[end:], blocks, probe), logits, layout)
+    return BlockList(blocks, _pre_logits(links[end:], blocks, probe), logits, layout)
 
 
 def _end_of_blocks(links: list[_Link]) -> int:
@@ -286,27 +288,29 @@ def _join(links: list[_Link]) -> nn.Module:
     return links[0].module if len(links) == 1 else nn.Sequential(*(link.module for link in links))
 
 
-def _neck(tail: list[_Link], blocks: tuple[tuple[str, nn.Module], ...], probe: Tensor) -> nn.Module:
+def _pre_logits(
+    tail: list[_Link], blocks: tuple[tuple[str, nn.Module], ...], probe: Tensor
+) -> nn.Module:
     x = probe.clone()
     for _, block in blocks:
         x = block(x)
     last = max((i for i, link in enumerate(tail) if link.has_linear), default=-1)
-    neck = _headless(_join(tail[: last + 1]), x)
-    if neck is None:
+    pre_logits = _headless(_join(tail[: last + 1]), x)
+    if pre_logits is None:
         return nn.Sequential(_join(tail), _Average(_layout(_join(tail)(x))))
-    for name, layer in list(neck.named_modules()):
+    for name, layer in list(pre_logits.named_modules()):
         if isinstance(layer, nn.Dropout):
-            neck.set_submodule(name, nn.Identity())
-    return neck
+            pre_logits.set_submodule(name, nn.Identity())
+    return pre_logits
 
 
-def _trunk(network: nn.Module, probe: Tensor) -> Anatomy | None:
+def _trunk(network: nn.Module, probe: Tensor) -> BlockList | None:
     """Make one block of all but the last linear layer."""
     trunk = _headless(network, probe)
     if trunk is None:
         return None
     linear = network.get_submodule(_last_linear(network) or "")
-    return Anatomy((("trunk", trunk),), nn.Identity(), linear, "vector")
+    return BlockList((("trunk", trunk),), nn.Identity(), linear, "vector")
 
 
 def _headless(network: nn.Module, x: Tensor) -> nn.Module | None:

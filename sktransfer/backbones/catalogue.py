@@ -9,9 +9,9 @@ from torch import nn
 
 from sktransfer.backbones.loading import LITE0
 from sktransfer.backbones.torchvision_blocks import (
-    dissect,
+    build_on_meta,
     list_torchvision,
-    skeleton,
+    split_into_blocks,
     torchvision_weights,
 )
 from sktransfer.backbones.weights import hub_path
@@ -68,7 +68,7 @@ class BackboneInfo(NamedTuple):
     name : str
     parameters : int
     gflops : float
-        Billions of multiply-adds for one picture of the size that the weights were made for.
+        Billions of multiply-adds for one image of the size that the weights were made for.
     features : int
         Size of the penultimate embedding.
     accuracy : float
@@ -162,6 +162,8 @@ def _features(name: str) -> int:
 
 def measure_features(name: str) -> int:
     """Read the size of a torchvision network's penultimate vector off its structure."""
-    layers = [m for m in dissect(skeleton(name)).logits.modules() if hasattr(m, "weight")]
+    layers = [
+        m for m in split_into_blocks(build_on_meta(name)).logits.modules() if hasattr(m, "weight")
+    ]
     classifying = [layer for layer in layers if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
     return classifying.weight.shape[1]

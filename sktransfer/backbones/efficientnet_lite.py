@@ -3,7 +3,7 @@
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019; the
 Lite variant leaves out squeeze-and-excitation, uses ReLU6, and does not scale stem and head.
 
-Shapes: N pictures of H x W pixels, C channels, K classes.
+Shapes: N images of H x W pixels, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ class EfficientNetLite(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(1280, num_classes)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Keep the variance of the gradients, as TensorFlow's EfficientNet does."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -168,7 +168,7 @@ class EfficientNetLite(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised float pictures (N, 3, H, W) to logits (N, K)."""
+        """Map normalized float images (N, 3, H, W) to logits (N, K)."""
         x = self.relu(self.bn0(self.conv_stem(x)))
         x = self.blocks(x)
         x = self.relu(self.bn1(self.conv_head(x)))

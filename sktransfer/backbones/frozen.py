@@ -4,7 +4,7 @@ A backbone is an ordered list of blocks; this room draws the line through it. It
 that touches `requires_grad` and `eval()`, so that "frozen" means one thing: no gradient, no moving
 BatchNorm statistics, no dropout, whatever mode anybody sets later.
 
-Shapes: N pictures, C channels, H x W positions or L tokens of a feature map, D features.
+Shapes: N images, C channels, H x W positions or L tokens of a feature map, D features.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from sktransfer.backbones.blocks import POSITIONS, Anatomy
+from sktransfer.backbones.blocks import POSITIONS, BlockList
 from sktransfer.utils.errors import did_you_mean
 
 POOLINGS = ("avg", "max", "avgmax")
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Freeze a module for good: inference behaviour, and no gradient for any parameter."""
+    """Freeze a module for good: inference behavior, and no gradient for any parameter."""
     return module.eval().requires_grad_(False)
 
 
@@ -30,9 +30,9 @@ class FrozenPrefix(nn.Module):
 
     Parameters
     ----------
-    anatomy : Anatomy
-        The backbone's blocks, neck and logits.
-    taps : sequence of (str or None)
+    block_list : BlockList
+        The backbone's blocks, pre_logits and logits.
+    layers : sequence of (str or None)
         What to emit, side by side: names of blocks, `"logits"`, or `None` for the penultimate
         vector.
     pooling : {"avg", "max", "avgmax"} or None
@@ -46,16 +46,21 @@ class FrozenPrefix(nn.Module):
     """
 
     def __init__(
-        self, anatomy: Anatomy, taps: Sequence[str | None] = (None,), pooling: str | None = "avg"
+        self,
+        block_list: BlockList,
+        layers: Sequence[str | None] = (None,),
+        pooling: str | None = "avg",
     ) -> None:
         super().__init__()
-        names = [name for name, _ in anatomy.blocks]
-        depths = [_depth(tap, names) for tap in taps]
-        self.blocks = nn.ModuleList(block for _, block in anatomy.blocks[: max(depths)])
-        self.neck = anatomy.neck if None in taps and pooling == "avg" else nn.Identity()
-        self.logits = anatomy.logits if "logits" in taps else nn.Identity()
-        self.taps, self.depths, self.pooling = tuple(taps), depths, pooling
-        self.layout, self.prefix_tokens = anatomy.layout, anatomy.prefix_tokens
+        names = [name for name, _ in block_list.blocks]
+        depths = [_depth(tap, names) for tap in layers]
+        self.blocks = nn.ModuleList(block for _, block in block_list.blocks[: max(depths)])
+        self.pre_logits = (
+            block_list.pre_logits if None in layers and pooling == "avg" else nn.Identity()
+        )
+        self.logits = block_list.logits if "logits" in layers else nn.Identity()
+        self.layers, self.depths, self.pooling = tuple(layers), depths, pooling
+        self.layout, self.prefix_tokens = block_list.layout, block_list.prefix_tokens
         freeze(self)
 
     def train(self, mode: bool = True) -> FrozenPrefix:
@@ -63,17 +68,17 @@ class FrozenPrefix(nn.Module):
         return super().train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map normalised pictures (N, 3, H, W) to embeddings (N, D)."""
+        """Map normalized images (N, 3, H, W) to embeddings (N, D)."""
         emitted: dict[int, torch.Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
             x = block(x)
             for place, wanted in enumerate(self.depths):
                 if wanted == depth:
-                    emitted[place] = self._emit(self.taps[place], x)
-        return torch.cat([emitted[place] for place in range(len(self.taps))], dim=1)
+                    emitted[place] = self._emit(self.layers[place], x)
+        return torch.cat([emitted[place] for place in range(len(self.layers))], dim=1)
 
     def feature_map(self, x: torch.Tensor) -> torch.Tensor:
-        """Map normalised pictures (N, 3, H, W) to what leaves the last block."""
+        """Map normalized images (N, 3, H, W) to what leaves the last block."""
         for block in self.blocks:
             x = block(x)
         return x
@@ -82,7 +87,7 @@ class FrozenPrefix(nn.Module):
         if tap == "logits":
             return self.logits(x)
         if tap is None and self.pooling == "avg":
-            return self.neck(x)
+            return self.pre_logits(x)
         return pool(x, self.pooling, self.layout, self.prefix_tokens)
 
 
@@ -99,7 +104,7 @@ def pool(
     layout : {"NCHW", "NHWC", "NLC"}
         What the axes of `x` are.
     prefix_tokens : int
-        Tokens at the front that are no positions of the picture, left out of the pooling.
+        Tokens at the front that are no positions of the image, left out of the pooling.
 
     Examples
     --------
@@ -135,17 +140,17 @@ class FrozenSpan(nn.Module):
 
     Parameters
     ----------
-    anatomy : Anatomy
+    block_list : BlockList
     start, stop : int
-        Boundaries, as numbers of blocks before them. Past the last block lies the neck, and the
-        span gives the penultimate vector.
+        Boundaries, as numbers of blocks before them. A span up to the last block ends with the
+        pre-logits layers, and returns the penultimate vector.
     """
 
-    def __init__(self, anatomy: Anatomy, start: int, stop: int) -> None:
+    def __init__(self, block_list: BlockList, start: int, stop: int) -> None:
         super().__init__()
-        parts = [block for _, block in anatomy.blocks[start:stop]]
-        if stop == len(anatomy.blocks):
-            parts.append(anatomy.neck)
+        parts = [block for _, block in block_list.blocks[start:stop]]
+        if stop == len(block_list.blocks):
+            parts.append(block_list.pre_logits)
         self.parts = nn.Sequential(*parts)
         freeze(self)
 

@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sktransfer.backbones.blocks import Anatomy
+from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.efficientnet_lite import efficientnet_lite0, weights_path
 from sktransfer.backbones.frozen import freeze
 from sktransfer.backbones.torchvision_blocks import (
     build_torchvision,
-    dissect,
     list_torchvision,
+    split_into_blocks,
     torchvision_weights,
 )
 from sktransfer.backbones.weights import digest_tensors, fetch, load_state_dict, require_reachable
-from sktransfer.data.images import Pictures
+from sktransfer.data.images import Images
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import check_choice, did_you_mean, import_optional
-from sktransfer.utils.runtime import seeded, settle_after_fork
+from sktransfer.utils.runtime import limit_threads_after_fork, seeded
 
 LITE0 = "efficientnet_lite0"
 
@@ -38,9 +38,9 @@ _LITE0_PREPROCESSING = Preprocessing(
     interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )
 
-# In pretraining things look so many times larger than in the middle of a whole picture, where the
-# size of that picture is at least so many times the size of what is cut out of it; and so many
-# times smaller than the network's own side, pictures hold too little to be enlarged further.
+# In pretraining things look so many times larger than in the middle of a whole image, where the
+# size of that image is at least so many times the size of what is cut out of it; and so many
+# times smaller than the network's own side, images hold too little to be enlarged further.
 _LARGER, _MARGIN, _TINY = 9 / 7, 8 / 7, 4
 
 # Backbones kept in memory by a process, so that clones and folds share one copy.
@@ -49,13 +49,13 @@ _KEPT = 3
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen network as an ordered list of blocks, and what it expects of a picture.
+    """A frozen network as an ordered list of blocks, and what it expects of an image.
 
     Parameters
     ----------
     name : str
-    anatomy : Anatomy
-        Blocks from picture to last feature map, and what follows.
+    block_list : BlockList
+        Blocks from image to last feature map, and what follows.
     preprocessing : Preprocessing
         Comes with the weights.
     digest : bytes
@@ -71,21 +71,21 @@ class Backbone:
     """
 
     name: str
-    anatomy: Anatomy
+    block_list: BlockList
     preprocessing: Preprocessing
     digest: bytes
     build: Callable[[], nn.Module]
     categories: tuple[str, ...] = ()
-    known: bool = True
+    from_library: bool = True
     pretrained: bool = False
 
-    def image_size_for(self, asked: Any, pictures: Pictures) -> Any:
-        """Find the size that pictures are to have: what is asked for, but what `"auto"` means.
+    def image_size_for(self, asked: Any, images: Images) -> Any:
+        """Find the size that images are to have: what is asked for, but what `"auto"` means.
 
-        Pretraining cuts pieces out of pictures and enlarges them, so things look larger in it than
-        in the middle of a whole picture, which is what most weights' preprocessing shows. Whole
-        pictures in 9/7 of the size, 288 x 288 for 224 x 224, make up for that. Weights with a
-        narrow margin were made for their own size; small pictures hold too little. Source: Touvron
+        Pretraining cuts pieces out of images and enlarges them, so things look larger in it than
+        in the middle of a whole image, which is what most weights' preprocessing shows. Whole
+        images in 9/7 of the size, 288 x 288 for 224 x 224, make up for that. Weights with a
+        narrow margin were made for their own size; small images hold too little. Source: Touvron
         et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
 
         Raises
@@ -97,18 +97,18 @@ class Backbone:
             return asked
         check_choice("image_size", asked, ["auto"])
         resize, crop = self.preprocessing.resize, self.preprocessing.crop
-        if not self.pretrained or self.anatomy.image_size is not None:
+        if not self.pretrained or self.block_list.image_size is not None:
             return None
         if not isinstance(resize, int) or resize < _MARGIN * min(crop):
             return None
-        if not pictures.reach(min(crop) // _TINY):
+        if not images.mostly_at_least(min(crop) // _TINY):
             return None
         return tuple(32 * round(_LARGER * side / 32) for side in crop)
 
     @property
     def n_bytes(self) -> int:
         """What the network takes in memory, up to its penultimate vector."""
-        parts = [*(block for _, block in self.anatomy.blocks), self.anatomy.neck]
+        parts = [*(block for _, block in self.block_list.blocks), self.block_list.pre_logits]
         return sum(each.nbytes for part in parts for each in part.state_dict().values())
 
 
@@ -128,7 +128,7 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     ----------
     backbone : str, Module, callable or fitted classifier
         A name of `list_backbones`, `"timm:NAME"`, a module (which is copied and left as it is), or
-        a callable that makes one. A module may say what it expects of a picture in an attribute
+        a callable that makes one. A module may say what it expects of an image in an attribute
         `preprocessing` (a `Preprocessing`); otherwise it gets ImageNet's. A fitted
         `FineTunedImageClassifier`, itself or in a `FrozenEstimator`, is its tuned network.
     weights : str, path or None
@@ -149,10 +149,10 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     Examples
     --------
     >>> backbone = load_backbone("efficientnet_lite0")
-    >>> [name for name, _ in backbone.anatomy.blocks][:3]
+    >>> [name for name, _ in backbone.block_list.blocks][:3]
     ['stem', 'block0', 'block1']
     """
-    settle_after_fork()
+    limit_threads_after_fork()
     if isinstance(backbone, str):
         return _load_named(backbone, *_stamp(weights))
     if hasattr(backbone, "as_backbone"):
@@ -169,7 +169,7 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     def assemble() -> Backbone:
         own = loaded._replace(model=copy.deepcopy(loaded.model).cpu())
         build = partial(copy.deepcopy, own.model)
-        return replace(_assemble(own, digest, build), known=False)
+        return replace(_assemble(own, digest, build), from_library=False)
 
     return keep_backbone(digest, assemble)
 
@@ -234,14 +234,18 @@ def _is_file_name(weights: str | os.PathLike[str]) -> bool:
 
 
 def _assemble(loaded: _Loaded, digest: bytes, build: Callable[[], nn.Module]) -> Backbone:
-    anatomy = dissect(freeze(loaded.model.to(memory_format=torch.channels_last)))
-    for part in (*(block for _, block in anatomy.blocks), anatomy.neck, anatomy.logits):
+    block_list = split_into_blocks(freeze(loaded.model.to(memory_format=torch.channels_last)))
+    for part in (
+        *(block for _, block in block_list.blocks),
+        block_list.pre_logits,
+        block_list.logits,
+    ):
         freeze(part)  # the modules that group others into blocks are new
     preprocessing = loaded.preprocessing
-    if anatomy.image_size not in (None, *preprocessing.crop):
+    if block_list.image_size not in (None, *preprocessing.crop):
         # A vision transformer of another size than the one that is usual under its name.
-        preprocessing = preprocessing.with_image_size(anatomy.image_size)
-    return Backbone(loaded.name, anatomy, preprocessing, digest, build, loaded.categories)
+        preprocessing = preprocessing.with_image_size(block_list.image_size)
+    return Backbone(loaded.name, block_list, preprocessing, digest, build, loaded.categories)
 
 
 def _load_lite0(weights: str | None) -> _Loaded:

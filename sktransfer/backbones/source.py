@@ -48,9 +48,9 @@ class BackboneSource:
         return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
 
     def block_names(self) -> list[str]:
-        """Name the blocks, from the picture on."""
-        return [name for name, _ in self.load().anatomy.blocks]
+        """Name the blocks, from the image on."""
+        return [name for name, _ in self.load().block_list.blocks]
 
     def preprocessing(self) -> Preprocessing:
-        """Tell what is done to a picture before it is seen."""
+        """Tell what is done to an image before it is seen."""
         return self.load().preprocessing.with_image_size(self.image_size)

@@ -1,6 +1,6 @@
 """Known networks as ordered lists of blocks; the only import of torchvision's models.
 
-Shapes: N pictures of H x W pixels, C channels, L tokens, D features, K classes.
+Shapes: N images of H x W pixels, C channels, L tokens, D features, K classes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ import torchvision.models as models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sktransfer.backbones.blocks import Anatomy, ClassToken, Rescale, assemble, dissect_unknown
+from sktransfer.backbones.blocks import (
+    BlockList,
+    ClassToken,
+    Rescale,
+    assemble,
+    split_unknown_into_blocks,
+)
 from sktransfer.backbones.efficientnet_lite import EfficientNetLite, load_strictly
 from sktransfer.utils.errors import check_choice, did_you_mean
 from sktransfer.utils.runtime import seeded
 
 __all__ = [
-    "Anatomy",
+    "BlockList",
+    "build_on_meta",
     "build_torchvision",
-    "dissect",
     "list_torchvision",
-    "skeleton",
+    "split_into_blocks",
     "torchvision_weights",
 ]
 
@@ -70,7 +76,9 @@ def torchvision_weights(name: str, weights: str = "default") -> models.WeightsEn
     return members["DEFAULT" if weights == "default" else weights]
 
 
-def skeleton(name: str, *, image_size: int | None = None, num_classes: int = 1000) -> nn.Module:
+def build_on_meta(
+    name: str, *, image_size: int | None = None, num_classes: int = 1000
+) -> nn.Module:
     """Build the structure of a torchvision network in milliseconds.
 
     What training learns has no values: it is on the meta device, until
@@ -79,7 +87,7 @@ def skeleton(name: str, *, image_size: int | None = None, num_classes: int = 100
 
     Examples
     --------
-    >>> skeleton("vgg19").classifier[0].weight.device
+    >>> build_on_meta("vgg19").classifier[0].weight.device
     device(type='meta')
     """
     with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
@@ -101,10 +109,10 @@ def build_torchvision(
         One of `list_torchvision()`.
     state_dict : mapping of str to Tensor or None, default=None
         What a weights file of this network holds, old spellings included. The number of classes
-        and the picture size follow from it. Its float32 tensors are taken over, not copied.
+        and the image size follow from it. Its float32 tensors are taken over, not copied.
         `None` gives random weights.
     image_size : int or None, default=None
-        H = W of the pictures, for networks tied to one size (vit, maxvit) with random weights.
+        H = W of the images, for networks tied to one size (vit, maxvit) with random weights.
     seed : int, default=0
         Seed of the random weights; the global random state stays as it is.
 
@@ -121,7 +129,7 @@ def build_torchvision(
     Examples
     --------
     >>> network = build_torchvision("mobilenet_v3_small", seed=1)
-    >>> [name for name, _ in dissect(network).blocks][:2]
+    >>> [name for name, _ in split_into_blocks(network).blocks][:2]
     ['features.0', 'features.1']
     """
     if state_dict is not None:
@@ -141,19 +149,19 @@ def _build_from(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
         for key, value in state_dict.items()
         if not (name in _INCEPTIONS and _AUXILIARY.match(key))
     }
-    network: Any = skeleton(name)
+    network: Any = build_on_meta(name)
     options = _options_in(tensors, network)
     if options:
-        network = skeleton(name, **options)
+        network = build_on_meta(name, **options)
     if name in _INCEPTIONS:
-        # Their weights were trained on pictures scaled to -1..1; this turns ours into those.
+        # Their weights were trained on images scaled to -1..1; this turns ours into those.
         network.transform_input = True
     load_strictly(network, tensors, name, getattr(state_dict, "_metadata", None))
     return network
 
 
 def _options_in(tensors: Mapping[str, Tensor], network: Any) -> dict[str, int]:
-    """Find the number of classes and the picture size, where they are not the usual ones."""
+    """Find the number of classes and the image size, where they are not the usual ones."""
     options = {}
     layers = (nn.Linear, nn.Conv2d)
     last = [name for name, m in network.named_modules() if isinstance(m, layers)][-1]
@@ -173,7 +181,7 @@ def _construct(name: str, image_size: int | None, num_classes: int = 1000) -> nn
     _check_name(name)
     options: dict[str, Any] = {"num_classes": num_classes}
     if name in _INCEPTIONS:
-        # Auxiliary heads only serve training from scratch; the usual initialisation is slow.
+        # Auxiliary heads only serve training from scratch; the usual initialization is slow.
         options |= {"aux_logits": False, "init_weights": False}
     if image_size is not None and name.startswith("vit"):
         options["image_size"] = image_size
@@ -204,18 +212,18 @@ class _EmptyOnMeta(TorchFunctionMode):
 # Families ------------------------------------------------------------------------------------
 
 
-def dissect(network: nn.Module, *, image_size: int | None = None) -> Anatomy:
+def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> BlockList:
     """Cut a network into blocks that share its parameters.
 
     Torchvision's networks, fine-tuned or not, are cut by their class, without running them. For
-    any other network, a way to cut it is believed only if its outputs on two probe pictures
+    any other network, a way to cut it is believed only if its outputs on two probe images
     equal the network's own: its children in order; else all but its last linear layer as one
     block; else the whole network as one block. The network stays as it is.
 
     Parameters
     ----------
     network : nn.Module
-        Maps normalised float pictures (N, 3, H, W) to a tensor.
+        Maps normalized float images (N, 3, H, W) to a tensor.
     image_size : int or None, default=None
         H = W at which an unknown network is run first.
 
@@ -226,14 +234,16 @@ def dissect(network: nn.Module, *, image_size: int | None = None) -> Anatomy:
 
     Examples
     --------
-    >>> anatomy = dissect(skeleton("resnet18"))
-    >>> [name for name, _ in anatomy.blocks]
+    >>> block_list = split_into_blocks(build_on_meta("resnet18"))
+    >>> [name for name, _ in block_list.blocks]
     ['stem', 'layer1', 'layer2', 'layer3', 'layer4']
     """
-    return _dissect_known(network) or dissect_unknown(network, image_size, _dissect_known)
+    return _split_known_into_blocks(network) or split_unknown_into_blocks(
+        network, image_size, _split_known_into_blocks
+    )
 
 
-def _dissect_known(network: nn.Module) -> Anatomy | None:
+def _split_known_into_blocks(network: nn.Module) -> BlockList | None:
     for kind, family in _FAMILIES:
         # A subclass may compute something else: then only a probe can tell.
         methods = ("forward", "_forward_impl", "_forward")
@@ -251,18 +261,18 @@ def _cut(layers: nn.Sequential, starts: list[int]) -> list[nn.Sequential]:
     return [layers[a:b] for a, b in pairwise([0, *starts, len(layers)])]
 
 
-def _alexnet(net: models.AlexNet) -> Anatomy:
+def _alexnet(net: models.AlexNet) -> BlockList:
     starts = [i for i, layer in enumerate(net.features) if isinstance(layer, nn.Conv2d)]
     blocks = [(f"conv{i}", part) for i, part in enumerate(_cut(net.features, starts[1:]), 1)]
     return assemble(blocks, _pooling(net), net.classifier)
 
 
-def _convnext(net: models.ConvNeXt) -> Anatomy:
+def _convnext(net: models.ConvNeXt) -> BlockList:
     blocks = [(f"features.{name}", part) for name, part in net.features.named_children()]
     return assemble(blocks, [net.avgpool], net.classifier)
 
 
-def _densenet(net: models.DenseNet) -> Anatomy:
+def _densenet(net: models.DenseNet) -> BlockList:
     names = list(net.features._modules)
     starts = [i for i, name in enumerate(names) if name.startswith("denseblock")]
     parts = _cut(net.features, starts)
@@ -272,14 +282,14 @@ def _densenet(net: models.DenseNet) -> Anatomy:
     return assemble(blocks, _pooling(net), net.classifier)
 
 
-def _efficientnet_lite(net: EfficientNetLite) -> Anatomy:
+def _efficientnet_lite(net: EfficientNetLite) -> BlockList:
     stem = nn.Sequential(net.conv_stem, net.bn0, net.relu)
     blocks = [(f"block{i}", block) for i, block in enumerate(net.blocks)]
     head = nn.Sequential(net.conv_head, net.bn1, net.relu)
     return assemble([("stem", stem), *blocks, ("conv_head", head)], _pooling(net), net.fc)
 
 
-def _googlenet(net: models.GoogLeNet) -> Anatomy:
+def _googlenet(net: models.GoogLeNet) -> BlockList:
     rescale = Rescale() if net.transform_input else nn.Identity()
     stem = [rescale, net.conv1, net.maxpool1, net.conv2, net.conv3, net.maxpool2]
     names = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
@@ -289,7 +299,7 @@ def _googlenet(net: models.GoogLeNet) -> Anatomy:
     return assemble([("stem", nn.Sequential(*stem)), *blocks.items()], _pooling(net), net.fc)
 
 
-def _inception(net: models.Inception3) -> Anatomy:
+def _inception(net: models.Inception3) -> BlockList:
     rescale = Rescale() if net.transform_input else nn.Identity()
     stem = [rescale, net.Conv2d_1a_3x3, net.Conv2d_2a_3x3, net.Conv2d_2b_3x3, net.maxpool1]
     stem += [net.Conv2d_3b_1x1, net.Conv2d_4a_3x3, net.maxpool2]
@@ -297,73 +307,73 @@ def _inception(net: models.Inception3) -> Anatomy:
     return assemble([("stem", nn.Sequential(*stem)), *blocks], _pooling(net), net.fc)
 
 
-def _maxvit(net: models.MaxVit) -> Anatomy:
+def _maxvit(net: models.MaxVit) -> BlockList:
     blocks = [(f"block{i}", block) for i, block in enumerate(net.blocks, 1)]
-    # The stem and the first block halve the picture before the first grid.
+    # The stem and the first block halve the image before the first grid.
     size = 4 * net.blocks[0].grid_size[0]
     return assemble([("stem", net.stem), *blocks], [], net.classifier, image_size=size)
 
 
-def _mnasnet(net: models.MNASNet) -> Anatomy:
+def _mnasnet(net: models.MNASNet) -> BlockList:
     stacks = [i for i, layer in enumerate(net.layers) if isinstance(layer, nn.Sequential)]
     names = ["stem", *(f"stack{i + 1}" for i in range(len(stacks))), "conv_head"]
     parts = _cut(net.layers, [*stacks, stacks[-1] + 1])
     return assemble(zip(names, parts, strict=True), _pooling(net), net.classifier)
 
 
-def _features(net: Any) -> Anatomy:
+def _features(net: Any) -> BlockList:
     blocks = [(f"features.{name}", part) for name, part in net.features.named_children()]
     return assemble(blocks, _pooling(net), net.classifier)
 
 
-def _regnet(net: models.RegNet) -> Anatomy:
+def _regnet(net: models.RegNet) -> BlockList:
     blocks = [("stem", net.stem), *net.trunk_output.named_children()]
     return assemble(blocks, _pooling(net), net.fc)
 
 
-def _resnet(net: models.ResNet) -> Anatomy:
+def _resnet(net: models.ResNet) -> BlockList:
     stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
     layers = [(f"layer{i}", net.get_submodule(f"layer{i}")) for i in (1, 2, 3, 4)]
     return assemble([("stem", stem), *layers], _pooling(net), net.fc)
 
 
-def _shufflenet(net: models.ShuffleNetV2) -> Anatomy:
+def _shufflenet(net: models.ShuffleNetV2) -> BlockList:
     names = ("stage2", "stage3", "stage4", "conv5")
     blocks = [(name, net.get_submodule(name)) for name in names]
     stem = nn.Sequential(net.conv1, net.maxpool)
     return assemble([("stem", stem), *blocks], _pooling(net), net.fc)
 
 
-def _squeezenet(net: models.SqueezeNet) -> Anatomy:
+def _squeezenet(net: models.SqueezeNet) -> BlockList:
     kinds = [type(layer).__name__ for layer in net.features]
     parts = _cut(net.features, [i for i, kind in enumerate(kinds) if kind == "Fire"])
     # The paper counts the first convolution as 1.
     blocks = [("stem" if i == 1 else f"fire{i}", part) for i, part in enumerate(parts, 1)]
     logits = nn.Sequential(net.classifier, nn.Flatten(1))
-    return Anatomy(tuple(blocks), nn.Sequential(*_pooling(net)), logits, "NCHW")
+    return BlockList(tuple(blocks), nn.Sequential(*_pooling(net)), logits, "NCHW")
 
 
-def _swin(net: models.SwinTransformer) -> Anatomy:
+def _swin(net: models.SwinTransformer) -> BlockList:
     parts = _cut(net.features, [1, *range(2, len(net.features), 2)])
     blocks = [(f"stage{i}" if i else "stem", part) for i, part in enumerate(parts)]
     pooling = [net.norm, net.permute, net.avgpool, net.flatten]
     return assemble(blocks, pooling, net.head, "NHWC")
 
 
-def _vgg(net: models.VGG) -> Anatomy:
+def _vgg(net: models.VGG) -> BlockList:
     ends = [i + 1 for i, layer in enumerate(net.features) if isinstance(layer, nn.MaxPool2d)]
     blocks = [(f"stage{i}", part) for i, part in enumerate(_cut(net.features, ends[:-1]), 1)]
     return assemble(blocks, _pooling(net), net.classifier)
 
 
-def _vit(net: models.VisionTransformer) -> Anatomy:
+def _vit(net: models.VisionTransformer) -> BlockList:
     blocks = [("stem", _VitStem(net)), *net.encoder.layers.named_children()]
     pooling = [ClassToken(), net.encoder.ln]
     facts = {"prefix_tokens": 1, "image_size": net.image_size}
     return assemble(blocks, pooling, net.heads, "NLC", **facts)
 
 
-_FAMILIES: tuple[tuple[type[nn.Module], Callable[[Any], Anatomy]], ...] = (
+_FAMILIES: tuple[tuple[type[nn.Module], Callable[[Any], BlockList]], ...] = (
     (EfficientNetLite, _efficientnet_lite),
     (models.AlexNet, _alexnet),
     (models.ConvNeXt, _convnext),
@@ -386,7 +396,7 @@ _FAMILIES: tuple[tuple[type[nn.Module], Callable[[Any], Anatomy]], ...] = (
 
 
 class _VitStem(nn.Module):
-    """Pictures to tokens with positions: the part of vit that lies in its forward."""
+    """Images to tokens with positions: the part of vit that lies in its forward."""
 
     def __init__(self, net: models.VisionTransformer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The demo: embed pictures once, search a classifier on them, and show how good it is."""
+"""The demo: embed images once, search a classifier on them, and show how good it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Bunch
 
 from sktransfer.data.folders import load_image_folder
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.store.session import session_store
 from sktransfer.utils.errors import import_optional
@@ -38,7 +38,7 @@ def run_demo(
     Parameters
     ----------
     images : Path or None
-        A folder with a folder of pictures per class; `None` takes scikit-learn's digits.
+        A folder with a folder of images per class; `None` takes scikit-learn's digits.
     output : Path
         Where `result.png` goes.
     backbone : str
@@ -48,18 +48,18 @@ def run_demo(
     Returns
     -------
     float
-        Accuracy on the pictures held back, 0-1.
+        Accuracy on the images held back, 0-1.
 
     Raises
     ------
     ValueError
-        Where a class has too few pictures to be split.
+        Where a class has too few images to be split.
     """
     import_optional("matplotlib", extra="demo", purpose="the demo")
     data = _load(images)
     X_train, X_test, y_train, y_test = _hold_back(data)
     print(
-        f"{len(X_train)} pictures to learn from and {len(X_test)} held back, "
+        f"{len(X_train)} images to learn from and {len(X_test)} held back, "
         f"{len(data.target_names)} classes ({data.title})"
     )
     search = GridSearchCV(
@@ -89,9 +89,9 @@ def run_demo(
     accuracy = float(np.mean(predicted == y_test))
     print(
         f"Best C = {search.best_params_['classify__C']:g}: accuracy {search.best_score_:.3f} in "
-        f"cross-validation, {accuracy:.3f} on the {len(X_test)} pictures held back"
+        f"cross-validation, {accuracy:.3f} on the {len(X_test)} images held back"
     )
-    print(f"Picture of the result: {_draw(search, data, X_test, y_test, predicted, output)}")
+    print(f"Image of the result: {_draw(search, data, X_test, y_test, predicted, output)}")
     return accuracy
 
 
@@ -111,7 +111,7 @@ def _load(images: Path | None) -> Bunch:
 
 
 def _hold_back(data: Bunch) -> tuple[Any, Any, Any, Any]:
-    """Split by the folders train and test, where there are such, else one picture in four."""
+    """Split by the folders train and test, where there are such, else one image in four."""
     X, y = np.asarray(data.data, dtype=object), np.asarray(data.target)
     if data.split is not None and {"train", "test"} <= set(data.split):
         train, test = data.split != "test", data.split == "test"
@@ -119,8 +119,8 @@ def _hold_back(data: Bunch) -> tuple[Any, Any, Any, Any]:
     few = np.bincount(y).min()
     if few < 2 * _FOLDS:
         raise ValueError(
-            f"Got a class of {few} pictures, but the demo needs {2 * _FOLDS} of each, to hold "
-            f"some back and to search in {_FOLDS} folds; add pictures, or leave that class out"
+            f"Got a class of {few} images, but the demo needs {2 * _FOLDS} of each, to hold "
+            f"some back and to search in {_FOLDS} folds; add images, or leave that class out"
         )
     return train_test_split(list(data.data), y, test_size=0.25, stratify=y, random_state=0)
 
@@ -129,13 +129,13 @@ def _report_cost(n_train: int, n_test: int, computed: int) -> None:
     fits = len(_CANDIDATES) * _FOLDS + 1
     plain = fits * n_train + n_test
     print(
-        f"Embedded {computed} pictures. {fits} fits without the store would have embedded {plain}, "
+        f"Embedded {computed} images. {fits} fits without the store would have embedded {plain}, "
         f"{plain / max(1, computed):.0f} times as many"
     )
 
 
 def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path) -> Path:
-    """Draw the confusion matrix, and the pictures that the classifier finds hardest."""
+    """Draw the confusion matrix, and the images that the classifier finds hardest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -144,7 +144,7 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = halves
     accuracy = np.mean(predicted == y)
-    left.suptitle(f"{accuracy:.1%} of {len(y)} pictures held back are right", fontsize=15)
+    left.suptitle(f"{accuracy:.1%} of {len(y)} images held back are right", fontsize=15)
     axes = left.subplots()
     ConfusionMatrixDisplay.from_predictions(
         names[y], names[predicted], ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45
@@ -155,13 +155,13 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
     hardest = np.argsort(of_truth)[:_GALLERY]
     right.suptitle("The hardest of them", fontsize=15)
     pixel_range = search.best_estimator_["embed"].pixel_range_
-    pictures = as_pictures([X[row] for row in hardest], pixel_range=pixel_range)
+    images = as_images([X[row] for row in hardest], pixel_range=pixel_range)
     for place, axes in enumerate(right.subplots(4, 6, squeeze=False).flat):
         axes.axis("off")
         if place < len(hardest):
             row = hardest[place]
             wrong = predicted[row] != y[row]
-            axes.imshow(pictures[place])
+            axes.imshow(images[place])
             axes.set_title(
                 f"{names[y[row]]}"
                 + (f" taken for {names[predicted[row]]}" if wrong else "")

@@ -53,20 +53,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser(
-        "demo", help="embed pictures, search a classifier on them, and show how good it is"
+        "demo", help="embed images, search a classifier on them, and show how good it is"
     )
     demo.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="a folder with one folder of pictures per class (default: scikit-learn's digits)",
+        help="a folder with one folder of images per class (default: scikit-learn's digits)",
     )
     demo.add_argument(
         "--output",
         type=Path,
         default=Path("demo-output"),
         metavar="DIR",
-        help="where the picture of the result goes (default: %(default)s)",
+        help="where the image of the result goes (default: %(default)s)",
     )
     demo.add_argument("--backbone", default="efficientnet_lite0", help="default: %(default)s")
     demo.add_argument("--jobs", type=int, metavar="N", help="worker processes of the search")

@@ -1,6 +1,6 @@
 """What `X` can be: containers of N items that are read by row; what is none is refused.
 
-Shapes: N pictures of H x W pixels with C channels.
+Shapes: N images of H x W pixels with C channels.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from sktransfer.data.decoding import Encoded, channel_axis
-from sktransfer.data.items import NUMERIC_KINDS, as_array, describe, is_missing, looks_like_picture
-from sktransfer.utils.errors import PictureError
+from sktransfer.data.items import NUMERIC_KINDS, as_array, describe, is_missing, looks_like_image
+from sktransfer.utils.errors import ImageError
 
-_EXPECTED = "expected a list, array, Series, one-column DataFrame or dataset of pictures"
+_EXPECTED = "expected a list, array, Series, one-column DataFrame or dataset of images"
 
 
 class DatasetSource:
     """A container that is not in memory: read item by item, and by one thread at a time.
 
-    Few datasets are thread-safe, and two threads that share an open file would mix up pictures
+    Few datasets are thread-safe, and two threads that share an open file would mix up images
     without any error.
     """
 
@@ -43,7 +43,7 @@ class DatasetSource:
             with self._lock:
                 return self.dataset[row]
         except Exception as error:  # The dataset is the caller's own code.
-            raise PictureError(f"The dataset cannot read it: {error!r}.") from error
+            raise ImageError(f"The dataset cannot read it: {error!r}.") from error
 
     def __reduce__(self) -> tuple[type[DatasetSource], tuple[Any]]:
         return DatasetSource, (self.dataset,)  # A lock cannot be pickled.
@@ -66,7 +66,7 @@ def source_of(X: Any) -> Any:
     TypeError
         For sparse matrices, and for what has no length or cannot be read by row.
     ValueError
-        For a single picture, and for tables of several columns.
+        For a single image, and for tables of several columns.
     """
     _refuse_single(X)
     if hasattr(X, "tocsr") or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
@@ -101,12 +101,12 @@ def is_stack(source: Any) -> bool:
 
 
 def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
-    """Refuse a source that as a whole cannot be pictures; single items are not looked at.
+    """Refuse a source that as a whole cannot be images; single items are not looked at.
 
     Raises
     ------
     ValueError
-        Where there are no pictures, one instead of many, or rows that do not fold into
+        Where there are no images, one instead of many, or rows that do not fold into
         `image_shape`.
     """
     shape = tuple(getattr(source, "shape", (len(source),)))
@@ -129,17 +129,17 @@ def _refuse_single(X: Any) -> None:
         keys = ", ".join(repr(key) for key in X)
         raise ValueError(
             f"Got X as a dict with keys {keys}, but {_EXPECTED}. Pass one of its columns, or, "
-            "if it is a single picture, wrap it in a list: [picture]."
+            "if it is a single image, wrap it in a list: [image]."
         )
     if isinstance(X, str | os.PathLike) and os.path.isdir(X):
         raise ValueError(
             f"Got X={os.fspath(X)!r}, a folder, but {_EXPECTED}. "
-            f"load_image_folder({os.fspath(X)!r}) lists the pictures in it."
+            f"load_image_folder({os.fspath(X)!r}) lists the images in it."
         )
     is_scalar = getattr(X, "ndim", 1) == 0
     if is_scalar or isinstance(X, str | os.PathLike | Encoded | Image.Image):
         raise ValueError(
-            f"Got a single picture ({describe(X)}), but {_EXPECTED}; wrap it in a list: [picture]."
+            f"Got a single image ({describe(X)}), but {_EXPECTED}; wrap it in a list: [image]."
         )
 
 
@@ -147,7 +147,7 @@ def _refuse_numbers(source: Any, shape: tuple[int, ...]) -> None:
     if is_stack(source) or _is_number(source[0]):
         raise ValueError(
             f"Expected 2D array, got {len(shape)}D array of numbers instead, of shape {shape}. "
-            "Reshape your data: X.reshape(1, -1) if it is a single picture."
+            "Reshape your data: X.reshape(1, -1) if it is a single image."
         )
 
 
@@ -159,9 +159,9 @@ def _check_rows(shape: tuple[int, ...], image_shape: Sequence[int] | None) -> No
         )
     if image_shape is None:
         raise ValueError(
-            f"Got rows of {n_features} numbers (X of shape {shape}), but expected pictures. "
+            f"Got rows of {n_features} numbers (X of shape {shape}), but expected images. "
             f"Say how a row folds into one: image_shape=(H, W) or (H, W, C){_likely(n_features)}. "
-            "If X is a single grey picture, wrap it in a list: [picture]."
+            "If X is a single gray image, wrap it in a list: [image]."
         )
     known = math.prod(size for size in image_shape if size != -1)
     if n_features % known or (-1 not in image_shape and n_features != known):
@@ -187,8 +187,8 @@ def _check_stack(shape: tuple[int, ...], is_tensor: bool) -> None:
     if len(shape) == 3 and ((last and min(shape[:2]) > 4) or (first and min(shape[1:]) > 4)):
         kind = "tensor" if is_tensor else "array"
         raise ValueError(
-            f"Got a single picture ({kind} of shape {shape}), but {_EXPECTED}; wrap it in a "
-            "list: [picture]. If these are grey pictures, give them a channel axis: "
+            f"Got a single image ({kind} of shape {shape}), but {_EXPECTED}; wrap it in a "
+            "list: [image]. If these are gray images, give them a channel axis: "
             f"{'X[:, None]' if is_tensor else 'X[..., None]'}."
         )
     channel_axis(shape[1:], is_tensor)
@@ -209,7 +209,7 @@ def _from_list(X: Sequence[Any]) -> Any:
 
 
 def _from_frame(X: Any) -> Any:
-    """Take the numbers of a pandas or polars DataFrame, or its one column of pictures."""
+    """Take the numbers of a pandas or polars DataFrame, or its one column of images."""
     if _is_number_table(np.asarray(X.head(1))):
         return _from_array(np.asarray(X))
     if len(X.columns) != 1:
@@ -228,18 +228,18 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 
 def _is_number_table(array: np.ndarray) -> bool:
-    """Whether a 2-D array holds numbers, also as objects, rather than pictures."""
+    """Whether a 2-D array holds numbers, also as objects, rather than images."""
     if array.dtype.kind != "O" or len(array) == 0:
         return array.dtype.kind in NUMERIC_KINDS + "c"
     if array.shape[1] == 1:
         return _is_number(array[0, 0])
-    return not any(looks_like_picture(value) for value in array[0])
+    return not any(looks_like_image(value) for value in array[0])
 
 
 def _refuse_columns(columns: list[Any], example: str) -> None:
     raise ValueError(
         f"Got a table with columns {', '.join(map(repr, columns))}, but expected one column of "
-        f"pictures. Which one? Select it, for example {example}."
+        f"images. Which one? Select it, for example {example}."
     )
 
 

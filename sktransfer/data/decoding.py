@@ -1,7 +1,7 @@
-"""One picture -> uint8 RGB, and its fingerprint. The only room that opens picture files.
+"""One image -> uint8 RGB, and its fingerprint. The only room that opens image files.
 
-A picture is a path, encoded bytes, a PIL image or an array here; `items` reduces others to these.
-Shapes: H x W pixels, C channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA).
+An image is a path, encoded bytes, a PIL image or an array here; `items` reduces others to these.
+Shapes: H x W pixels, C channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 PixelRange = tuple[float, float]
 Encoded = bytes | bytearray | memoryview
-Picture = str | Encoded | Image.Image | np.ndarray
+RawImage = str | Encoded | Image.Image | np.ndarray
 
 # From narrow to wide: the first one that holds the data is the one that is meant.
 USUAL_RANGES: tuple[PixelRange, ...] = (
@@ -36,7 +36,7 @@ USUAL_RANGES: tuple[PixelRange, ...] = (
 # What the modes of PIL that are not 8-bit can mean; the others among them are 16-bit.
 _RANGES_OF_MODE = {"F": USUAL_RANGES, "I": USUAL_RANGES[3:]}
 
-# How many times as long as in the end the sides of a picture stay that is decoded smaller.
+# How many times as long as in the end the sides of an image stay that is decoded smaller.
 _SPARE = 2
 
 # One PIL image can sit in several rows and is not safe to load from two threads at once.
@@ -48,19 +48,19 @@ _LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
 def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | None:
-    """Find the channel axis of a picture: 0, -1, or None for a grey (H, W) one.
+    """Find the channel axis of an image: 0, -1, or None for a gray (H, W) one.
 
     Parameters
     ----------
     shape : tuple of int
-        The shape of one picture.
+        The shape of one image.
     channels_first : bool
         Prefer (C, H, W) where both readings are possible, as for torch tensors.
 
     Raises
     ------
-    PictureError
-        Where no axis can hold channels, or the picture has no pixels.
+    ImageError
+        Where no axis can hold channels, or the image has no pixels.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | 
     0
     """
     if 0 in shape:
-        raise PictureError(f"Got no pixels: the shape is {shape}.")
+        raise ImageError(f"Got no pixels: the shape is {shape}.")
     if len(shape) == 2:
         return None
     if len(shape) == 3:
@@ -82,7 +82,7 @@ def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | 
             return 0
         if last:
             return -1
-    raise PictureError(
+    raise ImageError(
         f"Got shape {shape}, but expected (H, W), (H, W, C) or (C, H, W) with C one of 1, 2, 3, 4."
     )
 
@@ -123,18 +123,18 @@ def _holds(pixel_range: PixelRange, low: float, high: float, slack: float) -> bo
 
 
 def _to_uint8(array: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:
-    """Map `pixel_range` linearly to 0-255; None takes the usual range of this picture."""
+    """Map `pixel_range` linearly to 0-255; None takes the usual range of this image."""
     if array.dtype == np.uint8:
         return array
     low, high = float(array.min()), float(array.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise PictureError("Got NaN or infinite pixels, but expected finite numbers.")
+        raise ImageError("Got NaN or infinite pixels, but expected finite numbers.")
     lo, hi = pixel_range or usual_range(low, high)
     if (lo, hi) in USUAL_RANGES and not _holds((lo, hi), low, high, 1e-3 * (hi - lo)):
         excess = f"up to {high:g}" if high > hi else f"down to {low:g}"
-        raise PictureError(
+        raise ImageError(
             f"Got pixel values {excess}, but the range is {lo:g} to {hi:g} (given, or learned "
-            "by fit). Pass pixel_range=(lo, hi) that holds all pictures."
+            "by fit). Pass pixel_range=(lo, hi) that holds all images."
         )
     levels = array.astype(np.result_type(array.dtype, np.float32))
     levels -= lo
@@ -152,25 +152,25 @@ def _rgb(array: np.ndarray) -> np.ndarray:
     return np.array(array, order="C")
 
 
-# Pictures -> uint8
+# Images -> uint8
 
 
 def decode(
-    picture: Picture, pixel_range: PixelRange | None = None, side: int | None = None
+    raw: RawImage, pixel_range: PixelRange | None = None, side: int | None = None
 ) -> np.ndarray:
-    """Decode a picture.
+    """Decode an image.
 
     Parameters
     ----------
-    picture : str, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
-        A path, an encoded picture, a PIL image, or pixels. EXIF orientation is applied, alpha is
+    raw : str, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
+        A path, an encoded image, a PIL image, or pixels. EXIF orientation is applied, alpha is
         composited on white, and an animation gives its first frame. uint8 pixels are taken as
         they are; 16-bit PIL modes have the range 0 to 65535.
     pixel_range : (float, float) or None
         Range of the pixels of an array other than uint8, mapped to 0-255. None takes the usual
-        range of this picture.
+        range of this image.
     side : int or None
-        Length of the shorter side to which the picture will be resized. A JPEG that has far more
+        Length of the shorter side to which the image will be resized. A JPEG that has far more
         pixels than that is decoded at a half, a quarter or an eighth of its size, which leaves
         twice that length. None decodes all pixels.
 
@@ -181,15 +181,15 @@ def decode(
 
     Raises
     ------
-    PictureError
-        Where the picture is missing, broken, empty, too large, or out of range.
+    ImageError
+        Where the image is missing, broken, empty, too large, or out of range.
     """
-    if isinstance(picture, np.ndarray):
-        return _rgb(_to_uint8(picture, pixel_range))
-    if isinstance(picture, Image.Image):
-        return _from_pil(_upright_copy(picture))
-    file = picture if isinstance(picture, str) else io.BytesIO(picture)
-    with _explained(picture), Image.open(file) as image:
+    if isinstance(raw, np.ndarray):
+        return _rgb(_to_uint8(raw, pixel_range))
+    if isinstance(raw, Image.Image):
+        return _from_pil(_upright_copy(raw))
+    file = raw if isinstance(raw, str) else io.BytesIO(raw)
+    with _explained(raw), Image.open(file) as image:
         _refuse_bomb(image)
         if side is not None:
             image.draft(None, (_SPARE * side, _SPARE * side))
@@ -197,25 +197,25 @@ def decode(
         return _from_pil(image)
 
 
-def plain_jpeg(picture: Picture, side: int) -> bytes | None:
-    """Read an encoded picture that any decoder of JPEGs can take over from `decode`.
+def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
+    """Read an encoded image that any decoder of JPEGs can take over from `decode`.
 
     Parameters
     ----------
-    picture : str, bytes-like, PIL.Image.Image or ndarray
+    raw : str, bytes-like, PIL.Image.Image or ndarray
     side : int
         As in `decode`.
 
     Returns
     -------
     bytes or None
-        None where it is no JPEG, cannot be read, is not RGB or grey, is to be turned, is to be
+        None where it is no JPEG, cannot be read, is not RGB or gray, is to be turned, is to be
         decoded smaller, or has too many pixels: all that is left to `decode`.
     """
-    if isinstance(picture, (np.ndarray, Image.Image)):
+    if isinstance(raw, (np.ndarray, Image.Image)):
         return None
     try:
-        encoded = Path(picture).read_bytes() if isinstance(picture, str) else bytes(picture)
+        encoded = Path(raw).read_bytes() if isinstance(raw, str) else bytes(raw)
         with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
             _refuse_bomb(image)
             upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -225,23 +225,23 @@ def plain_jpeg(picture: Picture, side: int) -> bytes | None:
         return None
 
 
-def encode_jpeg(picture: torch.Tensor) -> bytes:
-    """Encode a picture (3, H, W), uint8, as a JPEG."""
+def encode_jpeg(image: torch.Tensor) -> bytes:
+    """Encode an image (3, H, W), uint8, as a JPEG."""
     file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=85)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=85)
     return file.getvalue()
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     if 0 in image.size:
-        raise PictureError(f"Got no pixels: the size is {image.width} x {image.height}.")
+        raise ImageError(f"Got no pixels: the size is {image.width} x {image.height}.")
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)[:, :, np.newaxis]
         low, high = extent(values) or (0.0, 0.0)
         among = _RANGES_OF_MODE.get(image.mode, USUAL_RANGES[4:])
         return _rgb(_to_uint8(values, usual_range(low, high, among)))
     if image.has_transparency_data:
-        # Pillow converts premultiplied grey to nothing but plain grey and alpha.
+        # Pillow converts premultiplied gray to nothing but plain gray and alpha.
         image = image.convert("LA") if image.mode == "La" else image
         return _on_white(image)
     return np.array(image.convert("RGB"))
@@ -271,35 +271,35 @@ def _refuse_bomb(image: Image.Image) -> None:
 
 
 @contextmanager
-def _explained(picture: Picture) -> Iterator[None]:
-    """Turn what Pillow or the system raises into a PictureError with a remedy."""
+def _explained(raw: RawImage) -> Iterator[None]:
+    """Turn what Pillow or the system raises into an ImageError with a remedy."""
     try:
         yield
-    except (PictureError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on a broken file.
-        raise PictureError(_why(error, picture)) from error
+        raise ImageError(_why(error, raw)) from error
 
 
-def _why(error: Exception, picture: Picture) -> str:
+def _why(error: Exception, raw: RawImage) -> str:
     if isinstance(error, FileNotFoundError):
         return f"There is no such file. Relative paths start at {os.getcwd()}."
-    if isinstance(picture, str) and os.path.isdir(picture):
-        return "Got a folder, but expected a picture. load_image_folder lists those below a folder."
+    if isinstance(raw, str) and os.path.isdir(raw):
+        return "Got a folder, but expected an image. load_image_folder lists those below a folder."
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (
             f"Refused as a possible decompression bomb: it has more pixels than "
             f"PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}. Raise that if you trust it."
         )
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow cannot identify this as a picture."
+        return "Pillow cannot identify this as an image."
     if isinstance(error, OSError) and error.strerror:
         return f"The file cannot be read: {error.strerror}."
-    return f"The picture is truncated or corrupt: {error}."
+    return f"The image is truncated or corrupt: {error}."
 
 
-def fingerprint(picture: Picture, pixel_range: PixelRange | None = None) -> bytes:
-    """Identify the content of a picture, for a cache.
+def fingerprint(raw: RawImage, pixel_range: PixelRange | None = None) -> bytes:
+    """Identify the content of an image, for a cache.
 
     A file is told by its absolute path, size and time of change, without being opened;
     everything else by its content and by all that changes how it decodes.
@@ -310,21 +310,21 @@ def fingerprint(picture: Picture, pixel_range: PixelRange | None = None) -> byte
 
     Raises
     ------
-    PictureError
+    ImageError
         Where a file is missing or an image cannot be loaded.
     """
-    if isinstance(picture, str):
-        return _file_fingerprint(picture)
-    if isinstance(picture, np.ndarray):
-        applies = None if picture.dtype == np.uint8 else pixel_range
-        header = ("array", picture.dtype.str, picture.shape, applies)
-        return _digest(header, np.ascontiguousarray(picture).reshape(-1).data)
-    if isinstance(picture, Image.Image):
-        image = _upright_copy(picture)
+    if isinstance(raw, str):
+        return _file_fingerprint(raw)
+    if isinstance(raw, np.ndarray):
+        applies = None if raw.dtype == np.uint8 else pixel_range
+        header = ("array", raw.dtype.str, raw.shape, applies)
+        return _digest(header, np.ascontiguousarray(raw).reshape(-1).data)
+    if isinstance(raw, Image.Image):
+        image = _upright_copy(raw)
         transparency = image.info.get("transparency")
         look = ("PIL", image.mode, image.size, transparency, image.getpalette(None))
         return _digest(look, image.tobytes())
-    return _digest(("encoded",), bytes(picture))
+    return _digest(("encoded",), bytes(raw))
 
 
 def _file_fingerprint(path: str) -> bytes:

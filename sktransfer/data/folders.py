@@ -1,4 +1,4 @@
-"""Folders of pictures -> paths and labels; nothing is decoded."""
+"""Folders of images -> paths and labels; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class _Scan:
 
     Parameters
     ----------
-    pictures : list of (class name, path, split)
+    images : list of (class name, path, split)
     ignored : list of (path, split)
-        Files that are in no class folder, or no pictures by their extension.
+        Files that are in no class folder, or no images by their extension.
     empty : list of (path, split)
-        Class folders without pictures.
+        Class folders without images.
     """
 
-    pictures: list[tuple[str, str, str | None]] = field(default_factory=list)
+    images: list[tuple[str, str, str | None]] = field(default_factory=list)
     ignored: list[tuple[str, str | None]] = field(default_factory=list)
     empty: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -63,10 +63,10 @@ def load_image_folder(
     extensions: Iterable[str] = IMAGE_EXTENSIONS,
     return_X_y: bool = False,
 ) -> Bunch | tuple[np.ndarray, np.ndarray]:
-    """List the pictures of a folder that has one folder for each class.
+    """List the images of a folder that has one folder for each class.
 
     Class folders lie directly in `root`, or in folders named train, val (or valid, validation)
-    and test in it; pictures lie anywhere below a class folder. Hidden files and folders are
+    and test in it; images lie anywhere below a class folder. Hidden files and folders are
     passed over, links are followed, and nothing is opened or decoded.
 
     Parameters
@@ -76,41 +76,41 @@ def load_image_folder(
     split : {"train", "val", "test"} or None
         The split to list, where there are such folders; None lists all of them.
     extensions : iterable of str
-        What a picture's name ends with, in lower or upper case.
+        What an image's name ends with, in lower or upper case.
     return_X_y : bool
         Return `(data, target)` only.
 
     Returns
     -------
     Bunch
-        With N pictures, sorted by class, then by path:
+        With N images, sorted by class, then by path:
 
         data, filenames : ndarray of shape (N,), object
             Paths, starting with `root` as given.
         target : ndarray of shape (N,), int64
             Index into `target_names`.
         target_names : list of str
-            Names of the class folders that hold pictures, sorted; of all splits together, so
+            Names of the class folders that hold images, sorted; of all splits together, so
             that `target` means the same in each.
         split : ndarray of shape (N,), str, or None
             "train", "val" or "test", where there are such folders.
         ignored : list of str
-            Files that are in no class folder, or no pictures by their extension.
+            Files that are in no class folder, or no images by their extension.
         DESCR : str
-            How many pictures of which class there are.
+            How many images of which class there are.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
         Where `root` is no folder.
     ValueError
-        Where there are no class folders, no pictures, or not the split that was asked for.
+        Where there are no class folders, no images, or not the split that was asked for.
 
     Warns
     -----
     UserWarning
-        Of files that were ignored, of class folders without pictures, and of classes that have
-        pictures in val or test but none in train.
+        Of files that were ignored, of class folders without images, and of classes that have
+        images in val or test but none in train.
 
     Examples
     --------
@@ -213,7 +213,7 @@ def _split_folders(root: Path, endings: tuple[str, ...]) -> dict[Path, str]:
         return {}  # One class of several, such as trains beside cars.
     raise ValueError(
         f"Got splits {', '.join(repr(folder.name) for folder in splits)} in {str(root)!r} beside "
-        f"other folders of pictures, {', '.join(repr(folder.name) for folder in others)}, but "
+        f"other folders of images, {', '.join(repr(folder.name) for folder in others)}, but "
         "expected either splits or classes there. Move the ones or the others away."
     )
 
@@ -249,24 +249,24 @@ def _scan_classes(scan: _Scan, folder: Path, split: str | None, endings: tuple[s
     classes, files = _visible(folder)
     scan.ignored += [(path, split) for path in files]
     for class_folder in classes:
-        found = len(scan.pictures)
+        found = len(scan.images)
         for path in sorted(_files_below(class_folder)):
             if path.lower().endswith(endings):
-                scan.pictures.append((class_folder.name, path, split))
+                scan.images.append((class_folder.name, path, split))
             else:
                 scan.ignored.append((path, split))
-        if len(scan.pictures) == found:
+        if len(scan.images) == found:
             scan.empty.append((str(class_folder), split))
 
 
 def _check_found(scan: _Scan, split: str | None, root: Path, splits: dict[Path, str]) -> None:
-    if any(split in (None, of) for _, _, of in scan.pictures):
+    if any(split in (None, of) for _, _, of in scan.images):
         return
     chosen = [str(folder) for folder, name in splits.items() if split in (None, name)]
     where = " and ".join(map(repr, chosen or [str(root)]))
     raise ValueError(
-        f"Found no class folders with pictures in {where}. Expected one folder for each class "
-        "there, and the pictures of the class in it."
+        f"Found no class folders with images in {where}. Expected one folder for each class "
+        "there, and the images of the class in it."
     )
 
 
@@ -278,17 +278,17 @@ def _warn(scan: _Scan, split: str | None) -> None:
     if ignored:
         more = ", ..." if len(ignored) > 3 else ""
         _say(
-            f"Ignored {len(ignored)} file(s) that are in no class folder, or no pictures by their "
+            f"Ignored {len(ignored)} file(s) that are in no class folder, or no images by their "
             f"extension: {', '.join(ignored[:3])}{more}. All of them are in bunch.ignored."
         )
     for folder, of in scan.empty:
         if split in (None, of):
-            _say(f"The class folder {folder!r} holds no pictures.")
-    trained = {name for name, _, of in scan.pictures if of == "train"}
-    unseen = {name for name, _, of in scan.pictures} - trained
+            _say(f"The class folder {folder!r} holds no images.")
+    trained = {name for name, _, of in scan.images if of == "train"}
+    unseen = {name for name, _, of in scan.images} - trained
     if trained and unseen:
         _say(
-            f"Some classes have pictures in val or test but none in train: "
+            f"Some classes have images in val or test but none in train: "
             f"{', '.join(repr(name) for name in sorted(unseen))}."
         )
 
@@ -298,8 +298,8 @@ def _say(message: str) -> None:
 
 
 def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
-    rows = sorted(row for row in scan.pictures if split in (None, row[2]))
-    target_names = sorted({name for name, _, _ in scan.pictures})
+    rows = sorted(row for row in scan.images if split in (None, row[2]))
+    target_names = sorted({name for name, _, _ in scan.images})
     position = {name: index for index, name in enumerate(target_names)}
     data = np.array([path for _, path, _ in rows], dtype=object)
     target = np.array([position[name] for name, _, _ in rows], dtype=np.int64)
@@ -312,5 +312,5 @@ def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
         target_names=target_names,
         split=None if rows[0][2] is None else np.array([of for _, _, of in rows]),
         ignored=[path for path, of in scan.ignored if split in (None, of)],
-        DESCR=f"{len(data)} pictures below {root}\n\n" + "\n".join(lines),
+        DESCR=f"{len(data)} images below {root}\n\n" + "\n".join(lines),
     )

@@ -1,6 +1,6 @@
-"""Anything image-like -> a lazy sequence of uint8 RGB pictures; all validation of `X`.
+"""Anything image-like -> a lazy sequence of uint8 RGB images; all validation of `X`.
 
-Shapes: N pictures of H x W pixels with C channels.
+Shapes: N images of H x W pixels with C channels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from sktransfer.data import decoding
 from sktransfer.data.containers import DatasetSource, check_source, holds_rows, is_stack, source_of
-from sktransfer.data.decoding import Picture, PixelRange
+from sktransfer.data.decoding import PixelRange, RawImage
 from sktransfer.data.items import as_array, describe, resolve
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 # How many items tell the pixel range of a dataset that is read lazily, how many tell whether
-# pictures are large, and how large a piece of an array is looked at in one go.
+# images are large, and how large a piece of an array is looked at in one go.
 _LOOKED_AT = 64
 _MEASURED = 16
 _BLOCK_BYTES = 2**26
@@ -30,11 +30,11 @@ _BLOCK_BYTES = 2**26
 _Result = TypeVar("_Result")
 
 
-class Pictures(Sequence[np.ndarray]):
-    """N pictures, decoded one by one when they are asked for.
+class Images(Sequence[np.ndarray]):
+    """N images, decoded one by one when they are asked for.
 
-    Made by `as_pictures`. It holds a reference to the caller's container, never a decoded
-    picture, so that memory does not grow with N, and it may be read from several threads at
+    Made by `as_images`. It holds a reference to the caller's container, never a decoded
+    image, so that memory does not grow with N, and it may be read from several threads at
     once. A torch or Hugging Face dataset is read anew by each access, `fingerprint` included,
     and by one thread at a time, since few datasets are thread-safe; paths decode in parallel.
 
@@ -45,7 +45,7 @@ class Pictures(Sequence[np.ndarray]):
     image_shape : tuple of int or None
         Shape into which an item that is a flat row of numbers folds.
     pixel_range : (float, float) or None
-        Range of the numbers that are not uint8, mapped to 0-255. None takes, for each picture
+        Range of the numbers that are not uint8, mapped to 0-255. None takes, for each image
         alone, the first usual range that holds it.
     rows : ndarray of int or None
         Which items of `source` these are; None means all.
@@ -70,9 +70,9 @@ class Pictures(Sequence[np.ndarray]):
     @overload
     def __getitem__(self, row: int) -> np.ndarray: ...
     @overload
-    def __getitem__(self, row: slice) -> Pictures: ...
-    def __getitem__(self, row: int | slice) -> np.ndarray | Pictures:
-        """Decode one picture.
+    def __getitem__(self, row: slice) -> Images: ...
+    def __getitem__(self, row: int | slice) -> np.ndarray | Images:
+        """Decode one image.
 
         Returns
         -------
@@ -80,38 +80,38 @@ class Pictures(Sequence[np.ndarray]):
 
         Raises
         ------
-        PictureError
-            Naming row and source of a picture that cannot be read.
+        ImageError
+            Naming row and source of an image that cannot be read.
         """
         if isinstance(row, slice):
             return self.take(range(len(self))[row])
         return self.decode(row)
 
     def decode(self, row: int, side: int | None = None) -> np.ndarray:
-        """Decode one picture, as indexing does, or only as large as its use needs.
+        """Decode one image, as indexing does, or only as large as its use needs.
 
         Parameters
         ----------
         row : int
         side : int or None
-            Length of the shorter side to which it will be resized; the picture may come with
+            Length of the shorter side to which it will be resized; the image may come with
             fewer pixels than it has, but not with so few. None gives all of them.
         """
         return self._apply(partial(decoding.decode, side=side), row)
 
     def plain_jpeg(self, row: int, side: int) -> bytes | None:
-        """Read one picture as it is encoded where any decoder of JPEGs can take it, else `None`.
+        """Read one image as it is encoded where any decoder of JPEGs can take it, else `None`.
 
-        Items of datasets are not looked at, and what is wrong with a picture `decode` tells.
+        Items of datasets are not looked at, and what is wrong with an image `decode` tells.
         """
         if isinstance(self.source, DatasetSource):
             return None
-        with contextlib.suppress(PictureError):
-            return self._apply(lambda picture, _: decoding.plain_jpeg(picture, side), row)
+        with contextlib.suppress(ImageError):
+            return self._apply(lambda image, _: decoding.plain_jpeg(image, side), row)
         return None
 
     def fingerprint(self, row: int) -> bytes:
-        """Identify the content of one picture, for a cache.
+        """Identify the content of one image, for a cache.
 
         A path is told by its absolute form, size and time of change, and not opened; everything
         else by content, including the pixel range where one applies.
@@ -122,30 +122,30 @@ class Pictures(Sequence[np.ndarray]):
 
         Raises
         ------
-        PictureError
-            For a missing file or an item that is no picture.
+        ImageError
+            For a missing file or an item that is no image.
         """
         return self._apply(decoding.fingerprint, row)
 
     def order_key(self, row: int) -> bytes:
-        """Give what orders pictures wherever they lie: a path, or else the content.
+        """Give what orders images wherever they lie: a path, or else the content.
 
         The items of a dataset, which would have to be read for it, stay in their order.
         """
         if isinstance(self.source, DatasetSource):
             return self._origin(row).to_bytes(8, "big")
-        item = self._apply(lambda picture, _: picture, row)
+        item = self._apply(lambda image, _: image, row)
         return (
             os.fsencode(os.path.abspath(item)) if isinstance(item, str) else self.fingerprint(row)
         )
 
-    def reach(self, side: int) -> bool:
-        """Tell by a few pictures whether most of them have so many pixels on their shorter side."""
+    def mostly_at_least(self, side: int) -> bool:
+        """Tell by a few images whether most of them have so many pixels on their shorter side."""
         few, large = self.sample(_MEASURED), 0
         for row in range(len(few)):
             try:
                 large += min(few.decode(row, side).shape[:2]) >= side
-            except PictureError:  # told when it is read in earnest
+            except ImageError:  # told when it is read in earnest
                 continue
         return 2 * large > len(few)
 
@@ -155,24 +155,24 @@ class Pictures(Sequence[np.ndarray]):
             return f"item of {type(self.source.dataset).__name__}"
         return describe(self._read(row))
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> Pictures:
-        """Select pictures, numbered from 0 again, but not in errors; nothing is read.
+    def take(self, rows: Sequence[int] | np.ndarray) -> Images:
+        """Select images, numbered from 0 again, but not in errors; nothing is read.
 
         Parameters
         ----------
         rows : sequence of int
-            Positions in these pictures, in any order; repetition is allowed.
+            Positions in these images, in any order; repetition is allowed.
         """
         chosen = np.asarray(rows, dtype=np.intp)
-        return Pictures(
+        return Images(
             self.source,
             image_shape=self.image_shape,
             pixel_range=self.pixel_range,
             rows=(np.arange(len(self)) if self.rows is None else self.rows)[chosen],
         )
 
-    def sample(self, count: int) -> Pictures:
-        """Select so many pictures, or as many as there are, from everywhere."""
+    def sample(self, count: int) -> Images:
+        """Select so many images, or as many as there are, from everywhere."""
         return self.take(np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)))
 
     def _read(self, row: int) -> Any:
@@ -183,24 +183,24 @@ class Pictures(Sequence[np.ndarray]):
         return position if self.rows is None else int(self.rows[position])
 
     def _apply(
-        self, function: Callable[[Picture, PixelRange | None], _Result], row: int
+        self, function: Callable[[RawImage, PixelRange | None], _Result], row: int
     ) -> _Result:
         """Call a function of `decoding` for a row, and name the row if it fails."""
         item = None
         try:
             item = self._read(row)
             return function(resolve(item, self.image_shape), self.pixel_range)
-        except PictureError as error:
+        except ImageError as error:
             source = self.describe(row) if item is None else describe(item)
-            raise PictureError(error.reason, self._origin(row), source) from error.__cause__
+            raise ImageError(error.reason, self._origin(row), source) from error.__cause__
 
 
-def as_pictures(
+def as_images(
     X: Any,
     *,
     image_shape: Sequence[int] | None = None,
     pixel_range: tuple[float, float] | None = None,
-) -> Pictures:
+) -> Images:
     """Bring anything image-like into one form.
 
     Parameters
@@ -215,32 +215,32 @@ def as_pictures(
         The shape into which flat rows fold; one of them may be -1. It has no effect on other X.
     pixel_range : (lo, hi) or None
         The range of all pixels that are not uint8; it is mapped linearly to 0-255. uint8 pixels
-        are taken as they are. A picture that exceeds one of the usual ranges (see
-        `learn_pixel_range`) is an error; any other range clips. None takes for each picture the
-        first usual range that holds it, which may differ from picture to picture.
+        are taken as they are. An image that exceeds one of the usual ranges (see
+        `learn_pixel_range`) is an error; any other range clips. None takes for each image the
+        first usual range that holds it, which may differ from image to image.
 
     Returns
     -------
-    Pictures
-        Of length N; nothing is decoded yet. An existing `Pictures` keeps what it has set.
+    Images
+        Of length N; nothing is decoded yet. An existing `Images` keeps what it has set.
 
     Raises
     ------
     TypeError
         For sparse matrices, iterators, and datasets without a length.
     ValueError
-        For a single picture, no pictures, or rows that do not fold.
+        For a single image, no images, or rows that do not fold.
 
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> pictures = as_pictures(load_digits().data, image_shape=(8, 8), pixel_range=(0, 16))
-    >>> len(pictures), pictures[0].shape, pictures[0].dtype, pictures[0].max()
+    >>> images = as_images(load_digits().data, image_shape=(8, 8), pixel_range=(0, 16))
+    >>> len(images), images[0].shape, images[0].dtype, images[0].max()
     (1797, (8, 8, 3), dtype('uint8'), np.uint8(239))
     """
     shape, limits = _check_image_shape(image_shape), _check_pixel_range(pixel_range)
-    if isinstance(X, Pictures):
-        return Pictures(
+    if isinstance(X, Images):
+        return Images(
             X.source,
             image_shape=X.image_shape or shape,
             pixel_range=X.pixel_range or limits,
@@ -248,7 +248,7 @@ def as_pictures(
         )
     source = source_of(X)
     check_source(source, shape)
-    return Pictures(source, image_shape=shape, pixel_range=limits)
+    return Images(source, image_shape=shape, pixel_range=limits)
 
 
 def is_rows(X: Any) -> bool:
@@ -260,7 +260,7 @@ def is_rows(X: Any) -> bool:
     (True, False, False)
     """
     try:
-        return not isinstance(X, Pictures) and holds_rows(source_of(X))
+        return not isinstance(X, Images) and holds_rows(source_of(X))
     except (TypeError, ValueError):
         return False
 
@@ -271,19 +271,19 @@ def learn_pixel_range(
     """Find the range of the pixels that are not uint8.
 
     All numbers in memory are looked at, and the first 64 items of a dataset that is read lazily.
-    Broken pictures are passed over here, since reading them tells.
+    Broken images are passed over here, since reading them tells.
 
     Parameters
     ----------
     X, image_shape
-        As `as_pictures` takes them.
+        As `as_images` takes them.
 
     Returns
     -------
     (float, float) or None
         The first of (0, 1), (-1, 1), (0, 16), (0, 255), (0, 65535) that holds all numbers, and
         their own minimum and maximum where none does. None where nothing needs a range: paths,
-        PIL images, encoded pictures, uint8.
+        PIL images, encoded images, uint8.
 
     Examples
     --------
@@ -292,31 +292,31 @@ def learn_pixel_range(
     >>> learn_pixel_range(np.zeros((5, 8, 8), dtype=np.uint8)) is None
     True
     """
-    pictures = as_pictures(X, image_shape=image_shape)
-    if pictures.pixel_range is not None:
-        return pictures.pixel_range
+    images = as_images(X, image_shape=image_shape)
+    if images.pixel_range is not None:
+        return images.pixel_range
     low, high = math.inf, -math.inf
-    for numbers in _numbers(pictures):
+    for numbers in _numbers(images):
         smallest, largest = decoding.extent(numbers) or (math.inf, -math.inf)
         low, high = min(low, smallest), max(high, largest)
     return decoding.usual_range(low, high) if low <= high else None
 
 
-def _numbers(pictures: Pictures) -> Iterator[np.ndarray]:
+def _numbers(images: Images) -> Iterator[np.ndarray]:
     """Give the arrays whose numbers need a range, in pieces that share the caller's memory."""
-    source = pictures.source
-    if is_stack(source) and pictures.rows is None:
+    source = images.source
+    if is_stack(source) and images.rows is None:
         if str(source.dtype).endswith("uint8"):
             return
         step = max(1, _BLOCK_BYTES // max(1, source[0].nbytes))
         for start in range(0, len(source), step):
             yield as_array(source[start : start + step])
         return
-    count = len(pictures)
+    count = len(images)
     for row in range(min(count, _LOOKED_AT) if isinstance(source, DatasetSource) else count):
         try:
-            item = resolve(pictures._read(row), pictures.image_shape)
-        except PictureError:
+            item = resolve(images._read(row), images.image_shape)
+        except ImageError:
             continue
         if isinstance(item, np.ndarray) and item.dtype != np.uint8:
             yield item

@@ -1,6 +1,6 @@
 """What an item of `X` stands for: a path, encoded bytes, a PIL image or an array of pixels.
 
-Shapes: H x W pixels, C channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA).
+Shapes: H x W pixels, C channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sktransfer.data.decoding import Encoded, Picture, channel_axis
-from sktransfer.utils.errors import PictureError
+from sktransfer.data.decoding import Encoded, RawImage, channel_axis
+from sktransfer.utils.errors import ImageError
 
 NUMERIC_KINDS = "biuf"
 
-_PICTURE_KEYS = ("image", "img", "pixel_values", "bytes", "path")
+_IMAGE_KEYS = ("image", "img", "pixel_values", "bytes", "path")
 
 
-def resolve(item: Any, image_shape: Sequence[int] | None = None) -> Picture:
+def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
     """Reduce an item of `X` to a path, encoded bytes, a PIL image or an array.
 
     Parameters
@@ -30,7 +30,7 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> Picture:
     item : object
         A path, encoded bytes, a PIL image, a numeric array or torch tensor of shape (H, W),
         (H, W, C) or (C, H, W), a dict as Hugging Face `datasets` gives it, or a
-        (picture, label, ...) tuple as a torch Dataset gives it.
+        (image, label, ...) tuple as a torch Dataset gives it.
     image_shape : sequence of int or None
         The shape into which a 1-D array of numbers folds.
 
@@ -41,8 +41,8 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> Picture:
 
     Raises
     ------
-    PictureError
-        Where the item is no picture.
+    ImageError
+        Where the item is no image.
     """
     if isinstance(item, str | Encoded | Image.Image):
         return item
@@ -51,15 +51,15 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> Picture:
     if isinstance(item, Mapping):
         _check_keys(item)
         return resolve(_value_of(item), image_shape)
-    if _wraps_picture(item):
+    if _wraps_image(item):
         return resolve(item[0], image_shape)
     return _channels_last(as_array(item), isinstance(item, torch.Tensor), image_shape)
 
 
-def looks_like_picture(value: object) -> bool:
-    """Tell a picture, or something that leads to one, from a plain number or label."""
+def looks_like_image(value: object) -> bool:
+    """Tell an image, or something that leads to one, from a plain number or label."""
     if isinstance(value, Mapping):
-        return any(key in value for key in _PICTURE_KEYS)
+        return any(key in value for key in _IMAGE_KEYS)
     if isinstance(value, str | os.PathLike | Encoded | Image.Image):
         return True
     return getattr(value, "ndim", 0) > 0
@@ -79,9 +79,9 @@ def describe(item: Any) -> str:
         return "bytes"
     if isinstance(item, Image.Image):
         return f"PIL image, {item.mode}, {item.width} x {item.height}"
-    if isinstance(item, Mapping) and looks_like_picture(item):
+    if isinstance(item, Mapping) and looks_like_image(item):
         return describe(item.get("path") or _value_of(item))
-    if _wraps_picture(item):
+    if _wraps_image(item):
         return describe(item[0])
     if hasattr(item, "shape"):
         kind = "tensor" if isinstance(item, torch.Tensor) else "array"
@@ -90,24 +90,24 @@ def describe(item: Any) -> str:
 
 
 def _check_keys(item: Mapping[str, Any]) -> None:
-    if not looks_like_picture(item):
+    if not looks_like_image(item):
         keys = ", ".join(repr(key) for key in item)
-        raise PictureError(
+        raise ImageError(
             f"Got a dict with keys {keys}, but expected one of 'image', 'img', 'pixel_values', "
-            "'bytes', 'path'. Pass the column of pictures itself."
+            "'bytes', 'path'. Pass the column of images itself."
         )
 
 
 def _value_of(item: Mapping[str, Any]) -> Any:
-    # Hugging Face gives {"bytes": None, "path": ...} for a picture that stays on disk.
-    values = (item[key] for key in _PICTURE_KEYS if key in item)
+    # Hugging Face gives {"bytes": None, "path": ...} for an image that stays on disk.
+    values = (item[key] for key in _IMAGE_KEYS if key in item)
     return next((value for value in values if value is not None), None)
 
 
-def _wraps_picture(item: object) -> bool:
-    """Whether the item is a (picture, label, ...) tuple, or a list of one picture."""
+def _wraps_image(item: object) -> bool:
+    """Whether the item is a (image, label, ...) tuple, or a list of one image."""
     if isinstance(item, tuple) or (isinstance(item, list) and len(item) == 1):
-        return len(item) > 0 and looks_like_picture(item[0])
+        return len(item) > 0 and looks_like_image(item[0])
     return False
 
 
@@ -129,7 +129,7 @@ def as_array(item: Any) -> np.ndarray:
 
     Raises
     ------
-    PictureError
+    ImageError
         Where the item is nothing of the kind.
     """
     if isinstance(item, torch.Tensor):
@@ -139,8 +139,8 @@ def as_array(item: Any) -> np.ndarray:
         try:
             return np.asarray(item)
         except ValueError as error:
-            raise PictureError(f"The numbers form no array: {error}") from error
-    raise PictureError(
+            raise ImageError(f"The numbers form no array: {error}") from error
+    raise ImageError(
         f"Got {describe(item)}, but expected a path, a PIL image, an array, a tensor, "
         "encoded bytes or a dict."
     )
@@ -154,10 +154,10 @@ def _channels_last(
         try:
             array, channels_first = array.reshape(image_shape), False
         except ValueError as error:
-            raise PictureError(f"Got {array.size} numbers for {image_shape=}.") from error
+            raise ImageError(f"Got {array.size} numbers for {image_shape=}.") from error
     if array.dtype.kind == "c":
-        raise PictureError("Complex data not supported.")
+        raise ImageError("Complex data not supported.")
     if array.dtype.kind not in NUMERIC_KINDS:
-        raise PictureError(f"Got pixels of dtype {array.dtype}, but expected numbers.")
+        raise ImageError(f"Got pixels of dtype {array.dtype}, but expected numbers.")
     axis = channel_axis(array.shape, channels_first)
     return array[:, :, np.newaxis] if axis is None else np.moveaxis(array, axis, -1)

@@ -1,6 +1,6 @@
 """Labels: class numbers and weights.
 
-Shapes: N pictures, K classes.
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Labels:
     classes : ndarray of shape (K,)
         The labels, sorted.
     y : ndarray of shape (n,)
-        Class numbers, 0 to K - 1, of the pictures that take part.
+        Class numbers, 0 to K - 1, of the images that take part.
     sample_weight : ndarray of shape (n,)
         Positive, float64.
     weights : ndarray of shape (n,)
         The same, times the weight of the class.
     rows : ndarray of shape (n,)
-        The labelled pictures that take part: those whose weight is not 0.
+        The labeled images that take part: those whose weight is not 0.
     target : ndarray of shape (m,)
-        The pictures of a target domain that take part; nobody knows their labels.
+        The images of a target domain that take part; nobody knows their labels.
     """
 
     classes: np.ndarray
@@ -113,7 +113,7 @@ def _known(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
     if y.dtype.kind == "O" and (missing := are_missing(y)).any():
         raise ValueError(
             f"Input {name} contains missing labels, in rows {rows[missing][:10].tolist()}: give "
-            "each picture one, or leave it out"
+            "each image one, or leave it out"
         )
     return y
 
@@ -129,7 +129,7 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        For another length, for what is no whole number or 0, or where no picture is of the source.
+        For another length, for what is no whole number or 0, or where no image is of the source.
 
     Examples
     --------
@@ -149,14 +149,14 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"Got 0 in sample_domain, but {remedy}")
     if not (domains > 0).any():
         raise ValueError(
-            f"Got no picture of the source in sample_domain, but {remedy}; only labels of the "
-            "source are learnt"
+            f"Got no image of the source in sample_domain, but {remedy}; only labels of the "
+            "source are learned"
         )
     return np.flatnonzero(domains > 0), np.flatnonzero(domains < 0)
 
 
 def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray | float:
-    """Give the weight of each picture's class."""
+    """Give the weight of each image's class."""
     if class_weight is None:
         return 1.0
     if not isinstance(class_weight, str):
@@ -164,7 +164,7 @@ def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray
         if not factors.min() > 0:
             raise ValueError(
                 f"Got class_weight={class_weight!r}, but expected weights above 0; leave the "
-                "pictures of a class out that is not to count"
+                "images of a class out that is not to count"
             )
         return factors
     check_choice("class_weight", class_weight, ["balanced", None])

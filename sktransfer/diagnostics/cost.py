@@ -1,6 +1,6 @@
 """What a fit, a cross-validation or a search will cost: counted without fitting, and timed.
 
-Shapes: N pictures.
+Shapes: N images.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
-from sktransfer.data.validation import check_pictures
-from sktransfer.embedding.compute import Machine
+from sktransfer.data.validation import check_images
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning.activations import fits_on_disk
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.fit_inputs import ENOUGH_TO_HOLD_BACK, check_parameters
-from sktransfer.finetuning.schedule import HEAD, NECK, Stage, resolve_stages
+from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS, Stage, resolve_stages
 from sktransfer.finetuning.train_stage import make_net
 from sktransfer.store.session import resolve_store
-from sktransfer.transforms.augmentation import count_copies, resolve_augmentation
+from sktransfer.transforms.augmentation import count_views, resolve_augmentation
 from sktransfer.transforms.views import Views
 from sktransfer.utils.runtime import seeded
 
-# Pictures that are timed, on a CPU and on an accelerator, which wants many at once.
+# Images that are timed, on a CPU and on an accelerator, which wants many at once.
 _FEW, _MANY = 8, 64
 
 _OURS = (FineTunedImageClassifier, PretrainedFeatureExtractor)
@@ -52,11 +52,11 @@ class Cost:
     ----------
     fits : int
         Of the estimator, refits included.
-    pictures_embedded : int
-        Pictures and copies that go through frozen blocks: once for each boundary where a store
+    images_embedded : int
+        Images and copies that go through frozen blocks: once for each boundary where a store
         shares them, as often as they are needed where none does, and to adapt BatchNorm.
-    pictures_trained : int
-        Pictures of all training steps, if no stage ends early.
+    images_trained : int
+        Images of all training steps, if no stage ends early.
     bytes_cached : int
         What activations take on the disk: in the store, and in the files of one fit at a time.
     seconds : float
@@ -65,8 +65,8 @@ class Cost:
     """
 
     fits: int
-    pictures_embedded: int
-    pictures_trained: int
+    images_embedded: int
+    images_trained: int
     bytes_cached: int
     seconds: float
 
@@ -87,7 +87,7 @@ def estimate_cost(estimator: Any, X: Any, y: Any = None, *, cv: Any = None) -> C
         with them, or a search of scikit-learn's around one of these. For a halving search the cost
         is an upper bound: as if all its fits had all resources. A random search without
         `random_state` may draw other candidates later.
-    X : pictures in any container that the estimator takes
+    X : images in any container that the estimator takes
     y : array-like of shape (N,), default=None
         Labels; only an extractor alone does without.
     cv : int, splitter or None, default=None
@@ -107,8 +107,8 @@ def estimate_cost(estimator: Any, X: Any, y: Any = None, *, cv: Any = None) -> C
     >>> estimate_cost(search, X[:60], y[:60])  # doctest: +ELLIPSIS
     Cost, at most
       fits               7
-      pictures embedded  120
-      pictures trained   600
+      images embedded    120
+      images trained     600
       bytes cached       ...
       seconds            ... in one process, besides solving heads
     """
@@ -140,7 +140,7 @@ class _Bill:
         self.kept[key] = (seconds, size, seen)
 
     def work(self, count: int, seconds: float, embeds: int = 0, trains: int = 0) -> None:
-        """Do something to pictures, each of which takes some seconds."""
+        """Do something to images, each of which takes some seconds."""
         self.sums += (0, count * embeds, count * trains, count * seconds)
 
 
@@ -149,21 +149,21 @@ class _Part:
 
     def __init__(self, estimator: Any, X: Any, n_classes: int, times: dict[Any, float]) -> None:
         self.estimator, self._times = estimator, times
-        self._pictures = check_pictures(clone(estimator), X, reset=True)
+        self._images = check_images(clone(estimator), X, reset=True)
         self.tunes = isinstance(estimator, FineTunedImageClassifier)
         if self.tunes:
             check_parameters(estimator)
         self.backbone = load_backbone(estimator.backbone, estimator.weights)
-        names = [name for name, _ in self.backbone.anatomy.blocks]
+        names = [name for name, _ in self.backbone.block_list.blocks]
         self.end = len(names)
         self.stages = resolve_stages(estimator.unfreeze, names) if self.tunes else ()
-        size = self.backbone.image_size_for(estimator.image_size, self._pictures)
+        size = self.backbone.image_size_for(estimator.image_size, self._images)
         seen = self.backbone.preprocessing.with_image_size(size)
         last = self.stages[-1].boundary if self.tunes else self.end
         dropout = estimator.dropout if self.tunes else 0.0
         learns = estimator.batch_norm == "train" or estimator.weights is None
         self.network = Network(self.backbone, seen, last, n_classes, dropout, learns)
-        self.machine = Machine.of(clone(estimator).set_params(cache=None))
+        self.machine = ComputeConfig.of(clone(estimator).set_params(cache=None))
         self.store = resolve_store(estimator.cache)
         self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
 
@@ -172,19 +172,19 @@ class _Part:
         if boundary is not None:
             return self.network.recipe(boundary, self.machine)
         layer = self.estimator.layer
-        taps = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+        layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
         recipe = self.network.recipe(self.end, self.machine)
-        return replace(recipe, taps=taps, pooling=self.estimator.pooling)
+        return replace(recipe, layers=layers, pooling=self.estimator.pooling)
 
     def bytes_at(self, boundary: int | None) -> int:
-        """Count the bytes of a picture's activations."""
+        """Count the bytes of an image's activations."""
         recipe = self.recipe(boundary)
         return output_width(recipe) * np.dtype(recipe.dtype).itemsize
 
     def bill(self, rows: np.ndarray, asked: list[np.ndarray]) -> _Bill:
         """Count a fit on some rows, and predictions of others; all are masks (N,)."""
         bill, salt = _Bill(), b""
-        if self.estimator.batch_norm == "adapt":  # to other pictures, it is another network
+        if self.estimator.batch_norm == "adapt":  # to other images, it is another network
             bill.work(int(rows.sum()), self._embedding(self.end), embeds=1)
             salt = rows.tobytes()
         if not self.tunes:
@@ -192,7 +192,7 @@ class _Part:
             return bill
         self._train(bill, rows, salt)
         for each in asked:
-            if not self.stages[-1].solves_head:  # prediction takes no more than a training step
+            if not self.stages[-1].head_only:  # prediction takes no more than a training step
                 bill.work(int(each.sum()), self._step(self.stages[-1]))
             if self.network.boundary:
                 self._embed(bill, self.network.boundary, each, 0, salt)
@@ -214,14 +214,14 @@ class _Part:
         """Count what `FineTuning` does."""
         options, n = self.estimator, int(rows.sum())
         first = min((stage.boundary for stage in self.stages if stage.boundary), default=0)
-        copies = count_copies(self.augmentation, options.n_views)
+        copies = count_views(self.augmentation, options.n_views)
         n_views, fresh = copies or 0, copies is None
         views = n * (1 + n_views)
         kept = (
             first > 0 and not fresh and fits_on_disk(views, self.recipe(first), self.store) is None
         )
         start = first if kept else self.end
-        if kept or self.stages[0].solves_head:
+        if kept or self.stages[0].head_only:
             self._embed(bill, start, rows, n_views, salt)
             later = {stage.boundary for stage in self.stages if stage.boundary > start}
             for boundary in later:
@@ -232,7 +232,7 @@ class _Part:
         if first and not kept and options.early_stopping and enough:
             held = math.ceil(options.validation_fraction * n) + self.network.n_classes
             bill.work(held, self._embedding(first), embeds=1)
-        for stage in self.stages[self.stages[0].solves_head :]:
+        for stage in self.stages[self.stages[0].head_only :]:
             shown = n * options.max_epochs
             bill.work(shown, self._step(stage), trains=1)
             if stage.boundary and not kept:
@@ -240,34 +240,34 @@ class _Part:
 
     @cached_property
     def _views(self) -> Views:
-        """A few pictures, from everywhere in `X`, augmented where copies are made."""
-        few = self._pictures.sample(_FEW if self.machine.device.type == "cpu" else _MANY)
+        """A few images, from everywhere in `X`, augmented where copies are made."""
+        few = self._images.sample(_FEW if self.machine.device.type == "cpu" else _MANY)
         return Views(few, self.network.preprocessing, self.augmentation, only=1)
 
     def _embedding(self, boundary: int | None) -> float:
-        """Measure the seconds that a picture takes from the file to a boundary."""
+        """Measure the seconds that an image takes from the file to a boundary."""
         recipe = self.recipe(boundary)
-        run = partial(embed, self._views, recipe, self.machine, n_pictures=len(self._pictures))
+        run = partial(embed, self._views, recipe, self.machine, n_images=len(self._images))
         return self._time(recipe.digest, len(self._views), run)
 
     def _step(self, stage: Stage) -> float:
-        """Measure the seconds that a picture takes in a training step."""
+        """Measure the seconds that an image takes in a training step."""
         options, machine = self.estimator, self.machine
         size = min(options.batch_size, len(self._views))
         key = (self.recipe(self.end).digest, stage, self.network.boundary, size)
         if key not in self._times:
             suffix = self.network.suffix({stage.boundary}, machine)
             net = make_net(suffix, device=machine.device, optimizer=options.optimizer)
-            suffix.move_boundary(stage.boundary, (*stage.blocks, NECK, HEAD))
+            suffix.move_boundary(stage.boundary, (*stage.blocks, PRE_LOGITS, HEAD))
             x = torch.rand(size, *suffix.shapes[stage.boundary], device=machine.device)
             y = torch.ones(size, self.network.n_classes, device=machine.device)
             with seeded(0, machine.device):
                 self._time(key, size, lambda: net.train_step((x, y))["loss"].item())
-        # Pictures that are not cached have to be read too; the first block is on the safe side.
+        # Images that are not cached have to be read too; the first block is on the safe side.
         return self._times[key] + (0 if stage.boundary else self._embedding(1))
 
     def _time(self, key: Hashable, count: int, action: Callable[[], Any]) -> float:
-        """Measure what an action takes for one of `count` pictures, the second time."""
+        """Measure what an action takes for one of `count` images, the second time."""
         if key not in self._times:
             action()
             start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""find_leaks: pictures that are the same, on both sides of a split or under two labels.
+"""find_leaks: images that are the same, on both sides of a split or under two labels.
 
-Shapes: N pictures, P pairs.
+Shapes: N images, P pairs.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer.data.decoding import encode_jpeg
-from sktransfer.data.images import Pictures, as_pictures
+from sktransfer.data.images import Images, as_images
 from sktransfer.data.items import are_missing
 from sktransfer.embedding.duplicates import (
     POSSIBLE,
     SAME,
-    Embedded,
+    EmbeddedImages,
     Pairs,
     connect,
     find_pairs,
 )
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import resolve_threads
-from sktransfer.utils.tables import Html, html_list, html_picture, html_table, text_table
+from sktransfer.utils.tables import Html, html_image, html_list, html_table, text_table
 
 KINDS = ("identical", "copy", "mirrored", "alike")
 
-# Cosine of embeddings from which on pictures are alike whose pixels are not the same.
+# Cosine of embeddings from which on images are alike whose pixels are not the same.
 ALIKE = 0.95
 
 
-# Correlation of small pictures from which on all of their pixels may be the same.
+# Correlation of small images from which on all of their pixels may be the same.
 _IDENTICAL = 0.9999
 
 # Pairs that a report shows.
@@ -48,12 +48,12 @@ _GALLERY = Preprocessing(resize=_SIDE)
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LeakReport:
-    """What `find_leaks` found; it shows as a table, in a notebook with the pictures.
+    """What `find_leaks` found; it shows as a table, in a notebook with the images.
 
     Parameters
     ----------
     pairs : ndarray of shape (P, 3)
-        Rows i and j of two pictures, and the cosine of their embeddings; float64, the most similar
+        Rows i and j of two images, and the cosine of their embeddings; float64, the most similar
         ones first. Of two sets, i is a row of `X` and j one of `X_test`.
     kinds : ndarray of shape (P,)
         `"identical"` (the same pixels), `"copy"` (resized, recompressed or cropped), `"mirrored"`,
@@ -65,12 +65,12 @@ class LeakReport:
     conflicts : ndarray of shape (P,)
         Whether the two have different labels.
     groups : ndarray of shape (N,) or None
-        Numbers that are the same for pictures that pairs connect: the `groups` of a
+        Numbers that are the same for images that pairs connect: the `groups` of a
         `GroupKFold` or `StratifiedGroupKFold` that keeps them together. None for two sets.
-    n_pictures : tuple of int
+    n_images : tuple of int
         How many were compared, of one set or of both.
     unreadable : ndarray of int
-        Rows of broken pictures, which were left out; of both sets, the second after the first.
+        Rows of broken images, which were left out; of both sets, the second after the first.
 
     Examples
     --------
@@ -87,26 +87,26 @@ class LeakReport:
     across: np.ndarray
     conflicts: np.ndarray
     groups: np.ndarray | None
-    n_pictures: tuple[int, ...]
+    n_images: tuple[int, ...]
     unreadable: np.ndarray
     _names: tuple[tuple[str, str], ...]
-    _pictures: tuple[Pictures, Pictures]
+    _images: tuple[Images, Images]
 
     @property
     def summary(self) -> list[str]:
         """The findings, a sentence each."""
-        sets = " and ".join(f"{count:,}" for count in self.n_pictures)
+        sets = " and ".join(f"{count:,}" for count in self.n_images)
         if not len(self.pairs):
-            found = [f"No two of {sets} pictures are the same or alike."]
+            found = [f"No two of {sets} images are the same or alike."]
         else:
             counts = {kind: int((self.kinds == kind).sum()) for kind in KINDS}
             listed = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-            found = [f"{_pairs(len(self.pairs))} among {sets} pictures: {listed}."]
+            found = [f"{_pairs(len(self.pairs))} among {sets} images: {listed}."]
         if self.across.any():
             found.append(
                 f"{_pairs(int(self.across.sum()))} on both sides of a split: scores are too good. "
                 + (
-                    "Give report.groups to a StratifiedGroupKFold, which keeps such pictures "
+                    "Give report.groups to a StratifiedGroupKFold, which keeps such images "
                     "together."
                     if self.groups is not None
                     else "Leave one of the two out."
@@ -115,7 +115,7 @@ class LeakReport:
         if self.conflicts.any():
             found.append(f"{_pairs(int(self.conflicts.sum()))} with different labels.")
         if len(self.unreadable):
-            found.append(f"{len(self.unreadable):,} pictures could not be read and were left out.")
+            found.append(f"{len(self.unreadable):,} images could not be read and were left out.")
         return found
 
     def __repr__(self) -> str:
@@ -128,13 +128,13 @@ class LeakReport:
         parts = [html_list([*self.summary, *self._more()])]
         if len(self.pairs):
             header, rows, left = self._table()
-            pictures = [self._show(*pair) for pair in self._shown()]
-            rows = [[picture, *row] for picture, row in zip(pictures, rows, strict=True)]
+            images = [self._show(*pair) for pair in self._shown()]
+            rows = [[image, *row] for image, row in zip(images, rows, strict=True)]
             parts.append(html_table(["", *header], rows, [0, *(1 + column for column in left)]))
         return "".join(parts)
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
-        header = ["i", "j", "cosine", "kind", "split", "labels", "picture i", "picture j"]
+        header = ["i", "j", "cosine", "kind", "split", "labels", "image i", "image j"]
         rows = [
             [
                 *(str(row) for row in pair),
@@ -165,11 +165,11 @@ class LeakReport:
 
     def _show(self, i: int, j: int) -> Html:
         shown: list[str] = []
-        for pictures, row in zip(self._pictures, (i, j), strict=True):
+        for images, row in zip(self._images, (i, j), strict=True):
             try:
-                pixels = _GALLERY.resized(pictures.decode(row, _SIDE))
-                shown.append(html_picture(encode_jpeg(pixels), pictures.describe(row)))
-            except PictureError as error:  # since it was compared
+                pixels = _GALLERY.resized(images.decode(row, _SIDE))
+                shown.append(html_image(encode_jpeg(pixels), images.describe(row)))
+            except ImageError as error:  # since it was compared
                 shown.append(html_list([str(error)]))
         return Html("".join(shown))
 
@@ -192,9 +192,9 @@ def find_leaks(
     cache: Any = "auto",
     verbose: int = 0,
 ) -> LeakReport:
-    """Find pictures that are the same or alike, and tell where they leak or contradict each other.
+    """Find images that are the same or alike, and tell where they leak or contradict each other.
 
-    Pictures whose embeddings have a cosine of at least 0.5 are compared pixel by pixel, in small,
+    Images whose embeddings have a cosine of at least 0.5 are compared pixel by pixel, in small,
     also mirrored and cropped by up to a tenth: a correlation of at least 0.95 makes them copies.
     Others are alike from a cosine of 0.95 on. At these bounds 0.98 or more of the resized,
     recompressed, mirrored or cropped copies of 432 photographs were found, and 0.96 or more of
@@ -202,15 +202,15 @@ def find_leaks(
 
     Parameters
     ----------
-    X : pictures in any container that `PretrainedFeatureExtractor` takes
+    X : images in any container that `PretrainedFeatureExtractor` takes
     y : array-like of shape (N,), default=None
         Labels: pairs with different ones are conflicts; where one is missing nobody knows.
     cv : int, splitter, iterable of (train, test) or None, default=None
         Tells which pairs are separated: one in train, the other in test, in some split.
     groups : array-like of shape (N,), default=None
         For `cv`; without one, pairs of different groups count as separated.
-    X_test, y_test : pictures and labels, default=None
-        A second set: then pairs have one picture of each, and all of them are separated.
+    X_test, y_test : images and labels, default=None
+        A second set: then pairs have one image of each, and all of them are separated.
     backbone, weights, image_shape, pixel_range, device, engine, n_jobs, cache, verbose
         As in `PretrainedFeatureExtractor`, which shares the embeddings.
 
@@ -226,23 +226,23 @@ def find_leaks(
     Warns
     -----
     UserWarning
-        Of pictures that cannot be read; they are left out.
+        Of images that cannot be read; they are left out.
 
     Notes
     -----
     Made for photographs. Small scans, such as digits, can have the same pixels without being
-    copies. Of each picture, the 50 that are most alike are looked at.
+    copies. Of each image, the 50 that are most alike are looked at.
 
     Examples
     --------
     >>> from sklearn.datasets import load_sample_images
     >>> china, flower = load_sample_images().images
     >>> find_leaks([china, flower, china[::2, ::2]], [0, 1, 0], cv=[([0, 1], [2])])
-    1 pair among 3 pictures: 1 copy.
+    1 pair among 3 images: 1 copy.
     1 pair on both sides of a split: scores are too good. Give report.groups to a \
-StratifiedGroupKFold, which keeps such pictures together.
+StratifiedGroupKFold, which keeps such images together.
     <BLANKLINE>
-    i  j  cosine  kind  split   labels  picture i                     picture j
+    i  j  cosine  kind  split   labels  image i                       image j
     0  2   0.906  copy  across          array of shape (427, 640, 3)  array of shape (214, 320, 3)
     """
     if X_test is not None and (cv is not None or groups is not None):
@@ -251,7 +251,7 @@ StratifiedGroupKFold, which keeps such pictures together.
             "either out"
         )
     if X_test is None and y_test is not None:
-        raise ValueError("Got y_test without X_test, the pictures that it tells the labels of")
+        raise ValueError("Got y_test without X_test, the images that it tells the labels of")
     y, groups = (_labels(X, each, image_shape) for each in (y, groups))
     y_other = y if X_test is None else _labels(X_test, y_test, image_shape)
     extractor = PretrainedFeatureExtractor(
@@ -274,9 +274,9 @@ StratifiedGroupKFold, which keeps such pictures together.
     )
     if len(report.unreadable):
         warnings.warn(
-            f"Got {len(report.unreadable)} pictures that cannot be read, which are left out: rows "
+            f"Got {len(report.unreadable)} images that cannot be read, which are left out: rows "
             f"{report.unreadable[:10].tolist()}"
-            + ("" if others is None else f", of X_test from {len(ones.pictures)} on")
+            + ("" if others is None else f", of X_test from {len(ones.images)} on")
             + (f". The first: {broken[0]}" if broken else ": their embeddings are NaN"),
             stacklevel=2,
         )
@@ -284,8 +284,8 @@ StratifiedGroupKFold, which keeps such pictures together.
 
 
 def compare(
-    ones: Embedded,
-    others: Embedded | None,
+    ones: EmbeddedImages,
+    others: EmbeddedImages | None,
     y: np.ndarray | None,
     y_other: np.ndarray | None,
     *,
@@ -294,18 +294,17 @@ def compare(
     threads: int,
     possible: float = POSSIBLE,
 ) -> LeakReport:
-    """Do what `find_leaks` does, with pictures that are embedded already; see `find_pairs`."""
+    """Do what `find_leaks` does, with images that are embedded already; see `find_pairs`."""
     both = (ones, ones if others is None else others)
     found = find_pairs(ones, others, threads=threads, possible=possible)
     kinds = _kinds(found, both)
     keep = kinds != ""
     rows, cosines, kinds = found.rows[keep], found.cosines[keep], kinds[keep]
     names = [
-        (both[0].pictures.describe(i), both[1].pictures.describe(j))
-        for i, j in rows[:_SHOWN].tolist()
+        (both[0].images.describe(i), both[1].images.describe(j)) for i, j in rows[:_SHOWN].tolist()
     ]
     sets = [ones] if others is None else [ones, others]
-    sizes = tuple(len(each.pictures) for each in sets)
+    sizes = tuple(len(each.images) for each in sets)
     broken = [np.isnan(each.embeddings).any(axis=1) for each in sets]
     return LeakReport(
         pairs=np.column_stack([rows, cosines]),
@@ -313,34 +312,34 @@ def compare(
         across=_across(rows, sizes, y, cv, groups),
         conflicts=_conflicts(rows, y, y_other),
         groups=connect(rows, sizes[0]) if others is None else None,
-        n_pictures=tuple(int((~each).sum()) for each in broken),
+        n_images=tuple(int((~each).sum()) for each in broken),
         unreadable=np.flatnonzero(np.concatenate(broken)),
         _names=tuple(names),
-        _pictures=(both[0].pictures, both[1].pictures),
+        _images=(both[0].images, both[1].images),
     )
 
 
 def _labels(X: Any, y: Any, image_shape: Sequence[int] | None) -> np.ndarray | None:
-    """Check that there is one label or group for each picture, before any is embedded."""
+    """Check that there is one label or group for each image, before any is embedded."""
     if y is None:
         return None
     labels = column_or_1d(y)
-    check_consistent_length(as_pictures(X, image_shape=image_shape), labels)
+    check_consistent_length(as_images(X, image_shape=image_shape), labels)
     return labels
 
 
-def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> Embedded:
+def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> EmbeddedImages:
     shape, limits = extractor.image_shape, extractor.pixel_range_
     embeddings = extractor.transform(X)
-    return Embedded(as_pictures(X, image_shape=shape, pixel_range=limits), embeddings)
+    return EmbeddedImages(as_images(X, image_shape=shape, pixel_range=limits), embeddings)
 
 
-def _kinds(found: Pairs, both: tuple[Embedded, Embedded]) -> np.ndarray:
+def _kinds(found: Pairs, both: tuple[EmbeddedImages, EmbeddedImages]) -> np.ndarray:
     """Name what each pair is, one of `KINDS`; empty where it is none of them."""
     same = found.correlations >= SAME
     conditions = [same & found.mirrored, same, found.cosines >= ALIKE]
     kinds = np.select(conditions, ["mirrored", "copy", "alike"], "").astype(object)
-    ones, others = (each.pictures for each in both)
+    ones, others = (each.images for each in both)
     for place in np.flatnonzero(found.correlations >= _IDENTICAL):
         i, j = found.rows[place].tolist()
         if np.array_equal(ones[i], others[j]):

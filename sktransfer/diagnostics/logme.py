@@ -3,7 +3,7 @@
 Source: You et al., "LogME: Practical Assessment of Pre-trained Models for Transfer Learning",
 ICML 2021.
 
-Shapes: N pictures, D features, K classes, R the rank of the embeddings.
+Shapes: N images, D features, K classes, R the rank of the embeddings.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def logme(embeddings: np.ndarray, y: np.ndarray) -> float:
     """Score embeddings by the evidence that a linear model on them has.
 
     For each class, a Bayesian linear regression of its membership: the logarithm of the marginal
-    likelihood, per picture, at the precisions of prior and noise that make it largest. The mean
+    likelihood, per image, at the precisions of prior and noise that make it largest. The mean
     over the classes counts. It has no scale of its own, and only compares embeddings of the same
-    pictures.
+    images.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def logme(embeddings: np.ndarray, y: np.ndarray) -> float:
 
 
 def _evidence(left: np.ndarray, powers: np.ndarray, target: np.ndarray) -> float:
-    """Give the largest evidence for one target (N,), per picture.
+    """Give the largest evidence for one target (N,), per image.
 
     `left` (N, R) and `powers` (R,) are the left singular vectors and the squared singular values.
     """

@@ -1,6 +1,6 @@
-"""What pictures and labels tell before anything is trained on them.
+"""What images and labels tell before anything is trained on them.
 
-Shapes: N pictures, D features, K classes.
+Shapes: N images, D features, K classes.
 """
 
 from __future__ import annotations
@@ -15,64 +15,64 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from sktransfer.data.images import Pictures
-from sktransfer.embedding.duplicates import Embedded
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.data.images import Images
+from sktransfer.embedding.duplicates import EmbeddedImages
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 
-# Shares of the training pictures for which the learning curve says how accurate the probe is.
+# Shares of the training images for which the learning curve says how accurate the probe is.
 _SHARES = (0.25, 0.5, 1.0)
 
-# Pictures as the baseline sees them: so small that their pixels are few.
+# Images as the baseline sees them: so small that their pixels are few.
 _SMALL = Preprocessing(resize=(16, 16), crop=(16, 16))
 _BATCH = 64
 
-# Pictures that are decoded to tell sizes, colour and contrast.
+# Images that are decoded to tell sizes, color and contrast.
 _LOOKED_AT = 200
 
-# Colours that differ by less, of 255, are grey.
-_GREY = 8
+# Colors that differ by less, of 255, are gray.
+_GRAY = 8
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ProbeResults:
     """What was measured, with nothing trained but classifiers on embeddings.
 
     Parameters
     ----------
-    n_pictures : int
+    n_images : int
         On how many it was measured.
     accuracy : float
         Of a linear probe on the embeddings, 0-1, mean over the folds.
     spread : float
         Standard deviation of this accuracy over the folds.
-    neighbour : float
-        Accuracy of the nearest neighbour's label, by the cosine of embeddings.
+    neighbor : float
+        Accuracy of the nearest neighbor's label, by the cosine of embeddings.
     pixels : float
         Accuracy of a linear classifier on the pixels themselves, at 16 x 16.
     curve : tuple of (int, float)
-        Training pictures, and accuracy of the probe with so many.
-    crowding : float
-        Mean cosine between the embeddings of pictures of different classes: near 1 where the
+        Training images, and accuracy of the probe with so many.
+    mean_interclass_cosine : float
+        Mean cosine between the embeddings of images of different classes: near 1 where the
         network sees the same in all of them.
     side : tuple of int
         The least, the median and the greatest shorter side, in pixels.
-    grey : float
-        Share of the pictures that have no colour.
+    gray : float
+        Share of the images that have no color.
     contrast : float
-        Median standard deviation of a picture's brightness, 0-255.
+        Median standard deviation of an image's brightness, 0-255.
     """
 
-    n_pictures: int
+    n_images: int
     accuracy: float
     spread: float
-    neighbour: float
+    neighbor: float
     pixels: float
     curve: tuple[tuple[int, float], ...]
-    crowding: float
+    mean_interclass_cosine: float
     side: tuple[int, int, int]
-    grey: float
+    gray: float
     contrast: float
 
 
@@ -80,61 +80,61 @@ def make_probe() -> Pipeline:
     """Make the linear classifier for embeddings, unfitted.
 
     Each embedding gets length 1. To scale each dimension by its standard deviation, which is hard
-    to tell from few pictures, cost 6 to 22 points of accuracy with 5 pictures of a class.
+    to tell from few images, cost 6 to 22 points of accuracy with 5 images of a class.
     """
     return make_pipeline(Normalizer(), LogisticRegression(C=30.0, max_iter=2000))
 
 
 def measure(
-    embedded: Embedded,
+    embedded: EmbeddedImages,
     codes: np.ndarray,
     splits: list[tuple[np.ndarray, np.ndarray]],
     *,
     seed: int,
     threads: int,
-) -> Evidence:
-    """Measure what can be measured on embeddings and small pictures.
+) -> ProbeResults:
+    """Measure what can be measured on embeddings and small images.
 
     Parameters
     ----------
-    embedded : Embedded
-        N pictures, all of them readable.
+    embedded : EmbeddedImages
+        N images, all of them readable.
     codes : ndarray of shape (N,)
         Class numbers, 0 to K - 1.
     splits : list of (train, test)
         Rows of each fold.
     seed : int
-        Of the pictures that the learning curve leaves out.
+        Of the images that the learning curve leaves out.
     threads : int
-        Threads that decode pictures.
+        Threads that decode images.
     """
     embeddings = embedded.embeddings
     scores = cross_val_score(make_probe(), embeddings, codes, cv=splits)
     pixels = LogisticRegression(max_iter=2000)
     nearest = KNeighborsClassifier(1, metric="cosine")
-    side, grey, contrast = _look(embedded.pictures)
-    return Evidence(
-        n_pictures=len(codes),
+    side, gray, contrast = _look(embedded.images)
+    return ProbeResults(
+        n_images=len(codes),
         accuracy=float(scores.mean()),
         spread=float(scores.std(ddof=1)),
-        neighbour=float(cross_val_score(nearest, embeddings, codes, cv=splits).mean()),
+        neighbor=float(cross_val_score(nearest, embeddings, codes, cv=splits).mean()),
         pixels=float(
-            cross_val_score(pixels, _small(embedded.pictures, threads), codes, cv=splits).mean()
+            cross_val_score(pixels, _small(embedded.images, threads), codes, cv=splits).mean()
         ),
         curve=_curve(embeddings, codes, splits, seed),
-        crowding=crowding(embeddings, codes),
+        mean_interclass_cosine=mean_interclass_cosine(embeddings, codes),
         side=side,
-        grey=grey,
+        gray=gray,
         contrast=contrast,
     )
 
 
-def crowding(embeddings: np.ndarray, codes: np.ndarray) -> float:
-    """Give the mean cosine between pictures of different classes, each pair of classes alike.
+def mean_interclass_cosine(embeddings: np.ndarray, codes: np.ndarray) -> float:
+    """Give the mean cosine between images of different classes, each pair of classes alike.
 
     Examples
     --------
-    >>> crowding(np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 4.0]]), np.array([0, 0, 1]))
+    >>> mean_interclass_cosine(np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 4.0]]), np.array([0, 0, 1]))
     0.6
     """
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -147,7 +147,7 @@ def crowding(embeddings: np.ndarray, codes: np.ndarray) -> float:
 def _curve(
     embeddings: np.ndarray, codes: np.ndarray, splits: list[Any], seed: int
 ) -> tuple[tuple[int, float], ...]:
-    """Score the probe with fewer training pictures, the same share of each class."""
+    """Score the probe with fewer training images, the same share of each class."""
     points: dict[int, float] = {}
     for share in _SHARES:
         fewer = [(_thin(train, codes, share, seed), test) for train, test in splits]
@@ -157,7 +157,7 @@ def _curve(
 
 
 def _thin(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Leave pictures out, but at least one of each class in."""
+    """Leave images out, but at least one of each class in."""
     rows = np.random.default_rng(seed).permutation(rows)
     kept = []
     for code in np.unique(codes[rows]):
@@ -166,23 +166,23 @@ def _thin(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.nd
     return np.concatenate(kept)
 
 
-def _small(pictures: Pictures, threads: int) -> np.ndarray:
-    """Squeeze pictures to rows of few pixels, float32, 0-1."""
-    rows = np.empty((len(pictures), 3 * _SMALL.side**2), dtype=np.float32)
-    reader = PictureReader(Views(pictures, _SMALL), threads, Faults("raise"))
-    for found, batch in reader.batches(range(len(pictures)), _BATCH):
+def _small(images: Images, threads: int) -> np.ndarray:
+    """Squeeze images to rows of few pixels, float32, 0-1."""
+    rows = np.empty((len(images), 3 * _SMALL.side**2), dtype=np.float32)
+    reader = ImageReader(Views(images, _SMALL), threads, ImageErrors("raise"))
+    for found, batch in reader.batches(range(len(images)), _BATCH):
         rows[found] = batch.flatten(1).numpy() / 255
     return rows
 
 
-def _look(pictures: Pictures) -> tuple[tuple[int, int, int], float, float]:
-    """Give sides, share of grey pictures, and contrast, of pictures from everywhere."""
-    count = min(len(pictures), _LOOKED_AT)
-    chosen = [pictures[int(row)] for row in np.linspace(0, len(pictures) - 1, count)]
-    sides = [min(picture.shape[:2]) for picture in chosen]
-    spans = [np.ptp(picture.astype(np.int16), axis=2).max() for picture in chosen]
+def _look(images: Images) -> tuple[tuple[int, int, int], float, float]:
+    """Give sides, share of gray images, and contrast, of images from everywhere."""
+    count = min(len(images), _LOOKED_AT)
+    chosen = [images[int(row)] for row in np.linspace(0, len(images) - 1, count)]
+    sides = [min(image.shape[:2]) for image in chosen]
+    spans = [np.ptp(image.astype(np.int16), axis=2).max() for image in chosen]
     return (
         (min(sides), int(np.median(sides)), max(sides)),
-        float(np.mean([span < _GREY for span in spans])),
-        float(np.median([picture.mean(axis=2).std() for picture in chosen])),
+        float(np.mean([span < _GRAY for span in spans])),
+        float(np.median([image.mean(axis=2).std() for image in chosen])),
     )

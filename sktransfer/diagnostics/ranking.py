@@ -1,6 +1,6 @@
-"""rank_backbones: which pretrained network suits the pictures, before any is trained.
+"""rank_backbones: which pretrained network suits the images, before any is trained.
 
-Shapes: N pictures, D features.
+Shapes: N images, D features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
 from sktransfer.diagnostics.logme import logme
 from sktransfer.extractor import PretrainedFeatureExtractor
@@ -37,9 +37,9 @@ from sktransfer.utils.tables import html_table, text_table
 
 # Of the probe: what chose it are the photographs of benchmarks/photographs.py.
 _STRENGTH, _ITERATIONS = 0.03, 2000
-# Folds where `cv` is left open; fewer where some class has fewer pictures.
+# Folds where `cv` is left open; fewer where some class has fewer images.
 _FOLDS = 5
-# Pictures on which the time is taken.
+# Images on which the time is taken.
 _TIMED = 32
 
 
@@ -61,7 +61,7 @@ class RankedBackbone(NamedTuple):
     megabytes : float
         Of the network's weights in memory, 1e6 bytes.
     seconds : float
-        To decode and embed one picture on this machine.
+        To decode and embed one image on this machine.
     """
 
     name: str
@@ -135,7 +135,7 @@ class BackboneRanking:
         ax.margins(0.2)
         ax.set(
             xscale="log",
-            xlabel="milliseconds for a picture",
+            xlabel="milliseconds for an image",
             ylabel="accuracy of a linear probe, ± standard deviation over folds",
         )
         for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
@@ -143,7 +143,7 @@ class BackboneRanking:
         return ax
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
-        header = ["backbone", "accuracy", "LogME", "features", "MB", "ms/picture"]
+        header = ["backbone", "accuracy", "LogME", "features", "MB", "ms/image"]
         rows = [
             [
                 row.name,
@@ -185,20 +185,20 @@ def rank_backbones(
 ) -> BackboneRanking:
     """Rank backbones for a task by what a linear classifier makes of their embeddings.
 
-    Each picture goes through each network once, and none is trained. What orders the table is the
-    cross-validated accuracy of a logistic regression on standardised embeddings (`C=0.03`). LogME
+    Each image goes through each network once, and none is trained. What orders the table is the
+    cross-validated accuracy of a logistic regression on standardized embeddings (`C=0.03`). LogME
     stands beside it: it needs no folds, but only compares.
 
     Parameters
     ----------
-    X : pictures in any container that `PretrainedFeatureExtractor` takes
+    X : images in any container that `PretrainedFeatureExtractor` takes
     y : array-like of shape (N,)
         Class labels.
     backbones : sequence of (str, Module, callable or PretrainedFeatureExtractor), default=None
         What to rank; an extractor brings its own weights, layers and sizes, and is left as it is.
         None takes all backbones whose weights are on this machine.
     cv : int, splitter, iterable or None, default=None
-        None is 5 shuffled, stratified folds, or fewer where a class has fewer pictures.
+        None is 5 shuffled, stratified folds, or fewer where a class has fewer images.
     groups : array-like of shape (N,), default=None
         For `cv`; where that is None, no fold divides a group.
     image_shape, pixel_range, device, engine, n_jobs, cache, verbose
@@ -213,7 +213,7 @@ def rank_backbones(
     Raises
     ------
     ValueError
-        For no backbones, a single class, or a class with a single picture.
+        For no backbones, a single class, or a class with a single image.
 
     Examples
     --------
@@ -243,7 +243,7 @@ def rank_backbones(
     ]
     if not extractors:
         raise ValueError("Got no backbones; give at least one, or None for all on this machine")
-    codes = check_labels(as_pictures(X, image_shape=extractors[0].image_shape), y).y
+    codes = check_labels(as_images(X, image_shape=extractors[0].image_shape), y).y
     if groups is not None:
         groups = column_or_1d(groups)
         check_consistent_length(codes, groups)
@@ -267,7 +267,7 @@ def _local() -> list[str]:
 def make_folds(
     codes: np.ndarray, groups: np.ndarray | None = None, random_state: Any = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Make 5 shuffled, stratified folds, or fewer where a class has fewer pictures or groups.
+    """Make 5 shuffled, stratified folds, or fewer where a class has fewer images or groups.
 
     Every class is in the training part of each.
 
@@ -287,7 +287,7 @@ def make_folds(
     Raises
     ------
     ValueError
-        For a class with a single picture, or in a single group.
+        For a class with a single image, or in a single group.
 
     Examples
     --------
@@ -297,8 +297,8 @@ def make_folds(
     fewest = np.bincount(codes).min()
     if fewest < 2:
         raise ValueError(
-            "Got a class with a single picture, but cross-validation needs at least two of each; "
-            "leave the class out, or give more pictures of it"
+            "Got a class with a single image, but cross-validation needs at least two of each; "
+            "leave the class out, or give more images of it"
         )
     if groups is None:
         folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
@@ -324,7 +324,7 @@ def _rank(
     if extractor.errors_:
         rows = [error.row for error in extractor.errors_]
         raise ValueError(
-            f"Got pictures that cannot be read, in rows {rows[:10]}: leave them out, as all "
+            f"Got images that cannot be read, in rows {rows[:10]}: leave them out, as all "
             f"backbones are to be ranked on the same ones. The first: {extractor.errors_[0]}"
         )
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
@@ -354,9 +354,9 @@ def _name(backbone: str, extractor: PretrainedFeatureExtractor) -> str:
 
 
 def _time(extractor: PretrainedFeatureExtractor, X: Any) -> float:
-    """Take the time of the second of two passes over a few pictures, with the engine of all."""
+    """Take the time of the second of two passes over a few images, with the engine of all."""
     shape, limits = extractor.image_shape, extractor.pixel_range_
-    few = as_pictures(X, image_shape=shape, pixel_range=limits)[:_TIMED]
+    few = as_images(X, image_shape=shape, pixel_range=limits)[:_TIMED]
     timed = clone(extractor).set_params(cache=None, engine=extractor.engine_, verbose=0).fit(few)
     timed.transform(few)
     start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""recommend_strategy: which of the four cases a set of pictures is, and what to do.
+"""recommend_strategy: which of the four cases a set of images is, and what to do.
 
-Shapes: N pictures, K classes.
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.data.decoding import encode_jpeg
-from sktransfer.data.images import Pictures, as_pictures
+from sktransfer.data.images import Images, as_images
 from sktransfer.data.labels import check_labels
 from sktransfer.diagnostics.cost import Cost, estimate_cost
-from sktransfer.diagnostics.data_warnings import find_caveats
+from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.leaks import ALIKE, LeakReport, compare
-from sktransfer.diagnostics.probes import Evidence, make_probe, measure
+from sktransfer.diagnostics.probes import ProbeResults, make_probe, measure
 from sktransfer.diagnostics.ranking import make_folds
-from sktransfer.embedding.duplicates import POSSIBLE, Embedded
+from sktransfer.embedding.duplicates import POSSIBLE, EmbeddedImages
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning.fit_inputs import draw_seed
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.runtime import resolve_threads
-from sktransfer.utils.tables import html_list, html_picture, html_table, text_table
+from sktransfer.utils.tables import html_image, html_list, html_table, text_table
 
-# From which crowding on pictures are different from those of the weights, and from how many
-# pictures a class on, in the mean, they are many. The sets on which these were chosen, and the
-# others on which they were tested, are in benchmarks/_sets.py.
+# Threshold of the mean inter-class cosine above which images are different from those of the
+# weights, and of the mean number of images a class above which they are many. The sets on which
+# these were chosen, and the others on which they were tested, are in benchmarks/_sets.py.
 DIFFERENT, MANY = 0.45, 10
 
-# What to do in each case: many pictures, different ones.
+# What to do in each case: many images, different ones.
 CHOICES = {
     (False, False): "frozen",
     (True, False): "staged",
@@ -63,10 +63,10 @@ _WHY = {
 # alone.
 _FAST = {"lr": 3e-3, "lr_decay": 1.0, "max_epochs": 10}
 
-# Pictures that are measured at most, and of each class at least, where it has so many.
+# Images that are measured at most, and of each class at least, where it has so many.
 _MEASURED, _OF_EACH = 2000, 10
 
-# Pictures that the report shows, one of a class.
+# Images that the report shows, one of a class.
 _SHOWN, _SIDE = 10, 96
 _GALLERY = Preprocessing(resize=_SIDE)
 
@@ -78,7 +78,7 @@ class StrategyReport:
     Parameters
     ----------
     many : bool
-        Whether there are many pictures of a class.
+        Whether there are many images of a class.
     different : bool
         Whether they are unlike those that the weights were made for.
     strategy : {"frozen", "staged", "full", "scratch"}
@@ -89,16 +89,16 @@ class StrategyReport:
     warnings : tuple of str
         What to mind, a sentence each.
     counts : dict of str to int
-        Pictures of each class.
-    evidence : Evidence
+        Images of each class.
+    evidence : ProbeResults
         What was measured.
     rows : ndarray of int
-        Which pictures of `X` were measured: all, or a share of each class.
+        Which images of `X` were measured: all, or a share of each class.
     leaks : LeakReport
         Which of these are there twice, numbered within `rows`, and the groups that keep them
         together.
     cost : Cost
-        Of fitting the estimator with all pictures, at most.
+        Of fitting the estimator with all images, at most.
     estimator_ : Pipeline or FineTunedImageClassifier
         Configured, and not fitted.
     """
@@ -109,21 +109,21 @@ class StrategyReport:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     counts: dict[str, int]
-    evidence: Evidence
+    evidence: ProbeResults
     rows: np.ndarray
     leaks: LeakReport
     cost: Cost
     estimator_: Any
-    _pictures: tuple[tuple[str, np.ndarray], ...]
+    _images: tuple[tuple[str, np.ndarray], ...]
 
     @property
     def case(self) -> str:
         """Which of the four cases this is, in words."""
         amount = "Many" if self.many else "Few"
         if self.strategy == "scratch":
-            return f"{amount} pictures, and no weights"
+            return f"{amount} images, and no weights"
         likeness = "different from" if self.different else "similar to"
-        return f"{amount} pictures, {likeness} those of the weights"
+        return f"{amount} images, {likeness} those of the weights"
 
     def __repr__(self) -> str:
         lines = [f"{self.case}: {STRATEGIES[self.strategy]}", ""]
@@ -134,10 +134,9 @@ class StrategyReport:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        labels = [label for label, _ in self._pictures]
+        labels = [label for label, _ in self._images]
         shown = [
-            html_picture(encode_jpeg(_GALLERY.resized(each)), label)
-            for label, each in self._pictures
+            html_image(encode_jpeg(_GALLERY.resized(each)), label) for label, each in self._images
         ]
         parts = [
             f"<p><b>{self.case}: {STRATEGIES[self.strategy]}</b></p>",
@@ -155,17 +154,17 @@ class StrategyReport:
         rows = [
             ["linear classifier on embeddings", f"{found.accuracy:.3f} ± {found.spread:.3f}"],
             *(
-                [f"the same, {count:,} training pictures", f"{accuracy:.3f}"]
+                [f"the same, {count:,} training images", f"{accuracy:.3f}"]
                 for count, accuracy in found.curve[:-1]
             ),
-            ["nearest neighbour by embeddings", f"{found.neighbour:.3f}"],
+            ["nearest neighbor by embeddings", f"{found.neighbor:.3f}"],
             ["linear classifier on pixels", f"{found.pixels:.3f}"],
-            ["crowding of embeddings", f"{found.crowding:.2f}"],
+            ["mean_interclass_cosine of embeddings", f"{found.mean_interclass_cosine:.2f}"],
             ["shorter sides, pixels", f"{found.side[0]} - {found.side[2]:,}"],
-            ["grey pictures", f"{found.grey:.0%}"],
+            ["gray images", f"{found.gray:.0%}"],
             ["contrast, of 255", f"{found.contrast:.0f}"],
-            ["pictures embedded by the fit", f"{cost.pictures_embedded:,}"],
-            ["pictures of its training steps", f"{cost.pictures_trained:,}"],
+            ["images embedded by the fit", f"{cost.images_embedded:,}"],
+            ["images of its training steps", f"{cost.images_trained:,}"],
             ["seconds, besides solving the head", f"{cost.seconds:,.0f}"],
         ]
         return ["measured", ""], rows, [0]
@@ -192,13 +191,13 @@ def recommend_strategy(
 
     Parameters
     ----------
-    X : pictures in any container that `PretrainedFeatureExtractor` takes
+    X : images in any container that `PretrainedFeatureExtractor` takes
     y : array-like of shape (N,)
         Class labels.
     backbone : str, Module or callable, default="efficientnet_lite0"
         As in `PretrainedFeatureExtractor`.
     groups : array-like of shape (N,), default=None
-        Pictures of one group, such as those of one patient, are never on both sides of a fold.
+        Images of one group, such as those of one patient, are never on both sides of a fold.
     weights, image_size, image_shape, pixel_range, device, engine, n_jobs, cache, verbose
         As in `FineTunedImageClassifier`; the recommended estimator has them too.
     random_state : int, RandomState or None, default=None
@@ -211,24 +210,24 @@ def recommend_strategy(
     Raises
     ------
     ValueError
-        For lengths that differ, a single class, a class with a single picture or in a single
-        group; before any picture is embedded.
-    PictureError
-        At the first broken picture.
+        For lengths that differ, a single class, a class with a single image or in a single
+        group; before any image is embedded.
+    ImageError
+        At the first broken image.
 
     See Also
     --------
     rank_backbones : Which network to take.
-    find_leaks : What is there twice, with pictures.
+    find_leaks : What is there twice, with images.
     estimate_cost : What a fit or a search costs.
 
     Notes
     -----
-    Each picture goes through the network once, and its embedding is shared with what is fitted
+    Each image goes through the network once, and its embedding is shared with what is fitted
     later, unless that is staged and needs what crosses an earlier boundary. Of more than 2,000
-    pictures a share of each class is measured.
+    images a share of each class is measured.
 
-    Pictures are *different* where the embeddings of different classes have a mean cosine of at
+    Images are *different* where the embeddings of different classes have a mean cosine of at
     least 0.45: to the network they are all one thing. The bound holds for EfficientNet-Lite0; other
     networks have not been measured.
 
@@ -241,19 +240,17 @@ def recommend_strategy(
     ...     X[:60], y[:60], image_shape=(8, 8), image_size=(64, 64), random_state=0
     ... )
     >>> report.case
-    'Many pictures, different from those of the weights'
+    'Many images, different from those of the weights'
     >>> report.strategy, report.estimator_.unfreeze
     ('full', (0, 'all'))
     """
-    labels = check_labels(
-        as_pictures(X, image_shape=image_shape), y, estimator="recommend_strategy"
-    )
+    labels = check_labels(as_images(X, image_shape=image_shape), y, estimator="recommend_strategy")
     if groups is not None:
         groups = column_or_1d(groups)
         check_consistent_length(labels.y, groups)
     seed = draw_seed(random_state) % 2**32
     rows = _sample(labels.y, seed)
-    # Fails before pictures are embedded, if at all.
+    # Fails before images are embedded, if at all.
     splits = make_folds(labels.y[rows], None if groups is None else groups[rows], seed)
     settings = {
         "weights": weights,
@@ -270,7 +267,7 @@ def recommend_strategy(
     found = _measure(extractor, X, rows, labels.y[rows], splits, seed)
     counts = dict(zip(map(str, labels.classes), np.bincount(labels.y).tolist(), strict=True))
     many = len(labels.y) >= MANY * len(counts)
-    different = found.evidence.crowding >= DIFFERENT
+    different = found.evidence.mean_interclass_cosine >= DIFFERENT
     strategy = "scratch" if weights is None else CHOICES[many, different]
     estimator = make_estimator(
         strategy, backbone, different=different, random_state=random_state, **settings
@@ -281,30 +278,30 @@ def recommend_strategy(
         different=different,
         strategy=strategy,
         reasons=_reasons(many, different, strategy, counts, found.evidence),
-        warnings=find_caveats(counts, found.evidence, found.leaks, side),
+        warnings=find_data_warnings(counts, found.evidence, found.leaks, side),
         counts=counts,
         evidence=found.evidence,
         rows=found.rows,
         leaks=found.leaks,
         cost=estimate_cost(estimator, X, y),
         estimator_=estimator,
-        _pictures=found.one_of_each(list(counts)),
+        _images=found.one_of_each(list(counts)),
     )
 
 
 class _Measured(NamedTuple):
-    """What was measured, and on which pictures."""
+    """What was measured, and on which images."""
 
     rows: np.ndarray
-    pictures: Pictures
+    images: Images
     codes: np.ndarray
-    evidence: Evidence
+    evidence: ProbeResults
     leaks: LeakReport
 
     def one_of_each(self, labels: list[str]) -> tuple[tuple[str, np.ndarray], ...]:
-        """Decode a picture of each of the first classes."""
+        """Decode an image of each of the first classes."""
         return tuple(
-            (label, self.pictures[int(np.argmax(self.codes == code))])
+            (label, self.images[int(np.argmax(self.codes == code))])
             for code, label in enumerate(labels[:_SHOWN])
         )
 
@@ -317,18 +314,18 @@ def _measure(
     splits: list[tuple[np.ndarray, np.ndarray]],
     seed: int,
 ) -> _Measured:
-    """Embed the pictures in some rows, of these classes, and measure what they tell."""
+    """Embed the images in some rows, of these classes, and measure what they tell."""
     shape, limits = extractor.image_shape, extractor.pixel_range_
-    pictures = as_pictures(X, image_shape=shape, pixel_range=limits).take(rows)
-    embedded = Embedded(pictures, extractor.transform(pictures))
+    images = as_images(X, image_shape=shape, pixel_range=limits).take(rows)
+    embedded = EmbeddedImages(images, extractor.transform(images))
     threads = resolve_threads(extractor.n_jobs)
     evidence = measure(embedded, codes, splits, seed=seed, threads=threads)
     # Where all embeddings are alike, all pairs of them would be possible.
-    possible = ALIKE if evidence.crowding >= DIFFERENT else POSSIBLE
+    possible = ALIKE if evidence.mean_interclass_cosine >= DIFFERENT else POSSIBLE
     leaks = compare(
         embedded, None, codes, codes, cv=splits, groups=None, threads=threads, possible=possible
     )
-    return _Measured(rows, pictures, codes, evidence, leaks)
+    return _Measured(rows, images, codes, evidence, leaks)
 
 
 def make_estimator(
@@ -341,7 +338,7 @@ def make_estimator(
     strategy : {"frozen", "staged", "full", "scratch"}
     backbone : str, Module or callable
     different : bool
-        Pictures unlike photographs are augmented lightly: digits and text must not be mirrored.
+        Images unlike photographs are augmented lightly: digits and text must not be mirrored.
     random_state : int, RandomState or None
     **settings
         Parameters that extractor and classifier have in common.
@@ -370,31 +367,31 @@ def _sample(codes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _reasons(
-    many: bool, different: bool, strategy: str, counts: dict[str, int], evidence: Evidence
+    many: bool, different: bool, strategy: str, counts: dict[str, int], evidence: ProbeResults
 ) -> tuple[str, ...]:
     total = sum(counts.values())
     embeddings = "random" if strategy == "scratch" else "frozen"
     reasons = [
-        f"{total:,} pictures in {len(counts)} classes, {total / len(counts):.0f} of each: "
+        f"{total:,} images in {len(counts)} classes, {total / len(counts):.0f} of each: "
         f"{'many' if many else 'few'}, as {MANY} are the bound.",
         f"On {embeddings} embeddings a linear classifier reaches {evidence.accuracy:.2f}, on the "
         f"pixels alone {evidence.pixels:.2f}.",
     ]
     if strategy != "scratch":
         meaning = (
-            f"from {DIFFERENT} on, all pictures are one thing to the network."
+            f"from {DIFFERENT} on, all images are one thing to the network."
             if different
             else f"below {DIFFERENT}, so the network tells them apart as it does photographs."
         )
-        cosine = (
-            f"The embeddings of different classes have a mean cosine of {evidence.crowding:.2f}"
+        cosine = evidence.mean_interclass_cosine
+        reasons.insert(
+            1, f"The embeddings of different classes have a mean cosine of {cosine:.2f}: {meaning}"
         )
-        reasons.insert(1, f"{cosine}: {meaning}")
-    half = evidence.curve[-2:][0][1]  # of two pictures of a class, there is no half
+    half = evidence.curve[-2:][0][1]  # of two images of a class, there is no half
     if evidence.accuracy - half > evidence.spread:
         reasons.append(
-            f"With half of the pictures it reaches {half:.2f}: more of them would help further."
+            f"With half of the images it reaches {half:.2f}: more of them would help further."
         )
-    if evidence.n_pictures < total:
-        reasons.append(f"Measured on {evidence.n_pictures:,} of the pictures.")
+    if evidence.n_images < total:
+        reasons.append(f"Measured on {evidence.n_images:,} of the images.")
     return (*reasons, _WHY[strategy])

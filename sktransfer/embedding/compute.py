@@ -13,7 +13,7 @@ from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_
 
 
 @dataclass(frozen=True)
-class Machine:
+class ComputeConfig:
     """What computes, resolved in the process that does it.
 
     Parameters
@@ -23,7 +23,7 @@ class Machine:
     precision : torch.dtype
         Of the frozen blocks.
     threads : int
-        Threads that decode pictures.
+        Threads that decode images.
     store : EmbeddingStore or None
     """
 
@@ -34,7 +34,7 @@ class Machine:
     store: EmbeddingStore | None
 
     @classmethod
-    def of(cls, estimator: Any) -> Machine:
+    def of(cls, estimator: Any) -> ComputeConfig:
         """Resolve the parameters of an estimator."""
         device = resolve_device(estimator.device)
         return cls(

@@ -1,8 +1,8 @@
-"""Finding pictures that are the same: identical, resized, recompressed, mirrored, cropped a little.
+"""Finding images that are the same: identical, resized, recompressed, mirrored, cropped a little.
 
-Embeddings tell which pictures could be, and their pixels which of these are.
+Embeddings tell which images could be, and their pixels which of these are.
 
-Shapes: N pictures, D features, P pairs, W windows, S x S pixels of a thumbnail, T x T of a window.
+Shapes: N images, D features, P pairs, W windows, S x S pixels of a thumbnail, T x T of a window.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from sktransfer.data.images import Pictures
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.data.images import Images
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 
-# Cosine of embeddings from which on pixels are compared, and with how many pictures at most: those
+# Cosine of embeddings from which on pixels are compared, and with how many images at most: those
 # that are most alike.
 POSSIBLE, _MOST = 0.5, 50
-# Correlation of pixels from which on two pictures are the same.
+# Correlation of pixels from which on two images are the same.
 SAME = 0.95
 
-# Shorter side, in pixels, below which pictures, such as scans of digits, can correlate so without
+# Shorter side, in pixels, below which images, such as scans of digits, can correlate so without
 # being the same.
 SCAN = 48
 
-# By how much the mirrored picture has to fit better: some are symmetric.
+# By how much the mirrored image has to fit better: some are symmetric.
 _CLEARLY = 0.01
 
 # A window whose pixels differ less than this from their mean, as a vector, is blank: like nothing.
@@ -48,22 +48,22 @@ _THUMBNAIL = Preprocessing(resize=(_SIDE, _SIDE), crop=(_SIDE, _SIDE))
 _ROWS, _PAIRS = 128, 64
 
 
-class Embedded(NamedTuple):
-    """Pictures and their embeddings.
+class EmbeddedImages(NamedTuple):
+    """Images and their embeddings.
 
     Parameters
     ----------
-    pictures : Pictures of length N
+    images : Images of length N
     embeddings : ndarray of shape (N, D)
-        A row of NaN for a picture that cannot be read.
+        A row of NaN for an image that cannot be read.
     """
 
-    pictures: Pictures
+    images: Images
     embeddings: np.ndarray
 
 
 class Pairs(NamedTuple):
-    """Pairs of pictures, the most similar ones first.
+    """Pairs of images, the most similar ones first.
 
     Parameters
     ----------
@@ -83,34 +83,34 @@ class Pairs(NamedTuple):
 
 
 def find_pairs(
-    ones: Embedded,
-    others: Embedded | None = None,
+    ones: EmbeddedImages,
+    others: EmbeddedImages | None = None,
     *,
     threads: int = 1,
     possible: float = POSSIBLE,
 ) -> Pairs:
-    """Find the pictures that are alike, and compare their pixels.
+    """Find the images that are alike, and compare their pixels.
 
     Parameters
     ----------
-    ones : Embedded
+    ones : EmbeddedImages
     others : Embedded or None
         The second of each pair is one of these; None looks for pairs within `ones`.
     threads : int
-        Threads that decode pictures.
+        Threads that decode images.
     possible : float
         Cosine of embeddings from which on pixels are compared.
 
     Returns
     -------
     Pairs
-        All that are possible, but of each picture no more than the 50 best.
+        All that are possible, but of each image no more than the 50 best.
     """
     rows, cosines = _possible(
         ones.embeddings, None if others is None else others.embeddings, possible
     )
-    first = _thumbnails(ones.pictures, rows[:, 0] if others else rows.ravel(), threads)
-    second = _thumbnails(others.pictures, rows[:, 1], threads) if others else first
+    first = _thumbnails(ones.images, rows[:, 0] if others else rows.ravel(), threads)
+    second = _thumbnails(others.images, rows[:, 1], threads) if others else first
     correlations, mirrored = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     for start in range(0, len(rows), _PAIRS):
         part = slice(start, start + _PAIRS)
@@ -150,9 +150,9 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
     return embeddings / np.where(norms > 0, norms, 1)
 
 
-def _thumbnails(pictures: Pictures, rows: np.ndarray, threads: int) -> dict[int, torch.Tensor]:
-    """Squeeze some pictures to (3, S, S), uint8."""
-    reader = PictureReader(Views(pictures, _THUMBNAIL), threads, Faults("raise"))
+def _thumbnails(images: Images, rows: np.ndarray, threads: int) -> dict[int, torch.Tensor]:
+    """Squeeze some images to (3, S, S), uint8."""
+    reader = ImageReader(Views(images, _THUMBNAIL), threads, ImageErrors("raise"))
     batches = reader.batches(np.unique(rows).tolist(), _PAIRS)
     return {
         row: pixels for found, batch in batches for row, pixels in zip(found, batch, strict=True)
@@ -160,16 +160,16 @@ def _thumbnails(pictures: Pictures, rows: np.ndarray, threads: int) -> dict[int,
 
 
 class Match(NamedTuple):
-    """How much pictures are the same as their partners: see `Pairs`."""
+    """How much images are the same as their partners: see `Pairs`."""
 
     correlations: torch.Tensor
     mirrored: torch.Tensor
 
 
 def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None = None) -> Match:
-    """Compare pictures with their partners, pixel by pixel.
+    """Compare images with their partners, pixel by pixel.
 
-    Each whole picture is laid upon windows of the other, 0.9 to 1 times as wide and high, as it is
+    Each whole image is laid upon windows of the other, 0.9 to 1 times as wide and high, as it is
     and mirrored; the best place counts.
 
     Parameters
@@ -190,7 +190,7 @@ def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None =
     mine, theirs = _windows(ones), _windows(others)
     if place is not None:
         mine = mine[place]
-    # To mirror the whole picture is to mirror the windows.
+    # To mirror the whole image is to mirror the windows.
     plain, mirrored = (
         torch.maximum(_fit(turned(mine[:, 0]), theirs), _fit(turned(theirs[:, 0]), mine))
         for turned in (torch.Tensor.contiguous, _mirrored)
@@ -199,7 +199,7 @@ def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None =
 
 
 def _fit(wholes: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-    """Give the best correlation of a picture (P, 3 T T) with windows (P, W, 3 T T)."""
+    """Give the best correlation of an image (P, 3 T T) with windows (P, W, 3 T T)."""
     return torch.einsum("pd,pwd->pw", wholes, windows).amax(dim=1)
 
 
@@ -236,7 +236,7 @@ def _cut(scale: float, place: int) -> torch.Tensor:
 
 
 def connect(rows: np.ndarray, count: int) -> np.ndarray:
-    """Give pictures the same number that pairs connect.
+    """Give images the same number that pairs connect.
 
     Examples
     --------
@@ -247,24 +247,24 @@ def connect(rows: np.ndarray, count: int) -> np.ndarray:
     return connected_components(edges, directed=False)[1]
 
 
-# The same for validation pictures that are looked at in passing, where to look must cost little.
+# The same for validation images that are looked at in passing, where to look must cost little.
 _SUSPECT = 0.9
 
 
-def warn_of_leak(train: Embedded, valid: Embedded, threads: int) -> None:
-    """Warn of validation pictures that are copies of training pictures.
+def warn_of_leak(train: EmbeddedImages, valid: EmbeddedImages, threads: int) -> None:
+    """Warn of validation images that are copies of training images.
 
     Scans of few pixels are not looked at: they can be alike without being copies.
     """
-    if min(valid.pictures[0].shape[:2]) < SCAN:
+    if min(valid.images[0].shape[:2]) < SCAN:
         return
     found = find_pairs(valid, train, threads=threads, possible=_SUSPECT)
     rows = found.rows[found.correlations >= SAME]
     if len(rows):
-        names = valid.pictures.describe(rows[0, 0]), train.pictures.describe(rows[0, 1])
+        names = valid.images.describe(rows[0, 0]), train.images.describe(rows[0, 1])
         warnings.warn(
-            f"Got {len(np.unique(rows[:, 0]))} validation pictures that are copies of training "
-            f"pictures, such as {names[0]} of {names[1]}: what is chosen by them looks better than "
+            f"Got {len(np.unique(rows[:, 0]))} validation images that are copies of training "
+            f"images, such as {names[0]} of {names[1]}: what is chosen by them looks better than "
             "it is. find_leaks shows such pairs, and its groups keep them on one side of a split",
             stacklevel=2,
         )

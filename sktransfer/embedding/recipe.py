@@ -1,6 +1,6 @@
-"""What an embedding depends on, and what a recipe makes of a picture.
+"""What an embedding depends on, and what a recipe makes of an image.
 
-Shapes: N pictures, D features.
+Shapes: N images, D features.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _EDITION = 3
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything but the picture that an embedding depends on; each field is part of the key.
+    """Everything but the image that an embedding depends on; each field is part of the key.
 
     Parameters
     ----------
     backbone : Backbone
     preprocessing : Preprocessing
-    taps : tuple of (str or None)
+    layers : tuple of (str or None)
         The layers to emit.
     pooling : {"avg", "max", "avgmax"} or None
     precision : torch.dtype
@@ -43,13 +43,13 @@ class Recipe:
 
     backbone: Backbone
     preprocessing: Preprocessing
-    taps: tuple[str | None, ...] = (None,)
+    layers: tuple[str | None, ...] = (None,)
     pooling: str | None = "avg"
     precision: torch.dtype = torch.float32
     dtype: str = "float32"
 
     def __str__(self) -> str:
-        layers = " + ".join("penultimate" if tap is None else tap for tap in self.taps)
+        layers = " + ".join("penultimate" if tap is None else tap for tap in self.layers)
         precision = str(self.precision).removeprefix("torch.")
         return (
             f"{self.backbone.name} {self.backbone.digest.hex()[:8]}, layer {layers}, "
@@ -58,12 +58,12 @@ class Recipe:
 
     def prefix(self) -> FrozenPrefix:
         """Make the frozen blocks that the recipe runs."""
-        return FrozenPrefix(self.backbone.anatomy, self.taps, self.pooling)
+        return FrozenPrefix(self.backbone.block_list, self.layers, self.pooling)
 
     @property
     def emits_map(self) -> bool:
         """Whether what is emitted is one whole feature map, flattened."""
-        (tap, *more), pooling = self.taps, self.pooling
+        (tap, *more), pooling = self.layers, self.pooling
         return pooling is None and not more and tap not in (None, "logits")
 
     @property
@@ -73,7 +73,7 @@ class Recipe:
             _EDITION,
             self.backbone.digest.hex(),
             dataclasses.astuple(self.preprocessing),
-            self.taps,
+            self.layers,
             self.pooling,
             str(self.precision),
             self.dtype,
@@ -96,10 +96,10 @@ def recipe_at(
         float16 where its values lie well within the range of that.
     precision : torch.dtype
     """
-    if boundary == len(backbone.anatomy.blocks):
+    if boundary == len(backbone.block_list.blocks):
         return Recipe(backbone, preprocessing, precision=precision)
-    taps = (backbone.anatomy.blocks[boundary - 1][0],)
-    recipe = Recipe(backbone, preprocessing, taps, None, precision)
+    layers = (backbone.block_list.blocks[boundary - 1][0],)
+    recipe = Recipe(backbone, preprocessing, layers, None, precision)
     return replace(recipe, dtype="float16" if _probe(recipe).fits_float16 else "float32")
 
 
@@ -109,7 +109,7 @@ def output_width(recipe: Recipe) -> int:
     Raises
     ------
     ValueError
-        Where the backbone does not take pictures of the recipe's size.
+        Where the backbone does not take images of the recipe's size.
     """
     return math.prod(_probe(recipe).shape)
 
@@ -120,7 +120,7 @@ def map_shape(recipe: Recipe) -> tuple[int, ...]:
 
 
 class _Probed(NamedTuple):
-    """What a recipe makes of a picture."""
+    """What a recipe makes of an image."""
 
     shape: tuple[int, ...]
     fits_float16: bool
@@ -130,7 +130,7 @@ _probed: dict[bytes, _Probed] = {}
 
 
 def _probe(recipe: Recipe) -> _Probed:
-    """Send a picture of noise through the backbone, once."""
+    """Send an image of noise through the backbone, once."""
     digest = replace(recipe, dtype="float32").digest
     if digest not in _probed:
         _probed[digest] = _look(recipe)
@@ -148,7 +148,7 @@ def _look(recipe: Recipe) -> _Probed:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"Got image_size={height}x{width}, but {recipe.backbone.name} cannot take such "
-            f"pictures ({str(error).splitlines()[0]}); image_size=None takes the right size"
+            f"images ({str(error).splitlines()[0]}); image_size=None takes the right size"
         ) from error
     largest = float(emitted.abs().max())
     return _Probed(tuple(emitted.shape[1:]), _SMALL < largest < _LARGE)

@@ -1,6 +1,6 @@
 """The interface of all engines: pixels in, embeddings out.
 
-Shapes: N pictures, H x W pixels, D features.
+Shapes: N images, H x W pixels, D features.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class FrozenEngine(Protocol):
     """What an engine offers, whatever runs inside it."""
 
     name: str
-    alone: bool
-    """Whether no bit of an embedding can depend on the company in which the picture came."""
-    side_by_side: bool
+    batch_invariant: bool
+    """Whether no bit of an embedding can depend on the company in which the image came."""
+    thread_safe: bool
     """Whether several threads may run it at once."""
-    callers: int
+    threads_per_core: int
     """How many threads for each core: more than one where they wait while others compute."""
 
     def run(self, batch: torch.Tensor) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""How many pictures go through a network at once, and fewer where memory ends.
+"""How many images go through a network at once, and fewer where memory ends.
 
-Shapes: N pictures, H x W pixels.
+Shapes: N images, H x W pixels.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sktransfer.engines.openvino_engine import pictures_together
+from sktransfer.engines.openvino_engine import images_together
 
-# Pictures of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
+# Images of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
 # accelerator wants many at once, and halves the batch where its memory ends.
 _CPU_BATCH = 4
 
@@ -21,7 +21,7 @@ _ACCELERATOR_BATCH = 128
 
 
 def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "torch") -> int:
-    """Choose how many pictures of `size` (height, width) go through the backbone at once.
+    """Choose how many images of `size` (height, width) go through the backbone at once.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "
     4
     """
     if engine == "openvino":
-        return max(pictures_together(size), _CPU_BATCH)
+        return max(images_together(size), _CPU_BATCH)
     at_224 = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
     scaled = at_224 * 224 * 224 // (size[0] * size[1])
     return max(1, min(scaled, 4 * at_224))

@@ -1,6 +1,6 @@
 """Engines that run a frozen prefix: pixels in, embeddings out.
 
-Shapes: N pictures, H x W pixels, D features.
+Shapes: N images, H x W pixels, D features.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sktransfer.utils.runtime import is_fork
 ENGINES = ("torch", "openvino")
 
 
-# For fewer pictures it takes longer to make a graph than to run the network as it is.
+# For fewer images it takes longer to make a graph than to run the network as it is.
 _WORTH_A_GRAPH = 128
 
 
@@ -28,23 +28,23 @@ def choose_engine(
     engine: str,
     device: torch.device,
     precision: torch.dtype,
-    n_pictures: int,
+    n_images: int,
     *,
-    known: bool = True,
+    from_library: bool = True,
 ) -> str:
     """Choose the engine that runs a frozen prefix; the one place where this is decided.
 
     Parameters
     ----------
     engine : {"auto", "torch", "openvino"}
-        `"auto"` is OpenVINO where it is installed, computes on the CPU, has a known architecture
-        before it, and enough pictures to be worth it; torch otherwise. What it depends on is the
-        same in every process of a search.
+        `"auto"` is OpenVINO where it is installed, computes on the CPU, the network is
+        a library's, and there are enough images to be worth it; torch otherwise. What it depends
+        on is the same in every process of a search.
     device : torch.device
     precision : torch.dtype
-    n_pictures : int
+    n_images : int
         How many are asked for, whether or not they are in a store.
-    known : bool
+    from_library : bool
         Whether the network is one of the libraries': the modules of a user may do more than
         compute, which a graph would leave out.
 
@@ -67,7 +67,7 @@ def choose_engine(
         )
     if engine != "auto":
         return engine
-    pays = known and n_pictures >= _WORTH_A_GRAPH and not is_fork()
+    pays = from_library and n_images >= _WORTH_A_GRAPH and not is_fork()
     return "openvino" if fits and pays and importlib.util.find_spec("openvino") else "torch"
 
 
@@ -79,7 +79,7 @@ def create_engine(
     device: torch.device,
     precision: torch.dtype,
     key: bytes,
-    known: bool = True,
+    from_library: bool = True,
 ) -> FrozenEngine:
     """Make an engine that `choose_engine` has chosen.
 
@@ -87,13 +87,13 @@ def create_engine(
     ----------
     prefix : FrozenPrefix
     preprocessing : Preprocessing
-        Its normalisation runs inside the engine.
+        Its normalization runs inside the engine.
     engine : {"torch", "openvino"}
     device : torch.device
     precision : torch.dtype
     key : bytes
         Identifies what prefix and preprocessing compute.
-    known : bool
+    from_library : bool
         Whether the network is one of the libraries'.
 
     Raises
@@ -105,4 +105,4 @@ def create_engine(
     """
     if engine == "openvino":
         return OpenVINOEngine(prefix, preprocessing, precision, key)
-    return TorchEngine(prefix, preprocessing, device, precision, known=known)
+    return TorchEngine(prefix, preprocessing, device, precision, from_library=from_library)

@@ -6,7 +6,7 @@ al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Ar
 Inference", section 3.2), padding part of the kernel, and oneDNN, with which torch convolves on the
 CPU, applies the activation while the values are at hand.
 
-Shapes: N pictures, C channels, H x W positions of a feature map.
+Shapes: N images, C channels, H x W positions of a feature map.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fuse(network: nn.Module) -> nn.Module:
     -------
     network : Module
         To be run in inference mode, on one batch before several threads do. All others are to have
-        the height and width of the first, and are fastest with its number of pictures. The network
+        the height and width of the first, and are fastest with its number of images. The network
         itself where its convolutions are surrounded by nothing that they can do.
 
     Raises

@@ -3,7 +3,7 @@
 Turning a network into a graph takes seconds. Graphs are therefore kept in a folder beside torch's
 own downloads, `sktransfer` in `torch.hub.get_dir()`, where the next process finds them.
 
-Shapes: N pictures, H x W pixels, D features.
+Shapes: N images, H x W pixels, D features.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ import torch
 from torch import nn
 
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
-from sktransfer.engines.verification import likeness, noise
+from sktransfer.engines.verification import min_cosine, noise
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import EngineError, import_optional
 
 # What OpenVINO calls them.
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-# A graph has to give what the network gives: cosine on a picture of noise. bfloat16 has two to
+# A graph has to give what the network gives: cosine on an image of noise. bfloat16 has two to
 # three digits, and what a network makes of that, on noise above all, no engine can help.
-_LIKENESS = {torch.float32: 0.9999, torch.bfloat16: 0.99}
+_MIN_COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 
 # To be raised when the same prefix becomes another graph.
 _EDITION = 1
-# Pictures that go together share what a call of each layer costs and the reading of its weights.
-# It pays while their feature maps stay in the caches: those of two pictures of 224 x 224 do, and of
+# Images that go together share what a call of each layer costs and the reading of its weights.
+# It pays while their feature maps stay in the caches: those of two images of 224 x 224 do, and of
 # more that are smaller. Weights larger than the caches of any CPU are shared by four or more.
 _PIXELS, _MOST = 2 * 224 * 224, 16
 _HEAVY_BYTES, _HEAVY_TOGETHER = 2**26, 4
@@ -49,12 +49,12 @@ _HEAVY_BYTES, _HEAVY_TOGETHER = 2**26, 4
 _KEPT_BYTES = 2 * 2**30
 
 
-def pictures_together(size: tuple[int, int]) -> int:
-    """Choose how many pictures of `size` (height, width) go together: a power of two.
+def images_together(size: tuple[int, int]) -> int:
+    """Choose how many images of `size` (height, width) go together: a power of two.
 
     Examples
     --------
-    >>> [pictures_together((side, side)) for side in (32, 96, 160, 224, 288)]
+    >>> [images_together((side, side)) for side in (32, 96, 160, 224, 288)]
     [16, 8, 4, 2, 1]
     """
     fitting = math.log2(_PIXELS / (size[0] * size[1]))
@@ -62,7 +62,7 @@ def pictures_together(size: tuple[int, int]) -> int:
 
 
 class OpenVINOEngine:
-    """A frozen prefix on the CPU, on as many pictures at once as pays.
+    """A frozen prefix on the CPU, on as many images at once as pays.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class OpenVINOEngine:
     """
 
     name = "openvino"
-    side_by_side = True
-    callers = 2
+    thread_safe = True
+    threads_per_core = 2
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class OpenVINOEngine:
     ) -> None:
         openvino, whole = _openvino(), _Whole(prefix, preprocessing)
         self._together = whole.shape[0]
-        self.alone = self._together == 1
+        self.batch_invariant = self._together == 1
         parts = (_EDITION, key.hex(), self._together, openvino.__version__, torch.__version__)
         folder = _kept() / hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
         self._core, self._precision = openvino.Core(), precision
@@ -140,18 +140,18 @@ class OpenVINOEngine:
         except (OSError, RuntimeError) as error:
             raise EngineError(f"OpenVINO cannot read its graph in {folder}: {error}") from error
         requests = SimpleQueue[Any]()
-        side_by_side = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        for _ in range(self.callers * side_by_side):
+        parallel = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        for _ in range(self.threads_per_core * parallel):
             requests.put(compiled.create_infer_request())
         return requests
 
     def _compare(self, whole: _Whole) -> None:
         """Refuse a graph that gives something else than the network."""
-        picture = noise(whole.shape[1:3]).repeat(self._together, 1, 1, 1)
+        image = noise(whole.shape[1:3]).repeat(self._together, 1, 1, 1)
         with torch.no_grad():
-            expected = whole(picture.permute(0, 2, 3, 1))
-        cosine = likeness(expected, torch.from_numpy(self.run(picture)))
-        if not cosine >= _LIKENESS[self._precision]:
+            expected = whole(image.permute(0, 2, 3, 1))
+        cosine = min_cosine(expected, torch.from_numpy(self.run(image)))
+        if not cosine >= _MIN_COSINE[self._precision]:
             raise EngineError(
                 f"OpenVINO computes something else than the network: the cosine is {cosine:.4f}; "
                 "engine='torch' computes it as it is"
@@ -159,7 +159,7 @@ class OpenVINOEngine:
 
 
 def _filled(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Append black pictures to a batch until it has `size`."""
+    """Append black images to a batch until it has `size`."""
     if len(pixels) == size:
         return pixels
     return np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
@@ -179,13 +179,13 @@ def _openvino() -> ModuleType:
 
 
 class _Whole(nn.Module):
-    """What becomes a graph: pixels of one picture or a few, uint8 (N, H, W, 3), to embeddings."""
+    """What becomes a graph: pixels of one image or a few, uint8 (N, H, W, 3), to embeddings."""
 
     def __init__(self, prefix: FrozenPrefix, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.prefix, self.preprocessing = prefix, preprocessing
         heavy = sum(each.nbytes for each in prefix.state_dict().values()) > _HEAVY_BYTES
-        together = pictures_together(preprocessing.crop)
+        together = images_together(preprocessing.crop)
         together = max(together, _HEAVY_TOGETHER) if heavy else together
         self.shape = (together, *preprocessing.crop, 3)
         freeze(self)

@@ -1,6 +1,6 @@
 """The engine that torch drives.
 
-Shapes: N pictures, H x W pixels, D features.
+Shapes: N images, H x W pixels, D features.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import nn
 from sktransfer.backbones.frozen import FrozenPrefix
 from sktransfer.engines.batch_size import auto_batch_size, in_parts
 from sktransfer.engines.fusion import fuse
-from sktransfer.engines.verification import likeness, noise
+from sktransfer.engines.verification import min_cosine, noise
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.runtime import autocast, keep_pages
+from sktransfer.utils.runtime import autocast, tune_malloc
 
 # Batches that are on a CUDA device at once: one computes while others come and go.
 _ON_DEVICE = 3
 
 
-# A fused network has to give what the network gives: cosine on pictures of noise.
-_LIKENESS = 0.9999
+# A fused network has to give what the network gives: cosine on images of noise.
+_MIN_COSINE = 0.9999
 
 
 class TorchEngine:
@@ -40,14 +40,14 @@ class TorchEngine:
     device : torch.device
     precision : torch.dtype
         float32, or bfloat16 or float16 for autocast.
-    known : bool
+    from_library : bool
         Whether the network is one of the libraries': what a user's module does on several threads
         at once, nobody knows.
     """
 
     name = "torch"
-    alone = False
-    callers = 1
+    batch_invariant = False
+    threads_per_core = 1
 
     def __init__(
         self,
@@ -56,18 +56,18 @@ class TorchEngine:
         device: torch.device,
         precision: torch.dtype,
         *,
-        known: bool = True,
+        from_library: bool = True,
     ) -> None:
         self._prefix: nn.Module = prefix
         if device.type != "cpu":
             self._prefix = copy.deepcopy(prefix).to(device)
-        elif known and precision == torch.float32:
+        elif from_library and precision == torch.float32:
             self._prefix = _fused(prefix, preprocessing)
         self._preprocessing = preprocessing
         self._device, self._precision = device, precision
-        self.side_by_side = known and device.type in ("cpu", "cuda")
+        self.thread_safe = from_library and device.type in ("cpu", "cuda")
         if device.type == "cpu":
-            keep_pages()
+            tune_malloc()
         if device.type == "cuda":
             self._prefix.to(memory_format=torch.channels_last)
             torch.cuda.synchronize(device)  # other streams would not wait for it
@@ -108,7 +108,7 @@ def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
         x = preprocessing.normalize(noise(preprocessing.crop))
         n = auto_batch_size(torch.device("cpu"), preprocessing.crop)
         batch = x.repeat(n, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-        same = likeness(prefix(x), fused(batch)[:1]) >= _LIKENESS
+        same = min_cosine(prefix(x), fused(batch)[:1]) >= _MIN_COSINE
     except Exception:  # whatever torch has against it, the prefix runs as it is
         return prefix
     return fused if same else prefix

@@ -1,6 +1,6 @@
 """Fast equals slow: whether a shortcut gives what the network gives.
 
-Shapes: N pictures, H x W pixels, D features.
+Shapes: N images, H x W pixels, D features.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import torch
 
 
 def noise(size: tuple[int, int]) -> torch.Tensor:
-    """Make a picture of noise of `size` (height, width), always the same: uint8 (1, 3, H, W)."""
+    """Make an image of noise of `size` (height, width), always the same: uint8 (1, 3, H, W)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator)
 
 
-def likeness(expected: torch.Tensor, found: torch.Tensor) -> float:
+def min_cosine(expected: torch.Tensor, found: torch.Tensor) -> float:
     """Compare embeddings (N, D): the least cosine of a row, whatever the scale of the values.
 
     Rows that are 0 in both are the same, and other shapes or values that are no numbers give NaN.
 
     Examples
     --------
-    >>> likeness(torch.tensor([[1e-30, 0.0]]), torch.tensor([[2e-30, 0.0]]))
+    >>> min_cosine(torch.tensor([[1e-30, 0.0]]), torch.tensor([[2e-30, 0.0]]))
     1.0
     """
     if expected.shape != found.shape:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sktransfer.backbones.frozen import FrozenSpan
-from sktransfer.embedding.compute import Machine
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
 from sktransfer.embedding.recipe import Recipe, map_shape, output_width, recipe_at
 from sktransfer.engines.batch_size import auto_batch_size, in_parts
@@ -58,7 +58,7 @@ class Activations:
             return self
         old = self.recipe
         recipe = recipe_at(old.backbone, old.preprocessing, boundary, old.precision)
-        span = FrozenSpan(old.backbone.anatomy, self.boundary, boundary)
+        span = FrozenSpan(old.backbone.block_list, self.boundary, boundary)
         if device.type != "cpu":
             span = copy.deepcopy(span).to(device)
         out = scratch_array((len(self.values), output_width(recipe)), recipe.dtype)
@@ -81,17 +81,17 @@ def gather(
     views: Views,
     recipe: Recipe,
     boundary: int,
-    machine: Machine,
+    machine: ComputeConfig,
 ) -> Activations:
     """Send views through the frozen blocks before a boundary, each of them once.
 
     Raises
     ------
-    PictureError
-        At the first broken picture.
+    ImageError
+        At the first broken image.
     """
     out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
-    embed(views, recipe, machine, steady=True, out=out)
+    embed(views, recipe, machine, pad_batches=True, out=out)
     return Activations(out, recipe, boundary)
 
 

@@ -1,10 +1,10 @@
 """Feeds: what a stage trains on, batch by batch, in an order that follows from the epoch.
 
-An epoch shows each picture once, in one of its views. Where the activations of all views are
-cached it costs only the suffix; otherwise pictures are read, augmented and sent through the frozen
+An epoch shows each image once, in one of its views. Where the activations of all views are
+cached it costs only the suffix; otherwise images are read, augmented and sent through the frozen
 blocks again.
 
-Shapes: N pictures, V views of each, K classes, B pictures in a batch.
+Shapes: N images, V views of each, K classes, B images in a batch.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What the network should answer: the classes, and how much each picture counts.
+class SoftTargets:
+    """What the network should answer: the classes, and how much each image counts.
 
     Parameters
     ----------
     y : ndarray of shape (N,)
         Class numbers, 0 to K - 1.
     weights : ndarray of shape (N,)
-        How much each picture matters; they are scaled to a mean of 1.
+        How much each image matters; they are scaled to a mean of 1.
     n_classes : int
     label_smoothing : float
         Share of the answer that is spread over all classes.
@@ -49,7 +49,7 @@ class Targets:
 
         Examples
         --------
-        >>> targets = Targets(np.array([0, 1]), np.array([1.0, 3.0]), 2, label_smoothing=0.5)
+        >>> targets = SoftTargets(np.array([0, 1]), np.array([1.0, 3.0]), 2, label_smoothing=0.5)
         >>> targets.of(np.array([0, 1]))
         tensor([[0.3750, 0.1250],
                 [0.3750, 1.1250]])
@@ -61,29 +61,29 @@ class Targets:
         return torch.from_numpy(soft * weights[:, None].astype(np.float32))
 
 
-class Feed(Dataset, ABC):
+class EpochBatches(Dataset, ABC):
     """Batches of one epoch after another.
 
     Parameters
     ----------
-    targets : Targets
+    targets : SoftTargets
     batch_size : int
         Batches are made equal, and no larger than this.
     device : torch.device
     mixup : float
-        Parameter of the Beta distribution by which pairs of pictures are mixed; 0 mixes none.
+        Parameter of the Beta distribution by which pairs of images are mixed; 0 mixes none.
         Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, applied to
         what crosses the boundary (Verma et al., "Manifold Mixup", ICML 2019).
     shuffle : bool
         Whether the order, and the views, change from epoch to epoch.
     length : int or None
-        Pictures of an epoch: where there are fewer they come again, where there are more, others
+        Images of an epoch: where there are fewer they come again, where there are more, others
         come in other epochs. None is all of them, once.
     """
 
     def __init__(
         self,
-        targets: Targets,
+        targets: SoftTargets,
         batch_size: int,
         device: torch.device,
         *,
@@ -116,7 +116,7 @@ class Feed(Dataset, ABC):
 
     @abstractmethod
     def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Give pictures in this order, as rows (B,) and float32 activations (B, ...)."""
+        """Give images in this order, as rows (B,) and float32 activations (B, ...)."""
 
     def _mix(self, x: torch.Tensor, targets: torch.Tensor) -> Batch:
         share = float(self._rng.beta(self.mixup, self.mixup))
@@ -124,27 +124,27 @@ class Feed(Dataset, ABC):
         return torch.lerp(x[other], x, share), torch.lerp(targets[other], targets, share)
 
 
-class CachedFeed(Feed):
-    """A feed from cached activations (N, V, W): a picture shows another view each epoch."""
+class CachedBatches(EpochBatches):
+    """A feed from cached activations (N, V, W): an image shows another view each epoch."""
 
-    def __init__(self, values: np.ndarray, targets: Targets, *args: object, **options: object):
+    def __init__(self, values: np.ndarray, targets: SoftTargets, *args: object, **options: object):
         super().__init__(targets, *args, **options)  # type: ignore[arg-type]
         self.values = values
 
     def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """See `Feed.read`."""
+        """See `EpochBatches.read`."""
         for rows in np.array_split(order, self.n_batches):
             x = self.values[rows, (rows + self._epoch) % self.values.shape[1]]
             yield rows, torch.from_numpy(x).to(self.device).float()
 
 
-class PictureFeed(Feed):
-    """A feed that reads pictures anew.
+class ImageBatches(EpochBatches):
+    """A feed that reads images anew.
 
     Parameters
     ----------
     views_of : callable
-        Gives, for an epoch, the views to read, and how many there are of each picture.
+        Gives, for an epoch, the views to read, and how many there are of each image.
     run : callable
         Carries pixels (B, 3, H, W), uint8, to float32 activations (B, ...) on the device.
     threads : int
@@ -155,7 +155,7 @@ class PictureFeed(Feed):
         views_of: Callable[[int], tuple[Views, int]],
         run: Callable[[torch.Tensor], torch.Tensor],
         threads: int,
-        targets: Targets,
+        targets: SoftTargets,
         *args: object,
         **options: object,
     ) -> None:
@@ -163,31 +163,31 @@ class PictureFeed(Feed):
         self.views_of, self.run, self.threads = views_of, run, threads
 
     def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """See `Feed.read`."""
+        """See `EpochBatches.read`."""
         views, count = self.views_of(self._epoch)
         items = order * count + (order + self._epoch) % count
-        reader = PictureReader(views, self.threads, Faults("raise"))
+        reader = ImageReader(views, self.threads, ImageErrors("raise"))
         batches = [part.tolist() for part in np.array_split(items, self.n_batches)]
         for read, batch in reader.read(batches):
             yield np.asarray(read) // count, self.run(batch)
 
 
-class PairedFeed(Dataset):
-    """Batches of a source, each beside as many pictures of a target.
+class PairedBatches(Dataset):
+    """Batches of a source, each beside as many images of a target.
 
     Parameters
     ----------
-    source : Feed
-    target : Feed
+    source : EpochBatches
+    target : EpochBatches
         Of the same length and batch size; its own targets are not looked at.
     """
 
-    def __init__(self, source: Feed, target: Feed) -> None:
+    def __init__(self, source: EpochBatches, target: EpochBatches) -> None:
         self.source, self.target = source, target
         self.n_batches, self.batch_size = source.n_batches, source.batch_size
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
-        """See `Feed.begin_epoch`."""
+        """See `EpochBatches.begin_epoch`."""
         self.source.begin_epoch(seed, epoch)
         self.target.begin_epoch(seed, epoch)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sktransfer.store.space import is_running
+from sktransfer.store.embedding_table import is_running
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""A backbone that is cut at a boundary, and the way of a picture through all of it.
+"""A backbone that is cut at a boundary, and the way of an image through all of it.
 
-Shapes: N pictures, B in a batch, W values at a boundary, K classes.
+Shapes: N images, B in a batch, W values at a boundary, K classes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from sktransfer.backbones.loading import Backbone
-from sktransfer.data.images import Pictures
-from sktransfer.embedding.compute import Machine
+from sktransfer.data.images import Images
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed, engine_for
 from sktransfer.embedding.recipe import Recipe, map_shape, output_width, recipe_at
 from sktransfer.engines.batch_size import auto_batch_size, in_parts
 from sktransfer.finetuning.suffix import TrainedSuffix
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.runtime import training_precision
 
-# Pictures whose activations are in memory at once when predicting.
+# Images whose activations are in memory at once when predicting.
 _CHUNK = 512
 
 
@@ -50,17 +50,17 @@ class Network:
     dropout: float
     learn_statistics: bool
 
-    def recipe(self, boundary: int, machine: Machine) -> Recipe:
+    def recipe(self, boundary: int, machine: ComputeConfig) -> Recipe:
         """Make the recipe of what crosses a boundary, which lies after the first block."""
         return recipe_at(self.backbone, self.preprocessing, boundary, machine.precision)
 
-    def suffix(self, boundaries: set[int], machine: Machine) -> TrainedSuffix:
+    def suffix(self, boundaries: set[int], machine: ComputeConfig) -> TrainedSuffix:
         """Make what lies after the boundary, ready for activations at some boundaries."""
-        end = len(self.backbone.anatomy.blocks)
+        end = len(self.backbone.block_list.blocks)
         shapes: dict[int, tuple[int, ...]] = {0: (3, *self.preprocessing.crop)}
         shapes |= {b: map_shape(self.recipe(b, machine)) for b in boundaries if b > 0}
         suffix = TrainedSuffix(
-            self.backbone.anatomy,
+            self.backbone.block_list,
             self.boundary,
             self.n_classes,
             output_width(self.recipe(end, machine)),
@@ -72,30 +72,30 @@ class Network:
         return suffix.to(machine.device).to(memory_format=torch.channels_last)
 
     def runner(
-        self, boundary: int, machine: Machine, n_pictures: int
+        self, boundary: int, machine: ComputeConfig, n_images: int
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Make what carries pixels (B, 3, H, W), uint8, to float32 activations on the device."""
         device = machine.device
         if boundary == 0:
             return lambda batch: self.preprocessing.normalize(batch.to(device))
-        engine = engine_for(self.recipe(boundary, machine), machine, n_pictures)
+        engine = engine_for(self.recipe(boundary, machine), machine, n_images)
         return lambda batch: torch.from_numpy(engine.run(batch)).to(device)
 
     def apply(
         self,
-        pictures: Pictures,
+        images: Images,
         layer: Callable[[torch.Tensor], torch.Tensor],
-        machine: Machine,
+        machine: ComputeConfig,
         verbose: int,
     ) -> np.ndarray:
-        """Send pictures through the whole network: what `layer` makes of their activations.
+        """Send images through the whole network: what `layer` makes of their activations.
 
         Parameters
         ----------
-        pictures : Pictures of length N
+        images : Images of length N
         layer : callable
             Maps activations at the boundary to a tensor (B, ...).
-        machine : Machine
+        machine : ComputeConfig
         verbose : int
 
         Returns
@@ -110,27 +110,28 @@ class Network:
         def run(part: torch.Tensor) -> torch.Tensor:
             return layer(part.to(machine.device).float()).float().cpu()
 
-        for start in range(0, len(pictures), _CHUNK):
-            views = Views(pictures[start : start + _CHUNK], self.preprocessing)
-            for x in self._activations(views, len(pictures), size, machine, verbose):
+        for start in range(0, len(images), _CHUNK):
+            views = Views(images[start : start + _CHUNK], self.preprocessing)
+            for x in self._activations(views, len(images), size, machine, verbose):
                 outputs.append(in_parts(run, x)[0])
         return np.concatenate(outputs)
 
     def _activations(
-        self, views: Views, n_pictures: int, size: int, machine: Machine, verbose: int
+        self, views: Views, n_images: int, size: int, machine: ComputeConfig, verbose: int
     ) -> Iterator[torch.Tensor]:
         if self.boundary == 0:
-            run = self.runner(0, machine, n_pictures)
-            reader = PictureReader(views, machine.threads, Faults("raise"))
+            run = self.runner(0, machine, n_images)
+            reader = ImageReader(views, machine.threads, ImageErrors("raise"))
             yield from (run(batch) for _, batch in reader.batches(range(len(views)), size))
             return
         values, _ = embed(
             views,
             self.recipe(self.boundary, machine),
             machine,
-            n_pictures=n_pictures,
+            n_images=n_images,
             verbose=verbose,
-            steady=machine.store is not None,  # what others read must not depend on who wrote it
+            pad_batches=machine.store
+            is not None,  # what others read must not depend on who wrote it
         )
         for start in range(0, len(values), 4 * size):
             yield torch.from_numpy(values[start : start + 4 * size])

@@ -16,9 +16,9 @@ from torch import nn
 from sktransfer.backbones.frozen import freeze
 from sktransfer.backbones.loading import Backbone, keep_backbone
 from sktransfer.backbones.source import BackboneSource
-from sktransfer.backbones.torchvision_blocks import dissect
+from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.backbones.weights import digest_tensors, save_state_dict
-from sktransfer.finetuning.schedule import HEAD, NECK
+from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS
 from sktransfer.transforms.preprocessing import Preprocessing
 
 
@@ -35,9 +35,9 @@ def tuned_backbone(
     source : BackboneSource
         What it began with.
     tuned : dict of str to Tensor
-        The tensors of trained blocks, neck and head, as `TrainedSuffix.state_of` gives them.
+        The tensors of trained blocks, pre_logits and head, as `TrainedSuffix.state_of` gives them.
     preprocessing : Preprocessing
-        What was done to the pictures, whose size may differ from the source's.
+        What was done to the images, whose size may differ from the source's.
     classes : sequence of length K
         Names of the logits.
     """
@@ -47,17 +47,17 @@ def tuned_backbone(
     )
 
     def make() -> Backbone:
-        anatomy = copy.deepcopy(backbone.anatomy)
-        for name, part in (*anatomy.blocks, (NECK, anatomy.neck)):
+        block_list = copy.deepcopy(backbone.block_list)
+        for name, part in (*block_list.blocks, (PRE_LOGITS, block_list.pre_logits)):
             _put(tuned, name, part)
         n_classes, width = tuned[f"{HEAD}.weight"].shape
         head = nn.Linear(width, n_classes)
         _put(tuned, HEAD, head)
-        anatomy = replace(anatomy, logits=freeze(nn.Sequential(anatomy.neck, head)))
+        block_list = replace(block_list, logits=freeze(nn.Sequential(block_list.pre_logits, head)))
         return replace(
             backbone,
             name=f"{backbone.name.removesuffix('_tuned')}_tuned",
-            anatomy=anatomy,
+            block_list=block_list,
             preprocessing=preprocessing,
             digest=digest,
             categories=tuple(map(str, classes)),
@@ -79,10 +79,10 @@ def save_weights(backbone: Backbone, path: str | os.PathLike[str]) -> None:
         Ends in `.safetensors`.
     """
     model = backbone.build()
-    anatomy = dissect(freeze(model))
-    for (_, block), (_, tuned) in zip(anatomy.blocks, backbone.anatomy.blocks, strict=True):
+    block_list = split_into_blocks(freeze(model))
+    for (_, block), (_, tuned) in zip(block_list.blocks, backbone.block_list.blocks, strict=True):
         block.load_state_dict(tuned.state_dict())
-    anatomy.neck.load_state_dict(backbone.anatomy.neck.state_dict())
+    block_list.pre_logits.load_state_dict(backbone.block_list.pre_logits.state_dict())
     save_state_dict(model.state_dict(), path)
 
 

@@ -1,6 +1,6 @@
 """Fine-tuning: for each stage, move the boundary, bring what crosses it, and train.
 
-Shapes: N pictures, V views of each, W values at a boundary, D features, K classes.
+Shapes: N images, V views of each, W values at a boundary, D features, K classes.
 """
 
 from __future__ import annotations
@@ -13,30 +13,36 @@ from pathlib import Path
 from typing import Any
 
 from sktransfer.adaptation.adversary import Adversary
-from sktransfer.embedding.compute import Machine
-from sktransfer.embedding.duplicates import Embedded, warn_of_leak
+from sktransfer.embedding.compute import ComputeConfig
+from sktransfer.embedding.duplicates import EmbeddedImages, warn_of_leak
 from sktransfer.finetuning.activations import Activations, fits_on_disk, gather
-from sktransfer.finetuning.batches import CachedFeed, Feed, PairedFeed, PictureFeed, Targets
+from sktransfer.finetuning.batches import (
+    CachedBatches,
+    EpochBatches,
+    ImageBatches,
+    PairedBatches,
+    SoftTargets,
+)
 from sktransfer.finetuning.cut_network import Network
-from sktransfer.finetuning.head import Labelled, solve_head
-from sktransfer.finetuning.schedule import ADVERSARY, HEAD, NECK, Stage, peak_rates
+from sktransfer.finetuning.head import LabeledEmbeddings, fit_head
+from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, peak_rates
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.train_stage import (
-    Lesson,
-    Run,
+    StageConfig,
+    TrainingState,
     evaluate,
     make_net,
     resume_run,
     save_run,
     train_stage,
 )
-from sktransfer.finetuning.training_set import Examples
-from sktransfer.transforms.augmentation import Augmentation, count_copies
+from sktransfer.finetuning.training_set import TrainingSet
+from sktransfer.transforms.augmentation import Augmentation, count_views
 from sktransfer.transforms.views import Views
 from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import seeded
 
-# Weight decay where the estimator leaves it open; more where some class has few pictures.
+# Weight decay where the estimator leaves it open; more where some class has few images.
 DECAY, TINY_DECAY = 0.01, 0.1
 
 
@@ -49,11 +55,11 @@ class FineTuning:
         Its parameters are read, and nothing is written.
     network : Network
     stages : tuple of Stage
-    train : Examples
-    valid : Examples or None
-    target : Examples or None
-        Unlabelled, of the domain that the classifier is for.
-    machine : Machine
+    train : TrainingSet
+    valid : TrainingSet or None
+    target : TrainingSet or None
+        Unlabeled, of the domain that the classifier is for.
+    machine : ComputeConfig
     augmentation : Augmentation or None
     seed : int
     checkpoint : Path or None
@@ -64,11 +70,11 @@ class FineTuning:
         estimator: Any,
         network: Network,
         stages: tuple[Stage, ...],
-        train: Examples,
-        valid: Examples | None,
+        train: TrainingSet,
+        valid: TrainingSet | None,
         *,
-        target: Examples | None = None,
-        machine: Machine,
+        target: TrainingSet | None = None,
+        machine: ComputeConfig,
         augmentation: Augmentation | None,
         seed: int,
         checkpoint: Path | None = None,
@@ -76,12 +82,12 @@ class FineTuning:
         self.estimator, self.network, self.stages = estimator, network, stages
         self.train, self.valid, self.target, self.machine = train, valid, target, machine
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
-        self.end = len(network.backbone.anatomy.blocks)
+        self.end = len(network.backbone.block_list.blocks)
         self._judged: Activations | None = None
-        copies = count_copies(augmentation, estimator.n_views)
+        copies = count_views(augmentation, estimator.n_views)
         self.n_views, self.fresh = copies or 0, copies is None
         names = {block for stage in stages for block in stage.blocks}
-        self.trained = (*sorted(names, key=self._depth), *([NECK] if names else []), HEAD)
+        self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)
         self.interrupted = False
         self.adversarial = estimator.domain_adversarial > 0
@@ -93,7 +99,7 @@ class FineTuning:
             )
 
     def _depth(self, block: str) -> int:
-        return [name for name, _ in self.network.backbone.anatomy.blocks].index(block)
+        return [name for name, _ in self.network.backbone.block_list.blocks].index(block)
 
     def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
         """Train all stages; give the net, and what each stage did."""
@@ -104,7 +110,7 @@ class FineTuning:
             weight_decay=self.weight_decay,
             callbacks=self.estimator.callbacks or (),
         )
-        run = resume_run(self.checkpoint, net) or Run(seed=self.seed)
+        run = resume_run(self.checkpoint, net) or TrainingState(seed=self.seed)
         for number in range(len(run.reports), len(self.stages)):
             start = time.perf_counter()
             going_on = self._run_stage(net, run, number, progress)
@@ -150,7 +156,7 @@ class FineTuning:
             return float(asked)
         return TINY_DECAY if self.train.tiny else DECAY
 
-    def _run_stage(self, net: Any, run: Run, number: int, progress: FitProgress) -> bool:
+    def _run_stage(self, net: Any, run: TrainingState, number: int, progress: FitProgress) -> bool:
         stage, options = self.stages[number], self.estimator
         rates = peak_rates(
             stage,
@@ -163,14 +169,14 @@ class FineTuning:
         net.module_.move_boundary(stage.boundary, rates)
         trainable = net.module_.count_trained()
         attributes = partial(self.attributes, net)
-        if stage.solves_head:
+        if stage.head_only:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
-                self._solve_head(net, run)
+                self._fit_head(net, run)
                 judged = self.valid is not None
                 judgment = {"valid_loss": run.best_loss, "valid_acc": run.best_accuracy}
                 epochs.update(judgment if judged else {}, attributes)
             return True
-        lesson = Lesson(
+        lesson = StageConfig(
             number=number,
             stage=stage,
             rates=rates,
@@ -186,20 +192,20 @@ class FineTuning:
         with progress.stage(stage.name, lesson.max_epochs, trainable=trainable, lr=shown) as epochs:
             return train_stage(net, run, lesson, epochs)
 
-    def _solve_head(self, net: Any, run: Run) -> None:
+    def _fit_head(self, net: Any, run: TrainingState) -> None:
         train = self._train_at(self.end)
         embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
         valid = None
         if self.valid is not None:
             values = self._valid_at(self.end).values
-            valid = Labelled(values[:, None], self.valid.y, self.valid.weights)
+            valid = LabeledEmbeddings(values[:, None], self.valid.y, self.valid.weights)
             warn_of_leak(
-                Embedded(self.train.pictures, embeddings[:, 0]),
-                Embedded(self.valid.pictures, values),
+                EmbeddedImages(self.train.images, embeddings[:, 0]),
+                EmbeddedImages(self.valid.images, values),
                 self.machine.threads,
             )
-        head = solve_head(
-            Labelled(embeddings, self.train.y, self.train.weights),
+        head = fit_head(
+            LabeledEmbeddings(embeddings, self.train.y, self.train.weights),
             valid,
             self.network.n_classes,
             tiny=self.train.tiny,
@@ -213,60 +219,60 @@ class FineTuning:
 
     # What a stage learns from, and is judged by.
 
-    def _lesson_feed(self, number: int) -> Feed | PairedFeed:
-        """Give what a stage trains on: the pictures, and beside them the target's."""
+    def _lesson_feed(self, number: int) -> EpochBatches | PairedBatches:
+        """Give what a stage trains on: the images, and beside them the target's."""
         smooth = self.estimator.label_smoothing
-        targets = Targets(self.train.y, self.train.weights, self.network.n_classes, smooth)
+        targets = SoftTargets(self.train.y, self.train.weights, self.network.n_classes, smooth)
         feed = self._train_feed(number, self.train, targets, self._train_at)
         if self.target is None or not self.adversarial:
             return feed
-        nobody = Targets(self.target.y, self.target.weights, n_classes=1)
+        nobody = SoftTargets(self.target.y, self.target.weights, n_classes=1)
         other = self._train_feed(number, self.target, nobody, self._target_at, len(feed))
-        return PairedFeed(feed, other)
+        return PairedBatches(feed, other)
 
     def _train_feed(
         self,
         number: int,
-        examples: Examples,
-        targets: Targets,
+        examples: TrainingSet,
+        targets: SoftTargets,
         activations_at: Callable[[int], Activations],
         length: int | None = None,
-    ) -> Feed:
-        """Give the views of pictures: from what is cached, or else read anew."""
+    ) -> EpochBatches:
+        """Give the views of images: from what is cached, or else read anew."""
         options, stage = self.estimator, self.stages[number]
         settings = {"mixup": options.mixup, "length": length}
         common = (targets, options.batch_size, self.machine.device)
         if stage.boundary > 0 and not self.fresh and self.does_fit:
             values = activations_at(stage.boundary).values
             values = values.reshape(len(targets.y), 1 + self.n_views, -1)
-            return CachedFeed(values, *common, **settings)
+            return CachedBatches(values, *common, **settings)
         run = self.network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
-        before = sum(not each.solves_head for each in self.stages[:number])
+        before = sum(not each.head_only for each in self.stages[:number])
         fresh = partial(self._fresh_views, before * options.max_epochs)
         kind = fresh if self.fresh or stage.boundary == 0 else self._fixed_views
-        return PictureFeed(partial(kind, examples), run, self.machine.threads, *common, **settings)
+        return ImageBatches(partial(kind, examples), run, self.machine.threads, *common, **settings)
 
-    def _valid_feed(self, stage: Stage) -> Feed | None:
+    def _valid_feed(self, stage: Stage) -> EpochBatches | None:
         if self.valid is None:
             return None
-        targets = Targets(self.valid.y, self.valid.weights, self.network.n_classes)
+        targets = SoftTargets(self.valid.y, self.valid.weights, self.network.n_classes)
         common = (targets, self.estimator.batch_size, self.machine.device)
         if stage.boundary > 0:
             values = self._valid_at(stage.boundary).values
-            return CachedFeed(values[:, None], *common, shuffle=False)
-        views = Views(self.valid.pictures, self.network.preprocessing)
+            return CachedBatches(values[:, None], *common, shuffle=False)
+        views = Views(self.valid.images, self.network.preprocessing)
         run = self.network.runner(0, self.machine, len(targets.y))
-        return PictureFeed(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
+        return ImageBatches(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
 
-    def _fixed_views(self, examples: Examples, epoch: int) -> tuple[Views, int]:
+    def _fixed_views(self, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
         """Give all views that could be cached."""
         return self._views(examples, self.n_views), 1 + self.n_views
 
-    def _fresh_views(self, before: int, examples: Examples, epoch: int) -> tuple[Views, int]:
-        """Give a view of each picture that no other epoch sees; `before` were in other stages."""
+    def _fresh_views(self, before: int, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
+        """Give a view of each image that no other epoch sees; `before` were in other stages."""
         salt = self.seed.to_bytes(8, "little")
         fresh = Views(
-            examples.pictures,
+            examples.images,
             self.network.preprocessing,
             self.augmentation,
             only=1 + before + epoch,
@@ -274,8 +280,8 @@ class FineTuning:
         )
         return fresh, 1
 
-    def _views(self, examples: Examples, n_views: int) -> Views:
-        return Views(examples.pictures, self.network.preprocessing, self.augmentation, n_views)
+    def _views(self, examples: TrainingSet, n_views: int) -> Views:
+        return Views(examples.images, self.network.preprocessing, self.augmentation, n_views)
 
     # What crosses the boundaries.
 
@@ -292,7 +298,7 @@ class FineTuning:
         count = (len(self.train.y) + len(confronted)) * (1 + self.n_views)
         problem = fits_on_disk(count, recipe, self.machine.store)
         if problem is not None:
-            parts = [*(name for name, _ in self.network.backbone.anatomy.blocks), HEAD]
+            parts = [*(name for name, _ in self.network.backbone.block_list.blocks), HEAD]
             warnings.warn(
                 f"The activations of {count} views before {parts[self.first_boundary]!r} take "
                 f"{problem}; "
@@ -316,7 +322,7 @@ class FineTuning:
 
     @cached_property
     def valid_activations(self) -> Activations:
-        """What the validation pictures are at the first boundary."""
+        """What the validation images are at the first boundary."""
         assert self.valid is not None
         return self._gather(self._views(self.valid, 0), self.first_boundary)
 
@@ -331,14 +337,14 @@ class FineTuning:
         return self.target_activations.advance(boundary, self.machine.device)
 
     def _valid_at(self, boundary: int) -> Activations:
-        """Advance the validation pictures, once for a boundary: two ask for them there."""
+        """Advance the validation images, once for a boundary: two ask for them there."""
         if self._judged is None or self._judged.boundary != boundary:
             self._judged = self.valid_activations.advance(boundary, self.machine.device)
         return self._judged
 
-    def _report(self, net: Any, run: Run, number: int, seconds: float) -> dict[str, Any]:
+    def _report(self, net: Any, run: TrainingState, number: int, seconds: float) -> dict[str, Any]:
         stage = self.stages[number]
-        epochs = 0 if stage.solves_head else run.epoch
+        epochs = 0 if stage.head_only else run.epoch
         return {
             "stage": stage.name,
             "blocks": list(stage.blocks),
@@ -348,6 +354,6 @@ class FineTuning:
             "best_epoch": run.best_epoch if epochs and self.valid is not None else epochs,
             "valid_loss": None if self.valid is None else run.best_loss,
             "valid_acc": None if self.valid is None else run.best_accuracy,
-            "C": self._strength if stage.solves_head else None,
+            "C": self._strength if stage.head_only else None,
             "seconds": round(seconds, 2),
         }

@@ -17,22 +17,22 @@ from sktransfer.adaptation.batch_norm import adapt_batch_norm
 from sktransfer.backbones.batch_norm import check_batch_norm
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.backbones.source import BackboneSource
-from sktransfer.data.images import Pictures
+from sktransfer.data.images import Images
 from sktransfer.data.labels import Labels, encode
-from sktransfer.data.validation import check_pictures
+from sktransfer.data.validation import check_images
 from sktransfer.engines.choice import ENGINES
 from sktransfer.finetuning.checkpoint import load_checkpoint
 from sktransfer.finetuning.train_stage import resolve_optimizer
-from sktransfer.finetuning.training_set import Examples, hold_back
+from sktransfer.finetuning.training_set import TrainingSet, hold_back
 from sktransfer.transforms.augmentation import Augmentation, resolve_augmentation
-from sktransfer.transforms.loader import Faults
+from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import check_choice, check_number
 from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
 
 # How much slower than the head the blocks should learn at least.
 SAFE_DROP = 10.0
-# Pictures of which a tenth can be spared, with early_stopping="auto".
+# Images of which a tenth can be spared, with early_stopping="auto".
 ENOUGH_TO_HOLD_BACK = 2000
 # Kind, least and greatest value of the parameters that are numbers.
 _RANGES: dict[str, tuple[Any, float, float | None]] = {
@@ -121,8 +121,8 @@ def draw_seed(random_state: Any) -> int:
     )
 
 
-def find_validation(estimator: Any, X_val: Any, y_val: Any) -> Examples | None:
-    """Find the pictures to validate on where they are given.
+def find_validation(estimator: Any, X_val: Any, y_val: Any) -> TrainingSet | None:
+    """Find the images to validate on where they are given.
 
     Raises
     ------
@@ -133,30 +133,30 @@ def find_validation(estimator: Any, X_val: Any, y_val: Any) -> Examples | None:
         raise ValueError("Got only one of X_val and y_val, but expected both or none of them")
     if X_val is None:
         return None
-    pictures = check_pictures(estimator, X_val, reset=False)
-    check_consistent_length(pictures, y_val)
-    ones = np.ones(len(pictures))
-    return Examples(pictures, encode(y_val, estimator.classes_), ones, ones)
+    images = check_images(estimator, X_val, reset=False)
+    check_consistent_length(images, y_val)
+    ones = np.ones(len(images))
+    return TrainingSet(images, encode(y_val, estimator.classes_), ones, ones)
 
 
 def divide(
-    estimator: Any, examples: Examples, given: Examples | None, seed: int
-) -> tuple[Examples, Examples | None]:
+    estimator: Any, examples: TrainingSet, given: TrainingSet | None, seed: int
+) -> tuple[TrainingSet, TrainingSet | None]:
     """Find what to train and to validate on: what is given, or what is held back, if asked for."""
     if given is not None:
         return examples, given
     asked = estimator.early_stopping
     enough = asked is True or (
         len(examples.y) >= ENOUGH_TO_HOLD_BACK
-        # The source's pictures cannot tell which epoch is best for the target.
+        # The source's images cannot tell which epoch is best for the target.
         and not estimator.domain_adversarial
     )
     fraction = estimator.validation_fraction if asked and enough else 0
     return hold_back(examples, fraction, seed, estimator.classes_)
 
 
-def find_target(estimator: Any, pictures: Pictures, labels: Labels) -> Examples | None:
-    """Find the pictures of the target domain, where there are any and the fit uses them.
+def find_target(estimator: Any, images: Images, labels: Labels) -> TrainingSet | None:
+    """Find the images of the target domain, where there are any and the fit uses them.
 
     Raises
     ------
@@ -168,21 +168,23 @@ def find_target(estimator: Any, pictures: Pictures, labels: Labels) -> Examples 
         if not weight:
             return None
         raise ValueError(
-            f"Got domain_adversarial={weight:g}, but no pictures of a target domain: give fit a "
-            "sample_domain with numbers above 0 for labelled pictures of the source and below 0 "
-            "for unlabelled ones of the target, or set domain_adversarial=0"
+            f"Got domain_adversarial={weight:g}, but no images of a target domain: give fit a "
+            "sample_domain with numbers above 0 for labeled images of the source and below 0 "
+            "for unlabeled ones of the target, or set domain_adversarial=0"
         )
     used = weight or estimator.batch_norm == "adapt"
-    return Examples.unlabelled(pictures, labels.target) if used else None
+    return TrainingSet.unlabeled(images, labels.target) if used else None
 
 
-def find_source(estimator: Any, examples: Examples, target: Examples | None) -> BackboneSource:
+def find_source(
+    estimator: Any, examples: TrainingSet, target: TrainingSet | None
+) -> BackboneSource:
     """Find the backbone to train with, its BatchNorm as asked.
 
-    A target, if any, is adapted to when all is learnt.
+    A target, if any, is adapted to when all is learned.
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
-    size = backbone.image_size_for(estimator.image_size, examples.pictures)
+    size = backbone.image_size_for(estimator.image_size, examples.images)
     source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
     if estimator.batch_norm != "adapt":
         return source
@@ -191,16 +193,16 @@ def find_source(estimator: Any, examples: Examples, target: Examples | None) -> 
         return source
     adapted = adapt_batch_norm(
         backbone,
-        Views(examples.pictures, source.preprocessing()),
+        Views(examples.images, source.preprocessing()),
         resolve_device(estimator.device),
         resolve_threads(estimator.n_jobs),
-        Faults("raise"),
+        ImageErrors("raise"),
     )
     return replace(source, batch_norm=adapted)
 
 
 def checkpoint_of(
-    estimator: Any, source: BackboneSource, *examples: Examples | None
+    estimator: Any, source: BackboneSource, *examples: TrainingSet | None
 ) -> tuple[Path | None, int]:
     """Find the file of a fit in its `checkpoint_dir`, and the seed to use.
 

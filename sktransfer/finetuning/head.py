@@ -1,6 +1,6 @@
 """Stage 0: the head is a convex problem, solved by scikit-learn's LogisticRegression.
 
-Shapes: N pictures, V views of each, D features, K classes.
+Shapes: N images, V views of each, D features, K classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-# Inverse strengths of the regularisation that are tried, from strong to weak.
+# Inverse strengths of the regularization that are tried, from strong to weak.
 STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
 # The greatest of them for a tiny set.
 _TINY_BOUND = 0.1
@@ -45,9 +45,9 @@ class Head:
     weight : ndarray of shape (K, D)
     bias : ndarray of shape (K,)
     strength : float
-        The inverse strength of regularisation, C, that was chosen.
+        The inverse strength of regularization, C, that was chosen.
     penalty : ndarray of shape (D,)
-        What the square of each weight costs, where the loss is a mean over pictures.
+        What the square of each weight costs, where the loss is a mean over images.
     """
 
     weight: np.ndarray
@@ -57,7 +57,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledEmbeddings:
     """Embeddings with what is known about them.
 
     Parameters
@@ -72,18 +72,18 @@ class Labelled:
     y: np.ndarray
     weights: np.ndarray
 
-    def take(self, rows: np.ndarray) -> Labelled:
-        """Select pictures."""
-        return Labelled(self.embeddings[rows], self.y[rows], self.weights[rows])
+    def take(self, rows: np.ndarray) -> LabeledEmbeddings:
+        """Select images."""
+        return LabeledEmbeddings(self.embeddings[rows], self.y[rows], self.weights[rows])
 
-    def originals(self) -> Labelled:
+    def originals(self) -> LabeledEmbeddings:
         """Leave out the augmented copies."""
-        return Labelled(self.embeddings[:, :1], self.y, self.weights)
+        return LabeledEmbeddings(self.embeddings[:, :1], self.y, self.weights)
 
 
-def solve_head(
-    train: Labelled,
-    valid: Labelled | None,
+def fit_head(
+    train: LabeledEmbeddings,
+    valid: LabeledEmbeddings | None,
     n_classes: int,
     *,
     tiny: bool = False,
@@ -91,22 +91,22 @@ def solve_head(
 ) -> Head:
     """Solve the head.
 
-    The embeddings are centred, and scaled by ``sqrt(sd**2 + (0.5 * mean(sd))**2)``: without that
+    The embeddings are centered, and scaled by ``sqrt(sd**2 + (0.5 * mean(sd))**2)``: without that
     floor, a dimension which is all but constant in training would explode once the blocks before
-    it move. Centre and scale are then folded into weight and bias.
+    it move. Center and scale are then folded into weight and bias.
 
-    The regularisation is the one with the least log-loss on `valid`, or by cross-validation on the
-    pictures of `train` where there is none.
+    The regularization is the one with the least log-loss on `valid`, or by cross-validation on the
+    images of `train` where there is none.
 
     Parameters
     ----------
-    train : Labelled
-        Every view counts as a V-th of its picture.
-    valid : Labelled or None
+    train : LabeledEmbeddings
+        Every view counts as a V-th of its image.
+    valid : LabeledEmbeddings or None
     n_classes : int
         All of which occur in `train`.
     tiny : bool
-        Regularises more: C is at most 0.1.
+        Regularizes more: C is at most 0.1.
     device : torch.device
         Where the problem is solved if it is large, and scikit-learn's array API is switched on
         (`SCIPY_ARRAY_API=1` in the environment before Python starts); otherwise on the CPU.
@@ -115,15 +115,15 @@ def solve_head(
     flat = train.embeddings.reshape(-1, train.embeddings.shape[-1])
     views = train.embeddings.shape[1]
     weights = np.repeat(train.weights / views, views)
-    centre = np.average(flat, axis=0, weights=weights)
-    deviation = np.sqrt(np.average((flat - centre) ** 2, axis=0, weights=weights))
+    center = np.average(flat, axis=0, weights=weights)
+    deviation = np.sqrt(np.average((flat - center) ** 2, axis=0, weights=weights))
     # What does not vary is not to be told from its rounding.
-    deviation[deviation <= np.finfo(np.float32).eps * np.abs(centre)] = 0
+    deviation[deviation <= np.finfo(np.float32).eps * np.abs(center)] = 0
     scale = np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
     scale[scale == 0] = 1.0
 
-    def scaled(data: Labelled) -> Labelled:
-        return Labelled((data.embeddings - centre) / scale, data.y, data.weights)
+    def scaled(data: LabeledEmbeddings) -> LabeledEmbeddings:
+        return LabeledEmbeddings((data.embeddings - center) / scale, data.y, data.weights)
 
     originals = train.originals()
     divisions = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
@@ -140,7 +140,7 @@ def solve_head(
     weight = weight / scale
     # Of two rows that are one, each other's negative, every square counts twice.
     penalty = scale**2 / (2 * strength * train.weights.sum()) * (2 if n_classes == 2 else 1)
-    return Head(weight, bias - weight @ centre, float(strength), penalty)
+    return Head(weight, bias - weight @ center, float(strength), penalty)
 
 
 def _solver_device(device: torch.device, numbers: int) -> torch.device | None:
@@ -150,7 +150,7 @@ def _solver_device(device: torch.device, numbers: int) -> torch.device | None:
 
 
 def _choose(
-    divisions: list[tuple[Labelled, Labelled]],
+    divisions: list[tuple[LabeledEmbeddings, LabeledEmbeddings]],
     strengths: np.ndarray,
     where: torch.device | None,
 ) -> float:
@@ -172,7 +172,9 @@ def _choose(
     return float(strengths[int(np.argmin(losses))])
 
 
-def _log_loss(model: LogisticRegression, valid: Labelled, where: torch.device | None) -> float:
+def _log_loss(
+    model: LogisticRegression, valid: LabeledEmbeddings, where: torch.device | None
+) -> float:
     x = valid.embeddings.reshape(-1, valid.embeddings.shape[-1])
     with sklearn.config_context(array_api_dispatch=where is not None):
         p = _numpy(model.predict_proba(_array(x, where)))
@@ -180,10 +182,12 @@ def _log_loss(model: LogisticRegression, valid: Labelled, where: torch.device | 
     return -float((valid.weights * np.log(np.clip(p, 1e-15, 1))).sum())
 
 
-def _folds(data: Labelled, n_classes: int) -> list[tuple[Labelled, Labelled]]:
-    """Divide the pictures of each class by content, so that copies stay together.
+def _folds(
+    data: LabeledEmbeddings, n_classes: int
+) -> list[tuple[LabeledEmbeddings, LabeledEmbeddings]]:
+    """Divide the images of each class by content, so that copies stay together.
 
-    Gives nothing where some class has too few pictures to be in every part.
+    Gives nothing where some class has too few images to be in every part.
     """
     fold_of = np.zeros(len(data.y), dtype=int)
     names = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in data.embeddings]
@@ -202,7 +206,7 @@ def _model(*, warm_start: bool = False) -> LogisticRegression:
 
 
 def _fit(
-    model: LogisticRegression, data: Labelled, strength: float, where: torch.device | None
+    model: LogisticRegression, data: LabeledEmbeddings, strength: float, where: torch.device | None
 ) -> LogisticRegression:
     views = data.embeddings.shape[1]
     x = data.embeddings.reshape(-1, data.embeddings.shape[-1])

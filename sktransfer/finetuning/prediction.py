@@ -1,6 +1,6 @@
 """Prediction: what a classifier does with the network that its fit has tuned.
 
-Shapes: N pictures, D features, K classes.
+Shapes: N images, D features, K classes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sktransfer.adaptation.batch_norm import match_batch_norm
 from sktransfer.backbones.batch_norm import BatchNormState
 from sktransfer.backbones.loading import Backbone
 from sktransfer.backbones.source import BackboneSource
-from sktransfer.data.images import Pictures
-from sktransfer.data.validation import check_pictures
-from sktransfer.embedding.compute import Machine
+from sktransfer.data.images import Images
+from sktransfer.data.validation import check_images
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.export import save_weights, tuned_backbone
 from sktransfer.finetuning.train_stage import make_net, restore_history
@@ -48,7 +48,7 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     _tuned: dict[str, torch.Tensor]
 
     def predict(self, X: Any) -> np.ndarray:
-        """Give the most probable class of each picture.
+        """Give the most probable class of each image.
 
         Returns
         -------
@@ -80,7 +80,7 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def transform(self, X: Any) -> np.ndarray:
-        """Embed pictures with the tuned network: the penultimate vectors.
+        """Embed images with the tuned network: the penultimate vectors.
 
         Returns
         -------
@@ -97,7 +97,7 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise AttributeError(f"This {type(self).__name__} is not fitted yet")
         device = resolve_device(self.device)
         if self._net is None or _differ(self._net.module_.device, device):
-            machine = Machine.of(self)
+            machine = ComputeConfig.of(self)
             suffix = self._network().suffix({self._boundary}, machine)
             suffix.restore(self._tuned)
             self._net = make_net(suffix, device=machine.device, optimizer=self.optimizer)
@@ -144,10 +144,10 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         shown = super().__repr__(N_CHAR_MAX)
         return f"{shown} <{self.preprocessing_}>" if "preprocessing_" in vars(self) else shown
 
-    def _adapt(self, source: Pictures, target: Pictures) -> None:
-        """Let the target look to each BatchNorm layer as the source did while it was learnt."""
+    def _adapt(self, source: Images, target: Images) -> None:
+        """Let the target look to each BatchNorm layer as the source did while it was learned."""
         ours, theirs = (Views(domain, self.preprocessing_) for domain in (source, target))
-        machine = Machine.of(self)
+        machine = ComputeConfig.of(self)
         found = match_batch_norm(self.as_backbone(), ours, theirs, machine.device, machine.threads)
         self.batch_norm_, self._source = found, replace(self._source, batch_norm=found)
         statistics = found.statistics
@@ -159,9 +159,9 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self._apply(X, self.net_.module_)
 
     def _apply(self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        pictures = check_pictures(self, X, reset=False)
+        images = check_images(self, X, reset=False)
         network = self._network()
-        return network.apply(pictures, layer, Machine.of(self), self.verbose)
+        return network.apply(images, layer, ComputeConfig.of(self), self.verbose)
 
     def _network(self) -> Network:
         return Network(

@@ -14,7 +14,7 @@ from typing import Any
 
 from sktransfer.utils.errors import did_you_mean
 
-HEAD, NECK, ADVERSARY = "head", "neck", "adversary"
+HEAD, PRE_LOGITS, ADVERSARY = "head", "pre_logits", "adversary"
 
 # Share of a stage in which the rates rise, and the share of itself to which a rate falls.
 _WARM_UP = 0.1
@@ -32,7 +32,7 @@ class Stage:
     name : str
         Such as "head", "last 2 blocks", "all", "stem + block3".
     blocks : tuple of str
-        The trained blocks, from the picture on; none where the head alone is solved.
+        The trained blocks, from the image on; none where the head alone is solved.
     boundary : int
         How many blocks lie before everything that this and earlier stages train: they are as
         pretrained, and what crosses the boundary can be cached.
@@ -43,7 +43,7 @@ class Stage:
     boundary: int
 
     @property
-    def solves_head(self) -> bool:
+    def head_only(self) -> bool:
         """Whether this is stage 0, which is convex."""
         return not self.blocks
 
@@ -57,7 +57,7 @@ def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
         For each stage: how many blocks to train, counted from the head (0: the head alone),
         `"all"`, the name of a block, or several names.
     names : sequence of str
-        The backbone's blocks, from the picture on.
+        The backbone's blocks, from the image on.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def peak_rates(
     --------
     >>> stage = Stage("last 2 blocks", ("layer3", "layer4"), 3)
     >>> peak_rates(stage, lr=1e-3, lr_drop=10, lr_decay=2.5)
-    {'head': 0.001, 'neck': 0.0001, 'layer4': 0.0001, 'layer3': 4e-05}
+    {'head': 0.001, 'pre_logits': 0.0001, 'layer4': 0.0001, 'layer3': 4e-05}
     """
     count = len(stage.blocks)
     drop, decay = (1.0, 1.0) if scratch else (lr_drop, lr_decay)
@@ -163,7 +163,7 @@ def peak_rates(
         decay = min(decay, (1 / _SPREAD) ** (1 / (count - 1)))
     rates = {HEAD: lr}
     if count:
-        rates[NECK] = lr / drop
+        rates[PRE_LOGITS] = lr / drop
     if count and adversarial:
         rates[ADVERSARY] = lr
     rates |= {block: lr / drop / decay**k for k, block in enumerate(reversed(stage.blocks))}

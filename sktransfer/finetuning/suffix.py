@@ -1,6 +1,6 @@
-"""What is trained after the boundary: blocks, neck and a new head.
+"""What is trained after the boundary: blocks, pre_logits and a new head.
 
-Shapes: N pictures, C channels, H x W positions or L tokens of a feature map, D features.
+Shapes: N images, C channels, H x W positions or L tokens of a feature map, D features.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktransfer.adaptation.adversary import Adversary
-from sktransfer.backbones.blocks import Anatomy
-from sktransfer.finetuning.schedule import ADVERSARY, HEAD, NECK
+from sktransfer.backbones.blocks import BlockList
+from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS
 from sktransfer.utils.runtime import autocast, seeded
 
 
 class TrainedSuffix(nn.Module):
-    """What lies after the last boundary of a fine-tuning: blocks, neck and a new head.
+    """What lies after the last boundary of a fine-tuning: blocks, pre_logits and a new head.
 
     The blocks are copies; the backbone stays as it is. `move_boundary` says which of them are
     trained, and from where the activations come; all others stay frozen whatever mode is set.
 
     Parameters
     ----------
-    anatomy : Anatomy
+    block_list : BlockList
     boundary : int
         How many blocks lie before the suffix; all of them leaves the head alone.
     n_classes : int
@@ -40,7 +40,7 @@ class TrainedSuffix(nn.Module):
     dropout : float
         Share of the penultimate vector that training drops.
     learn_statistics : bool
-        Whether BatchNorm of trained blocks normalises by the batch and moves its statistics;
+        Whether BatchNorm of trained blocks normalizes by the batch and moves its statistics;
         otherwise it keeps those that it has.
     precision : torch.dtype
         float32, or bfloat16 for mixed precision while training.
@@ -48,7 +48,7 @@ class TrainedSuffix(nn.Module):
 
     def __init__(
         self,
-        anatomy: Anatomy,
+        block_list: BlockList,
         boundary: int,
         n_classes: int,
         width: int,
@@ -58,10 +58,12 @@ class TrainedSuffix(nn.Module):
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        end = len(anatomy.blocks)
-        self.names = [name for name, _ in anatomy.blocks[boundary:]]
-        self.blocks = nn.ModuleList(copy.deepcopy(block) for _, block in anatomy.blocks[boundary:])
-        self.neck = nn.Identity() if boundary == end else copy.deepcopy(anatomy.neck)
+        end = len(block_list.blocks)
+        self.names = [name for name, _ in block_list.blocks[boundary:]]
+        self.blocks = nn.ModuleList(
+            copy.deepcopy(block) for _, block in block_list.blocks[boundary:]
+        )
+        self.pre_logits = nn.Identity() if boundary == end else copy.deepcopy(block_list.pre_logits)
         self.dropout = nn.Dropout(dropout)
         with seeded():
             self.head = nn.Linear(width, n_classes)
@@ -79,10 +81,10 @@ class TrainedSuffix(nn.Module):
         """Name the parts that can be trained, from the first block to the head."""
         blocks = dict(zip(self.names, self.blocks, strict=True))
         rival = {} if self.adversary is None else {ADVERSARY: self.adversary}
-        return {**blocks, NECK: self.neck, HEAD: self.head, **rival}
+        return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **rival}
 
     def meet(self, adversary: Adversary) -> None:
-        """Let training take an adversary along, from which a target's pictures are to be hidden."""
+        """Let training take an adversary along, from which a target's images are to be hidden."""
         self.adversary = adversary.to(self.device)
 
     def part_from_adversary(self) -> None:
@@ -119,7 +121,7 @@ class TrainedSuffix(nn.Module):
         first = self.start - self.boundary
         for block in self.blocks[first:]:
             x = block(x)
-        return self.neck(x)
+        return self.pre_logits(x)
 
     def forward(self, x: torch.Tensor, target: torch.Tensor | None = None) -> Any:
         """Map activations at the boundary, (N, ...), to logits (N, K), float32.

@@ -23,13 +23,13 @@ from skorch.history import History
 from torch import nn
 
 from sktransfer.adaptation.adversary import reversal_strength
-from sktransfer.finetuning.batches import Feed, PairedFeed
+from sktransfer.finetuning.batches import EpochBatches, PairedBatches
 from sktransfer.finetuning.checkpoint import load_checkpoint, plain, save_checkpoint
-from sktransfer.finetuning.schedule import ADVERSARY, HEAD, NECK, Stage, rate_factor
+from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, rate_factor
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.progress import StageProgress
-from sktransfer.utils.runtime import GLOBAL_GENERATORS, keep_pages, seeded
+from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded, tune_malloc
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {"decoupled_weight_decay": True, "fused": True}),
@@ -38,7 +38,7 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 
 
 def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Find the optimiser class and its settings.
+    """Find the optimizer class and its settings.
 
     Raises
     ------
@@ -65,11 +65,11 @@ def make_net(
     step. The net takes activations at the suffix's boundary.
     """
     if torch.device(device).type == "cpu":
-        keep_pages()
+        tune_malloc()
     kind, settings = resolve_optimizer(optimizer)
     groups = [(f"blocks.{i}.*", {"name": name}) for i, name in enumerate(suffix.names)]
-    groups += [(f"{name}.*", {"name": name}) for name in (NECK, HEAD, ADVERSARY)]
-    net = _PenalisedNet(
+    groups += [(f"{name}.*", {"name": name}) for name in (PRE_LOGITS, HEAD, ADVERSARY)]
+    net = _PenalizedNet(
         suffix,
         criterion=nn.CrossEntropyLoss,
         optimizer=kind,
@@ -78,21 +78,21 @@ def make_net(
         **{f"optimizer__{name}": value for name, value in settings.items()},
         iterator_train=_own_batches,
         iterator_valid=_own_batches,
-        callbacks=[("conductor", _Conductor()), *callbacks, ("keeper", _Keeper())],
+        callbacks=[("conductor", _EpochSetup()), *callbacks, ("keeper", _BestWeights())],
         device=device,
         verbose=0,
     )
     return net.initialize()
 
 
-class _PenalisedNet(NeuralNet):
-    """Goes on minimising what stage 0 minimised: the mean loss, and the penalty on the head.
+class _PenalizedNet(NeuralNet):
+    """Goes on minimizing what stage 0 minimized: the mean loss, and the penalty on the head.
 
     Where the module has met an adversary, its loss comes on top.
     """
 
     def train_step(self, batch: Any, **fit_params: Any) -> Any:
-        with GLOBAL_GENERATORS:  # dropout draws from them, while pictures are read ahead
+        with GLOBAL_GENERATORS:  # dropout draws from them, while images are read ahead
             return super().train_step(batch, **fit_params)
 
     def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
@@ -101,13 +101,15 @@ class _PenalisedNet(NeuralNet):
         return sum(rival, loss + self.module_.penalty()) if training else loss
 
 
-def _own_batches(feed: Feed | PairedFeed, batch_size: int) -> Feed | PairedFeed:
+def _own_batches(
+    feed: EpochBatches | PairedBatches, batch_size: int
+) -> EpochBatches | PairedBatches:
     """Stand in for a DataLoader: a feed makes its own batches."""
     return feed
 
 
 @dataclass
-class Run:
+class TrainingState:
     """How far a run has come, and the best that it has seen: what a checkpoint keeps.
 
     Parameters
@@ -120,7 +122,7 @@ class Run:
     stall : int
         Epochs since the best one.
     best_loss, best_accuracy : float
-        On the validation pictures, of the best weights of this stage.
+        On the validation images, of the best weights of this stage.
     best_epoch : int
         The epoch that reached them; 0 is the state in which the stage began.
     best : dict of str to Tensor
@@ -141,7 +143,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class StageConfig:
     """All that a stage needs to know; nothing in it changes while it trains.
 
     Parameters
@@ -150,8 +152,8 @@ class Lesson:
     stage : Stage
     rates : dict of str to float
         The highest rate of each part.
-    train : Feed or PairedFeed
-    valid : Feed or None
+    train : EpochBatches or PairedBatches
+    valid : EpochBatches or None
     max_epochs : int
     patience : int or None
         Epochs without improvement after which the stage ends; None trains them all.
@@ -166,8 +168,8 @@ class Lesson:
     number: int
     stage: Stage
     rates: dict[str, float]
-    train: Feed | PairedFeed
-    valid: Feed | None
+    train: EpochBatches | PairedBatches
+    valid: EpochBatches | None
     max_epochs: int
     patience: int | None
     checkpoint: Path | None
@@ -175,7 +177,9 @@ class Lesson:
     attributes: Callable[[], dict[str, Any]]
 
 
-def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> bool:
+def train_stage(
+    net: NeuralNet, run: TrainingState, lesson: StageConfig, progress: StageProgress
+) -> bool:
     """Train one stage, from its beginning or from where `run` says that it was left.
 
     The boundary is where it belongs already. Afterwards the net has the best weights of the stage,
@@ -203,7 +207,7 @@ def train_stage(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgres
     return going_on
 
 
-def _begin(net: NeuralNet, run: Run, lesson: Lesson) -> None:
+def _begin(net: NeuralNet, run: TrainingState, lesson: StageConfig) -> None:
     """Take the state in which the stage begins for its best so far."""
     net.optimizer_.state.clear()
     run.stage, run.epoch, run.stall, run.best_epoch = lesson.number, 0, 0, 0
@@ -213,7 +217,7 @@ def _begin(net: NeuralNet, run: Run, lesson: Lesson) -> None:
         run.best = net.module_.state_of(lesson.kept)
 
 
-def _loop(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> bool:
+def _loop(net: NeuralNet, run: TrainingState, lesson: StageConfig, progress: StageProgress) -> bool:
     callbacks = dict(net.callbacks_)
     conductor, keeper = callbacks["conductor"], callbacks["keeper"]
     conductor.run, conductor.lesson = keeper.run, keeper.lesson = (run, lesson)
@@ -224,11 +228,11 @@ def _loop(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> 
     try:
         if not keeper.is_over():
             net.fit_loop(lesson.train, epochs=lesson.max_epochs - run.epoch)
-    except _StageEnds:
+    except _StopStage:
         pass
     except KeyboardInterrupt:
         if conductor.in_callbacks:  # skorch's way of stopping early
-            with contextlib.suppress(_StageEnds):
+            with contextlib.suppress(_StopStage):
                 keeper.keep(net)
         else:
             going_on = False
@@ -237,7 +241,7 @@ def _loop(net: NeuralNet, run: Run, lesson: Lesson, progress: StageProgress) -> 
 
 
 @torch.no_grad()
-def evaluate(net: NeuralNet, feed: Feed) -> tuple[float, float]:
+def evaluate(net: NeuralNet, feed: EpochBatches) -> tuple[float, float]:
     """Give loss and accuracy on a feed."""
     net.module_.train(False)
     loss, right, total = 0.0, 0, 0
@@ -249,15 +253,15 @@ def evaluate(net: NeuralNet, feed: Feed) -> tuple[float, float]:
     return loss / total, right / total
 
 
-class _StageEnds(KeyboardInterrupt):
+class _StopStage(KeyboardInterrupt):
     """Ends the loop over epochs, in the way in which skorch's callbacks do."""
 
 
-class _Conductor(Callback):
+class _EpochSetup(Callback):
     """Comes before the user's callbacks: seeds an epoch, sets rates, counts right answers."""
 
-    run: Run
-    lesson: Lesson
+    run: TrainingState
+    lesson: StageConfig
     in_callbacks = False
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -316,16 +320,16 @@ class _Conductor(Callback):
         if not self.run.best:
             raise FloatingPointError(problem)
         warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)
-        raise _StageEnds
+        raise _StopStage
 
 
-class _Keeper(Callback):
+class _BestWeights(Callback):
     """Comes after the user's callbacks: keeps the best weights, saves, reports, and stops."""
 
-    run: Run
-    lesson: Lesson
+    run: TrainingState
+    lesson: StageConfig
     progress: StageProgress
-    conductor: _Conductor
+    conductor: _EpochSetup
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.progress.begin()
@@ -334,7 +338,7 @@ class _Keeper(Callback):
         self.conductor.in_callbacks = False  # those of the user
         self.keep(net)
         if self.is_over():
-            raise _StageEnds
+            raise _StopStage
 
     def keep(self, net: NeuralNet) -> None:
         """Take an epoch as done."""
@@ -349,7 +353,7 @@ class _Keeper(Callback):
             run.stall += 1
         save_run(self.lesson.checkpoint, net, run, self.lesson.kept)
         if self.progress.update(_shown(row), self.lesson.attributes):
-            raise _StageEnds
+            raise _StopStage
 
     def is_over(self) -> bool:
         """Whether the stage has come to its end; a function of what checkpoints keep."""
@@ -365,7 +369,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     return {**shown, "lr": (max(rates), min(rates))}
 
 
-def save_run(path: Path | None, net: NeuralNet, run: Run, kept: Sequence[str]) -> None:
+def save_run(path: Path | None, net: NeuralNet, run: TrainingState, kept: Sequence[str]) -> None:
     """Save all that a run needs to go on."""
     if path is None:
         return
@@ -378,7 +382,7 @@ def save_run(path: Path | None, net: NeuralNet, run: Run, kept: Sequence[str]) -
     save_checkpoint(path, content)
 
 
-def resume_run(path: Path | None, net: NeuralNet) -> Run | None:
+def resume_run(path: Path | None, net: NeuralNet) -> TrainingState | None:
     """Bring a net to where its checkpoint left it; None where there is no checkpoint."""
     content = load_checkpoint(path) if path is not None else None
     if content is None:
@@ -386,7 +390,7 @@ def resume_run(path: Path | None, net: NeuralNet) -> Run | None:
     net.module_.restore(content.pop("weights"))
     net.optimizer_.load_state_dict(content.pop("optimizer"))
     restore_history(net, content.pop("history"))
-    return Run(**content)
+    return TrainingState(**content)
 
 
 def restore_history(net: NeuralNet, history: list[dict[str, Any]]) -> None:

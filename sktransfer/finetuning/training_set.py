@@ -1,6 +1,6 @@
-"""Labelled pictures: in an order of their own, each once, and what is held back of them.
+"""Labeled images: in an order of their own, each once, and what is held back of them.
 
-Shapes: N pictures, K classes.
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -12,49 +12,49 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sktransfer.data.images import Pictures
+from sktransfer.data.images import Images
 from sktransfer.data.labels import Labels
 
-# Pictures of a class that stay in training at least; a class with no more gives none away.
+# Images of a class that stay in training at least; a class with no more gives none away.
 _KEPT = 2
-# A class of fewer pictures makes a set tiny.
+# A class of fewer images makes a set tiny.
 _TINY = 10
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Labelled pictures.
+class TrainingSet:
+    """Labeled images.
 
     Parameters
     ----------
-    pictures : Pictures of length N
+    images : Images of length N
     y : ndarray of shape (N,)
         Class numbers, 0 to K - 1.
     counts : ndarray of shape (N,)
-        How many pictures each stands for: its sample weight.
+        How many images each stands for: its sample weight.
     weights : ndarray of shape (N,)
         How much each matters: the same, times the weight of its class.
     """
 
-    pictures: Pictures
+    images: Images
     y: np.ndarray
     counts: np.ndarray
     weights: np.ndarray
 
     @classmethod
-    def of(cls, pictures: Pictures, labels: Labels) -> Examples:
-        """Put pictures in an order that follows from what they are, and merge equal ones.
+    def of(cls, images: Images, labels: Labels) -> TrainingSet:
+        """Put images in an order that follows from what they are, and merge equal ones.
 
-        A weight of 2 is then the same as a picture that comes twice, and the order of the rows
+        A weight of 2 is then the same as an image that comes twice, and the order of the rows
         does not matter: a fit is the same, to the last bit.
 
         Raises
         ------
-        PictureError
-            For a missing file or an item that is no picture.
+        ImageError
+            For a missing file or an item that is no image.
         """
         keys = [
-            (pictures.order_key(row), number)
+            (images.order_key(row), number)
             for row, number in zip(labels.rows, labels.y, strict=True)
         ]
         merged: dict[tuple[bytes, int], list[int]] = {}
@@ -64,44 +64,44 @@ class Examples:
         first = np.array([same[0] for same in places])
         counts = np.array([math.fsum(labels.sample_weight[same]) for same in places])
         weights = counts * (labels.weights / labels.sample_weight)[first]
-        return cls(pictures.take(labels.rows[first]), labels.y[first], counts, weights)
+        return cls(images.take(labels.rows[first]), labels.y[first], counts, weights)
 
     @classmethod
-    def unlabelled(cls, pictures: Pictures, rows: np.ndarray) -> Examples:
-        """Put pictures in the same kind of order, each once; their class is 0, and says nothing."""
+    def unlabeled(cls, images: Images, rows: np.ndarray) -> TrainingSet:
+        """Put images in the same kind of order, each once; their class is 0, and says nothing."""
         zeros, ones = np.zeros(len(rows), int), np.ones(len(rows))
-        merged = cls.of(pictures, Labels(np.array([0]), zeros, ones, ones, rows))
+        merged = cls.of(images, Labels(np.array([0]), zeros, ones, ones, rows))
         ones = np.ones(len(merged.y))
-        return cls(merged.pictures, merged.y, ones, ones)
+        return cls(merged.images, merged.y, ones, ones)
 
-    def take(self, rows: np.ndarray) -> Examples:
-        """Select pictures."""
-        pictures = self.pictures.take(rows)
-        return Examples(pictures, self.y[rows], self.counts[rows], self.weights[rows])
+    def take(self, rows: np.ndarray) -> TrainingSet:
+        """Select images."""
+        images = self.images.take(rows)
+        return TrainingSet(images, self.y[rows], self.counts[rows], self.weights[rows])
 
     @property
     def tiny(self) -> bool:
-        """Whether some class has fewer than 10 pictures, so that defaults regularise more."""
+        """Whether some class has fewer than 10 images, so that defaults regularize more."""
         return bool(np.bincount(self.y, weights=self.counts).min() < _TINY)
 
     def digest(self) -> str:
-        """Identify pictures, labels and weights."""
+        """Identify images, labels and weights."""
         digest = hashlib.blake2b(self.y.tobytes() + self.weights.tobytes(), digest_size=16)
-        for row in range(len(self.pictures)):
-            digest.update(self.pictures.fingerprint(row))
+        for row in range(len(self.images)):
+            digest.update(self.images.fingerprint(row))
         return digest.hexdigest()
 
 
 def hold_back(
-    examples: Examples, fraction: float, seed: int, classes: np.ndarray
-) -> tuple[Examples, Examples | None]:
-    """Choose pictures for validation: of each class the same share, and at least one.
+    examples: TrainingSet, fraction: float, seed: int, classes: np.ndarray
+) -> tuple[TrainingSet, TrainingSet | None]:
+    """Choose images for validation: of each class the same share, and at least one.
 
-    A class of no more than two pictures gives none away, with a warning.
+    A class of no more than two images gives none away, with a warning.
 
     Parameters
     ----------
-    examples : Examples
+    examples : TrainingSet
     fraction : float
         0 holds nothing back.
     seed : int
@@ -110,8 +110,8 @@ def hold_back(
 
     Returns
     -------
-    train : Examples
-    valid : Examples or None
+    train : TrainingSet
+    valid : TrainingSet or None
     """
     if fraction == 0:
         return examples, None
@@ -125,8 +125,8 @@ def hold_back(
         held.append(rows[: max(0, count)])
     if small:
         warnings.warn(
-            f"Got no more than {_KEPT} pictures of the classes {', '.join(small)}: too few to hold "
-            "one back, so validation does without these classes. Give more pictures, pass X_val "
+            f"Got no more than {_KEPT} images of the classes {', '.join(small)}: too few to hold "
+            "one back, so validation does without these classes. Give more images, pass X_val "
             "and y_val, or set early_stopping=False to train on everything",
             stacklevel=3,
         )

@@ -1,6 +1,6 @@
 """Displays in scikit-learn's style: `from_...` computes, `plot` draws.
 
-Shapes: N pictures, V augmented copies of each, H x W pixels.
+Shapes: N images, V augmented copies of each, H x W pixels.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 import numpy as np
 
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.images import as_pictures, learn_pixel_range
+from sktransfer.data.images import as_images, learn_pixel_range
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.plotting import import_figure
 
-# Side of a picture in the figure, in inches.
+# Side of an image in the figure, in inches.
 _SIDE = 1.5
 
 
 class AugmentationDisplay:
-    """Pictures as a network sees them, each beside augmented copies of it.
+    """Images as a network sees them, each beside augmented copies of it.
 
-    Made by `from_pictures`.
+    Made by `from_images`.
 
     Parameters
     ----------
     views : ndarray of shape (N, 1 + V, H, W, 3)
-        uint8, 0-255, RGB; for each picture, itself and its copies.
+        uint8, 0-255, RGB; for each image, itself and its copies.
     name : str
         Of what augments.
 
@@ -44,8 +44,8 @@ class AugmentationDisplay:
     --------
     >>> from sklearn.datasets import load_digits
     >>> digits = load_digits().data
-    >>> display = AugmentationDisplay.from_pictures(
-    ...     digits, augment="light", n_pictures=2, n_views=3, image_shape=(8, 8)
+    >>> display = AugmentationDisplay.from_images(
+    ...     digits, augment="light", n_images=2, n_views=3, image_shape=(8, 8)
     ... )
     >>> display.views.shape, display.axes_.shape
     ((2, 4, 224, 224, 3), (2, 4))
@@ -57,12 +57,12 @@ class AugmentationDisplay:
         self.axes_: Any = None
 
     @classmethod
-    def from_pictures(
+    def from_images(
         cls,
         X: Any,
         *,
         augment: Any = "standard",
-        n_pictures: int = 4,
+        n_images: int = 4,
         n_views: int = 5,
         backbone: Any = "efficientnet_lite0",
         weights: Any = "default",
@@ -71,19 +71,19 @@ class AugmentationDisplay:
         pixel_range: Any = "auto",
         fig: Any = None,
     ) -> AugmentationDisplay:
-        """Show what an augmentation does to the first pictures of `X`.
+        """Show what an augmentation does to the first images of `X`.
 
-        The copies are exactly those that training sees: they depend on the picture's content, on
+        The copies are exactly those that training sees: they depend on the image's content, on
         `augment` and on the copy's number, not on what else is in `X`.
 
         Parameters
         ----------
         X : list, array, Series, one-column DataFrame, tensor or dataset
-            Pictures as `as_pictures` takes them.
+            Images as `as_images` takes them.
         augment : str, callable or None
             As `resolve_augmentation` takes it.
-        n_pictures, n_views : int
-            How many pictures, at most, and how many copies of each, at least 1 and 0.
+        n_images, n_views : int
+            How many images, at most, and how many copies of each, at least 1 and 0.
         backbone, weights, image_size, image_shape, pixel_range
             As `FineTunedImageClassifier` takes them.
         fig : matplotlib Figure, SubFigure or None
@@ -97,24 +97,24 @@ class AugmentationDisplay:
             Where a number is too small, or `augment` unknown.
         """
         import_figure("AugmentationDisplay")
-        _check_count("n_pictures", n_pictures, 1)
+        _check_count("n_images", n_images, 1)
         _check_count("n_views", n_views, 0)
         augmentation = resolve_augmentation(augment)
         if isinstance(pixel_range, str):
             check_choice("pixel_range", pixel_range, ["auto"])
             pixel_range = learn_pixel_range(X, image_shape=image_shape)
-        pictures = as_pictures(X, image_shape=image_shape, pixel_range=pixel_range)
+        images = as_images(X, image_shape=image_shape, pixel_range=pixel_range)
         network = load_backbone(backbone, weights)
-        size = network.image_size_for(image_size, pictures)
+        size = network.image_size_for(image_size, images)
         preprocessing = network.preprocessing.with_image_size(size)
-        pictures = pictures[:n_pictures]
-        views = Views(pictures, preprocessing, augmentation, n_views)
+        images = images[:n_images]
+        views = Views(images, preprocessing, augmentation, n_views)
         pixels = [views.prepare(item).permute(1, 2, 0).numpy() for item in range(len(views))]
-        grid = np.stack(pixels).reshape(len(pictures), 1 + n_views, *pixels[0].shape)
+        grid = np.stack(pixels).reshape(len(images), 1 + n_views, *pixels[0].shape)
         return cls(grid, "no augmentation" if augmentation is None else augmentation.name).plot(fig)
 
     def plot(self, fig: Any = None) -> AugmentationDisplay:
-        """Draw the views in a grid, a row for each picture.
+        """Draw the views in a grid, a row for each image.
 
         Parameters
         ----------

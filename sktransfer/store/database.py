@@ -21,19 +21,19 @@ T = TypeVar("T")
 Connection = sqlite3.Connection
 FAILURES = (sqlite3.Error, OSError)  # of a disk or of a file, rather than of this program
 
-_VERSION = 1  # of the tables; a file with another one is refused
+_VERSION = 2  # of the tables; a file with another one is refused
 _SCHEMA = (
-    """CREATE TABLE spaces (
+    """CREATE TABLE tables (
         id INTEGER PRIMARY KEY, digest BLOB UNIQUE, description TEXT, width INTEGER, dtype TEXT,
-        row_bytes INTEGER, last_used REAL DEFAULT 0, pictures INTEGER DEFAULT 0,
+        row_bytes INTEGER, last_used REAL DEFAULT 0, images INTEGER DEFAULT 0,
         computed INTEGER DEFAULT 0, read INTEGER DEFAULT 0)""",
     """CREATE TABLE embeddings (
-        id INTEGER PRIMARY KEY, space INTEGER, key BLOB, value BLOB, UNIQUE (space, key))""",
-    "CREATE INDEX oldest_first ON embeddings (space)",  # every index ends in the id
+        id INTEGER PRIMARY KEY, table_id INTEGER, key BLOB, value BLOB, UNIQUE (table_id, key))""",
+    "CREATE INDEX oldest_first ON embeddings (table_id)",  # every index ends in the id
     """CREATE TABLE owners (
         token BLOB PRIMARY KEY, host TEXT, pid INTEGER, expires REAL) WITHOUT ROWID""",
     """CREATE TABLE claims (
-        space INTEGER, key BLOB, owner BLOB, PRIMARY KEY (space, key)) WITHOUT ROWID""",
+        table_id INTEGER, key BLOB, owner BLOB, PRIMARY KEY (table_id, key)) WITHOUT ROWID""",
 )
 _PAGE_BYTES = 2**15  # two rows of 2,048 float32 just miss a page of 2**14
 _BUSY_SECONDS = 60.0

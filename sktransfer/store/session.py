@@ -19,7 +19,7 @@ import uuid
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from sktransfer.store.space import is_running, this_host
+from sktransfer.store.embedding_table import is_running, this_host
 from sktransfer.store.store import EmbeddingStore
 
 _VARIABLE = "SKTRANSFER_SESSION"

@@ -1,13 +1,13 @@
-"""The per-picture store: key -> embedding. Concurrent, crash-safe and bounded.
+"""The per-image store: key -> embedding. Concurrent, crash-safe and bounded.
 
-A *space* is everything except the picture that determines an embedding: weights, preprocessing,
-layer, pooling, precision. A *picture* is a key of a few bytes. One SQLite file holds all spaces.
+A *table* is everything except the image that determines an embedding: weights, preprocessing,
+layer, pooling, precision. An *image* is a key of a few bytes. One SQLite file holds all tables.
 
-Many processes may need the same picture at once. Each *claims* what it will compute; the others
+Many processes may need the same image at once. Each *claims* what it will compute; the others
 compute something else meanwhile and read that result when it is there. Whoever has claimed
 computes before it waits, so no two can wait for each other.
 
-N pictures, D values in an embedding (`width`).
+N images, D values in an embedding (`width`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sktransfer.store.database import FAILURES, Connection, Database
-from sktransfer.store.space import LEASE_SECONDS, Space, chunks, first_rows
+from sktransfer.store.embedding_table import LEASE_SECONDS, EmbeddingTable, chunks, first_rows
 
-__all__ = ["DEFAULT_MAX_BYTES", "EmbeddingStore", "Space", "SpaceInfo", "StoreInfo", "embed_once"]
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "EmbeddingStore",
+    "EmbeddingTable",
+    "StoreInfo",
+    "TableInfo",
+    "embed_once",
+]
 
 T = TypeVar("T")
 Compute = Callable[[Iterator[list[int]]], Iterable[tuple[list[int], np.ndarray]]]
@@ -40,7 +47,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.001, 0.05  # seconds between two looks at what oth
 
 
 class EmbeddingStore:
-    """Embeddings of pictures in one file of a directory, shared by any number of processes.
+    """Embeddings of images in one file of a directory, shared by any number of processes.
 
     A store is a handle: making, pickling and copying it are cheap, and nothing is opened or
     created before it is used. Threads may share one, and so may a process and its forks.
@@ -51,7 +58,7 @@ class EmbeddingStore:
         Where ``embeddings.sqlite`` lies; made when first needed. Best on a local disk: SQLite
         cannot coordinate several machines that write to one network directory.
     max_bytes : int, default=32 GiB
-        Limit on the stored values. Beyond it the oldest rows of the least recently used space
+        Limit on the stored values. Beyond it the oldest rows of the least recently used table
         go, until a tenth is free.
     temporary : bool, default=False
         The store need not survive a power cut (so it never waits for the disk), and its
@@ -68,16 +75,16 @@ class EmbeddingStore:
     --------
     >>> import tempfile
     >>> import numpy as np
-    >>> from sktransfer.store import EmbeddingStore, embed_once
+    >>> from sktransfer.store.store import EmbeddingStore, embed_once
     >>> def compute(claims):
     ...     for rows in claims:
     ...         print("computing", rows)
     ...         yield rows, np.ones((len(rows), 2), np.float32)
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     store = EmbeddingStore(directory)
-    ...     space = store.space(b"all that determines it", "an example", width=2)
+    ...     table = store.table(b"all that determines it", "an example", width=2)
     ...     for keys in ([b"cat", b"dog", b"cat"], [b"dog", b"cow"]):
-    ...         embed_once(space, keys, compute, batch_size=32).shape
+    ...         embed_once(table, keys, compute, batch_size=32).shape
     ...     store.close()
     computing [0, 1]
     (3, 2)
@@ -107,17 +114,17 @@ class EmbeddingStore:
             )
         self._database = Database(self.directory / "embeddings.sqlite", temporary)
 
-    def space(
+    def table(
         self, digest: bytes, description: str, width: int, dtype: npt.DTypeLike = np.float32
-    ) -> Space:
-        """Name a space: embeddings of `width` values each, identified by `digest`."""
-        return Space(self._database, self.max_bytes, digest, description, width, dtype)
+    ) -> EmbeddingTable:
+        """Name a table: embeddings of `width` values each, identified by `digest`."""
+        return EmbeddingTable(self._database, self.max_bytes, digest, description, width, dtype)
 
     def clear(self) -> None:
         """Remove every embedding and counter; the file shrinks."""
 
         def clear(connection: Connection) -> None:
-            for table in ("embeddings", "claims", "owners", "spaces"):
+            for table in ("embeddings", "claims", "owners", "tables"):
                 connection.execute(f"DELETE FROM {table}")
 
         if self._database.path.exists():
@@ -127,8 +134,8 @@ class EmbeddingStore:
     def info(self) -> StoreInfo:
         """Tell what is stored and how often it was of use."""
         path = self._database.path
-        query = """SELECT description, pictures, pictures * row_bytes, last_used, computed, read
-            FROM spaces ORDER BY last_used DESC"""
+        query = """SELECT description, images, images * row_bytes, last_used, computed, read
+            FROM tables ORDER BY last_used DESC"""
         rows = []
         if path.exists():
             rows = self._database.transact(lambda c: c.execute(query).fetchall(), write=False)
@@ -137,7 +144,7 @@ class EmbeddingStore:
             directory=self.directory,
             bytes=sum(file.stat().st_size for file in files if file.exists()),
             max_bytes=self.max_bytes,
-            spaces=tuple(SpaceInfo(*row[:4]) for row in rows),
+            tables=tuple(TableInfo(*row[:4]) for row in rows),
             computed=sum(row[4] for row in rows),
             read=sum(row[5] for row in rows),
         )
@@ -158,7 +165,7 @@ class EmbeddingStore:
 
 
 def embed_once(
-    space: Space,
+    table: EmbeddingTable,
     keys: Sequence[bytes],
     compute: Compute,
     *,
@@ -167,22 +174,22 @@ def embed_once(
 ) -> np.ndarray:
     """Read the embeddings that are stored, compute the others, each of them once.
 
-    Threads and processes that need the same pictures at the same time share the work. Should the
+    Threads and processes that need the same images at the same time share the work. Should the
     store fail (full disk, no permission), everything missing is computed, with a warning.
 
     Parameters
     ----------
-    space : Space
+    table : EmbeddingTable
         What determines the embeddings, and where they are stored.
     keys : sequence of N bytes
-        One for each picture; pictures with the same key are computed once.
+        One for each image; images with the same key are computed once.
     compute : callable
         Takes an iterator over lists of rows and yields ``(rows, embeddings)`` batch by batch,
         `embeddings` of shape (len(rows), D). Rows are claimed when the iterator is asked for them,
         so `compute` may ask a little ahead of what it yields. Every batch is stored at once. Rows
         that it never yields are those that it cannot compute.
     batch_size : int
-        Pictures in a batch, as a measure for how much to claim at once.
+        Images in a batch, as a measure for how much to claim at once.
     out : ndarray of shape (N, D) or None
         Where to put the embeddings; `None` makes an array that is filled with NaN.
 
@@ -194,11 +201,11 @@ def embed_once(
     Raises
     ------
     ValueError
-        `compute` yields another shape, or the space is stored with another width or dtype.
+        `compute` yields another shape, or the table is stored with another width or dtype.
     Exception
         Whatever `compute` raises. What it had yielded is stored, what it had not is released.
     """
-    call = _Call(space, keys, compute, out)
+    call = _Call(table, keys, compute, out)
     missing = call.read_all()
     if missing:
         # Few batches at a time, so that processes that start together share the work.
@@ -213,13 +220,13 @@ class _Call:
     """One call of `embed_once`; inside its ``with`` block it keeps its claims alive."""
 
     def __init__(
-        self, space: Space, keys: Sequence[bytes], compute: Compute, out: np.ndarray | None
+        self, table: EmbeddingTable, keys: Sequence[bytes], compute: Compute, out: np.ndarray | None
     ) -> None:
-        self.space = copy.copy(space)  # a claimant of its own
+        self.table = copy.copy(table)  # a claimant of its own
         self.keys = keys
         self.compute = compute
         self.first, self.source = first_rows(keys)
-        blank = np.full((len(keys), space.width), np.nan, space.dtype) if out is None else out
+        blank = np.full((len(keys), table.width), np.nan, table.dtype) if out is None else out
         self.result: np.ndarray = blank
         self.store_failed = False
         self.finished = threading.Event()
@@ -232,12 +239,12 @@ class _Call:
         self.finished.set()
         self.heart.join()
         with contextlib.suppress(*FAILURES):
-            self.space.release()
+            self.table.release()
 
     def _beat(self) -> None:
         while not self.finished.wait(LEASE_SECONDS / 3):
             with contextlib.suppress(*FAILURES):
-                self.space.renew()
+                self.table.renew()
 
     def work_through(self, chunks: list[list[int]]) -> None:
         """Compute what can be claimed of each chunk; then come back for what others compute."""
@@ -252,27 +259,27 @@ class _Call:
             pause = min(2 * pause, _LAST_PAUSE) if idle else _FIRST_PAUSE
 
     def repeat(self) -> None:
-        """Give the rows whose picture came before the same embedding."""
+        """Give the rows whose image came before the same embedding."""
         rows = np.flatnonzero(self.source != np.arange(len(self.keys)))
         self.result[rows] = self.result[self.source[rows]]
 
     def read_all(self) -> list[int]:
         """Read what is stored; return the other rows, one for each key."""
-        found = self._try(np.zeros(len(self.keys), bool), self.space.read, self.keys, self.result)
+        found = self._try(np.zeros(len(self.keys), bool), self.table.read, self.keys, self.result)
         return [row for row in self.first.values() if not found[row]]
 
     def read(self, rows: list[int]) -> list[int]:
         """Read what is stored of `rows`; return the others."""
-        block = np.empty((len(rows), self.space.width), self.space.dtype)
+        block = np.empty((len(rows), self.table.width), self.table.dtype)
         keys = [self.keys[row] for row in rows]
-        found = self._try(np.zeros(len(rows), bool), self.space.read, keys, block)
+        found = self._try(np.zeros(len(rows), bool), self.table.read, keys, block)
         self.result[np.array(rows, int)[found]] = block[found]
         return [row for row, there in zip(rows, found, strict=True) if not there]
 
     def claim(self, rows: list[int]) -> list[int]:
         """Claim what can be claimed of `rows`; without a store, all of them."""
         keys = [self.keys[row] for row in rows]
-        return [self.first[key] for key in self._try(keys, self.space.claim, keys)]
+        return [self.first[key] for key in self._try(keys, self.table.claim, keys)]
 
     def compute_and_write(self, chunks: list[list[int]]) -> set[int]:
         """Compute what can be claimed, write each batch at once; return the rows it tried."""
@@ -288,24 +295,24 @@ class _Call:
         claimed = claims()
         first = list(itertools.islice(claimed, 1))
         for done, embeddings in self.compute(itertools.chain(first, claimed)) if first else ():
-            embeddings = self.space.as_rows(embeddings, len(done))
+            embeddings = self.table.as_rows(embeddings, len(done))
             self.result[done] = embeddings
-            self._try(None, self.space.write, [self.keys[row] for row in done], embeddings)
+            self._try(None, self.table.write, [self.keys[row] for row in done], embeddings)
             undone.difference_update(done)
         if undone:
-            self._try(None, self.space.release, [self.keys[row] for row in undone])
+            self._try(None, self.table.release, [self.keys[row] for row in undone])
         return mine
 
     def _try(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
-        """Ask the store; after its first failure do without, as if every picture were ours."""
+        """Ask the store; after its first failure do without, as if every image were ours."""
         if self.store_failed:
             return otherwise
         try:
             return operation(*args)
         except FAILURES as error:
             self.store_failed = True
-            self.space.database.warn_once(
-                f"The embedding store {self.space.database.path} failed ({error}), so embeddings "
+            self.table.database.warn_once(
+                f"The embedding store {self.table.database.path} failed ({error}), so embeddings "
                 "are computed without it. Free disk space, give cache= a directory that can be "
                 "written, or switch the store off with cache=None."
             )
@@ -313,11 +320,11 @@ class _Call:
 
 
 @dataclass(frozen=True)
-class SpaceInfo:
-    """What a store holds of one space; `last_used` is in seconds since 1970."""
+class TableInfo:
+    """What a store holds of one table; `last_used` is in seconds since 1970."""
 
     description: str
-    pictures: int
+    images: int
     bytes: int
     last_used: float
 
@@ -328,17 +335,17 @@ class StoreInfo:
 
     Examples
     --------
-    >>> space = SpaceInfo("resnet18, avg", pictures=9, bytes=18_432, last_used=0.0)
-    >>> StoreInfo(Path("cache"), 98_304, 2**30, (space,), computed=9, read=45)
+    >>> table = TableInfo("resnet18, avg", images=9, bytes=18_432, last_used=0.0)
+    >>> StoreInfo(Path("cache"), 98_304, 2**30, (table,), computed=9, read=45)
     Embeddings in cache: 96 KiB on disk, limit 1 GiB; computed 9, read 45
-     pictures        size   last used (UTC)  space
+       images        size   last used (UTC)  recipe
             9      18 KiB  1970-01-01 00:00  resnet18, avg
     """
 
     directory: Path
     bytes: int
     max_bytes: int
-    spaces: tuple[SpaceInfo, ...]
+    tables: tuple[TableInfo, ...]
     computed: int
     read: int
 
@@ -347,12 +354,12 @@ class StoreInfo:
             f"Embeddings in {self.directory}: {_readable(self.bytes)} on disk, limit "
             f"{_readable(self.max_bytes)}; computed {self.computed:,}, read {self.read:,}"
         ]
-        if self.spaces:
-            lines.append(f"{'pictures':>9} {'size':>11} {'last used (UTC)':>17}  space")
-        for space in self.spaces:
-            used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(space.last_used))
-            size = _readable(space.bytes)
-            lines.append(f"{space.pictures:>9,} {size:>11} {used:>17}  {space.description}")
+        if self.tables:
+            lines.append(f"{'images':>9} {'size':>11} {'last used (UTC)':>17}  recipe")
+        for table in self.tables:
+            used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(table.last_used))
+            size = _readable(table.bytes)
+            lines.append(f"{table.images:>9,} {size:>11} {used:>17}  {table.description}")
         return "\n".join(lines)
 
 

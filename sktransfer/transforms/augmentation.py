@@ -1,6 +1,6 @@
-"""Augmentation: a picture and a seed -> a changed copy; policies, their parts, users' transforms.
+"""Augmentation: an image and a seed -> a changed copy; policies, their parts, users' transforms.
 
-Shapes: a picture is uint8 (3, H, W), RGB, 0-255, on the CPU.
+Shapes: an image is uint8 (3, H, W), RGB, 0-255, on the CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from sktransfer.transforms.distortions import (
     Blur,
-    ColourLoss,
+    ColorLoss,
     Erase,
     Geometry,
     Lighting,
@@ -35,11 +35,11 @@ from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded
 
 POLICIES = ("light", "standard", "aggressive", "industrial")
 
-# Copies that show what a policy does; much may be wrong with an industrial picture.
+# Copies that show what a policy does; much may be wrong with an industrial image.
 _COPIES = {"industrial": 7}
 _FEW_COPIES = 3
 
-# Part of every digest. To be raised whenever the same seed gives another picture than before.
+# Part of every digest. To be raised whenever the same seed gives another image than before.
 _EDITION = 4
 
 # What is in them is told by its name; torchvision's version is part of the digest too.
@@ -48,7 +48,7 @@ _LIBRARIES = sys.stdlib_module_names | {"PIL", "numpy", "sktransfer", "torch", "
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes pictures at random, and the same way each time for the same seed.
+    """Changes images at random, and the same way each time for the same seed.
 
     Made by `resolve_augmentation`. The parts of the policies have random generators of their own
     and run on any number of threads side by side. Any other transform runs alone, with the global
@@ -70,18 +70,18 @@ class Augmentation:
     digest: bytes
 
     def __call__(
-        self, picture: torch.Tensor, seed: int, size: tuple[int, int] | None = None
+        self, image: torch.Tensor, seed: int, size: tuple[int, int] | None = None
     ) -> torch.Tensor:
-        """Change one picture.
+        """Change one image.
 
         Parameters
         ----------
-        picture : Tensor of shape (3, H, W)
+        image : Tensor of shape (3, H, W)
             uint8, 0-255, RGB; left as it is.
         seed : int
             Not negative.
         size : (int, int) or None
-            Height and width of the middle that will be cut out, within those of the picture: the
+            Height and width of the middle that will be cut out, within those of the image: the
             policies need not compute the rest.
 
         Returns
@@ -92,9 +92,9 @@ class Augmentation:
         Raises
         ------
         TypeError, ValueError
-            Where a user's transform returns no picture.
+            Where a user's transform returns no image.
         """
-        result: Any = picture.clone()
+        result: Any = image.clone()
         for number, step in enumerate(self.steps):
             own_seed = random.Random(f"{int(seed)} {number}").getrandbits(64)
             if isinstance(step, Part):
@@ -107,7 +107,7 @@ class Augmentation:
 
 
 def resolve_augmentation(augment: Any) -> Augmentation | None:
-    """Find what changes the training pictures.
+    """Find what changes the training images.
 
     Parameters
     ----------
@@ -119,8 +119,8 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
 
         - `"light"`: small turns, shifts and zooms, a little light. No mirror images: for digits.
         - `"standard"`: more of each, and mirror images. For photographs.
-        - `"aggressive"`: still more, and shear, colour, blur, hidden parts. For few pictures.
-        - `"industrial"`: a fixed camera whose lighting, focus, sensor and colours vary; small
+        - `"aggressive"`: still more, and shear, color, blur, hidden parts. For few images.
+        - `"industrial"`: a fixed camera whose lighting, focus, sensor and colors vary; small
           turns, and mirror images.
 
     Raises
@@ -151,14 +151,14 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
     return Augmentation(name, tuple(_flatten(augment)), _identify(augment))
 
 
-def count_copies(augmentation: Augmentation | None, n_views: Any) -> int | None:
-    """Tell how many copies of each picture are cached; `None` where every epoch makes fresh ones.
+def count_views(augmentation: Augmentation | None, n_views: Any) -> int | None:
+    """Tell how many copies of each image are cached; `None` where every epoch makes fresh ones.
 
     Examples
     --------
-    >>> count_copies(resolve_augmentation("industrial"), "auto")
+    >>> count_views(resolve_augmentation("industrial"), "auto")
     7
-    >>> count_copies(None, 5)
+    >>> count_views(None, 5)
     0
     """
     if augmentation is None:
@@ -196,14 +196,14 @@ def _check_result(result: Any, name: str) -> torch.Tensor:
         raise TypeError(f"Got {type(result).__name__}, {expected}; let v2.ToImage() come last")
     pixels = result.detach().as_subclass(torch.Tensor).cpu()
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
-        raise ValueError(f"Got shape {tuple(pixels.shape)}, {expected}; for grey, append v2.RGB()")
+        raise ValueError(f"Got shape {tuple(pixels.shape)}, {expected}; for gray, append v2.RGB()")
     if pixels.dtype == torch.uint8:
         return pixels
     low, high = pixels.min().item(), pixels.max().item()
     if not (pixels.is_floating_point() and 0 <= low <= high <= 1):
         raise ValueError(
             f"Got {pixels.dtype} from {low:.3g} to {high:.3g}, {expected}, or floats from 0 to 1; "
-            "leave out v2.Normalize, since pictures are normalised afterwards"
+            "leave out v2.Normalize, since images are normalized afterwards"
         )
     return (pixels.float() * 255).round_().to(torch.uint8)
 
@@ -245,16 +245,16 @@ _STEPS: dict[str, tuple[Part, ...]] = {
     "aggressive": (
         Geometry(20, 0.12, (0.7, 1.4), aspect=(0.8, 1.25), shear=8, flip=0.5),
         Lighting((0.7, 1.3), (0.7, 1.3)),
-        ColourLoss(keep=(0.5, 1.5), grey=0.1),
+        ColorLoss(keep=(0.5, 1.5), gray=0.1),
         Blur(p=0.2),
         Erase(p=0.4),
     ),
-    # One or two things are wrong with most copies: what is wrong alone is learnt from those.
+    # One or two things are wrong with most copies: what is wrong alone is learned from those.
     "industrial": (
         Geometry(**_SMALL, flip=0.5),
         Lighting((0.5, 1.3), (0.8, 1.2), gamma=(0.7, 1.5), gradient=0.4, p=0.4),
         Blur(defocus=0.04, motion=0.06, p=0.35),
         SensorNoise(shot=0.1, read=0.12, grain=0.01, p=0.35),
-        ColourLoss(grey=0.5, p=0.35),
+        ColorLoss(gray=0.5, p=0.35),
     ),
 }

@@ -1,6 +1,6 @@
-"""Distortions: the parts of the augmentation policies, each a picture changed at random in one way.
+"""Distortions: the parts of the augmentation policies, each an image changed at random in one way.
 
-Shapes: a picture is uint8 (3, H, W), RGB, 0-255, on the CPU.
+Shapes: an image is uint8 (3, H, W), RGB, 0-255, on the CPU.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Range = tuple[float, float]
 class Part(v2.Transform):
     """One kind of change, at random; parts also work in a `v2.Compose` of your own.
 
-    Pictures are uint8 (3, H, W), 0-255, RGB, on the CPU; lengths, fractions of the shorter side.
+    Images are uint8 (3, H, W), 0-255, RGB, on the CPU; lengths, fractions of the shorter side.
 
     Parameters
     ----------
     p : float
         Probability of the change, 0-1.
     **amounts : float or (float, float)
-        What is drawn for each picture: from -amount to amount, or from the range of a pair.
+        What is drawn for each image: from -amount to amount, or from the range of a pair.
     """
 
     def __init__(self, p: float, **amounts: float | Range) -> None:
@@ -39,7 +39,7 @@ class Part(v2.Transform):
         return ", ".join([f"p={self.p}", *(f"{name}={x}" for name, x in self._amounts.items())])
 
     def draw(self, generator: torch.Generator) -> dict[str, float]:
-        """Draw all amounts, or nothing where the picture is to stay as it is."""
+        """Draw all amounts, or nothing where the image is to stay as it is."""
         if torch.rand((), generator=generator).item() >= self.p:
             return {}
         drawn = {}
@@ -53,7 +53,7 @@ class Part(v2.Transform):
         return self.draw(torch.default_generator)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Change a picture as drawn."""
+        """Change an image as drawn."""
         if not isinstance(inpt, torch.Tensor) or (inpt.dtype, *inpt.shape[:-2]) != (torch.uint8, 3):
             got = f"{getattr(inpt, 'dtype', type(inpt))} {tuple(getattr(inpt, 'shape', ()))}"
             raise TypeError(f"{type(self).__name__} got {got}, but expected uint8 (3, H, W)")
@@ -70,7 +70,7 @@ class Part(v2.Transform):
 class Geometry(Part):
     """Turn, shift, zoom, stretch, shear (degrees) and mirror, in one resampling.
 
-    What comes into view from outside has the median colour of the picture's border, so that
+    What comes into view from outside has the median color of the image's border, so that
     white surroundings stay white and black ones black. `flip` is a probability.
     """
 
@@ -112,7 +112,7 @@ class Geometry(Part):
 class Lighting(Part):
     """Exposure (a factor), contrast (about the mean), gamma, and light from one side.
 
-    `gradient` is how much brighter than its middle one side of the picture is, 0-1.
+    `gradient` is how much brighter than its middle one side of the image is, 0-1.
     """
 
     def __init__(
@@ -138,15 +138,15 @@ class Lighting(Part):
         return lit
 
 
-class ColourLoss(Part):
-    """Keep a part of the colour (over 1 strengthens it); none at all with probability `grey`."""
+class ColorLoss(Part):
+    """Keep a part of the color (over 1 strengthens it); none at all with probability `gray`."""
 
-    def __init__(self, keep: Range = (0.0, 0.8), grey: float = 0.3, p: float = 1.0) -> None:
-        super().__init__(p, keep=keep, none=(grey - 1, grey))
+    def __init__(self, keep: Range = (0.0, 0.8), gray: float = 0.3, p: float = 1.0) -> None:
+        super().__init__(p, keep=keep, none=(gray - 1, gray))
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
-        grey = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), pixels.float(), 1)
-        return grey + (pixels - grey).mul_(0 if drawn["none"] >= 0 else drawn["keep"])
+        gray = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), pixels.float(), 1)
+        return gray + (pixels - gray).mul_(0 if drawn["none"] >= 0 else drawn["keep"])
 
 
 class Blur(Part):
@@ -171,7 +171,7 @@ class Blur(Part):
 class SensorNoise(Part):
     """Noise: at most `read` of the full scale everywhere, and `shot` more where it is white.
 
-    `grain` is how large its grains are at most; they grow where small pictures are enlarged.
+    `grain` is how large its grains are at most; they grow where small images are enlarged.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class SensorNoise(Part):
 
 
 class Erase(Part):
-    """Hide a rectangle, `area` of the square on the shorter side, under the mean colour."""
+    """Hide a rectangle, `area` of the square on the shorter side, under the mean color."""
 
     def __init__(self, area: Range = (0.02, 0.12), p: float = 1.0) -> None:
         super().__init__(p, area=area, shape=(0.5, 2.0), left=(0.0, 1.0), top=(0.0, 1.0))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-# Pictures that are decoded at once, and how often side by side: their pixels lie on the device.
+# Images that are decoded at once, and how often side by side: their pixels lie on the device.
 _TOGETHER, _SIDE_BY_SIDE = 32, 2
 
 _places = threading.BoundedSemaphore(_SIDE_BY_SIDE)
@@ -37,9 +37,9 @@ def prepare_jpegs(
     Parameters
     ----------
     encoded : mapping of int to bytes
-        RGB or grey, upright.
+        RGB or gray, upright.
     prepare : callable
-        Maps a picture (3, h, w), uint8, on the device to (3, H, W), uint8.
+        Maps an image (3, h, w), uint8, on the device to (3, H, W), uint8.
     device : torch.device
 
     Returns

@@ -1,6 +1,6 @@
-"""Reading pictures on threads: rows -> batches of pixels, or what an engine makes of them.
+"""Reading images on threads: rows -> batches of pixels, or what an engine makes of them.
 
-Shapes: N pictures of H x W pixels.
+Shapes: N images of H x W pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 # Batches that are read ahead of the one that is consumed.
 _AHEAD = 3
@@ -24,8 +24,8 @@ _Begun = TypeVar("_Begun")
 _Done = TypeVar("_Done")
 
 
-class Faults:
-    """Broken pictures: the first one ends the run, or all are kept to be reported.
+class ImageErrors:
+    """Broken images: the first one ends the run, or all are kept to be reported.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ class Faults:
 
     def __init__(self, on_error: str) -> None:
         self._raise = on_error == "raise"
-        self._errors: dict[int, PictureError] = {}
+        self._errors: dict[int, ImageError] = {}
 
-    def add(self, row: int, error: PictureError) -> None:
+    def add(self, row: int, error: ImageError) -> None:
         """Raise the error of a row, or keep it."""
         if self._raise:
             raise error
         self._errors[row] = error
 
-    def spread(self, rows: Sequence[int], keys: Sequence[bytes]) -> None:
-        """Give the error of a broken picture to the other rows that hold the same picture."""
+    def copy_to_duplicates(self, rows: Sequence[int], keys: Sequence[bytes]) -> None:
+        """Give the error of a broken image to the other rows that hold the same image."""
         if not self._errors:
             return
         broken = {
@@ -53,27 +53,27 @@ class Faults:
         }
         for row, key in zip(rows, keys, strict=True):
             if key in broken and row not in self._errors:
-                self._errors[row] = PictureError(broken[key].reason, row, broken[key].source)
+                self._errors[row] = ImageError(broken[key].reason, row, broken[key].source)
 
-    def sorted(self) -> list[PictureError]:
+    def sorted(self) -> list[ImageError]:
         """Give the errors that were kept, by row."""
         return [self._errors[row] for row in sorted(self._errors)]
 
 
-class PictureReader:
-    """Decodes and prepares pictures on threads.
+class ImageReader:
+    """Decodes and prepares images on threads.
 
-    Where one thread alone calls the engine, pictures are read ahead of it (`read`). Otherwise each
+    Where one thread alone calls the engine, images are read ahead of it (`read`). Otherwise each
     thread reads a batch and sends it through the engine (`map`), so that no core waits for another.
-    Memory holds a few batches, however many pictures there are.
+    Memory holds a few batches, however many images there are.
 
     Parameters
     ----------
     views : Views
         Its items are the rows.
     threads : int
-    faults : Faults
-        Takes the errors of broken pictures.
+    image_errors : ImageErrors
+        Takes the errors of broken images.
     device : torch.device or None
         Where `map` decodes JPEGs, many at once; `None` decodes on the threads.
     """
@@ -82,10 +82,10 @@ class PictureReader:
         self,
         views: Views,
         threads: int,
-        faults: Faults,
+        image_errors: ImageErrors,
         device: torch.device | None = None,
     ) -> None:
-        self._views, self._threads, self._faults = views, threads, faults
+        self._views, self._threads, self._faults = views, threads, image_errors
         self._device = device
 
     def batches(
@@ -107,16 +107,16 @@ class PictureReader:
         self,
         function: Callable[[torch.Tensor], np.ndarray],
         batches: Iterable[Sequence[int]],
-        callers: int = 1,
+        threads_per_core: int = 1,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield the readable rows and what a function makes of their pixels, in order.
 
         The function is called on several threads at once, on each of which torch computes alone;
-        there are `callers` for each core.
+        there are `threads_per_core` for each core.
         """
 
         def work(rows: Sequence[int]) -> _Mapped:
-            pixels, errors = self._empty(len(rows)), dict[int, PictureError]()
+            pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
             there = self._views.prepare_on(self._device, rows) if self._device else {}
             for slot, row in enumerate(rows):
                 try:
@@ -124,13 +124,13 @@ class PictureReader:
                         pixels[slot] = there[row]
                     else:
                         self._read_into(pixels[slot], row)
-                except PictureError as error:
+                except ImageError as error:
                     errors[row] = error
             good = [slot for slot, row in enumerate(rows) if row not in errors]
             pixels = pixels if not errors else pixels[good]
             return [rows[slot] for slot in good], function(pixels) if good else None, errors
 
-        threads = callers * self._threads
+        threads = threads_per_core * self._threads
         with _pool(threads) as pool:
             futures = (pool.submit(work, rows) for rows in batches)
             for rows, values, errors in _ahead(futures, 2 * threads, Future.result):
@@ -159,14 +159,14 @@ class PictureReader:
             try:
                 read.result()
                 good.append(slot)
-            except PictureError as error:
+            except ImageError as error:
                 self._faults.add(row, error)
         pixels = pixels if len(good) == len(reads) else pixels[good]
         return [reads[slot][0] for slot in good], pixels
 
 
 _Batch = tuple[list[tuple[int, Future[None]]], torch.Tensor]
-_Mapped = tuple[list[int], np.ndarray | None, dict[int, PictureError]]
+_Mapped = tuple[list[int], np.ndarray | None, dict[int, ImageError]]
 
 
 @contextmanager

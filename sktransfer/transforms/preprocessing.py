@@ -1,7 +1,7 @@
-"""Preparing pictures the way the weights were trained: resize, crop, normalise.
+"""Preparing images the way the weights were trained: resize, crop, normalize.
 
-Shapes: N pictures of H x W pixels; a prepared picture is uint8 (3, H, W), 0-255, in
-channels-last memory, and becomes normalised float32 only on the device, a batch at a time.
+Shapes: N images of H x W pixels; a prepared image is uint8 (3, H, W), 0-255, in
+channels-last memory, and becomes normalized float32 only on the device, a batch at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STRIP = 4
 
 @dataclass(frozen=True, repr=False)
 class Preprocessing:
-    """What the weights expect of a picture.
+    """What the weights expect of an image.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Preprocessing:
         The shorter side after resizing, in pixels (the aspect ratio is kept), or height and width
         (it is not kept).
     crop : (int, int)
-        Height and width of the centre crop, in pixels.
+        Height and width of the center crop, in pixels.
     interpolation : {"nearest", "bilinear", "bicubic"}
         Method of resizing; always with antialiasing, as Pillow does.
     mean, std : (float, float, float)
@@ -45,8 +45,8 @@ class Preprocessing:
     >>> preprocessing = Preprocessing()
     >>> print(preprocessing)
     resize 256 bilinear, crop 224x224, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)
-    >>> picture = np.zeros((300, 400, 3), dtype=np.uint8)
-    >>> preprocessing.prepare(picture).shape
+    >>> image = np.zeros((300, 400, 3), dtype=np.uint8)
+    >>> preprocessing.prepare(image).shape
     torch.Size([3, 224, 224])
     """
 
@@ -80,13 +80,13 @@ class Preprocessing:
         )
 
     def with_image_size(self, image_size: int | tuple[int, int] | None) -> Preprocessing:
-        """Change the size of the pictures that the backbone sees.
+        """Change the size of the images that the backbone sees.
 
         Parameters
         ----------
         image_size : int, (int, int) or None
             A side: the crop is a square, and the margin that resizing leaves around it stays in
-            proportion. Height and width: pictures are squeezed to just that, nothing is cropped
+            proportion. Height and width: images are squeezed to just that, nothing is cropped
             away. `None`: as the weights say.
 
         Raises
@@ -110,12 +110,12 @@ class Preprocessing:
         margin = self.resize / min(self.crop) if isinstance(self.resize, int) else 1.0
         return replace(self, resize=max(side, round(side * margin)), crop=(side, side))
 
-    def prepare(self, picture: np.ndarray) -> torch.Tensor:
-        """Resize and crop one picture.
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """Resize and crop one image.
 
         Parameters
         ----------
-        picture : ndarray of shape (H, W, 3)
+        image : ndarray of shape (H, W, 3)
             uint8, 0-255, RGB.
 
         Returns
@@ -123,19 +123,19 @@ class Preprocessing:
         Tensor of shape (3, H, W)
             uint8, 0-255, with the height and width of `crop`.
         """
-        return self.cropped(self.resized(picture))
+        return self.cropped(self.resized(image))
 
     @property
     def side(self) -> int:
-        """The length, in pixels, that no side of a resized picture falls short of."""
+        """The length, in pixels, that no side of a resized image falls short of."""
         return self.resize if isinstance(self.resize, int) else max(self.resize)
 
-    def resized(self, picture: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Resize one picture, and cut nothing away.
+    def resized(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Resize one image, and cut nothing away.
 
         Parameters
         ----------
-        picture : ndarray of shape (H, W, 3) or Tensor of shape (3, H, W)
+        image : ndarray of shape (H, W, 3) or Tensor of shape (3, H, W)
             uint8, 0-255, RGB; a tensor is resized on its own device.
 
         Returns
@@ -143,30 +143,30 @@ class Preprocessing:
         Tensor of shape (3, h, w)
             uint8, 0-255, in a size out of which `crop` can be cut.
         """
-        if isinstance(picture, np.ndarray):
+        if isinstance(image, np.ndarray):
             # torch has no read-only tensors
-            own = picture if picture.flags.writeable else picture.copy()
-            picture = torch.from_numpy(own).permute(2, 0, 1)
-        return self._resize(self._cut_strip(picture), self.resize)
+            own = image if image.flags.writeable else image.copy()
+            image = torch.from_numpy(own).permute(2, 0, 1)
+        return self._resize(self._cut_strip(image), self.resize)
 
-    def cropped(self, picture: torch.Tensor) -> torch.Tensor:
-        """Cut the middle out of a picture (3, h, w), uint8; what is too small for it is enlarged.
+    def cropped(self, image: torch.Tensor) -> torch.Tensor:
+        """Cut the middle out of an image (3, h, w), uint8; what is too small for it is enlarged.
 
         Returns
         -------
         Tensor of shape (3, H, W)
             uint8, 0-255, with the height and width of `crop`.
         """
-        height, width = picture.shape[1:]
+        height, width = image.shape[1:]
         if height < self.crop[0] or width < self.crop[1]:
             factor = max(self.crop[0] / height, self.crop[1] / width)
-            picture = self._resize(picture, (math.ceil(factor * height), math.ceil(factor * width)))
-        return tvf.center_crop(picture, list(self.crop))
+            image = self._resize(image, (math.ceil(factor * height), math.ceil(factor * width)))
+        return tvf.center_crop(image, list(self.crop))
 
-    def _resize(self, picture: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
+    def _resize(self, image: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
         sides = [size] if isinstance(size, int) else list(size)
         mode = InterpolationMode(self.interpolation)
-        return tvf.resize(picture, sides, interpolation=mode, antialias=True)
+        return tvf.resize(image, sides, interpolation=mode, antialias=True)
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """Turn a batch of pixels into what the backbone takes, on the batch's own device.
@@ -185,11 +185,11 @@ class Preprocessing:
         std = torch.tensor(self.std, device=batch.device).view(-1, 1, 1) * 255
         return batch.to(torch.float32).sub_(mean).div_(std)
 
-    def _cut_strip(self, picture: torch.Tensor) -> torch.Tensor:
-        height, width = picture.shape[1:]
+    def _cut_strip(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[1:]
         short = min(height, width)
         if not isinstance(self.resize, int) or max(height, width) <= _STRIP * short:
-            return picture
+            return image
         keep = max(_STRIP * short, math.ceil(2 * short * max(self.crop) / self.resize))
         top, left = max(0, (height - keep) // 2), max(0, (width - keep) // 2)
-        return picture[:, top : top + keep, left : left + keep]
+        return image[:, top : top + keep, left : left + keep]

@@ -1,6 +1,6 @@
-"""Views of pictures: each as it is, and augmented copies of it, prepared for a backbone.
+"""Views of images: each as it is, and augmented copies of it, prepared for a backbone.
 
-Shapes: N pictures, V copies of each, H x W pixels.
+Shapes: N images, V copies of each, H x W pixels.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Protocol
 
 import torch
 
-from sktransfer.data.images import Pictures
+from sktransfer.data.images import Images
 from sktransfer.transforms.gpu_decoding import prepare_jpegs
 from sktransfer.transforms.preprocessing import Preprocessing
 
-# Resized pictures that are kept, so that the views of one picture decode it once.
+# Resized images that are kept, so that the views of one image decode it once.
 _KEPT = 8
 
 
@@ -27,57 +27,57 @@ class Augments(Protocol):
 
     @property
     def digest(self) -> bytes:
-        """Identify what is done to pictures."""
+        """Identify what is done to images."""
         ...
 
     def __call__(
-        self, picture: torch.Tensor, seed: int, size: tuple[int, int] | None = None
+        self, image: torch.Tensor, seed: int, size: tuple[int, int] | None = None
     ) -> torch.Tensor:
-        """Map a picture (3, h, w), uint8, and a seed to a picture of the same kind.
+        """Map an image (3, h, w), uint8, and a seed to an image of the same kind.
 
         Of what it gives, no more than the middle, of height and width `size`, will be used.
         """
         ...
 
 
-# A picture, resized, and what identifies its pixels.
+# An image, resized, and what identifies its pixels.
 _Source = tuple[torch.Tensor, bytes]
 
 
 class Views:
-    """N pictures in several views each, prepared one by one when they are asked for.
+    """N images in several views each, prepared one by one when they are asked for.
 
-    Item `i` is view `i % n` of picture `i // n`, where n is the number of views of a picture.
-    View 0 is the picture as it is. View `v` > 0 is a copy, augmented at random, whose random
-    numbers depend on the picture's content, on `v` and on `salt` only: the same picture has the
+    Item `i` is view `i % n` of image `i // n`, where n is the number of views of an image.
+    View 0 is the image as it is. View `v` > 0 is a copy, augmented at random, whose random
+    numbers depend on the image's content, on `v` and on `salt` only: the same image has the
     same copies in every fold of a search, in every process, under whatever name it lies.
 
     Parameters
     ----------
-    pictures : Pictures of length N
+    images : Images of length N
     preprocessing : Preprocessing
     augmentation : Augmentation or None
-        None makes all views of a picture the same.
+        None makes all views of an image the same.
     n_views : int
-        Augmented copies of each picture, V; the views are then 0 to V.
+        Augmented copies of each image, V; the views are then 0 to V.
     only : int or None
-        Gives a single view of each picture instead, with this number.
+        Gives a single view of each image instead, with this number.
     salt : bytes
-        Makes other copies of the same pictures.
+        Makes other copies of the same images.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from sktransfer.images import as_pictures
-    >>> pictures = as_pictures(np.zeros((2, 30, 40, 3), dtype=np.uint8))
-    >>> views = Views(pictures, Preprocessing(), n_views=3)
+    >>> from sktransfer.data.images import as_images
+    >>> images = as_images(np.zeros((2, 30, 40, 3), dtype=np.uint8))
+    >>> views = Views(images, Preprocessing(), n_views=3)
     >>> len(views), views.prepare(5).shape
     (8, torch.Size([3, 224, 224]))
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         preprocessing: Preprocessing,
         augmentation: Augments | None = None,
         n_views: int = 0,
@@ -85,7 +85,7 @@ class Views:
         only: int | None = None,
         salt: bytes = b"",
     ) -> None:
-        self.pictures, self.preprocessing = pictures, preprocessing
+        self.images, self.preprocessing = images, preprocessing
         self._augmentation, self._salt = augmentation, salt
         self._numbers: Sequence[int] = range(1 + n_views) if only is None else [only]
         self._resized: OrderedDict[int, Future[_Source]] = OrderedDict()
@@ -93,20 +93,20 @@ class Views:
         self._identity = -1, b""
 
     def __len__(self) -> int:
-        return len(self.pictures) * len(self._numbers)
+        return len(self.images) * len(self._numbers)
 
     def fingerprint(self, item: int) -> bytes:
-        """Identify a view, 16 bytes: its picture's own identity where it is the picture as it is.
+        """Identify a view, 16 bytes: its image's own identity where it is the image as it is.
 
         Raises
         ------
-        PictureError
-            For a missing file or an item that is no picture.
+        ImageError
+            For a missing file or an item that is no image.
         """
         row, number = self._place(item)
         known, identity = self._identity
-        if known != row:  # views of a picture come one after the other
-            identity = self.pictures.fingerprint(row)
+        if known != row:  # views of an image come one after the other
+            identity = self.images.fingerprint(row)
             self._identity = row, identity
         if number == 0 or self._augmentation is None:
             return identity
@@ -114,23 +114,23 @@ class Views:
         return hashlib.blake2b(parts, digest_size=16).digest()
 
     def prepare(self, item: int) -> torch.Tensor:
-        """Decode, resize, augment and crop: a picture (3, H, W), uint8, 0-255.
+        """Decode, resize, augment and crop: an image (3, H, W), uint8, 0-255.
 
         Raises
         ------
-        PictureError
-            Naming row and source of a picture that cannot be read.
+        ImageError
+            Naming row and source of an image that cannot be read.
         """
         row, number = self._place(item)
-        picture, digest = self._source(row)
+        image, digest = self._source(row)
         if number > 0 and self._augmentation is not None:
-            crop, (height, width) = self.preprocessing.crop, picture.shape[1:]
+            crop, (height, width) = self.preprocessing.crop, image.shape[1:]
             size = crop if crop[0] <= height and crop[1] <= width else None
-            picture = self._augmentation(picture, self._seed(digest, number), size)
-        return self.preprocessing.cropped(picture)
+            image = self._augmentation(image, self._seed(digest, number), size)
+        return self.preprocessing.cropped(image)
 
     def prepare_on(self, device: torch.device, items: Sequence[int]) -> dict[int, torch.Tensor]:
-        """Prepare many pictures on a device: those whose JPEGs can be decoded there.
+        """Prepare many images on a device: those whose JPEGs can be decoded there.
 
         Returns
         -------
@@ -140,7 +140,7 @@ class Views:
         if self._augmentation is not None:
             return {}
         jpegs = {
-            item: self.pictures.plain_jpeg(self._place(item)[0], self.preprocessing.side)
+            item: self.images.plain_jpeg(self._place(item)[0], self.preprocessing.side)
             for item in items
         }
         return prepare_jpegs(
@@ -158,7 +158,7 @@ class Views:
         return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little")
 
     def _source(self, row: int) -> _Source:
-        """Decode and resize a picture, once for all of its views that are asked for together."""
+        """Decode and resize an image, once for all of its views that are asked for together."""
         if len(self._numbers) == 1:
             return self._read(row)
         with self._lock:
@@ -174,8 +174,8 @@ class Views:
         return source.result()
 
     def _read(self, row: int) -> _Source:
-        pixels = self.pictures.decode(row, self.preprocessing.side)
-        picture = self.preprocessing.resized(pixels)
+        pixels = self.images.decode(row, self.preprocessing.side)
+        image = self.preprocessing.resized(pixels)
         if self._augmentation is None:
-            return picture, b""
-        return picture, hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest()
+            return image, b""
+        return image, hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()

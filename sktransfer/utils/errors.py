@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from types import ModuleType
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read.
+class ImageError(ValueError):
+    """An image that cannot be read.
 
     Parameters
     ----------
     reason : str
-        What is wrong with the picture, and the remedy.
+        What is wrong with the image, and the remedy.
     row : int or None
-        Position of the picture in `X`, once it is known.
+        Position of the image in `X`, once it is known.
     source : str
         What the row holds, in a few words: a path, `"bytes"`, `"array of shape (0, 0)"`.
     """
@@ -30,7 +30,7 @@ class PictureError(ValueError):
         self.source = source
 
     def __str__(self) -> str:
-        where = "Picture" if self.row is None else f"Picture in row {self.row}"
+        where = "Image" if self.row is None else f"Image in row {self.row}"
         source = f" ({self.source})" if self.source else ""
         return f"{where}{source}: {self.reason}"
 

@@ -249,5 +249,5 @@ def _is_one_of_many() -> bool:
 
 
 def progress_bar(total: int, verbose: int, description: str) -> Any:
-    """Open a bar that counts pictures; silent where `verbose` is 0."""
-    return tqdm(total=total, desc=description, unit="picture", disable=not verbose)
+    """Open a bar that counts images; silent where `verbose` is 0."""
+    return tqdm(total=total, desc=description, unit="image", disable=not verbose)

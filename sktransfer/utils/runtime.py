@@ -37,7 +37,7 @@ def is_fork() -> bool:
     return os.getpid() != _IMPORTED_IN
 
 
-def settle_after_fork() -> None:
+def limit_threads_after_fork() -> None:
     """Let torch compute in a process that was forked after torch had used its threads.
 
     They did not survive the fork, and torch would wait for them for ever; with one thread of its
@@ -61,14 +61,14 @@ def seeded(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 @functools.cache
-def keep_pages() -> None:
+def tune_malloc() -> None:
     """Let the C library keep the memory that tensors give back; at most once in a process.
 
     Feature maps are large, so glibc would fetch each from the system and return it, and most of
     the time would go into clearing fresh pages. It is a setting of the whole process, made when a
-    network first runs on the CPU; ``SKTRANSFER_KEEP_PAGES=0`` in the environment leaves it alone.
+    network first runs on the CPU; ``SKTRANSFER_TUNE_MALLOC=0`` in the environment leaves it alone.
     """
-    if os.environ.get("SKTRANSFER_KEEP_PAGES") == "0" or platform.libc_ver()[0] != "glibc":
+    if os.environ.get("SKTRANSFER_TUNE_MALLOC") == "0" or platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
     library.mallopt(_M_MMAP_THRESHOLD, 2**30)
@@ -160,7 +160,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 
 def resolve_threads(n_jobs: int | None) -> int:
-    """Find the number of threads that read pictures, and on a CPU run the network too.
+    """Find the number of threads that read images, and on a CPU run the network too.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tables and pictures for reports, as text and as HTML."""
+"""Tables and images for reports, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def html_list(items: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>"
 
 
-def html_picture(jpeg: bytes, caption: str) -> Html:
-    """Put an encoded picture into the page itself."""
+def html_image(jpeg: bytes, caption: str) -> Html:
+    """Put an encoded image into the page itself."""
     data = base64.b64encode(jpeg)
     caption = _escape(caption)
     return Html(

@@ -36,7 +36,7 @@ from sktransfer.adaptation.adversary import Adversary, reversal_strength, revers
 from sktransfer.adaptation.batch_norm import match_batch_norm
 from sktransfer.backbones.batch_norm import with_batch_norm
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
 from sktransfer.transforms.views import Views
 
@@ -133,7 +133,7 @@ def test_without_an_adversary_a_target_changes_nothing():
     assert equal_states(net_state(both), net_state(make_classifier().fit(X, Y)))
 
 
-def test_order_and_copies_of_the_pictures_of_the_target_do_not_matter():
+def test_order_and_copies_of_the_images_of_the_target_do_not_matter():
     order = np.random.RandomState(0).permutation(100)
     expected, y = net_state(fitted()), domain_labels("cat")
     shuffled = dann().fit(BOTH[order], y[order], sample_domain=DOMAIN[order])
@@ -185,7 +185,7 @@ def test_domains_are_confused():
     assert confused.score(X, Y) > 0.9
 
 
-def test_the_source_must_not_hold_pictures_back_to_judge_the_target_by(monkeypatch):
+def test_the_source_must_not_hold_images_back_to_judge_the_target_by(monkeypatch):
     monkeypatch.setattr("sktransfer.finetuning.fit_inputs.ENOUGH_TO_HOLD_BACK", 10)
     assert fitted(early_stopping="auto").stages_[-1]["valid_loss"] is None
     assert fitted(early_stopping=True).stages_[-1]["valid_loss"] is not None
@@ -214,7 +214,7 @@ def test_views_of_both_domains_go_through_the_frozen_blocks_once(log, store):
 
 
 @pytest.mark.parametrize("parameters", [{"n_views": None}, {"unfreeze": "all"}])
-def test_pictures_of_the_target_are_read_anew_where_nothing_is_cached(parameters):
+def test_images_of_the_target_are_read_anew_where_nothing_is_cached(parameters):
     settings = {"early_stopping": False, **parameters}
     confronted = net_state(fitted(**settings))
     assert equal_states(confronted, net_state(fitted(**settings)))
@@ -248,11 +248,11 @@ def of_block(classifier, name):
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_the_target_is_matched_to_the_source_when_all_is_learnt(weight):
+def test_the_target_is_matched_to_the_source_when_all_is_learned(weight):
     frozen, adapted = (
         fitted(batch_norm=kind, domain_adversarial=weight) for kind in ("frozen", "adapt")
     )
-    views = (Views(as_pictures(each), frozen.preprocessing_) for each in (X, X_TARGET))
+    views = (Views(as_images(each), frozen.preprocessing_) for each in (X, X_TARGET))
     expected = match_batch_norm(frozen.as_backbone(), *views, CPU, 1).statistics
     found = adapted.batch_norm_.statistics
     for name in expected:  # in another order, and so in other batches
@@ -276,14 +276,14 @@ def test_a_network_without_batch_norm_is_refused_before_it_is_trained():
     assert not hasattr(classifier, "stages_")
 
 
-def test_a_head_alone_is_learnt_on_the_source_and_used_on_the_target():
+def test_a_head_alone_is_learned_on_the_source_and_used_on_the_target():
     head = {"unfreeze": (0,), "domain_adversarial": 0.0}
     alone = make_classifier(**head).fit(X, Y)
     both = fitted(batch_norm="adapt", **head)
     assert equal_states(net_state(both), net_state(alone))
     target = with_batch_norm(load_backbone(Tiny), both.batch_norm_)
-    prefix = torch.nn.Sequential(*(block for _, block in target.anatomy.blocks))
-    x = torch.stack([Tiny.preprocessing.prepare(picture) for picture in X_TEST])
+    prefix = torch.nn.Sequential(*(block for _, block in target.block_list.blocks))
+    x = torch.stack([Tiny.preprocessing.prepare(image) for image in X_TEST])
     with torch.no_grad():
         expected = prefix(Tiny.preprocessing.normalize(x)).mean((2, 3))
     np.testing.assert_allclose(both.transform(X_TEST), expected, rtol=1e-3, atol=1e-4)
@@ -341,7 +341,7 @@ def test_domains_are_routed_through_pipelines_and_searches():
     assert np.isfinite(search.best_score_)
 
 
-def test_callbacks_score_the_pictures_whose_labels_are_known():
+def test_callbacks_score_the_images_whose_labels_are_known():
     callback = pytest.importorskip("sklearn.callback")
     monitor = callback.ScoringMonitor(scoring="accuracy")
     classifier = dann().set_callbacks(monitor)
@@ -400,8 +400,8 @@ def test_the_checkpoint_keeps_the_adversary_and_knows_its_target(tmp_path):
 
 def test_an_adversary_needs_a_target():
     message = (
-        "Got domain_adversarial=1, but no pictures of a target domain: give fit a sample_domain "
-        "with numbers above 0 for labelled pictures of the source and below 0 for unlabelled ones "
+        "Got domain_adversarial=1, but no images of a target domain: give fit a sample_domain "
+        "with numbers above 0 for labeled images of the source and below 0 for unlabeled ones "
         "of the target, or set domain_adversarial=0"
     )
     for domain in (None, np.ones(60)):
@@ -424,7 +424,7 @@ def test_an_adversary_needs_blocks_that_learn():
         ([1, 0, -1], "Got 0 in sample_domain, but expected whole numbers: above 0 for the source"),
         ([1, 1.5, -1], "Got 1.5 in sample_domain, but expected whole numbers"),
         (["a", "a", "b"], "Got 'a' in sample_domain, but expected whole numbers"),
-        ([-1, -1, -2], "Got no picture of the source in sample_domain, but expected whole numbe"),
+        ([-1, -1, -2], "Got no image of the source in sample_domain, but expected whole numbe"),
         ([1, 1], "inconsistent numbers of samples: [3, 2]"),
     ],
 )

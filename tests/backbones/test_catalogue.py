@@ -19,8 +19,8 @@ def test_every_backbone_has_a_row_that_is_true():
 
 def test_the_row_of_the_backbone_that_is_installed_is_true():
     row = list_backbones("lite0")[0]
-    anatomy = load_backbone("efficientnet_lite0").anatomy
-    modules = [block for _, block in anatomy.blocks] + [anatomy.logits]
+    block_list = load_backbone("efficientnet_lite0").block_list
+    modules = [block for _, block in block_list.blocks] + [block_list.logits]
     assert row.parameters == sum(p.numel() for m in modules for p in m.parameters())
     assert row.local
 

@@ -70,8 +70,8 @@ def test_structure(network):
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
 
 
-def picture(path):
-    """Preprocess as the weights expect: shorter side 256, centre 224, (x - 127) / 128."""
+def image(path):
+    """Preprocess as the weights expect: shorter side 256, center 224, (x - 127) / 128."""
     image = Image.open(path).convert("RGB")
     scale = 256 / min(image.size)
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
@@ -91,13 +91,13 @@ def picture(path):
 )
 @torch.no_grad()
 def test_names_what_a_photograph_shows(network, module, file, labels):
-    logits = network(picture(Path(module.__file__).parent / file))[0]
+    logits = network(image(Path(module.__file__).parent / file))[0]
     assert CATEGORIES[logits.argmax()] in labels
 
 
 @torch.no_grad()
 def test_all_best_guesses_for_a_cat_are_cats(network):
-    logits = network(picture(Path(skimage.__file__).parent / "data" / "chelsea.png"))[0]
+    logits = network(image(Path(skimage.__file__).parent / "data" / "chelsea.png"))[0]
     assert {CATEGORIES[i] for i in logits.topk(3).indices} == CATS
 
 

@@ -19,7 +19,7 @@ ROWS = {row.name: row for row in list_backbones()}
 
 
 def size(name):
-    """Choose pictures as small as the architecture takes, to save time."""
+    """Choose images as small as the architecture takes, to save time."""
     if name.startswith(("vit", "maxvit")):
         return None
     return 96 if name.startswith("inception") else 64
@@ -40,7 +40,7 @@ def _forget_networks():
 
 
 @pytest.mark.parametrize("name", list(parameters()))
-def test_embeds_and_a_single_picture_equals_the_batch(name):
+def test_embeds_and_a_single_image_equals_the_batch(name):
     china, flower = load_sample_images().images
     X = [china, flower[:300, :300], china[100:]]
     extractor = PretrainedFeatureExtractor(

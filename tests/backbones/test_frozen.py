@@ -5,9 +5,9 @@ from helpers import Tiny, seeded
 from torch import nn
 
 from sktransfer.adaptation.adversary import Adversary
-from sktransfer.backbones.blocks import Anatomy
+from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.frozen import FrozenPrefix, FrozenSpan, freeze, pool
-from sktransfer.backbones.torchvision_blocks import dissect
+from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.finetuning.schedule import ADVERSARY
 from sktransfer.finetuning.suffix import TrainedSuffix
 
@@ -17,48 +17,48 @@ def network():
     return freeze(Tiny())
 
 
-def picture(n=3):
+def image(n=3):
     return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def test_frozen_means_no_gradient_no_moving_statistics_and_no_dropout_in_any_mode():
     network = Tiny()
-    prefix = FrozenPrefix(dissect(freeze(network)), (None, "logits"))
+    prefix = FrozenPrefix(split_into_blocks(freeze(network)), (None, "logits"))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    first = prefix(picture())
+    first = prefix(image())
     for mode in (True, False):
         prefix.train(mode)
         assert not any(module.training for module in prefix.modules())
-        torch.testing.assert_close(prefix(picture()), first, rtol=0, atol=0)
+        torch.testing.assert_close(prefix(image()), first, rtol=0, atol=0)
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
 def test_taps_are_emitted_side_by_side_in_the_order_asked_for(network):
-    anatomy = dissect(network)
-    first, second = (name for name, _ in anatomy.blocks[:2])
-    x = picture()
-    together = FrozenPrefix(anatomy, ("logits", second, None, first))(x)
-    apart = [FrozenPrefix(anatomy, (tap,))(x) for tap in ("logits", second, None, first)]
+    block_list = split_into_blocks(network)
+    first, second = (name for name, _ in block_list.blocks[:2])
+    x = image()
+    together = FrozenPrefix(block_list, ("logits", second, None, first))(x)
+    apart = [FrozenPrefix(block_list, (tap,))(x) for tap in ("logits", second, None, first)]
     torch.testing.assert_close(together, torch.cat(apart, dim=1))
     assert [part.shape[1] for part in apart] == [5, 12, 12, 8]
 
 
 def test_taps_equal_the_network_itself(network):
-    x = picture()
-    anatomy = dissect(network)
-    torch.testing.assert_close(FrozenPrefix(anatomy, ("logits",))(x), network(x))
-    torch.testing.assert_close(FrozenPrefix(anatomy)(x), network.embed(x))
-    first = anatomy.blocks[0][0]
-    torch.testing.assert_close(FrozenPrefix(anatomy, (first,))(x), network[0](x).mean((2, 3)))
+    x = image()
+    block_list = split_into_blocks(network)
+    torch.testing.assert_close(FrozenPrefix(block_list, ("logits",))(x), network(x))
+    torch.testing.assert_close(FrozenPrefix(block_list)(x), network.embed(x))
+    first = block_list.blocks[0][0]
+    torch.testing.assert_close(FrozenPrefix(block_list, (first,))(x), network[0](x).mean((2, 3)))
     torch.testing.assert_close(
-        FrozenPrefix(anatomy, (first,), "max")(x), network[0](x).amax((2, 3))
+        FrozenPrefix(block_list, (first,), "max")(x), network[0](x).amax((2, 3))
     )
 
 
 def test_blocks_after_the_boundary_are_left_out(network):
-    anatomy = dissect(network)
-    prefix = FrozenPrefix(anatomy, (anatomy.blocks[0][0],))
+    block_list = split_into_blocks(network)
+    prefix = FrozenPrefix(block_list, (block_list.blocks[0][0],))
     assert len(prefix.blocks) == 1
     assert sum(p.numel() for p in prefix.parameters()) == sum(
         p.numel() for p in network[0].parameters()
@@ -66,10 +66,10 @@ def test_blocks_after_the_boundary_are_left_out(network):
 
 
 def test_a_layer_that_is_none_of_the_blocks_names_them(network):
-    anatomy = dissect(network)
-    names = ", ".join(name for name, _ in anatomy.blocks)
+    block_list = split_into_blocks(network)
+    names = ", ".join(name for name, _ in block_list.blocks)
     with pytest.raises(ValueError, match=r"^Got layer='logit', but the backbone has blocks ") as e:
-        FrozenPrefix(anatomy, ("logit",))
+        FrozenPrefix(block_list, ("logit",))
     assert str(e.value) == (
         f"Got layer='logit', but the backbone has blocks {names}, besides 'logits' and None for "
         "the penultimate vector; did you mean 'logits'?"
@@ -104,7 +104,7 @@ def test_no_pooling_keeps_every_value_and_vectors_stay_vectors():
 
 
 class Wide(nn.Sequential):
-    """Three blocks with BatchNorm and dropout, a neck that learns, 5 logits."""
+    """Three blocks with BatchNorm and dropout, a pre_logits that learns, 5 logits."""
 
     def __init__(self):
         super().__init__(
@@ -119,19 +119,19 @@ class Wide(nn.Sequential):
         )
         seeded(self)
 
-    def anatomy(self):
-        first, second, third, neck, head = freeze(self)
+    def block_list(self):
+        first, second, third, pre_logits, head = freeze(self)
         blocks = (("a", first), ("b", second), ("c", third))
-        return Anatomy(blocks, neck, nn.Sequential(neck, head), "NCHW")
+        return BlockList(blocks, pre_logits, nn.Sequential(pre_logits, head), "NCHW")
 
 
 SHAPES = {0: (3, 16, 16), 1: (4, 16, 16), 2: (6, 16, 16)}
-PARTS = ("a", "b", "c", "neck", "head")
+PARTS = ("a", "b", "c", "pre_logits", "head")
 
 
 def suffix_of(network, boundary=0, **options):
     """Cut a suffix, with the network's own head."""
-    suffix = TrainedSuffix(network.anatomy(), boundary, 5, 7, SHAPES, **options)
+    suffix = TrainedSuffix(network.block_list(), boundary, 5, 7, SHAPES, **options)
     suffix.set_head(network[4].weight.numpy(), network[4].bias.numpy())
     return suffix
 
@@ -165,19 +165,19 @@ def before(network, boundary, x):
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 3), (0, 3), (3, 3)])
 def test_a_span_is_the_blocks_between_two_boundaries_and_the_neck_at_the_end(start, stop):
     network = Wide()
-    span = FrozenSpan(network.anatomy(), start, stop)
-    x = before(network, start, picture())
-    expected = before(network, 4 if stop == 3 else stop, picture())
+    span = FrozenSpan(network.block_list(), start, stop)
+    x = before(network, start, image())
+    expected = before(network, 4 if stop == 3 else stop, image())
     torch.testing.assert_close(span(x), expected, rtol=0, atol=0)
 
 
 def test_a_span_stays_frozen_in_any_mode():
     network = Wide()
-    span = FrozenSpan(network.anatomy(), 0, 3)
-    state, first = copy_of(network), span(picture())
+    span = FrozenSpan(network.block_list(), 0, 3)
+    state, first = copy_of(network), span(image())
     for mode in (True, False):
         span.train(mode)
-        torch.testing.assert_close(span(picture()), first, rtol=0, atol=0)
+        torch.testing.assert_close(span(image()), first, rtol=0, atol=0)
         assert not any(module.training for module in span.modules())
     assert not any(parameter.requires_grad for parameter in span.parameters())
     assert not changed(network, state)
@@ -188,10 +188,10 @@ def test_a_span_stays_frozen_in_any_mode():
 def test_what_lies_before_and_after_a_boundary_is_the_whole_network(boundary, flat):
     network = Wide()
     suffix = suffix_of(network, boundary, dropout=0.5)
-    x = before(network, 4 if boundary == 3 else boundary, picture())
+    x = before(network, 4 if boundary == 3 else boundary, image())
     x = x.flatten(1) if flat else x
-    torch.testing.assert_close(suffix(x), network(picture()))
-    torch.testing.assert_close(suffix.embed(x), before(network, 4, picture()))
+    torch.testing.assert_close(suffix(x), network(image()))
+    torch.testing.assert_close(suffix.embed(x), before(network, 4, image()))
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
@@ -199,22 +199,22 @@ def test_activations_may_come_in_after_the_first_block_of_a_suffix(start):
     network = Wide()
     suffix = suffix_of(network, 1)
     suffix.move_boundary(start, ())
-    x = before(network, 4 if start == 3 else start, picture())
-    torch.testing.assert_close(suffix(x.flatten(1)), network(picture()))
+    x = before(network, 4 if start == 3 else start, image())
+    torch.testing.assert_close(suffix(x.flatten(1)), network(image()))
 
 
 def test_a_prefix_and_a_suffix_are_the_backbone_itself():
     network = freeze(Tiny())
-    anatomy = dissect(network)
-    prefix = FrozenPrefix(anatomy, (anatomy.blocks[0][0],), None)
-    suffix = TrainedSuffix(anatomy, 1, 5, 12, {1: (8, 8, 8)})
+    block_list = split_into_blocks(network)
+    prefix = FrozenPrefix(block_list, (block_list.blocks[0][0],), None)
+    suffix = TrainedSuffix(block_list, 1, 5, 12, {1: (8, 8, 8)})
     suffix.set_head(network[5].weight.numpy(), network[5].bias.numpy())
-    torch.testing.assert_close(suffix(prefix(picture())), network(picture()))
-    torch.testing.assert_close(suffix.embed(prefix(picture())), network.embed(picture()))
+    torch.testing.assert_close(suffix(prefix(image())), network(image()))
+    torch.testing.assert_close(suffix.embed(prefix(image())), network.embed(image()))
 
 
 def test_a_new_head_prefers_no_class():
-    suffix = TrainedSuffix(Wide().anatomy(), 3, 4, 7, {})
+    suffix = TrainedSuffix(Wide().block_list(), 3, 4, 7, {})
     assert torch.equal(suffix(torch.randn(2, 7)), torch.zeros(2, 4))
 
 
@@ -223,9 +223,9 @@ def test_a_new_head_prefers_no_class():
     ("start", "trained"),
     [
         (0, PARTS),
-        (0, ("a", "c", "neck", "head")),
+        (0, ("a", "c", "pre_logits", "head")),
         (1, ("b", "head")),
-        (2, ("c", "neck", "head")),
+        (2, ("c", "pre_logits", "head")),
         (3, ("head",)),
     ],
 )
@@ -237,9 +237,15 @@ def test_what_is_frozen_keeps_every_bit_and_what_is_trained_changes(
     suffix.move_boundary(start, trained)
     state = copy_of(suffix)
     parts = {name: set(part.state_dict()) for name, part in suffix.parts().items()}
-    train_a_little(suffix, before(network, 4 if start == 3 else start, picture(10)))
+    train_a_little(suffix, before(network, 4 if start == 3 else start, image(10)))
     found = changed(suffix, state)
-    place = {"a": "blocks.0", "b": "blocks.1", "c": "blocks.2", "neck": "neck", "head": "head"}
+    place = {
+        "a": "blocks.0",
+        "b": "blocks.1",
+        "c": "blocks.2",
+        "pre_logits": "pre_logits",
+        "head": "head",
+    }
     expected = {
         f"{place[name]}.{key}"
         for name in trained
@@ -264,7 +270,7 @@ def test_the_penalty_weighs_the_squares_of_each_column_and_goes_with_the_head():
 @pytest.mark.parametrize("learn_statistics", [False, True])
 def test_modes_of_parts_whatever_anybody_sets(learn_statistics):
     suffix = suffix_of(Wide(), learn_statistics=learn_statistics)
-    for trained in (("c", "head"), ("a", "neck"), (), PARTS, ("b",)):
+    for trained in (("c", "head"), ("a", "pre_logits"), (), PARTS, ("b",)):
         for mode in (True, False, True):
             suffix.move_boundary(0, trained)
             suffix.train(mode)
@@ -290,9 +296,9 @@ def test_frozen_blocks_give_what_they_gave_while_others_are_trained():
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
     suffix.move_boundary(0, ("head",))
-    expected = suffix(picture())
+    expected = suffix(image())
     suffix.train()
-    torch.testing.assert_close(suffix(picture()), expected, rtol=0, atol=0)
+    torch.testing.assert_close(suffix(image()), expected, rtol=0, atol=0)
 
 
 def test_dropout_in_training_drops_what_the_head_sees_and_nothing_else():
@@ -313,33 +319,33 @@ def test_trained_parts_are_counted():
     suffix = suffix_of(network)
     parts = zip(PARTS, network, strict=True)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
-    for trained in ((), ("head",), ("a", "neck"), PARTS):
+    for trained in ((), ("head",), ("a", "pre_logits"), PARTS):
         suffix.move_boundary(0, trained)
         assert suffix.count_trained() == sum(sizes[name] for name in trained)
 
 
-def test_parts_are_named_from_the_picture_on():
-    assert list(suffix_of(Wide(), 1).parts()) == ["b", "c", "neck", "head"]
-    assert list(suffix_of(Wide(), 3).parts()) == ["neck", "head"]
+def test_parts_are_named_from_the_image_on():
+    assert list(suffix_of(Wide(), 1).parts()) == ["b", "c", "pre_logits", "head"]
+    assert list(suffix_of(Wide(), 3).parts()) == ["pre_logits", "head"]
 
 
 def test_the_state_of_parts_is_a_copy_that_can_be_put_back():
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
     suffix.move_boundary(0, PARTS)
-    state, expected = suffix.state_of(("a", "neck", "head")), copy_of(suffix)
-    assert {name.split(".")[0] for name in state} == {"a", "neck", "head"}
+    state, expected = suffix.state_of(("a", "pre_logits", "head")), copy_of(suffix)
+    assert {name.split(".")[0] for name in state} == {"a", "pre_logits", "head"}
     assert "a.1.num_batches_tracked" in state
     assert not any(tensor.requires_grad for tensor in state.values())
-    train_a_little(suffix, picture(10))
+    train_a_little(suffix, image(10))
     kept = {name: tensor.clone() for name, tensor in state.items()}
     parameters = list(map(id, suffix.parameters()))
     suffix.restore(state)
-    # The rest stays trained, and an optimiser still holds the same parameters.
+    # The rest stays trained, and an optimizer still holds the same parameters.
     of_rest = {name for name in expected if name.startswith(("blocks.1", "blocks.2"))}
     assert changed(suffix, expected) == of_rest
     assert parameters == list(map(id, suffix.parameters()))
-    train_a_little(suffix, picture(10))
+    train_a_little(suffix, image(10))
     assert all(tensor.equal(kept[name]) for name, tensor in state.items())
 
 
@@ -347,7 +353,7 @@ def test_a_whole_state_makes_another_suffix_the_same():
     network = Wide()
     suffix, other = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
     suffix.move_boundary(1, PARTS)
-    x = before(network, 1, picture(10))
+    x = before(network, 1, image(10))
     train_a_little(suffix, x)
     other.restore(suffix.state_of(PARTS))
     torch.testing.assert_close(other(x), suffix.train(False)(x), rtol=0, atol=0)
@@ -355,16 +361,16 @@ def test_a_whole_state_makes_another_suffix_the_same():
 
 def test_the_backbone_is_never_touched():
     network = Wide()
-    anatomy = network.anatomy()
-    state, expected = copy_of(network), network(picture())
-    suffix = TrainedSuffix(anatomy, 0, 5, 7, SHAPES, 0.5, learn_statistics=True)
+    block_list = network.block_list()
+    state, expected = copy_of(network), network(image())
+    suffix = TrainedSuffix(block_list, 0, 5, 7, SHAPES, 0.5, learn_statistics=True)
     suffix.move_boundary(0, PARTS)
-    train_a_little(suffix, picture(10))
+    train_a_little(suffix, image(10))
     suffix.restore({name: tensor + 1 for name, tensor in suffix.state_of(PARTS).items()})
     assert not changed(network, state)
     assert not any(module.training for module in network.modules())
     assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
-    torch.testing.assert_close(network(picture()), expected, rtol=0, atol=0)
+    torch.testing.assert_close(network(image()), expected, rtol=0, atol=0)
     ours = {id(tensor) for tensor in (*suffix.parameters(), *suffix.buffers())}
     assert ours.isdisjoint(id(tensor) for tensor in (*network.parameters(), *network.buffers()))
 
@@ -372,12 +378,12 @@ def test_the_backbone_is_never_touched():
 def test_mixed_precision_gives_float32_that_is_close():
     network = Wide()
     full, mixed = suffix_of(network), suffix_of(network, precision=torch.bfloat16)
-    assert torch.equal(mixed(picture()), full(picture()))
+    assert torch.equal(mixed(image()), full(image()))
     full.train()
     mixed.train()
-    assert mixed(picture()).dtype == torch.float32
-    torch.testing.assert_close(mixed(picture()), full(picture()), rtol=0.05, atol=0.05)
-    assert not torch.equal(mixed(picture()), full(picture()))
+    assert mixed(image()).dtype == torch.float32
+    torch.testing.assert_close(mixed(image()), full(image()), rtol=0.05, atol=0.05)
+    assert not torch.equal(mixed(image()), full(image()))
 
 
 def test_making_a_suffix_draws_no_random_numbers():

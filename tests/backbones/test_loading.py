@@ -15,18 +15,18 @@ from torch import nn
 from sktransfer.backbones import loading as backbones
 from sktransfer.backbones.loading import Backbone, keep_backbone, load_backbone
 from sktransfer.backbones.torchvision_blocks import (
-    dissect,
+    build_on_meta,
     list_torchvision,
-    skeleton,
+    split_into_blocks,
     torchvision_weights,
 )
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import WeightsNotFoundError
 
 
 def names(backbone):
-    return [name for name, _ in backbone.anatomy.blocks]
+    return [name for name, _ in backbone.block_list.blocks]
 
 
 def test_a_name_is_loaded_once_by_a_process():
@@ -35,7 +35,7 @@ def test_a_name_is_loaded_once_by_a_process():
 
 
 def test_a_loaded_backbone_is_frozen():
-    for _, block in load_backbone("efficientnet_lite0").anatomy.blocks:
+    for _, block in load_backbone("efficientnet_lite0").block_list.blocks:
         assert not any(module.training for module in block.modules())
         assert not any(parameter.requires_grad for parameter in block.parameters())
 
@@ -55,7 +55,7 @@ def test_a_module_is_copied_and_told_by_what_it_holds():
     module[1][1].running_mean += 1  # a buffer counts as much as a parameter
     changed = load_backbone(module)
     assert changed.digest != backbone.digest
-    blocks = dict(backbone.anatomy.blocks)
+    blocks = dict(backbone.block_list.blocks)
     assert not any(block is module[0] for block in blocks.values())
 
 
@@ -95,7 +95,7 @@ def test_a_fine_tuned_torchvision_network_keeps_its_blocks():
     network = tvm.resnet18(weights=None, num_classes=4)
     backbone = load_backbone(network)
     assert names(backbone) == ["stem", "layer1", "layer2", "layer3", "layer4"]
-    assert backbone.anatomy.logits(torch.zeros(1, 512, 7, 7)).shape == (1, 4)
+    assert backbone.block_list.logits(torch.zeros(1, 512, 7, 7)).shape == (1, 4)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -105,7 +105,7 @@ def test_weights_from_a_file(tmp_path, suffix):
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
     plain, own = load_backbone(Tiny), load_backbone(Tiny, path)
     assert plain.digest != own.digest
-    first, other = plain.anatomy.blocks[0][1], own.anatomy.blocks[0][1]
+    first, other = plain.block_list.blocks[0][1], own.block_list.blocks[0][1]
     expected = next(first.parameters()) + 1
     torch.testing.assert_close(next(other.parameters()), expected)
 
@@ -157,8 +157,8 @@ def test_threads_load_a_module_at_once():
     assert len({backbone.digest for backbone in loaded}) == 1
 
 
-PHOTOGRAPHS = as_pictures([np.zeros((75, 90, 3), dtype=np.uint8)] * 3)
-THUMBNAILS = as_pictures([np.zeros((55, 80, 3), dtype=np.uint8)] * 3)
+PHOTOGRAPHS = as_images([np.zeros((75, 90, 3), dtype=np.uint8)] * 3)
+THUMBNAILS = as_images([np.zeros((55, 80, 3), dtype=np.uint8)] * 3)
 
 
 def pretrained(name):
@@ -201,15 +201,15 @@ def test_networks_take_the_size_that_auto_finds():
     sizes = {}
     for name in list_torchvision():
         member = torchvision_weights(name, "default")
-        anatomy = dissect(skeleton(name))
+        block_list = split_into_blocks(build_on_meta(name))
         preprocessing = Preprocessing.from_torchvision(member.transforms())
-        backbone = Backbone(name, anatomy, preprocessing, b"", lambda: None, pretrained=True)
+        backbone = Backbone(name, block_list, preprocessing, b"", lambda: None, pretrained=True)
         size = backbone.image_size_for("auto", PHOTOGRAPHS)
         if size is not None:
             x = torch.empty(1, 3, *size, device="meta")
-            for _, block in anatomy.blocks:
+            for _, block in block_list.blocks:
                 x = block.to("meta")(x)
-            sizes[name] = anatomy.logits(x).shape[1]
+            sizes[name] = block_list.logits(x).shape[1]
     assert set(sizes.values()) == {1000}
     assert len(sizes) > 20
 

@@ -11,14 +11,14 @@ from torch.nn import functional
 
 from sktransfer.backbones.efficientnet_lite import efficientnet_lite0
 from sktransfer.backbones.torchvision_blocks import (
+    build_on_meta,
     build_torchvision,
-    dissect,
     list_torchvision,
-    skeleton,
+    split_into_blocks,
     torchvision_weights,
 )
 
-# The smallest pictures that a network takes quickly, where it is not 64.
+# The smallest images that a network takes quickly, where it is not 64.
 SIZES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 28}
 # Gigabytes of parameters.
 LARGE = {"regnet_y_128gf", "vit_h_14"}
@@ -56,11 +56,11 @@ def fill(network):
 def build(name):
     size = SIZES.get(name, 32 if name.startswith("vit") else 64)
     options = {"image_size": size} if name.startswith("vit") else {}
-    network = build_torchvision(name, state_dict=random_state(skeleton(name, **options)))
-    return network.eval(), pictures(size)
+    network = build_torchvision(name, state_dict=random_state(build_on_meta(name, **options)))
+    return network.eval(), images(size)
 
 
-def pictures(size):
+def images(size):
     coarse = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     return functional.interpolate(coarse, (size, size), mode="bicubic")
 
@@ -80,22 +80,24 @@ def assert_equal(x, y):
 
 @torch.no_grad()
 def check_anatomy(network, x):
-    """Check what holds for every network, and give its anatomy and last feature map."""
-    anatomy = dissect(network)
+    """Check what holds for every network, and give its block_list and last feature map."""
+    block_list = split_into_blocks(network)
     network.eval()
     expected = network(x)
     assert (expected[0] - expected[1]).abs().max() > 1e-3 * expected.abs().max()
-    last = run(anatomy.blocks, x)
-    assert_equal(anatomy.logits(last), expected)
-    vector = anatomy.neck(last)
+    last = run(block_list.blocks, x)
+    assert_equal(block_list.logits(last), expected)
+    vector = block_list.pre_logits(last)
     assert vector.ndim == 2
     assert len(vector) == len(x)
-    assert last.ndim == {"NCHW": 4, "NHWC": 4, "NLC": 3, "vector": 2}[anatomy.layout]
-    assert len(dict(anatomy.blocks)) == len(anatomy.blocks)
-    owned = [set(part.parameters()) for part in (*dict(anatomy.blocks).values(), anatomy.logits)]
+    assert last.ndim == {"NCHW": 4, "NHWC": 4, "NLC": 3, "vector": 2}[block_list.layout]
+    assert len(dict(block_list.blocks)) == len(block_list.blocks)
+    owned = [
+        set(part.parameters()) for part in (*dict(block_list.blocks).values(), block_list.logits)
+    ]
     assert sum(map(len, owned)) == len(set().union(*owned))
     assert set().union(*owned) == set(network.parameters())
-    return anatomy, last
+    return block_list, last
 
 
 # Every network of torchvision ------------------------------------------------------------------
@@ -107,18 +109,18 @@ def check_anatomy(network, x):
 def test_blocks_are_the_network(name):
     network, x = build(name)
     assert not any(t.is_meta for t in (*network.parameters(), *network.buffers()))
-    anatomy, last = check_anatomy(network, x)
+    block_list, last = check_anatomy(network, x)
     layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
     with torch.no_grad():
-        vector, logits = anatomy.neck(last), anatomy.logits(last)
+        vector, logits = block_list.pre_logits(last), block_list.logits(last)
         if name.startswith("squeezenet"):
             assert vector.shape == (2, 512)
         else:
             assert vector.shape == (2, layers[-1].in_features)
             assert_equal(layers[-1](vector), logits)
-    assert anatomy.layout == {"swin": "NHWC", "vit": "NLC"}.get(name.split("_")[0], "NCHW")
-    assert anatomy.prefix_tokens == (1 if name.startswith("vit") else 0)
-    assert anatomy.image_size == (x.shape[-1] if name.startswith(("vit", "maxvit")) else None)
+    assert block_list.layout == {"swin": "NHWC", "vit": "NLC"}.get(name.split("_")[0], "NCHW")
+    assert block_list.prefix_tokens == (1 if name.startswith("vit") else 0)
+    assert block_list.image_size == (x.shape[-1] if name.startswith(("vit", "maxvit")) else None)
 
 
 @pytest.mark.parametrize(
@@ -136,20 +138,20 @@ def test_blocks_are_the_network(name):
     ],
 )
 def test_blocks_have_the_names_of_the_field(name, blocks):
-    assert [block for block, _ in dissect(skeleton(name)).blocks] == blocks.split()
+    assert [block for block, _ in split_into_blocks(build_on_meta(name)).blocks] == blocks.split()
 
 
 def test_efficientnet_lite_can_be_cut_after_every_block():
-    anatomy, last = check_anatomy(fill(efficientnet_lite0()), pictures(64))
-    names = [name for name, _ in anatomy.blocks]
+    block_list, last = check_anatomy(fill(efficientnet_lite0()), images(64))
+    names = [name for name, _ in block_list.blocks]
     assert names == ["stem", *(f"block{i}" for i in range(16)), "conv_head"]
-    assert anatomy.neck(last).shape == (2, 1280)
+    assert block_list.pre_logits(last).shape == (2, 1280)
 
 
 @pytest.mark.parametrize("name", ["vgg19", "vit_h_14", "swin_v2_b", "regnet_y_128gf"])
 def test_a_skeleton_takes_no_memory_and_no_random_numbers(name):
     before = torch.get_rng_state()
-    network = skeleton(name)
+    network = build_on_meta(name)
     real = [t for t in (*network.parameters(), *network.buffers()) if not t.is_meta]
     assert sum(t.numel() for t in network.parameters()) > 5e7
     assert sum(t.numel() for t in real) < 1e6
@@ -169,9 +171,9 @@ def test_random_weights_follow_the_seed_alone(name):
     assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
     state = other.state_dict()
     assert not all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
-    anatomy = dissect(one.eval())
+    block_list = split_into_blocks(one.eval())
     with torch.no_grad():
-        vectors = anatomy.neck(run(anatomy.blocks, pictures(SIZES.get(name, 64))))
+        vectors = block_list.pre_logits(run(block_list.blocks, images(SIZES.get(name, 64))))
     assert vectors.isfinite().all()
     assert (vectors[0] - vectors[1]).abs().max() > 1e-2 * vectors.abs().max()
 
@@ -209,14 +211,14 @@ def test_loads_the_weights_of_torchvisions_own_networks(name, options, old_key):
     expected = fill(torchvision.models.get_model(name, weights=None, **options))
     state = {old_key(key): value.clone() for key, value in expected.state_dict().items()}
     network = build_torchvision(name, state_dict=state)
-    x = pictures(96 if name == "inception_v3" else 64)
+    x = images(96 if name == "inception_v3" else 64)
     torch.testing.assert_close(network.eval()(x), expected.eval()(x))
     assert all(parameter.requires_grad for parameter in network.parameters())
     check_anatomy(network, x)
 
 
 def test_loading_takes_tensors_over_as_float32():
-    state = random_state(skeleton("squeezenet1_1"))
+    state = random_state(build_on_meta("squeezenet1_1"))
     state["features.0.bias"] = state["features.0.bias"].half()
     network = build_torchvision("squeezenet1_1", state_dict=state)
     assert network.features[0].weight.data_ptr() == state["features.0.weight"].data_ptr()
@@ -231,7 +233,7 @@ def test_loading_leaves_the_versions_of_the_state_dict_alone():
 
 
 def test_weights_of_another_network_are_refused():
-    state = random_state(skeleton("resnet18"))
+    state = random_state(build_on_meta("resnet18"))
     with pytest.raises(
         ValueError, match="Got weights that do not fit resnet34: Missing key"
     ) as error:
@@ -254,7 +256,7 @@ def test_published_weights_by_name():
     )
 
 
-@pytest.mark.parametrize("function", [torchvision_weights, skeleton, build_torchvision])
+@pytest.mark.parametrize("function", [torchvision_weights, build_on_meta, build_torchvision])
 def test_unknown_names_are_refused(function):
     with pytest.raises(ValueError, match="resnet5O") as error:
         function("resnet5O")
@@ -279,12 +281,12 @@ def test_unknown_names_are_refused(function):
 )
 def test_a_fine_tuned_network_keeps_its_blocks(name, head, width):
     network, x = build(name)
-    blocks = [block for block, _ in dissect(network).blocks]
+    blocks = [block for block, _ in split_into_blocks(network).blocks]
     head = copy.deepcopy(head)
     setattr(network, "fc" if name == "resnet18" else "classifier", head)
-    anatomy, last = check_anatomy(network, x)
-    assert [block for block, _ in anatomy.blocks] == blocks
-    assert anatomy.neck(last).shape == (2, width)
+    block_list, last = check_anatomy(network, x)
+    assert [block for block, _ in block_list.blocks] == blocks
+    assert block_list.pre_logits(last).shape == (2, width)
 
 
 class Doubled(torchvision.models.ResNet):
@@ -294,16 +296,16 @@ class Doubled(torchvision.models.ResNet):
 
 def test_a_subclass_that_computes_something_else_is_probed():
     network = fill(Doubled(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1]))
-    anatomy, _ = check_anatomy(network, pictures(64))
-    assert [name for name, _ in anatomy.blocks] == ["model"]
+    block_list, _ = check_anatomy(network, images(64))
+    assert [name for name, _ in block_list.blocks] == ["model"]
 
 
 @torch.no_grad()
 def test_a_copied_anatomy_is_one_network_still():
     network, x = build("resnet18")
-    anatomy = copy.deepcopy(dissect(network))
-    assert_equal(anatomy.logits(run(anatomy.blocks, x)), network(x))
-    assert set(anatomy.neck.parameters()) <= set(anatomy.logits.parameters())
+    block_list = copy.deepcopy(split_into_blocks(network))
+    assert_equal(block_list.logits(run(block_list.blocks, x)), network(x))
+    assert set(block_list.pre_logits.parameters()) <= set(block_list.logits.parameters())
 
 
 # Unknown networks -----------------------------------------------------------------------------
@@ -417,11 +419,11 @@ def perceptron():
     ],
 )  # fmt: skip
 def test_unknown_networks(make, blocks, layout, width, size):
-    anatomy, last = check_anatomy(fill(make()), pictures(size))
-    assert [name for name, _ in anatomy.blocks] == blocks.split()
-    assert anatomy.layout == layout
-    assert anatomy.neck(last).shape == (2, width)
-    assert not any(isinstance(m, nn.Dropout) for m in anatomy.neck.modules())
+    block_list, last = check_anatomy(fill(make()), images(size))
+    assert [name for name, _ in block_list.blocks] == blocks.split()
+    assert block_list.layout == layout
+    assert block_list.pre_logits(last).shape == (2, width)
+    assert not any(isinstance(m, nn.Dropout) for m in block_list.pre_logits.modules())
 
 
 @pytest.mark.parametrize(
@@ -432,9 +434,9 @@ def test_unknown_networks(make, blocks, layout, width, size):
 def test_networks_of_timm(name):
     timm = pytest.importorskip("timm")
     network = fill(timm.create_model(name, pretrained=False))
-    anatomy, last = check_anatomy(network, pictures(224))
-    assert (len(anatomy.blocks) > 4) == (name != "vit_tiny_patch16_224")
-    assert anatomy.neck(last).shape == (2, network.get_classifier().in_features)
+    block_list, last = check_anatomy(network, images(224))
+    assert (len(block_list.blocks) > 4) == (name != "vit_tiny_patch16_224")
+    assert block_list.pre_logits(last).shape == (2, network.get_classifier().in_features)
 
 
 @pytest.mark.parametrize("make", [Flattening, Residual, jumpy, tied])
@@ -447,7 +449,7 @@ def test_an_unknown_network_is_left_as_it_was(make):
     gradients = [parameter.requires_grad for parameter in network.parameters()]
     before = {key: value.clone() for key, value in network.state_dict().items()}
     random = torch.get_rng_state()
-    dissect(network)
+    split_into_blocks(network)
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in network.modules()] == modes
     assert list(network.named_modules()) == parts
@@ -457,28 +459,28 @@ def test_an_unknown_network_is_left_as_it_was(make):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_equal_outputs_for_all_pictures_prove_nothing():
+def test_equal_outputs_for_all_images_prove_nothing():
     network = Flattening()
     nn.init.zeros_(network.classifier[3].weight)
-    assert [name for name, _ in dissect(network).blocks] == ["model"]
+    assert [name for name, _ in split_into_blocks(network).blocks] == ["model"]
 
 
 def test_a_network_that_takes_only_one_size():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 19**2, 2))
     with pytest.raises(ValueError, match="Sequential"):
-        dissect(network)
-    assert [name for name, _ in dissect(network, image_size=40).blocks] == ["0"]
+        split_into_blocks(network)
+    assert [name for name, _ in split_into_blocks(network, image_size=40).blocks] == ["0"]
 
 
-def test_a_network_that_takes_no_pictures_is_refused():
+def test_a_network_that_takes_no_images_is_refused():
     with pytest.raises(ValueError, match="Got a Conv2d") as error:
-        dissect(nn.Conv2d(5, 4, 3))
+        split_into_blocks(nn.Conv2d(5, 4, 3))
     assert str(error.value).startswith(
-        "Got a Conv2d, but expected a network that maps float pictures (N, 3, H, W) to a tensor. "
-        "Pictures of 224 x 224 pixels gave: Given groups=1, weight of size"
+        "Got a Conv2d, but expected a network that maps float images (N, 3, H, W) to a tensor. "
+        "Images of 224 x 224 pixels gave: Given groups=1, weight of size"
     )
     assert str(error.value).endswith(
         "Wrap it in a module that does so, or pass the image_size that it needs."
     )
     with pytest.raises(ValueError, match="the output is a tuple, not a tensor"):
-        dissect(nn.Sequential(nn.Flatten(), nn.LSTM(3 * 224**2, 2)))
+        split_into_blocks(nn.Sequential(nn.Flatten(), nn.LSTM(3 * 224**2, 2)))

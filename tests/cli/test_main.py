@@ -26,12 +26,12 @@ def photos(tmp_path):
 def test_the_demo_on_a_folder(photos, tmp_path, capsys):
     assert main(["demo", "--images", str(photos), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "21 pictures to learn from and 7 held back, 2 classes" in printed
-    # 31 fits on 21 pictures and 7 predictions.
-    assert "Embedded 28 pictures. 31 fits without the store would have embedded 658, 24 " in printed
-    assert "1.000 on the 7 pictures held back" in printed
-    with Image.open(tmp_path / "out" / "result.png") as picture:
-        assert picture.size == (1500, 750)
+    assert "21 images to learn from and 7 held back, 2 classes" in printed
+    # 31 fits on 21 images and 7 predictions.
+    assert "Embedded 28 images. 31 fits without the store would have embedded 658, 24 " in printed
+    assert "1.000 on the 7 images held back" in printed
+    with Image.open(tmp_path / "out" / "result.png") as image:
+        assert image.size == (1500, 750)
 
 
 def test_the_demo_takes_the_folders_train_and_test(photos, tmp_path, capsys):
@@ -43,14 +43,14 @@ def test_the_demo_takes_the_folders_train_and_test(photos, tmp_path, capsys):
                 (photos / name / file).rename(tmp_path / "splits" / split / name / file)
     arguments = ["demo", "--images", str(tmp_path / "splits"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
-    assert "20 pictures to learn from and 8 held back" in capsys.readouterr().out
+    assert "20 images to learn from and 8 held back" in capsys.readouterr().out
 
 
 def test_a_class_that_is_too_small_is_said_before_anything_is_embedded(photos, capsys):
     for number in range(6):
         (photos / "temple" / f"{number}.jpg").unlink()
     assert main(["demo", "--images", str(photos)]) == 1
-    assert "Got a class of 8 pictures, but the demo needs 10 of each" in capsys.readouterr().err
+    assert "Got a class of 8 images, but the demo needs 10 of each" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):

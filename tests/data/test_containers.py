@@ -8,17 +8,17 @@ from scipy.sparse import csr_array, csr_matrix
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sktransfer.data.containers import check_source, source_of
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
-EXPECTED = "expected a list, array, Series, one-column DataFrame or dataset of pictures"
+EXPECTED = "expected a list, array, Series, one-column DataFrame or dataset of images"
 
 
 def check(X, image_shape=None):
     check_source(source_of(X), image_shape)
 
 
-# What is no batch of pictures
+# What is no batch of images
 
 
 @pytest.mark.parametrize(
@@ -32,16 +32,16 @@ def check(X, image_shape=None):
         (np.float64(3), "array of shape ()"),
     ],
 )
-def test_single_picture(X, description):
+def test_single_image(X, description):
     with pytest.raises(ValueError, match="wrap it") as caught:
         check(X)
     assert str(caught.value) == (
-        f"Got a single picture ({description}), but {EXPECTED}; wrap it in a list: [picture]."
+        f"Got a single image ({description}), but {EXPECTED}; wrap it in a list: [image]."
     )
 
 
 @pytest.mark.parametrize(
-    ("X", "description", "grey"),
+    ("X", "description", "gray"),
     [
         (RGB, "array of shape (8, 6, 3)", "X[..., None]"),
         (RGB / 255, "array of shape (8, 6, 3)", "X[..., None]"),
@@ -49,19 +49,19 @@ def test_single_picture(X, description):
         (torch.zeros(8, 6, 4), "tensor of shape (8, 6, 4)", "X[:, None]"),
     ],
 )
-def test_single_picture_as_an_array(X, description, grey):
+def test_single_image_as_an_array(X, description, gray):
     with pytest.raises(ValueError, match="wrap it") as caught:
         check(X)
     assert str(caught.value) == (
-        f"Got a single picture ({description}), but {EXPECTED}; wrap it in a list: [picture]. "
-        f"If these are grey pictures, give them a channel axis: {grey}."
+        f"Got a single image ({description}), but {EXPECTED}; wrap it in a list: [image]. "
+        f"If these are gray images, give them a channel axis: {gray}."
     )
 
 
 @pytest.mark.parametrize(
     "X",
     [
-        np.zeros((3, 8, 6)),  # Three grey pictures, since numpy has channels last.
+        np.zeros((3, 8, 6)),  # Three gray images, since numpy has channels last.
         np.zeros((8, 6, 2)),
         np.zeros((5, 4, 4)),
         torch.zeros(1, 8, 6),
@@ -70,7 +70,7 @@ def test_single_picture_as_an_array(X, description, grey):
         RGB[:, :, :, None],
     ],
 )
-def test_stacks_that_are_no_single_picture(X):
+def test_stacks_that_are_no_single_image(X):
     check(X)
 
 
@@ -80,7 +80,7 @@ def test_folder(tmp_path):
             check(X)
         assert str(caught.value) == (
             f"Got X={str(tmp_path)!r}, a folder, but {EXPECTED}. "
-            f"load_image_folder({str(tmp_path)!r}) lists the pictures in it."
+            f"load_image_folder({str(tmp_path)!r}) lists the images in it."
         )
 
 
@@ -191,13 +191,13 @@ def test_one_dimension(X):
         check(X, (1, -1))
     assert str(caught.value) == (
         "Expected 2D array, got 1D array of numbers instead, of shape (3,). "
-        "Reshape your data: X.reshape(1, -1) if it is a single picture."
+        "Reshape your data: X.reshape(1, -1) if it is a single image."
     )
 
 
 @pytest.mark.parametrize("X", [np.zeros((2, 5, 6, 7)), torch.zeros(2, 5, 6, 7)])
 def test_no_channels(X):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         check(X)
     assert caught.value.reason == (
         "Got shape (5, 6, 7), but expected (H, W), (H, W, C) or (C, H, W) with C one of 1, 2, 3, 4."
@@ -221,7 +221,7 @@ def test_several_columns(X, columns, example):
     with pytest.raises(ValueError, match="Which one") as caught:
         check(X)
     assert str(caught.value) == (
-        f"Got a table with columns {columns}, but expected one column of pictures. "
+        f"Got a table with columns {columns}, but expected one column of images. "
         f"Which one? Select it, for example {example}."
     )
 
@@ -232,16 +232,16 @@ def test_several_columns(X, columns, example):
         (
             np.zeros((5, 64)),
             None,
-            "Got rows of 64 numbers (X of shape (5, 64)), but expected pictures. Say how a row "
+            "Got rows of 64 numbers (X of shape (5, 64)), but expected images. Say how a row "
             "folds into one: image_shape=(H, W) or (H, W, C), here probably image_shape=(8, 8). "
-            "If X is a single grey picture, wrap it in a list: [picture].",
+            "If X is a single gray image, wrap it in a list: [image].",
         ),
         (
             [[0] * 48],
             None,
-            "Got rows of 48 numbers (X of shape (1, 48)), but expected pictures. Say how a row "
+            "Got rows of 48 numbers (X of shape (1, 48)), but expected images. Say how a row "
             "folds into one: image_shape=(H, W) or (H, W, C), here probably image_shape=(4, 4, 3)."
-            " If X is a single grey picture, wrap it in a list: [picture].",
+            " If X is a single gray image, wrap it in a list: [image].",
         ),
         (
             pd.DataFrame(np.zeros((5, 10))),
@@ -268,8 +268,8 @@ def test_rows_that_do_not_fold(X, image_shape, message):
     assert str(caught.value) == message
 
 
-def test_rows_fold_into_a_picture():
-    with pytest.raises(PictureError, match=r"Got shape \(2, 2, 5\), but expected"):
+def test_rows_fold_into_a_image():
+    with pytest.raises(ImageError, match=r"Got shape \(2, 2, 5\), but expected"):
         check(np.zeros((3, 20)), (2, 2, 5))
     check(np.zeros((3, 20)), (2, -1))
     check(np.zeros((3, 3 * 32 * 32)), (3, 32, 32))

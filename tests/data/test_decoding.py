@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from sktransfer.data.decoding import decode, extent, fingerprint, usual_range
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-GREY = RGB[:, :, 0]
+GRAY = RGB[:, :, 0]
 
 
 def encoded(image, file_type="PNG", **options):
@@ -21,17 +21,17 @@ def encoded(image, file_type="PNG", **options):
 
 def on_white(array):
     """Composite in floating point, as an independent opinion."""
-    colour, alpha = array[..., :-1].astype(float), array[..., -1:] / 255
-    return np.broadcast_to(np.rint(colour * alpha + 255 * (1 - alpha)), (*array.shape[:2], 3))
+    color, alpha = array[..., :-1].astype(float), array[..., -1:] / 255
+    return np.broadcast_to(np.rint(color * alpha + 255 * (1 - alpha)), (*array.shape[:2], 3))
 
 
-def rgb(grey):
-    return np.stack([grey] * 3, axis=-1)
+def rgb(gray):
+    return np.stack([gray] * 3, axis=-1)
 
 
-def with_alpha(n_colours):
+def with_alpha(n_colors):
     rng = np.random.default_rng(1)
-    return rng.integers(0, 256, (40, 40, n_colours + 1), dtype=np.uint8)
+    return rng.integers(0, 256, (40, 40, n_colors + 1), dtype=np.uint8)
 
 
 # Modes of PIL
@@ -42,11 +42,11 @@ def with_alpha(n_colours):
     ("image", "expected"),
     [
         (Image.fromarray(RGB), RGB),
-        (Image.fromarray(GREY), rgb(GREY)),
-        (Image.fromarray(GREY > 99), rgb(np.where(GREY > 99, 255, 0))),
+        (Image.fromarray(GRAY), rgb(GRAY)),
+        (Image.fromarray(GRAY > 99), rgb(np.where(GRAY > 99, 255, 0))),
         (Image.fromarray(with_alpha(3)), on_white(with_alpha(3))),
         (Image.fromarray(with_alpha(1)), on_white(with_alpha(1))),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), rgb(GREY)),
+        (Image.fromarray(GRAY.astype(np.uint16) * 257), rgb(GRAY)),
     ],
     ids=["RGB", "L", "1", "RGBA", "LA", "I;16"],
 )
@@ -101,7 +101,7 @@ def test_palette(options, expected):
     np.testing.assert_array_equal(decode(Image.open(io.BytesIO(data)))[0], expected)
 
 
-def test_transparent_colour():
+def test_transparent_color():
     data = encoded(Image.fromarray(RGB), transparency=tuple(map(int, RGB[0, 0])))
     expected = RGB.copy()
     expected[0, 0] = 255
@@ -148,7 +148,7 @@ def test_exif_orientation(orientation, file_type, tmp_path):
     exif[0x0112] = orientation
     options = {"lossless": True} if file_type == "WEBP" else {}
     data = encoded(image, file_type, exif=exif, **options)
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data)
     expected = UPRIGHT[orientation](RGB)
     np.testing.assert_array_equal(decode(data), expected)
@@ -169,7 +169,7 @@ def test_exif_set_in_memory_and_image_left_alone():
 
 @pytest.mark.parametrize("file_type", ["GIF", "TIFF", "WEBP", "PNG"])
 def test_animation_gives_its_first_frame(file_type):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if file_type == "WEBP" else {}
     data = encoded(frames[0], file_type, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 3
@@ -177,7 +177,7 @@ def test_animation_gives_its_first_frame(file_type):
 
 
 def test_jpeg_equals_pillow(tmp_path):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     Image.fromarray(RGB).save(path)
     with Image.open(path) as opened:
         np.testing.assert_array_equal(decode(str(path)), np.asarray(opened))
@@ -208,44 +208,44 @@ def test_a_jpeg_that_is_decoded_smaller_stands_upright():
 def test_truncated(file_type, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), file_type)
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(PictureError, match=r"truncated or corrupt|cannot identify"):
+    with pytest.raises(ImageError, match=r"truncated or corrupt|cannot identify"):
         decode(str(path))
-    with pytest.raises(PictureError, match=r"truncated or corrupt|cannot identify"):
+    with pytest.raises(ImageError, match=r"truncated or corrupt|cannot identify"):
         decode(data[: len(data) // 2])
 
 
 def test_lazy_image_of_a_truncated_file():
     data = encoded(Image.fromarray(RGB), "BMP")
     image = Image.open(io.BytesIO(data[:-20]))
-    with pytest.raises(PictureError, match=r"truncated or corrupt: image file is truncated"):
+    with pytest.raises(ImageError, match=r"truncated or corrupt: image file is truncated"):
         decode(image)
-    with pytest.raises(PictureError, match=r"truncated or corrupt: image file is truncated"):
+    with pytest.raises(ImageError, match=r"truncated or corrupt: image file is truncated"):
         fingerprint(Image.open(io.BytesIO(data[:-20])))
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
-def test_no_picture(content, tmp_path):
-    path = tmp_path / "picture.png"
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_no_image(content, tmp_path):
+    path = tmp_path / "image.png"
     path.write_bytes(content)
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode(str(path))
-    assert caught.value.reason == "Pillow cannot identify this as a picture."
+    assert caught.value.reason == "Pillow cannot identify this as an image."
 
 
 @pytest.mark.parametrize("function", [decode, fingerprint])
 def test_missing_file(function):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         function("no/such.jpg")
     assert caught.value.reason == f"There is no such file. Relative paths start at {os.getcwd()}."
 
 
 @pytest.mark.parametrize("function", [decode, fingerprint])
 def test_folder(function, tmp_path):
-    with pytest.raises(PictureError, match="Got a folder, but expected a picture"):
+    with pytest.raises(ImageError, match="Got a folder, but expected an image"):
         function(str(tmp_path))
-    with pytest.raises(PictureError, match=r"null (byte|character)"):
+    with pytest.raises(ImageError, match=r"null (byte|character)"):
         function("a\0b")
 
 
@@ -256,7 +256,7 @@ def test_decompression_bomb(limit, action, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        with pytest.raises(PictureError, match=rf"MAX_IMAGE_PIXELS = {limit}\. Raise"):
+        with pytest.raises(ImageError, match=rf"MAX_IMAGE_PIXELS = {limit}\. Raise"):
             decode(data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 35)
     np.testing.assert_array_equal(decode(data), RGB)
@@ -265,7 +265,7 @@ def test_decompression_bomb(limit, action, monkeypatch):
 
 
 def test_no_pixels():
-    with pytest.raises(PictureError, match="Got no pixels: the size is 0 x 3"):
+    with pytest.raises(ImageError, match="Got no pixels: the size is 0 x 3"):
         decode(Image.new("RGB", (0, 3)))
 
 
@@ -273,7 +273,7 @@ def test_no_pixels():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_every_grey_value_survives_as_a_float(dtype):
+def test_every_gray_value_survives_as_a_float(dtype):
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     for pixels, pixel_range in [
         ((levels / 255).astype(dtype), (0, 1)),
@@ -306,17 +306,17 @@ def test_pixel_ranges(values, pixel_range, expected):
 
 @pytest.mark.parametrize(("value", "said"), [(2.0, "up to 2"), (-0.5, "down to -0.5")])
 def test_beyond_a_usual_range(value, said):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode(np.array([[[0.0], [value]]]), (0, 1))
     assert caught.value.reason == (
         f"Got pixel values {said}, but the range is 0 to 1 (given, or learned by fit). "
-        "Pass pixel_range=(lo, hi) that holds all pictures."
+        "Pass pixel_range=(lo, hi) that holds all images."
     )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite(value):
-    with pytest.raises(PictureError, match="Got NaN or infinite pixels, but expected finite"):
+    with pytest.raises(ImageError, match="Got NaN or infinite pixels, but expected finite"):
         decode(np.array([[[0.0], [value]]]), (0, 1))
 
 
@@ -361,14 +361,14 @@ def test_usual_range(low, high, expected):
 # Fingerprints
 
 
-def test_fingerprints_differ_where_the_picture_does(tmp_path):
+def test_fingerprints_differ_where_the_image_does(tmp_path):
     path = tmp_path / "a.png"
     data = encoded(Image.fromarray(RGB))
     path.write_bytes(data)
     floats = (RGB / 255).astype(np.float32)
     turned = Image.fromarray(RGB)
     turned.getexif()[0x0112] = 6
-    palettes = [Image.fromarray(GREY).convert("P") for _ in range(3)]
+    palettes = [Image.fromarray(GRAY).convert("P") for _ in range(3)]
     palettes[1].putpalette(list(range(255, -1, -1)) * 3)
     palettes[2].info["transparency"] = 3
     prints = [
@@ -393,7 +393,7 @@ def test_fingerprints_differ_where_the_picture_does(tmp_path):
     assert len(set(prints)) == len(prints)
 
 
-def test_fingerprints_agree_where_the_picture_does(tmp_path):
+def test_fingerprints_agree_where_the_image_does(tmp_path):
     assert fingerprint(RGB, (0, 1)) == fingerprint(RGB)  # A range does not touch uint8.
     channels_first = np.ascontiguousarray(RGB.transpose(2, 0, 1))
     assert fingerprint(np.moveaxis(channels_first, 0, -1)) == fingerprint(RGB)
@@ -406,7 +406,7 @@ def test_fingerprints_agree_where_the_picture_does(tmp_path):
 
 def test_fingerprint_of_a_file_opens_nothing(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    path.write_bytes(b"no picture at all")
+    path.write_bytes(b"no image at all")
     before = fingerprint(str(path))
     monkeypatch.chdir(tmp_path)
     assert fingerprint("a.png") == before

@@ -38,7 +38,7 @@ def test_classes(make):
     assert bunch.filenames is bunch.data
     assert bunch.split is None
     assert bunch.ignored == []
-    assert bunch.DESCR.splitlines() == [f"4 pictures below {root}", "", "cats: 2", "dogs: 2"]
+    assert bunch.DESCR.splitlines() == [f"4 images below {root}", "", "cats: 2", "dogs: 2"]
 
 
 def test_return_x_y_and_relative_root(make, monkeypatch):
@@ -68,13 +68,13 @@ def test_one_class_is_enough(make):
     assert load_image_folder(make("cats/a.png")).target_names == ["cats"]
 
 
-def test_pictures_reach_the_estimators(tmp_path):
-    from sktransfer.data.images import as_pictures
+def test_images_reach_the_estimators(tmp_path):
+    from sktransfer.data.images import as_images
 
     (tmp_path / "red").mkdir()
     Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "red" / "a.png")
     X, _ = load_image_folder(tmp_path, return_X_y=True)
-    np.testing.assert_array_equal(as_pictures(X)[0], np.full((4, 4, 3), [255, 0, 0]))
+    np.testing.assert_array_equal(as_images(X)[0], np.full((4, 4, 3), [255, 0, 0]))
 
 
 # Splits
@@ -121,7 +121,7 @@ def test_a_class_that_is_not_in_train(splits, make, split):
     with pytest.warns(UserWarning, match="Some classes") as caught:
         bunch = load_image_folder(splits, split=split)
     assert [str(warning.message) for warning in caught] == [
-        "Some classes have pictures in val or test but none in train: 'birds'."
+        "Some classes have images in val or test but none in train: 'birds'."
     ]
     assert bunch.target_names == ["birds", "cats", "dogs"]
 
@@ -138,7 +138,7 @@ def test_a_class_may_be_called_train(make):
     assert bunch.split is None
 
 
-def test_folders_without_pictures_beside_splits(splits, make):
+def test_folders_without_images_beside_splits(splits, make):
     make("annotations/labels.csv", "README.txt")
     with pytest.warns(UserWarning, match="Ignored 2") as caught:
         bunch = load_image_folder(splits)
@@ -153,12 +153,12 @@ def test_splits_beside_classes(splits, make):
         load_image_folder(splits)
     assert str(caught.value) == (
         f"Got splits 'Test', 'train', 'validation' in {str(splits)!r} beside other folders of "
-        "pictures, 'birds', but expected either splits or classes there. Move the ones or the "
+        "images, 'birds', but expected either splits or classes there. Move the ones or the "
         "others away."
     )
 
 
-def test_unlabelled_test_pictures(make):
+def test_unlabeled_test_images(make):
     root = make("train/cats/1.png", "test/2.png", "test/3.png")
     with pytest.warns(UserWarning, match="Ignored 2"):
         bunch = load_image_folder(root)
@@ -166,7 +166,7 @@ def test_unlabelled_test_pictures(make):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_image_folder(root, split="train").ignored == []
-    with pytest.raises(ValueError, match=r"Found no class folders with pictures in '.*test'"):
+    with pytest.raises(ValueError, match=r"Found no class folders with images in '.*test'"):
         load_image_folder(root, split="test")
 
 
@@ -197,7 +197,7 @@ def test_ignored_files(make):
         bunch = load_image_folder(root)
     expected = [str(root / name) for name in ("0.png", "cats/a.txt", "cats/b.txt", "cats/c.txt")]
     assert [str(warning.message) for warning in caught] == [
-        "Ignored 4 file(s) that are in no class folder, or no pictures by their extension: "
+        "Ignored 4 file(s) that are in no class folder, or no images by their extension: "
         f"{', '.join(expected[:3])}, .... All of them are in bunch.ignored."
     ]
     assert caught[0].filename == __file__
@@ -207,10 +207,10 @@ def test_ignored_files(make):
 
 def test_empty_class_folder(make):
     root = make("cats/1.png", "dogs/.hidden.png")
-    with pytest.warns(UserWarning, match="holds no pictures") as caught:
+    with pytest.warns(UserWarning, match="holds no images") as caught:
         bunch = load_image_folder(root)
     assert [str(warning.message) for warning in caught] == [
-        f"The class folder {str(root / 'dogs')!r} holds no pictures."
+        f"The class folder {str(root / 'dogs')!r} holds no images."
     ]
     assert bunch.target_names == ["cats"]
 
@@ -220,8 +220,8 @@ def test_no_classes(make):
     with pytest.raises(ValueError, match="Found no class folders") as caught:
         load_image_folder(root)
     assert str(caught.value) == (
-        f"Found no class folders with pictures in {str(root)!r}. "
-        "Expected one folder for each class there, and the pictures of the class in it."
+        f"Found no class folders with images in {str(root)!r}. "
+        "Expected one folder for each class there, and the images of the class in it."
     )
 
 
@@ -268,5 +268,5 @@ def test_links_are_followed_without_end(make):
 def test_a_class_folder_that_links_back(make):
     root = make("cats/1.png")
     (root / "loop").symlink_to(root)
-    with pytest.warns(UserWarning, match="loop' holds no pictures"):
+    with pytest.warns(UserWarning, match="loop' holds no images"):
         assert names(load_image_folder(root), root) == ["cats/1.png"]

@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import Dataset, TensorDataset
 
-from sktransfer.data.images import Pictures, as_pictures, is_rows, learn_pixel_range
-from sktransfer.utils.errors import PictureError
+from sktransfer.data.images import Images, as_images, is_rows, learn_pixel_range
+from sktransfer.utils.errors import ImageError
 
 PHOTOGRAPHS = [
     str(Path(sklearn.datasets.__file__).parent / "images" / name)
@@ -35,10 +35,10 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def paths(pixels, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     paths = [str(folder / f"{row}.png") for row in range(len(pixels))]
-    for path, picture in zip(paths, pixels, strict=True):
-        Image.fromarray(picture).save(path)
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
     return paths
 
 
@@ -62,7 +62,7 @@ def encoded(paths):
 
 
 def pil(pixels):
-    return [Image.fromarray(picture) for picture in pixels]
+    return [Image.fromarray(image) for image in pixels]
 
 
 def channels_first(pixels):
@@ -79,11 +79,11 @@ FORMS = {
     "pandas Series of categories": lambda paths, _: pd.Series(paths, dtype="category"),
     "pandas Series of Path": lambda paths, _: pd.Series(list(map(Path, paths))),
     "pandas Index": lambda paths, _: pd.Index(paths),
-    "pandas DataFrame": lambda paths, _: pd.DataFrame({"picture": paths}, index=[7, 3]),
-    "pandas DataFrame of PIL": lambda _, pixels: pd.DataFrame({"picture": pil(pixels)}),
+    "pandas DataFrame": lambda paths, _: pd.DataFrame({"image": paths}, index=[7, 3]),
+    "pandas DataFrame of PIL": lambda _, pixels: pd.DataFrame({"image": pil(pixels)}),
     "polars Series": lambda paths, _: pl.Series(paths),
-    "polars DataFrame": lambda paths, _: pl.DataFrame({"picture": paths}),
-    "polars DataFrame of bytes": lambda paths, _: pl.DataFrame({"picture": encoded(paths)}),
+    "polars DataFrame": lambda paths, _: pl.DataFrame({"image": paths}),
+    "polars DataFrame of bytes": lambda paths, _: pl.DataFrame({"image": encoded(paths)}),
     "polars Series of structs": lambda paths, _: pl.Series(
         [{"bytes": None, "path": path} for path in paths]
     ),
@@ -133,52 +133,52 @@ FLAT_FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_pictures(form, paths, pixels):
+def test_every_form_gives_the_same_images(form, paths, pixels):
     X = FORMS[form](paths, pixels)
-    pictures = as_pictures(X, pixel_range=learn_pixel_range(X))
-    assert len(pictures) == 2
+    images = as_images(X, pixel_range=learn_pixel_range(X))
+    assert len(images) == 2
     assert not is_rows(X)
     for row in range(2):
-        assert pictures[row].dtype == np.uint8
-        assert pictures[row].flags.c_contiguous
-        np.testing.assert_array_equal(pictures[row], pixels[row])
-        assert pictures.fingerprint(row) == pictures.fingerprint(row)
-    assert pictures.fingerprint(0) != pictures.fingerprint(1)
+        assert images[row].dtype == np.uint8
+        assert images[row].flags.c_contiguous
+        np.testing.assert_array_equal(images[row], pixels[row])
+        assert images.fingerprint(row) == images.fingerprint(row)
+    assert images.fingerprint(0) != images.fingerprint(1)
 
 
 @pytest.mark.parametrize("image_shape", [(20, 30, 3), (20, -1, 3), [-1, 30, 3]])
 @pytest.mark.parametrize("form", FLAT_FORMS)
-def test_flat_rows_give_the_same_pictures(form, image_shape, pixels):
+def test_flat_rows_give_the_same_images(form, image_shape, pixels):
     X = FLAT_FORMS[form](pixels.reshape(2, -1))
     assert is_rows(X) == (form != "Dataset")
     pixel_range = learn_pixel_range(X, image_shape=image_shape)
-    pictures = as_pictures(X, image_shape=image_shape, pixel_range=pixel_range)
+    images = as_images(X, image_shape=image_shape, pixel_range=pixel_range)
     for row in range(2):
-        np.testing.assert_array_equal(pictures[row], pixels[row])
+        np.testing.assert_array_equal(images[row], pixels[row])
 
 
 def test_real_photographs_equal_pillow():
-    pictures = as_pictures(PHOTOGRAPHS)
+    images = as_images(PHOTOGRAPHS)
     with Image.open(PHOTOGRAPHS[1]) as flower:
-        np.testing.assert_array_equal(pictures[1], np.asarray(flower))
-    assert pictures.describe(1) == PHOTOGRAPHS[1]
+        np.testing.assert_array_equal(images[1], np.asarray(flower))
+    assert images.describe(1) == PHOTOGRAPHS[1]
 
 
 def test_digits():
     digits = load_digits()
     assert learn_pixel_range(digits.data, image_shape=(8, 8)) == (0, 16)
     assert learn_pixel_range(digits.images) == (0, 16)
-    flat = as_pictures(digits.data, image_shape=(8, 8), pixel_range=(0, 16))
+    flat = as_images(digits.data, image_shape=(8, 8), pixel_range=(0, 16))
     expected = np.rint(digits.images[5] * 255 / 16)
     np.testing.assert_array_equal(flat[5], np.stack([expected] * 3, axis=-1))
-    np.testing.assert_array_equal(flat[5], as_pictures(digits.images, pixel_range=(0, 16))[5])
-    strip = as_pictures(digits.data, image_shape=(1, -1), pixel_range=(0, 16))
+    np.testing.assert_array_equal(flat[5], as_images(digits.images, pixel_range=(0, 16))[5])
+    strip = as_images(digits.data, image_shape=(1, -1), pixel_range=(0, 16))
     np.testing.assert_array_equal(strip[5][0, :, 0], expected.ravel())
 
 
 def test_arrays_of_different_sizes(pixels):
     X = [pixels[0], pixels[1, :10], pixels[1, :, :, 0], pixels[1, ..., 0] > 99]
-    shapes = [picture.shape for picture in as_pictures(X)]
+    shapes = [image.shape for image in as_images(X)]
     assert shapes == [(20, 30, 3), (10, 30, 3), (20, 30, 3), (20, 30, 3)]
 
 
@@ -186,44 +186,44 @@ def test_arrays_of_different_sizes(pixels):
 
 
 def test_sequence(paths, pixels):
-    pictures = as_pictures(paths)
-    np.testing.assert_array_equal(pictures[-1], pixels[1])
-    np.testing.assert_array_equal(pictures[np.int64(1)], pixels[1])
-    assert isinstance(pictures[:1], Pictures)
-    assert len(pictures[:1]) == 1
+    images = as_images(paths)
+    np.testing.assert_array_equal(images[-1], pixels[1])
+    np.testing.assert_array_equal(images[np.int64(1)], pixels[1])
+    assert isinstance(images[:1], Images)
+    assert len(images[:1]) == 1
     for row in (2, -3):
         with pytest.raises(IndexError):
-            pictures[row]
+            images[row]
     with pytest.raises(TypeError):
-        pictures[0.0]
+        images[0.0]
 
 
 def test_take_numbers_rows_again_but_errors_name_those_of_x():
-    pictures = as_pictures(["a.jpg", "b.jpg", "c.jpg"])
-    taken = pictures.take([2, 0, 2]).take(np.array([1, 2]))
+    images = as_images(["a.jpg", "b.jpg", "c.jpg"])
+    taken = images.take([2, 0, 2]).take(np.array([1, 2]))
     assert [taken.describe(row) for row in range(len(taken))] == ["a.jpg", "c.jpg"]
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         taken[1]
     assert (caught.value.row, caught.value.source) == (2, "c.jpg")
-    assert len(pictures.take([])) == 0
+    assert len(images.take([])) == 0
     with pytest.raises(IndexError):
-        pictures.take([3])
+        images.take([3])
 
 
 @pytest.mark.parametrize("form", sorted(set(FORMS) - {"memoryview"}))
 def test_pickle(form, paths, pixels):
-    pictures = as_pictures(FORMS[form](paths, pixels), pixel_range=None).take([1])
-    again = pickle.loads(pickle.dumps(pictures))
-    np.testing.assert_array_equal(again[0], pictures[0])
-    assert again.fingerprint(0) == pictures.fingerprint(0)
+    images = as_images(FORMS[form](paths, pixels), pixel_range=None).take([1])
+    again = pickle.loads(pickle.dumps(images))
+    np.testing.assert_array_equal(again[0], images[0])
+    assert again.fingerprint(0) == images.fingerprint(0)
 
 
-def test_pictures_pass_through(pixels):
-    X = as_pictures(pixels / 510)
+def test_images_pass_through(pixels):
+    X = as_images(pixels / 510)
     assert X.pixel_range is None
-    assert as_pictures(X, pixel_range=(0, 1))[0].max() < 200
-    fixed = as_pictures(pixels / 510, pixel_range=(0, 0.5))
-    np.testing.assert_array_equal(as_pictures(fixed, pixel_range=(0, 1))[0], pixels[0])
+    assert as_images(X, pixel_range=(0, 1))[0].max() < 200
+    fixed = as_images(pixels / 510, pixel_range=(0, 0.5))
+    np.testing.assert_array_equal(as_images(fixed, pixel_range=(0, 1))[0], pixels[0])
     assert learn_pixel_range(fixed) == (0, 0.5)
     assert not is_rows(fixed)
 
@@ -232,14 +232,14 @@ def test_nothing_of_the_caller_changes(pixels):
     array, tensor, image = pixels / 255, channels_first(pixels) / 255, Image.fromarray(pixels[0])
     for X, values in [(array, array), (tensor, tensor), ([image], image)]:
         before = np.asarray(values).copy()
-        as_pictures(X, pixel_range=learn_pixel_range(X))[0][:] = 7
-        as_pictures(X).fingerprint(0)
+        as_images(X, pixel_range=learn_pixel_range(X))[0][:] = 7
+        as_images(X).fingerprint(0)
         np.testing.assert_array_equal(np.asarray(values), before)
 
 
 def test_a_uint8_array_is_not_shared(pixels):
     X = pixels.copy()
-    as_pictures(X)[0][:] = 7
+    as_images(X)[0][:] = 7
     np.testing.assert_array_equal(X, pixels)
 
 
@@ -278,7 +278,7 @@ def test_all_numbers_in_memory_are_looked_at(monkeypatch):
     assert learn_pixel_range(X[:, None]) == (0, 16)
     assert learn_pixel_range(torch.tensor(X)) == (0, 16)
     assert learn_pixel_range(list(X)) == (0, 16)
-    assert learn_pixel_range(as_pictures(X).take(range(299))) == (0, 1)
+    assert learn_pixel_range(as_images(X).take(range(299))) == (0, 1)
 
 
 def test_datasets_are_looked_at_for_64_items():
@@ -289,25 +289,25 @@ def test_datasets_are_looked_at_for_64_items():
 
 def test_fit_and_transform_disagree():
     X = [np.array([[0.0, 1.0]]), np.array([[0.0, 200.0]])]
-    pictures = as_pictures(X, pixel_range=learn_pixel_range(X[:1]))
-    np.testing.assert_array_equal(pictures[0][0, :, 0], [0, 255])
-    with pytest.raises(PictureError) as caught:
-        pictures[1]
+    images = as_images(X, pixel_range=learn_pixel_range(X[:1]))
+    np.testing.assert_array_equal(images[0][0, :, 0], [0, 255])
+    with pytest.raises(ImageError) as caught:
+        images[1]
     assert str(caught.value) == (
-        "Picture in row 1 (array of shape (1, 2)): Got pixel values up to 200, but the range is "
-        "0 to 1 (given, or learned by fit). Pass pixel_range=(lo, hi) that holds all pictures."
+        "Image in row 1 (array of shape (1, 2)): Got pixel values up to 200, but the range is "
+        "0 to 1 (given, or learned by fit). Pass pixel_range=(lo, hi) that holds all images."
     )
 
 
-def test_without_a_range_each_picture_has_its_own():
-    pictures = as_pictures([np.array([[0.0, 1.0]]), np.array([[0.0, 255.0]])])
-    np.testing.assert_array_equal(pictures[0], pictures[1])
+def test_without_a_range_each_image_has_its_own():
+    images = as_images([np.array([[0.0, 1.0]]), np.array([[0.0, 255.0]])])
+    np.testing.assert_array_equal(images[0], images[1])
 
 
 @pytest.mark.parametrize("pixel_range", ["auto", (1,), (1, 0), (0, np.inf), (0, None), 3])
 def test_pixel_range_that_is_none(pixel_range):
     with pytest.raises(ValueError, match="Got pixel_range") as caught:
-        as_pictures(["a.jpg"], pixel_range=pixel_range)
+        as_images(["a.jpg"], pixel_range=pixel_range)
     assert str(caught.value) == (
         f"Got pixel_range={pixel_range!r}, but expected (lo, hi), two finite numbers with lo <= hi."
     )
@@ -316,22 +316,22 @@ def test_pixel_range_that_is_none(pixel_range):
 @pytest.mark.parametrize("image_shape", [8, (8,), (8, 0), (8, 8, 3, 1), (-1, -1), (8.0, 8), "88"])
 def test_image_shape_that_is_none(image_shape):
     with pytest.raises(ValueError, match="Got image_shape") as caught:
-        as_pictures(np.zeros((3, 64)), image_shape=image_shape)
+        as_images(np.zeros((3, 64)), image_shape=image_shape)
     assert str(caught.value) == (
         f"Got image_shape={image_shape!r}, but expected (H, W) or (H, W, C) of positive integers, "
         "one of them possibly -1."
     )
 
 
-# Broken pictures
+# Broken images
 
 
 def test_errors_name_row_and_source(paths, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(paths[0]).read_bytes()[:200])
     nan = np.array([[np.nan, 0.5]])
-    pictures = as_pictures([paths[0], "gone.jpg", broken, None, nan, {"path": "gone.png"}, 3])
-    pictures[0]
+    images = as_images([paths[0], "gone.jpg", broken, None, nan, {"path": "gone.png"}, 3])
+    images[0]
     for row, source, reason in [
         (1, "gone.jpg", "There is no such file"),
         (2, str(broken), "truncated or corrupt"),
@@ -340,22 +340,22 @@ def test_errors_name_row_and_source(paths, tmp_path):
         (5, "gone.png", "There is no such file"),
         (6, "int", "Got int, but expected a path"),
     ]:
-        with pytest.raises(PictureError, match=reason) as caught:
-            pictures[row]
+        with pytest.raises(ImageError, match=reason) as caught:
+            images[row]
         assert (caught.value.row, caught.value.source) == (row, source)
-        assert str(caught.value).startswith(f"Picture in row {row} ({source}): ")
+        assert str(caught.value).startswith(f"Image in row {row} ({source}): ")
         if row not in (2, 4):
-            with pytest.raises(PictureError, match=reason) as caught:
-                pictures.fingerprint(row)
+            with pytest.raises(ImageError, match=reason) as caught:
+                images.fingerprint(row)
             assert (caught.value.row, caught.value.source) == (row, source)
 
 
 def test_a_missing_first_path(paths):
     for X in (pd.Series([None, paths[0]]), np.array([[None], [paths[0]]], dtype=object)):
-        pictures = as_pictures(X)
-        assert pictures[1].shape == (20, 30, 3)
-        with pytest.raises(PictureError, match=r"row 0 \(missing value\)"):
-            pictures[0]
+        images = as_images(X)
+        assert images[1].shape == (20, 30, 3)
+        with pytest.raises(ImageError, match=r"row 0 \(missing value\)"):
+            images[0]
 
 
 def test_a_dataset_that_fails():
@@ -363,11 +363,11 @@ def test_a_dataset_that_fails():
         def __getitem__(self, row):
             raise OSError("disk on fire")
 
-    pictures = as_pictures(Failing([0, 1]))
-    with pytest.raises(PictureError) as caught:
-        pictures[1]
+    images = as_images(Failing([0, 1]))
+    with pytest.raises(ImageError) as caught:
+        images[1]
     assert str(caught.value) == (
-        "Picture in row 1 (item of Failing): The dataset cannot read it: OSError('disk on fire')."
+        "Image in row 1 (item of Failing): The dataset cannot read it: OSError('disk on fire')."
     )
     assert isinstance(caught.value.__cause__, OSError)
     assert learn_pixel_range(Failing([0, 1])) is None
@@ -384,8 +384,8 @@ def test_threads_share_one_lazy_image(tmp_path):
     image.save(path, exif=image.getexif())
     for _ in range(5):
         with Image.open(path) as lazy, ThreadPoolExecutor(8) as pool:
-            pictures = as_pictures([lazy] * 16)
-            for got in pool.map(pictures.__getitem__, range(16)):
+            images = as_images([lazy] * 16)
+            for got in pool.map(images.__getitem__, range(16)):
                 np.testing.assert_array_equal(got, np.rot90(noise, -1))
 
 
@@ -400,9 +400,9 @@ def test_a_dataset_is_read_by_one_thread_at_a_time(pixels):
             Fragile.inside -= 1
             return pixels[row % 2]
 
-    pictures = as_pictures(Fragile([0] * 100))
+    images = as_images(Fragile([0] * 100))
     with ThreadPoolExecutor(8) as pool:
-        for row, got in enumerate(pool.map(pictures.__getitem__, range(100))):
+        for row, got in enumerate(pool.map(images.__getitem__, range(100))):
             np.testing.assert_array_equal(got, pixels[row % 2])
 
 
@@ -410,18 +410,18 @@ def test_many_paths_cost_nothing(paths):
     many = paths * 100_000
     for X in (many, np.array(many), pd.Series(many)):
         tracemalloc.start()
-        pictures = as_pictures(X)
+        images = as_images(X)
         assert tracemalloc.get_traced_memory()[1] < 1e6
-        pictures.take(range(100_000, 100_010))[3]
+        images.take(range(100_000, 100_010))[3]
         tracemalloc.stop()
-        assert len(pictures) == 200_000
+        assert len(images) == 200_000
 
 
-def test_decoded_pictures_are_not_kept(paths):
-    pictures = as_pictures(PHOTOGRAPHS * 20)
+def test_decoded_images_are_not_kept(paths):
+    images = as_images(PHOTOGRAPHS * 20)
     tracemalloc.start()
-    for row in range(len(pictures)):
-        pictures[row]
+    for row in range(len(images)):
+        images[row]
     assert tracemalloc.get_traced_memory()[0] < 1e5
     tracemalloc.stop()
 

@@ -6,7 +6,7 @@ import torch
 
 from sktransfer.data.decoding import channel_axis
 from sktransfer.data.items import describe, resolve
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
 
@@ -31,13 +31,13 @@ def test_channel_axis(shape, channels_first, expected):
 
 @pytest.mark.parametrize("shape", [(), (8,), (2, 8, 6), (8, 6, 5), (2, 2, 2, 3)])
 def test_no_channel_axis(shape):
-    with pytest.raises(PictureError, match="but expected"):
+    with pytest.raises(ImageError, match="but expected"):
         channel_axis(shape, channels_first=False)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (8, 0, 3), (0,)])
 def test_no_pixels(shape):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         resolve(np.zeros(shape))
     assert caught.value.reason == f"Got no pixels: the shape is {shape}."
 
@@ -48,7 +48,7 @@ def test_folded_rows_have_channels_last_where_both_are_possible():
     np.testing.assert_array_equal(
         resolve(row, (3, 4, 5)), np.arange(60).reshape(3, 4, 5).transpose(1, 2, 0)
     )
-    with pytest.raises(PictureError, match=r"Got 60 numbers for image_shape=\(7, -1\)"):
+    with pytest.raises(ImageError, match=r"Got 60 numbers for image_shape=\(7, -1\)"):
         resolve(row, (7, -1))
 
 
@@ -84,7 +84,7 @@ def test_tensors_on_the_device():
         pl.Series(RGB[None])[0],
     ],
 )
-def test_items_that_wrap_a_picture(item):
+def test_items_that_wrap_a_image(item):
     np.testing.assert_array_equal(resolve(item), RGB)
 
 
@@ -92,11 +92,11 @@ def test_items_of_hugging_face():
     assert resolve({"bytes": b"123", "path": "a.jpg"}) == b"123"
     assert resolve({"bytes": None, "path": "a.jpg"}) == "a.jpg"
     assert resolve({"image": {"bytes": None, "path": "a.jpg"}}) == "a.jpg"
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         resolve({"label": 3, "photo": RGB})
     assert caught.value.reason == (
         "Got a dict with keys 'label', 'photo', but expected one of 'image', 'img', "
-        "'pixel_values', 'bytes', 'path'. Pass the column of pictures itself."
+        "'pixel_values', 'bytes', 'path'. Pass the column of images itself."
     )
 
 
@@ -111,8 +111,8 @@ def test_items_of_hugging_face():
         (object(), "object"),
     ],
 )
-def test_items_that_are_no_picture(item, what):
-    with pytest.raises(PictureError) as caught:
+def test_items_that_are_no_image(item, what):
+    with pytest.raises(ImageError) as caught:
         resolve(item)
     assert caught.value.reason == (
         f"Got {what}, but expected a path, a PIL image, an array, a tensor, encoded bytes "
@@ -129,8 +129,8 @@ def test_items_that_are_no_picture(item, what):
         (np.ones(9), r"Got shape \(9,\), but expected"),
     ],
 )
-def test_arrays_that_are_no_picture(item, reason):
-    with pytest.raises(PictureError, match=reason):
+def test_arrays_that_are_no_image(item, reason):
+    with pytest.raises(ImageError, match=reason):
         resolve(item)
 
 

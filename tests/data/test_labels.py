@@ -43,7 +43,7 @@ def test_a_column_is_taken_with_a_warning():
         assert labels(np.array([[0], [1], [0]])).y.tolist() == [0, 1, 0]
 
 
-def test_a_weight_of_0_leaves_a_picture_out_and_its_class_too():
+def test_a_weight_of_0_leaves_a_image_out_and_its_class_too():
     found = labels(sample_weight=[1, 1, 0, 0, 1, 2], class_weight="balanced")
     assert found.classes.tolist() == ["cat", "dog"]
     assert found.rows.tolist() == [0, 1, 4, 5]
@@ -70,7 +70,7 @@ def test_classes_that_a_dict_leaves_out_weigh_1():
     assert found.weights.tolist() == [1, 1, 1, 4, 1, 1]
 
 
-def test_balanced_weights_do_not_change_when_pictures_come_as_weights():
+def test_balanced_weights_do_not_change_when_images_come_as_weights():
     repeated = labels([*Y, "owl", "owl"], class_weight="balanced")
     weighted = labels(sample_weight=[1, 1, 1, 3, 1, 1], class_weight="balanced")
     np.testing.assert_allclose(weighted.weights[3], repeated.weights[repeated.y == 2].sum())
@@ -95,7 +95,7 @@ def test_balanced_weights_do_not_change_when_pictures_come_as_weights():
         ),
     ],
 )
-def test_what_cannot_be_learnt_from(y, options, message):
+def test_what_cannot_be_learned_from(y, options, message):
     with pytest.raises(ValueError, match=r"^Got ") as caught:
         labels(y, **options)
     assert str(caught.value) == message
@@ -126,7 +126,7 @@ def test_what_scikit_learn_refuses(y, options, match):
         labels(y, **options)
 
 
-def test_as_many_labels_as_pictures():
+def test_as_many_labels_as_images():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         check_labels(range(3), [0, 1])
 
@@ -168,7 +168,7 @@ def test_a_class_weight_is_above_0(weight):
         labels(class_weight={"cat": weight})
 
 
-def test_missing_labels_of_validation_pictures():
+def test_missing_labels_of_validation_images():
     with pytest.raises(ValueError, match=r"Input y_val contains missing labels, in rows \[0\]"):
         encode(np.array([None, "a"], dtype=object), np.array(["a", "b"]))
 

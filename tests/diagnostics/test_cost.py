@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import CountingTiny, Tiny, counted, pictures
+from helpers import CountingTiny, Tiny, counted, images
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import (
@@ -23,7 +23,7 @@ from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 from sktransfer.diagnostics.cost import Cost, estimate_cost
 
 N = 60
-X = pictures(N)
+X = images(N)
 Y = np.arange(N) % 3
 
 
@@ -61,8 +61,8 @@ def test_a_search_of_classifiers(log, store, parameters):
     search.fit(X, Y)
     best = search.best_estimator_
     assert cost.fits == 5
-    assert cost.pictures_embedded == counted(log)
-    assert cost.pictures_trained == len(best.history_) * (2 * 2 * 42 + N)
+    assert cost.images_embedded == counted(log)
+    assert cost.images_trained == len(best.history_) * (2 * 2 * 42 + N)
     assert cost.seconds > 0
     kept = sum(space.bytes for space in store.info().spaces)
     boundary = min(stage["boundary"] for stage in best.stages_)
@@ -74,10 +74,10 @@ def test_a_search_of_classifiers(log, store, parameters):
     assert cost.bytes_cached == kept + 4 * views * (first + later)
 
 
-def test_a_whole_network_is_trained_on_all_pictures_and_keeps_nothing(log, store):
+def test_a_whole_network_is_trained_on_all_images_and_keeps_nothing(log, store):
     cost = estimate_cost(classifier(CountingTiny(log), unfreeze="all", cache=store), X, Y, cv=3)
-    assert (cost.fits, cost.pictures_embedded, cost.bytes_cached) == (3, 0, 0)
-    assert cost.pictures_trained == 3 * 40 * 2
+    assert (cost.fits, cost.images_embedded, cost.bytes_cached) == (3, 0, 0)
+    assert cost.images_trained == 3 * 40 * 2
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -87,11 +87,11 @@ def test_a_search_of_pipelines(log, store, shared):
         embedding(extractor), {"ridgeclassifier__alpha": np.logspace(-3, 2, 6)}, cv=5
     )
     cost = estimate_cost(search, X, Y)
-    assert (cost.fits, cost.pictures_embedded) == (31, N if shared else 31 * N)
+    assert (cost.fits, cost.images_embedded) == (31, N if shared else 31 * N)
     assert cost.bytes_cached == (N * 12 * 4 if shared else 0)
     log.unlink(missing_ok=True)
     search.fit(X, Y)
-    assert cost.pictures_embedded == counted(log)
+    assert cost.images_embedded == counted(log)
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "adapt"])
@@ -106,10 +106,10 @@ def test_what_gives_another_embedding_is_counted_apart(log, store, batch_norm):
     log.unlink(missing_ok=True)
     search.fit(X, Y)
     adapting = (18 * 40 + N) if batch_norm == "adapt" else 0  # which the backbone does not count
-    assert cost.pictures_embedded - adapting >= counted(log)
+    assert cost.images_embedded - adapting >= counted(log)
     # Nobody knows which layer the refit takes: what both take is shared, but where it is adapted.
     unknown = N if batch_norm == "adapt" else 0
-    assert cost.pictures_embedded - adapting - counted(log) == unknown
+    assert cost.images_embedded - adapting - counted(log) == unknown
 
 
 def test_nested_cross_validation(log, store):
@@ -119,15 +119,15 @@ def test_nested_cross_validation(log, store):
     assert cost.fits == 3 * (2 * 2 + 1)
     log.unlink(missing_ok=True)
     cross_val_score(search, X, Y, cv=3)
-    assert cost.pictures_embedded == counted(log)
+    assert cost.images_embedded == counted(log)
 
 
 def test_a_union_of_both():
     union = FeatureUnion([("a", PretrainedFeatureExtractor(Tiny)), ("b", classifier(n_views=0))])
     cost = estimate_cost(Pipeline([("union", union), ("ridge", RidgeClassifier())]), X, Y, cv=3)
     assert cost.fits == 3
-    assert cost.pictures_trained == 3 * 40 * 2
-    assert cost.pictures_embedded > N
+    assert cost.images_trained == 3 * 40 * 2
+    assert cost.images_embedded > N
 
 
 def test_a_halving_search_costs_no_more(log, store):
@@ -143,7 +143,7 @@ def test_a_halving_search_costs_no_more(log, store):
     cost = estimate_cost(search, X, Y)
     log.unlink(missing_ok=True)
     search.fit(X, Y)
-    assert counted(log) <= cost.pictures_embedded
+    assert counted(log) <= cost.images_embedded
     assert len(search.cv_results_["params"]) * 2 + 1 <= cost.fits == 15
 
 
@@ -193,7 +193,7 @@ def test_it_says_what_it_cannot_count(estimator, y, cv, message):
 
 
 def test_an_extractor_alone_needs_no_labels():
-    assert estimate_cost(PretrainedFeatureExtractor(Tiny), X).pictures_embedded == N
+    assert estimate_cost(PretrainedFeatureExtractor(Tiny), X).images_embedded == N
 
 
 def test_it_reads_well():

@@ -1,4 +1,4 @@
-"""Copies are found, other pictures are not; and what it means for splits and labels is told."""
+"""Copies are found, other images are not; and what it means for splits and labels is told."""
 
 import io
 import os
@@ -12,14 +12,14 @@ from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, find_leaks
-from sktransfer.data.images import as_pictures
-from sktransfer.embedding.duplicates import Embedded, find_pairs, match
+from sktransfer.data.images import as_images
+from sktransfer.embedding.duplicates import EmbeddedImages, find_pairs, match
 
-CHINA, FLOWER = (Image.fromarray(picture) for picture in load_sample_images().images)
+CHINA, FLOWER = (Image.fromarray(image) for image in load_sample_images().images)
 
 
 def tile(number):
-    """Cut one of 24 pictures out of the two photographs."""
+    """Cut one of 24 images out of the two photographs."""
     source = (CHINA, FLOWER)[number % 2]
     row, column = divmod(number // 2, 4)
     return source.crop((160 * column, 140 * row, 160 * column + 160, 140 * row + 140))
@@ -29,21 +29,21 @@ def tile(number):
 TILES = [np.asarray(tile(number)) for number in range(15)]
 
 
-def recompressed(picture, quality=60):
+def recompressed(image, quality=60):
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return Image.open(file)
 
 
-def cropped(picture, share=0.05):
-    width, height = picture.size
-    return picture.crop((0, round(share * height), round((1 - share) * width), height))
+def cropped(image, share=0.05):
+    width, height = image.size
+    return image.crop((0, round(share * height), round((1 - share) * width), height))
 
 
 WAYS = {
-    "identical": (lambda picture: picture, "identical"),
-    "resized": (lambda picture: picture.resize((90, 79)), "copy"),
-    "stretched": (lambda picture: picture.resize((160, 160)), "copy"),
+    "identical": (lambda image: image, "identical"),
+    "resized": (lambda image: image.resize((90, 79)), "copy"),
+    "stretched": (lambda image: image.resize((160, 160)), "copy"),
     "recompressed": (recompressed, "copy"),
     "cropped": (cropped, "copy"),
     "mirrored": (ImageOps.mirror, "mirrored"),
@@ -68,10 +68,10 @@ def test_copies_are_found(way):
     assert not report.conflicts.any()
 
 
-def test_pictures_without_copies():
+def test_images_without_copies():
     report = find_leaks(TILES, [0, 1, 2] * 5, cv=3)
     assert report.pairs.shape == (0, 3)
-    assert repr(report) == "No two of 15 pictures are the same or alike."
+    assert repr(report) == "No two of 15 images are the same or alike."
     assert "No two of 15" in report._repr_html_()
     assert len(set(report.groups)) == 15
 
@@ -87,7 +87,7 @@ def test_a_split_is_told_to_leak():
     one = find_leaks(X, y, cv=halves[1:])
     assert one.across.tolist() == [False, False]
     text = repr(report)
-    assert "2 pairs among 8 pictures: 1 identical, 1 mirrored." in text
+    assert "2 pairs among 8 images: 1 identical, 1 mirrored." in text
     assert "2 pairs on both sides of a split" in text
     assert "1 pair with different labels." in text
     assert "1 pair" not in repr(one).splitlines()[1] or "different labels" in repr(one)
@@ -129,15 +129,15 @@ def test_two_sets():
         (7, 0): False,
     }
     assert report.groups is None
-    assert "2 pairs among 15 and 3 pictures" in repr(report)
+    assert "2 pairs among 15 and 3 images" in repr(report)
     assert "Leave one of the two out" in repr(report)
 
 
-def test_pictures_that_are_alike_but_no_copies():
+def test_images_that_are_alike_but_no_copies():
     """Two shots of a scene, as the embedding sees it: the pixels do not fit."""
-    pictures = as_pictures([TILES[0], TILES[3]])
+    images = as_images([TILES[0], TILES[3]])
     embeddings = np.array([[1.0, 0.0], [0.97, 0.2431]])
-    pairs = find_pairs(Embedded(pictures, embeddings))
+    pairs = find_pairs(EmbeddedImages(images, embeddings))
     assert pairs.rows.tolist() == [[0, 1]]
     assert pairs.cosines[0] == pytest.approx(0.97, abs=1e-3)
     assert pairs.correlations[0] < 0.9
@@ -146,25 +146,25 @@ def test_pictures_that_are_alike_but_no_copies():
     assert set(report.kinds) <= {"alike"}
 
 
-def test_a_broken_picture_is_left_out_with_a_warning(tmp_path):
+def test_a_broken_image_is_left_out_with_a_warning(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     for number in (0, 1):
         tile(number).save(tmp_path / f"{number}.png")
     names = ["0.png", "broken.png", "1.png", "0.png"]
-    with pytest.warns(UserWarning, match=r"1 pictures that cannot be read.*rows \[1\]"):
+    with pytest.warns(UserWarning, match=r"1 images that cannot be read.*rows \[1\]"):
         report = find_leaks([tmp_path / name for name in names])
     assert rows(report) == [(0, 3)]
     assert report.unreadable.tolist() == [1]
-    assert "1 pair among 3 pictures" in repr(report)
+    assert "1 pair among 3 images" in repr(report)
     assert "could not be read" in repr(report)
     assert str(tmp_path / "0.png") in repr(report)
 
 
-def test_why_pictures_of_the_second_set_are_broken_is_told():
+def test_why_images_of_the_second_set_are_broken_is_told():
     floats = [np.asarray(each) / 255 for each in TILES[:3]]
-    with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Pictur"):
+    with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Image"):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
-    assert report.n_pictures == (3, 0)
+    assert report.n_images == (3, 0)
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, float("nan")])
@@ -176,7 +176,7 @@ def test_a_missing_label_contradicts_none(missing):
     assert conflicts == {(0, 2)}
 
 
-def test_it_shows_pictures_in_a_notebook():
+def test_it_shows_images_in_a_notebook():
     report = find_leaks([TILES[0], TILES[1], TILES[0]], ["a&b", "c", "<d>"])
     page = report._repr_html_()
     assert page.count("<img src=") == 2
@@ -202,7 +202,7 @@ def test_a_file_that_has_gone_since_and_a_name_that_is_no_text(folder):
     page = report._repr_html_()
     assert page.count("<img") == 1
     assert "caf?.png" in page.encode().decode()
-    assert "Picture in row 1 (gone.png)" in page
+    assert "Image in row 1 (gone.png)" in page
 
 
 def test_a_long_list_is_cut():
@@ -212,9 +212,9 @@ def test_a_long_list_is_cut():
     assert report._repr_html_().count("<img") == 40
 
 
-def test_many_copies_of_one_picture_stay_connected():
+def test_many_copies_of_one_image_stay_connected():
     embeddings = np.ones((130, 4), dtype=np.float32)
-    pairs = find_pairs(Embedded(as_pictures([TILES[0]] * 130), embeddings))
+    pairs = find_pairs(EmbeddedImages(as_images([TILES[0]] * 130), embeddings))
     assert {*pairs.rows.ravel().tolist()} == {*range(130)}
 
 
@@ -227,7 +227,7 @@ def test_rows_of_numbers_and_floats():
 
 def test_what_cannot_be(monkeypatch):
     def never(self, X):
-        raise AssertionError("pictures were embedded before the labels were looked at")
+        raise AssertionError("images were embedded before the labels were looked at")
 
     monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
     with pytest.raises(ValueError, match="X_test together with cv or groups"):
@@ -240,14 +240,14 @@ def test_what_cannot_be(monkeypatch):
         find_leaks(TILES[:3], groups=[0, 1])
 
 
-def test_blank_pictures_are_no_copies_of_anything():
+def test_blank_images_are_no_copies_of_anything():
     blank = torch.full((2, 3, 64, 64), 255, dtype=torch.uint8)
     other = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert match(blank, other).correlations.abs().max() < 1e-3
     assert match(blank, blank).correlations.abs().max() < 1e-3
 
 
-# A fit looks at its validation pictures.
+# A fit looks at its validation images.
 
 
 def fit(validation):
@@ -258,12 +258,12 @@ def fit(validation):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_fit_warns_of_validation_pictures_that_it_trains_on(way):
+def test_a_fit_warns_of_validation_images_that_it_trains_on(way):
     change, _ = WAYS[way]
     copies = [np.asarray(change(tile(number))) for number in (2, 3)]
     shape = copies[0].shape
     message = (
-        r"Got 2 validation pictures that are copies of training pictures, such as array of shape "
+        r"Got 2 validation images that are copies of training images, such as array of shape "
         rf"\({shape[0]}, {shape[1]}, 3\) of array of shape \(140, 160, 3\): what is chosen by "
         "them looks better than it is. find_leaks shows such pairs, and its groups keep them on "
         "one side of a split"
@@ -272,7 +272,7 @@ def test_a_fit_warns_of_validation_pictures_that_it_trains_on(way):
         fit([*TILES[12:], *copies])
 
 
-def test_a_fit_does_not_warn_of_other_pictures():
+def test_a_fit_does_not_warn_of_other_images():
     fit(TILES[12:])
 
 

@@ -47,7 +47,7 @@ def test_its_figures_are_those_of_scikit_learn(ranking):
     assert 0 < row.seconds < 10
 
 
-def test_each_picture_goes_through_each_network_once(tmp_path):
+def test_each_image_goes_through_each_network_once(tmp_path):
     from helpers import CountingTiny
 
     log = tmp_path / "log"
@@ -111,7 +111,7 @@ def test_names_tell_what_differs():
 
 def test_it_shows_as_a_table(ranking):
     lines = repr(ranking).splitlines()
-    assert lines[0].split() == ["backbone", "accuracy", "LogME", "features", "MB", "ms/picture"]
+    assert lines[0].split() == ["backbone", "accuracy", "LogME", "features", "MB", "ms/image"]
     assert lines[1].startswith("efficientnet_lite0")
     assert "rank correlation" in lines[-1]
     page = ranking._repr_html_()
@@ -135,18 +135,18 @@ def test_all_backbones_on_this_machine(monkeypatch):
 def test_what_cannot_be_ranked():
     with pytest.raises(ValueError, match="Got no backbones"):
         rank_backbones(X, y, [], **SMALL)
-    with pytest.raises(ValueError, match="a class with a single picture"):
+    with pytest.raises(ValueError, match="a class with a single image"):
         rank_backbones(X[:9], [0] * 8 + [1], ["efficientnet_lite0"], **SMALL)
     with pytest.raises(ValueError, match="at least two classes"):
         rank_backbones(X[:9], [0] * 9, ["efficientnet_lite0"], **SMALL)
     with pytest.raises(ValueError, match="Got a class in a single group"):
         rank_backbones(X[:4], [0, 0, 1, 1], Tiny, groups=[0, 0, 1, 1], **SMALL)
     broken = PretrainedFeatureExtractor(Tiny, on_error="nan")
-    pictures = [*np.zeros((8, 9, 9), np.uint8), b"no picture"]
+    images = [*np.zeros((8, 9, 9), np.uint8), b"no image"]
     with pytest.raises(
-        ValueError, match=r"cannot be read, in rows \[8\].*The first: Picture in row 8"
+        ValueError, match=r"cannot be read, in rows \[8\].*The first: Image in row 8"
     ):
-        rank_backbones(pictures, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
+        rank_backbones(images, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], **SMALL)
 
@@ -169,7 +169,7 @@ def test_logme_is_the_largest_evidence():
     assert logme(embeddings, codes) == pytest.approx(expected, abs=1e-4)
 
 
-def test_logme_with_more_features_than_pictures():
+def test_logme_with_more_features_than_images():
     rng = np.random.default_rng(0)
     codes = np.repeat([0, 1], 10)
     noise = rng.normal(size=(20, 200))

@@ -1,10 +1,10 @@
-"""What a set of pictures is told to be follows from what was measured, and so does what to do."""
+"""What a set of images is told to be follows from what was measured, and so does what to do."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from helpers import SIZE, CountingTiny, Tiny, counted, pictures
+from helpers import SIZE, CountingTiny, Tiny, counted, images
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.exceptions import NotFittedError
@@ -16,8 +16,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, recommend_strategy
 from sktransfer.diagnostics import strategy
-from sktransfer.diagnostics.data_warnings import find_caveats
-from sktransfer.diagnostics.probes import Evidence, crowding
+from sktransfer.diagnostics.data_warnings import find_data_warnings
+from sktransfer.diagnostics.probes import ProbeResults, mean_interclass_cosine
 from sktransfer.diagnostics.strategy import make_estimator
 
 X, y = load_digits(n_class=3, return_X_y=True)
@@ -26,7 +26,7 @@ SCANS = {"image_shape": (8, 8), "image_size": (64, 64), "random_state": 0}
 
 
 def cuts(count):
-    """Cut squares out of a temple and a flower, in colour; the first 15 are all different."""
+    """Cut squares out of a temple and a flower, in color; the first 15 are all different."""
     sources = load_sample_images().images
     found = []
     for number in range(count):
@@ -46,22 +46,22 @@ def near():
 
 
 def test_scans_are_different_and_all_blocks_are_tuned(far):
-    assert far.case == "Many pictures, different from those of the weights"
+    assert far.case == "Many images, different from those of the weights"
     assert (far.strategy, far.different, far.many) == ("full", True, True)
     assert far.estimator_.get_params() | SCANS == far.estimator_.get_params()
     assert far.estimator_.unfreeze == (0, "all")
     assert far.estimator_.augment == "light"
-    assert far.evidence.grey == 1
+    assert far.evidence.gray == 1
     assert far.evidence.side == (8, 8, 8)
 
 
 def test_photographs_are_similar(near):
-    assert near.case == "Few pictures, similar to those of the weights"
+    assert near.case == "Few images, similar to those of the weights"
     assert near.strategy == "frozen"
     assert not near.different
     assert not near.many
     assert near.counts == {"flower": 7, "temple": 7}
-    assert near.evidence.grey < 0.5
+    assert near.evidence.gray < 0.5
 
 
 def test_what_decides_are_the_bounds(monkeypatch, near):
@@ -80,7 +80,7 @@ def test_what_decides_are_the_bounds(monkeypatch, near):
     for many in (True, False):
         for different in (True, False):
             monkeypatch.setattr(strategy, "MANY", 7 if many else 8)
-            crowded = near.evidence.crowding
+            crowded = near.evidence.mean_interclass_cosine
             monkeypatch.setattr(strategy, "DIFFERENT", crowded if different else crowded + 0.01)
             report = recommend_strategy(X, y, image_size=(64, 64), random_state=0)
             assert (report.many, report.different) == (many, different)
@@ -103,7 +103,7 @@ def test_the_evidence_is_scikit_learns(far):
     assert far.evidence.curve[-1] == (48, pytest.approx(scores.mean()))
     assert [count for count, _ in far.evidence.curve] == [12, 24, 48]
     assert far.evidence.pixels > 0.9
-    assert 0.4 < far.evidence.neighbour <= 1
+    assert 0.4 < far.evidence.neighbor <= 1
 
 
 def test_crowding_weighs_classes_alike():
@@ -111,27 +111,29 @@ def test_crowding_weighs_classes_alike():
     ones, others = rng.normal(size=(50, 8)) + 3, rng.normal(size=(4, 8)) - 3
     embeddings, codes = np.concatenate([ones, others]), np.repeat([0, 1], [50, 4])
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    assert crowding(embeddings, codes) == pytest.approx((unit[:50] @ unit[50:].T).mean())
-    assert crowding(np.zeros((2, 3)), np.array([0, 1])) == 0
+    assert mean_interclass_cosine(embeddings, codes) == pytest.approx(
+        (unit[:50] @ unit[50:].T).mean()
+    )
+    assert mean_interclass_cosine(np.zeros((2, 3)), np.array([0, 1])) == 0
 
 
-def test_each_picture_goes_through_the_network_once(log, monkeypatch):
+def test_each_image_goes_through_the_network_once(log, monkeypatch):
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # takes the time of a few
-    X, y = pictures(40), np.arange(40) % 4
+    X, y = images(40), np.arange(40) % 4
     backbone = CountingTiny(log)
     recommend_strategy(X, y, backbone, random_state=0)
     assert counted(log) == 40
     PretrainedFeatureExtractor(backbone).fit_transform(X)
-    assert counted(log) == 40, "what is fitted later embeds the pictures again"
+    assert counted(log) == 40, "what is fitted later embeds the images again"
 
 
-def test_many_pictures_are_measured_on_a_share(log, monkeypatch):
+def test_many_images_are_measured_on_a_share(log, monkeypatch):
     monkeypatch.setattr(strategy, "_MEASURED", 40)
-    X, y = pictures(200), np.repeat([0, 1, 2], [150, 45, 5])
+    X, y = images(200), np.repeat([0, 1, 2], [150, 45, 5])
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)
     report = recommend_strategy(X, y, CountingTiny(log), random_state=0)
-    assert counted(log) == report.evidence.n_pictures == 30 + 10 + 5
-    assert "Measured on 45 of the pictures." in report.reasons
+    assert counted(log) == report.evidence.n_images == 30 + 10 + 5
+    assert "Measured on 45 of the images." in report.reasons
     assert report.counts == {"0": 150, "1": 45, "2": 5}
     assert np.bincount(y[report.rows]).tolist() == [30, 10, 5]
 
@@ -144,16 +146,16 @@ def test_copies_of_a_share_are_counted_by_find_leaks(near):
         conflicts=np.array([False, False]),
     )
     for count, groups in {50: "report.leaks", 49: "find_leaks(X)"}.items():
-        evidence = dataclasses.replace(EVIDENCE, n_pictures=count)
-        (caveat,) = find_caveats({"a": 30, "b": 20}, evidence, leaks, 224)
+        evidence = dataclasses.replace(EVIDENCE, n_images=count)
+        (caveat,) = find_data_warnings({"a": 30, "b": 20}, evidence, leaks, 224)
         assert caveat == (
-            "Pairs of the same picture of which one was trained on and the other tested: 1. The "
+            "Pairs of the same image of which one was trained on and the other tested: 1. The "
             f"accuracies here are too good; give groups={groups}.groups."
         )
 
 
 def test_groups_are_respected(monkeypatch):
-    """Pictures of a group carry its colour: only folds that divide groups find it of use."""
+    """Images of a group carry its color: only folds that divide groups find it of use."""
     random = np.random.RandomState(0)
     groups = np.arange(60) // 5
     y = np.arange(12)[groups] % 2
@@ -164,10 +166,10 @@ def test_groups_are_respected(monkeypatch):
     X = X.astype(np.uint8)
     report = recommend_strategy(X, y, Tiny, groups=groups, random_state=0)
     without = recommend_strategy(X, y, Tiny, random_state=0)
-    assert without.evidence.neighbour > report.evidence.neighbour + 0.2
+    assert without.evidence.neighbor > report.evidence.neighbor + 0.2
     names = np.array([f"patient {group}" for group in groups])
     again = recommend_strategy(X, y, Tiny, groups=names, random_state=0)
-    assert again.evidence.n_pictures == 60
+    assert again.evidence.n_images == 60
 
 
 def test_the_same_seed_gives_the_same_report(far):
@@ -175,7 +177,7 @@ def test_the_same_seed_gives_the_same_report(far):
     again = recommend_strategy(X, y, **SCANS)
     assert again.evidence == far.evidence
     assert again.reasons == far.reasons
-    noise = {"X": pictures(30), "y": np.arange(30) % 2, "backbone": Tiny}
+    noise = {"X": images(30), "y": np.arange(30) % 2, "backbone": Tiny}
     one, same, other = (recommend_strategy(**noise, random_state=seed) for seed in (0, 0, 1))
     assert one.evidence == same.evidence != other.evidence
     assert (np.random.get_state()[1] == state).all()
@@ -207,21 +209,21 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
         "logisticregression",
     ]
     assert clone(near.estimator_).fit(X, y).score(X, y) == 1
-    assert near.cost.pictures_embedded == 14
-    assert near.cost.pictures_trained == 0
+    assert near.cost.images_embedded == 14
+    assert near.cost.images_trained == 0
 
 
-def test_two_pictures_of_a_class_are_enough():
-    report = recommend_strategy(pictures(4), [0, 0, 1, 1], Tiny, random_state=0)
+def test_two_images_of_a_class_are_enough():
+    report = recommend_strategy(images(4), [0, 0, 1, 1], Tiny, random_state=0)
     assert report.evidence.curve == ((2, report.evidence.accuracy),)
-    assert "Fewer than 5 pictures of '0', '1': scores say little about them." in report.warnings
+    assert "Fewer than 5 images of '0', '1': scores say little about them." in report.warnings
 
 
 def test_without_weights_it_is_from_scratch():
     X, y = cuts(14)
     report = recommend_strategy(X, y, weights=None, image_size=32, random_state=0)
     assert report.strategy == "scratch"
-    assert report.case == "Few pictures, and no weights"
+    assert report.case == "Few images, and no weights"
     assert not any("cosine" in reason for reason in report.reasons)
     assert report.estimator_.weights is None
     assert report.estimator_.unfreeze == "all"
@@ -233,26 +235,26 @@ def test_copies_and_their_labels_are_minded():
     X = np.concatenate([X, X[[0, 1, 2]]])
     y = np.concatenate([y, [y[1], y[1], y[2]]])
     report = recommend_strategy(X, y, image_size=(64, 64), random_state=0)
-    assert "Pairs of the same picture under two labels: 1. One of the two is wrong; see leaks." in (
+    assert "Pairs of the same image under two labels: 1. One of the two is wrong; see leaks." in (
         report.warnings
     )
     assert any("are too good; give groups=report.leaks.groups" in each for each in report.warnings)
     groups = report.leaks.groups
     mended = recommend_strategy(X, y, groups=groups, image_size=(64, 64), random_state=0)
     assert not any("too good" in each for each in mended.warnings)
-    assert "Pairs of the same picture: 3. See leaks." in mended.warnings
+    assert "Pairs of the same image: 3. See leaks." in mended.warnings
 
 
-EVIDENCE = Evidence(
-    n_pictures=50,
+EVIDENCE = ProbeResults(
+    n_images=50,
     accuracy=0.9,
     spread=0.1,
-    neighbour=0.8,
+    neighbor=0.8,
     pixels=0.5,
     curve=((20, 0.7), (40, 0.9)),
-    crowding=0.2,
+    mean_interclass_cosine=0.2,
     side=(100, 200, 300),
-    grey=0.0,
+    gray=0.0,
     contrast=50.0,
 )
 
@@ -263,30 +265,30 @@ EVIDENCE = Evidence(
         (
             {"a": 50, "b": 10},
             {},
-            "The largest class, 'a', has 50 pictures, the smallest, 'b', 10. Score with balanced "
+            "The largest class, 'a', has 50 images, the smallest, 'b', 10. Score with balanced "
             "accuracy, and try class_weight='balanced'.",
         ),
         (
             {"a": 4, "b": 5, "c": 3},
             {},
-            "Fewer than 5 pictures of 'a', 'c': scores say little about them.",
+            "Fewer than 5 images of 'a', 'c': scores say little about them.",
         ),
         (
             {"a": 5, "b": 5},
             {"side": (8, 56, 79)},
-            "Half of the pictures are no larger than 56 pixels, and the network sees 224: a "
+            "Half of the images are no larger than 56 pixels, and the network sees 224: a "
             "smaller image_size may do as well, and is faster.",
         ),
         (
             {"a": 5, "b": 5},
             {"side": (30, 200, 300)},
-            "The shorter sides go from 30 to 300 pixels: small pictures are blurred where they are "
+            "The shorter sides go from 30 to 300 pixels: small images are blurred where they are "
             "enlarged. See that size does not tell the class.",
         ),
         (
             {"a": 5, "b": 5},
             {"contrast": 4.9},
-            "Half of the pictures are nearly of one colour. Check pixel_range.",
+            "Half of the images are nearly of one color. Check pixel_range.",
         ),
         (
             {"a": 9, "b": 6},
@@ -299,17 +301,17 @@ EVIDENCE = Evidence(
 def test_what_is_minded(near, counts, change, expected):
     leaks = near.leaks
     evidence = dataclasses.replace(EVIDENCE, **change)
-    assert find_caveats(counts, evidence, leaks, 224) == (expected,)
+    assert find_data_warnings(counts, evidence, leaks, 224) == (expected,)
 
 
 def test_nothing_is_minded_where_all_is_well(near):
-    assert find_caveats({"a": 50, "b": 11}, EVIDENCE, near.leaks, 224) == ()
+    assert find_data_warnings({"a": 50, "b": 11}, EVIDENCE, near.leaks, 224) == ()
 
 
 def test_it_shows_as_text(far):
     lines = repr(far).splitlines()
     assert lines[0] == (
-        "Many pictures, different from those of the weights: solve the head, then tune all blocks"
+        "Many images, different from those of the weights: solve the head, then tune all blocks"
     )
     assert f"- {far.reasons[0]}" in lines
     assert lines[lines.index("Mind:") + 1] == f"- {far.warnings[0]}"
@@ -328,16 +330,16 @@ def test_it_shows_as_a_page_that_names_cannot_break():
 
 def test_what_cannot_be(monkeypatch):
     def never(self, X):
-        raise AssertionError("pictures were embedded before the labels were looked at")
+        raise AssertionError("images were embedded before the labels were looked at")
 
     monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
-    X, y = pictures(9), np.arange(9) % 3
+    X, y = images(9), np.arange(9) % 3
     for problem, changes in {
         "recommend_strategy requires y to be passed, but the target y is None": {"y": None},
         "Found input variables with inconsistent numbers of samples: [9, 3]": {"y": y[:3]},
         "Got 1 class in y, 0, but a classifier needs at least two classes": {"y": y * 0},
-        "Got a class with a single picture, but cross-validation needs at least two of each; "
-        "leave the class out, or give more pictures of it": {"y": [0] * 8 + [1]},
+        "Got a class with a single image, but cross-validation needs at least two of each; "
+        "leave the class out, or give more images of it": {"y": [0] * 8 + [1]},
         "Found input variables with inconsistent numbers of samples: [9, 2]": {"groups": [0, 1]},
         "Got a class in a single group, but cross-validation needs at least two groups of each; "
         "leave the class out, or give finer groups": {"groups": y},

@@ -8,19 +8,19 @@ from pathlib import Path
 import helpers
 import numpy as np
 import pytest
-from helpers import CountingTiny, counted, make_search, pictures
+from helpers import CountingTiny, counted, images, make_search
 from sklearn.base import clone
 from sklearn.model_selection import ShuffleSplit, cross_val_score
 
 from sktransfer import PretrainedFeatureExtractor
 
 N = 60
-X = pictures(N)
+X = images(N)
 y = np.arange(N) % 3
 
 
 @pytest.mark.parametrize("cache", ["auto", "kept"])
-def test_a_search_embeds_each_picture_once_and_so_do_its_successors(log, tmp_path, cache):
+def test_a_search_embeds_each_image_once_and_so_do_its_successors(log, tmp_path, cache):
     cache = tmp_path / "kept" if cache == "kept" else cache
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=cache)
     fitted = make_search(extractor).fit(X, y)
@@ -30,7 +30,7 @@ def test_a_search_embeds_each_picture_once_and_so_do_its_successors(log, tmp_pat
     make_search(clone(extractor)).fit(X[shuffled], y[shuffled])
     cross_val_score(fitted.best_estimator_, X, y, cv=ShuffleSplit(3, random_state=0))
     assert counted(log) == N
-    fitted.predict(pictures(5, seed=1))
+    fitted.predict(images(5, seed=1))
     assert counted(log) == N + 5
 
 
@@ -56,9 +56,9 @@ def test_a_directory_serves_a_second_process(log, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import sys\n"
-        "from helpers import CountingTiny, make_search, pictures\n"
+        "from helpers import CountingTiny, make_search, images\n"
         "from sktransfer import PretrainedFeatureExtractor\n"
-        "X, y = pictures(60), [row % 3 for row in range(60)]\n"
+        "X, y = images(60), [row % 3 for row in range(60)]\n"
         "log, cache = sys.argv[1:]\n"
         "make_search(PretrainedFeatureExtractor(CountingTiny(log), cache=cache)).fit(X, y)\n"
     )
@@ -85,7 +85,7 @@ def test_what_changes_the_embedding_changes_the_key(log, store, change):
     extractor.fit_transform(X)
     before = counted(log)
     extractor.set_params(**change).fit(X)
-    fitted = counted(log)  # adapting sends the pictures through once more
+    fitted = counted(log)  # adapting sends the images through once more
     extractor.transform(X)
     assert counted(log) == fitted + N >= before + N
 
@@ -104,7 +104,7 @@ def test_every_field_of_a_recipe_is_in_its_key():
     others = {
         "backbone": load_backbone(CountingTiny("b")),
         "preprocessing": Preprocessing(interpolation="bicubic"),
-        "taps": ("0",),
+        "layers": ("0",),
         "pooling": "max",
         "precision": torch.bfloat16,
         "dtype": "float16",
@@ -135,7 +135,7 @@ def test_what_does_not_change_the_embedding_does_not_change_the_key(log, store, 
     assert counted(log) == N
 
 
-def test_a_picture_that_occurs_twice_is_embedded_once(log, store):
+def test_a_image_that_occurs_twice_is_embedded_once(log, store):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     embedded = extractor.fit_transform(np.concatenate([X, X[::-1]]))
     assert counted(log) == N
@@ -145,7 +145,7 @@ def test_a_picture_that_occurs_twice_is_embedded_once(log, store):
 def test_a_file_that_changed_is_embedded_anew(log, store, tmp_path):
     from PIL import Image
 
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(X[0]).save(path)
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     before = extractor.fit_transform([path])

@@ -4,7 +4,7 @@ import torch
 from helpers import Tiny, cosine
 
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
-from sktransfer.backbones.torchvision_blocks import dissect
+from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.engines import choice as engines
 from sktransfer.engines.batch_size import auto_batch_size
 from sktransfer.engines.choice import choose_engine, create_engine
@@ -23,7 +23,7 @@ def pixels(n=5):
 
 
 def engine(network, precision=torch.float32, device=CPU):
-    prefix = FrozenPrefix(dissect(network))
+    prefix = FrozenPrefix(split_into_blocks(network))
     return create_engine(
         prefix,
         Tiny.preprocessing,
@@ -42,13 +42,13 @@ def engine(network, precision=torch.float32, device=CPU):
         ({"precision": torch.bfloat16}, "openvino"),
         ({"precision": torch.float16}, "torch"),
         ({"device": CUDA}, "torch"),
-        ({"n_pictures": 20}, "torch"),
-        ({"known": False}, "torch"),
-        ({"known": False, "n_pictures": 1, "engine": "openvino"}, "openvino"),
+        ({"n_images": 20}, "torch"),
+        ({"from_library": False}, "torch"),
+        ({"from_library": False, "n_images": 1, "engine": "openvino"}, "openvino"),
     ],
 )
 def test_the_choice(changed, expected):
-    usual = {"engine": "auto", "device": CPU, "precision": torch.float32, "n_pictures": 1000}
+    usual = {"engine": "auto", "device": CPU, "precision": torch.float32, "n_images": 1000}
     assert choose_engine(**{**usual, **changed}) == expected
 
 
@@ -109,7 +109,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(network, monkeypatch):
     assert max(sizes) <= 3, "the engine tried again what had failed"
 
 
-def test_out_of_memory_for_a_single_picture_is_an_error(network, monkeypatch):
+def test_out_of_memory_for_a_single_image_is_an_error(network, monkeypatch):
     def never(self, part):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -118,7 +118,7 @@ def test_out_of_memory_for_a_single_picture_is_an_error(network, monkeypatch):
         engine(network).run(pixels(2))
 
 
-def test_batches_fit_the_device_and_the_size_of_the_pictures():
+def test_batches_fit_the_device_and_the_size_of_the_images():
     assert auto_batch_size(CUDA, (224, 224)) > auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (448, 448)) < auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (5000, 5000)) == 1

@@ -8,11 +8,11 @@ from torch import nn
 
 from sktransfer.backbones.efficientnet_lite import SameConv2d
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
-from sktransfer.backbones.torchvision_blocks import dissect
+from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.engines import torch_engine
 from sktransfer.engines.fusion import fuse
 from sktransfer.engines.torch_engine import TorchEngine
-from sktransfer.engines.verification import likeness, noise
+from sktransfer.engines.verification import min_cosine, noise
 
 CPU = torch.device("cpu")
 
@@ -41,9 +41,9 @@ def assert_same(network, x, *, fused=None):
     [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.GELU("tanh"), nn.Tanh()],
     ids=str,
 )
-@pytest.mark.parametrize("normalised", [True, False])
-def test_an_activation_goes_into_the_convolution(activation, normalised):
-    batch_norm = [nn.BatchNorm2d(8)] if normalised else []
+@pytest.mark.parametrize("normalized", [True, False])
+def test_an_activation_goes_into_the_convolution(activation, normalized):
+    batch_norm = [nn.BatchNorm2d(8)] if normalized else []
     network = freeze(seeded(nn.Sequential(nn.Conv2d(3, 8, 3), *batch_norm, activation)))
     fused = assert_same(network, 10 * maps(4, 3, 9, 9))
     assert "BatchNorm2d" not in kinds(fused)
@@ -141,7 +141,7 @@ def test_the_network_stays_as_it_is():
 
 
 def test_the_engine_fuses(monkeypatch):
-    prefix = FrozenPrefix(dissect(freeze(Tiny())))
+    prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     engine = TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)
     assert "_FusedConv2d" in kinds(engine._prefix)
     assert "_FusedConv2d" not in kinds(prefix)
@@ -149,9 +149,9 @@ def test_the_engine_fuses(monkeypatch):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_the_engine_leaves_modules_of_users_and_mixed_precision_alone(precision):
-    prefix = FrozenPrefix(dissect(freeze(Tiny())))
+    prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     known = precision != torch.float32
-    engine = TorchEngine(prefix, Tiny.preprocessing, CPU, precision, known=known)
+    engine = TorchEngine(prefix, Tiny.preprocessing, CPU, precision, from_library=known)
     assert engine._prefix is prefix
 
 
@@ -171,18 +171,18 @@ def test_the_engine_where_nothing_can_be_fused():
 def test_the_engine_refuses_what_gives_something_else(monkeypatch):
     wrong = freeze(seeded(nn.Sequential(nn.Flatten(), nn.Linear(768, 12))))
     monkeypatch.setattr(torch_engine, "fuse", lambda network: wrong)
-    prefix = FrozenPrefix(dissect(freeze(Tiny())))
+    prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     assert TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)._prefix is prefix
 
 
 def test_likeness():
     x = maps(3, 5)
-    assert likeness(x, x) == 1.0
-    assert likeness(x, 3 * x) == pytest.approx(1.0)
-    assert likeness(1e-20 * x, 1e-20 * x + 1e-27) == pytest.approx(1.0)
-    assert likeness(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
+    assert min_cosine(x, x) == 1.0
+    assert min_cosine(x, 3 * x) == pytest.approx(1.0)
+    assert min_cosine(1e-20 * x, 1e-20 * x + 1e-27) == pytest.approx(1.0)
+    assert min_cosine(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
     other = x.clone()
     other[1] = -other[1]
-    assert likeness(x, other) == pytest.approx(-1.0)
+    assert min_cosine(x, other) == pytest.approx(-1.0)
     for bad in (torch.full((3, 5), torch.nan), torch.zeros(3, 5), x[:2], x[:, :4]):
-        assert not likeness(x, bad) >= 0.9999
+        assert not min_cosine(x, bad) >= 0.9999

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from helpers import Tiny, cosine, pictures
+from helpers import Tiny, cosine, images
 from sklearn.datasets import load_sample_images
 from torch import nn
 
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.backbones.torchvision_blocks import dissect
-from sktransfer.embedding.compute import Machine
+from sktransfer.backbones.torchvision_blocks import split_into_blocks
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import engine_for
 from sktransfer.embedding.recipe import Recipe, recipe_at
 from sktransfer.engines import openvino_engine
@@ -34,16 +34,16 @@ def kept(tmp_path, monkeypatch):
 
 
 def make(network=None, precision=torch.float32, key=b"tiny"):
-    prefix = FrozenPrefix(dissect(freeze(network or Tiny())))
+    prefix = FrozenPrefix(split_into_blocks(freeze(network or Tiny())))
     return OpenVINOEngine(prefix, Tiny.preprocessing, precision, key)
 
 
 def machine(engine):
-    return Machine(CPU, engine, torch.float32, 1, None)
+    return ComputeConfig(CPU, engine, torch.float32, 1, None)
 
 
 def pixels(n=5, side=16):
-    return torch.from_numpy(pictures(n, side)).permute(0, 3, 1, 2)
+    return torch.from_numpy(images(n, side)).permute(0, 3, 1, 2)
 
 
 def plain(batch):
@@ -71,7 +71,7 @@ def test_bfloat16_is_close_and_comes_out_as_float32():
 @pytest.mark.slow
 def test_bfloat16_of_real_weights_is_as_close_as_torch_s_own():
     backbone = load_backbone("efficientnet_lite0")
-    preprocessing, end = backbone.preprocessing, len(backbone.anatomy.blocks)
+    preprocessing, end = backbone.preprocessing, len(backbone.block_list.blocks)
     china, flower = (torch.tensor(each) for each in load_sample_images().images)
     batch = torch.stack([each[:384, :480].permute(2, 0, 1) for each in (china, flower)])
     batch = batch.unfold(2, 224, 80).unfold(3, 224, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
@@ -95,7 +95,7 @@ def test_bfloat16_of_real_weights_is_as_close_as_torch_s_own():
 @pytest.mark.parametrize("boundary", ["middle", "end"])
 def test_equals_torch_for_known_networks(name, boundary):
     backbone = load_backbone(name, "default" if name == "efficientnet_lite0" else None)
-    end = len(backbone.anatomy.blocks)
+    end = len(backbone.block_list.blocks)
     preprocessing = backbone.preprocessing
     if boundary == "end":
         recipe = recipe_at(backbone, preprocessing, end, torch.float32)
@@ -107,12 +107,12 @@ def test_equals_torch_for_known_networks(name, boundary):
     assert cosine(fast.run(batch), slow.run(batch)).min() >= 0.9999
 
 
-def test_no_bit_of_a_large_picture_depends_on_the_company(monkeypatch):
+def test_no_bit_of_a_large_image_depends_on_the_company(monkeypatch):
     monkeypatch.setattr(openvino_engine, "_PIXELS", 16 * 16)
     engine, batch = make(), pixels(20)
     together = engine.run(batch)
     alone = np.concatenate([engine.run(batch[row : row + 1]) for row in range(20)])
-    assert engine.alone
+    assert engine.batch_invariant
     assert (together == alone).all()
 
 
@@ -120,12 +120,12 @@ def test_no_bit_of_a_large_picture_depends_on_the_company(monkeypatch):
     ("fitting", "heavy", "together"), [(4, 2**26, 4), (1, 100, 4), (1000, 100, 16)]
 )
 @pytest.mark.parametrize("n", [1, 3, 4, 37])
-def test_several_pictures_go_together(n, fitting, heavy, together, monkeypatch):
+def test_several_images_go_together(n, fitting, heavy, together, monkeypatch):
     monkeypatch.setattr(openvino_engine, "_PIXELS", fitting * 16 * 16)
     monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
     engine, batch = make(), pixels(n)
     found = engine.run(batch)
-    assert not engine.alone
+    assert not engine.batch_invariant
     requests = [engine._idle.get() for _ in range(engine._idle.qsize())]
     assert max(request.get_input_tensor(0).shape[0] for request in requests) == together
     np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
@@ -253,7 +253,7 @@ def test_a_graph_that_cannot_be_written_leaves_the_work_to_torch(monkeypatch):
 
 
 def test_an_extractor_with_either_engine():
-    X = pictures(130, 40)
+    X = images(130, 40)
     usual = {"backbone": "resnet18", "weights": None, "image_size": 32, "cache": None}
     embeddings = [
         PretrainedFeatureExtractor(engine=engine, **usual).fit_transform(X)
@@ -264,7 +264,7 @@ def test_an_extractor_with_either_engine():
 
 
 def test_a_module_of_ones_own_with_openvino():
-    X = pictures(7)
+    X = images(7)
     found = PretrainedFeatureExtractor(Tiny(), engine="openvino", cache=None).fit_transform(X)
     expected = PretrainedFeatureExtractor(Tiny(), engine="torch", cache=None).fit_transform(X)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

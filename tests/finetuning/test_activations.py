@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CountingTiny, Tiny, cosine, counted, pictures
+from helpers import CountingTiny, Tiny, cosine, counted, images
 from torch import nn
 
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.images import as_pictures
-from sktransfer.embedding.compute import Machine
+from sktransfer.data.images import as_images
+from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import recipe_at
 from sktransfer.engines.batch_size import auto_batch_size
 from sktransfer.engines.torch_engine import TorchEngine
@@ -28,7 +28,7 @@ from sktransfer.finetuning.cut_network import Network
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 CPU = torch.device("cpu")
 TINY = load_backbone(Tiny())
@@ -37,9 +37,9 @@ HALF = {"rtol": 2e-3, "atol": 2e-3}
 
 
 def views_of(n=20, n_views=1, backbone=TINY, size=None):
-    X = pictures(n) if isinstance(n, int) else n
+    X = images(n) if isinstance(n, int) else n
     preprocessing = backbone.preprocessing.with_image_size(size)
-    return Views(as_pictures(X), preprocessing, resolve_augmentation("standard"), n_views)
+    return Views(as_images(X), preprocessing, resolve_augmentation("standard"), n_views)
 
 
 def gathered(views, boundary, backbone=TINY, store=None, precision=torch.float32):
@@ -49,13 +49,13 @@ def gathered(views, boundary, backbone=TINY, store=None, precision=torch.float32
 
 @torch.no_grad()
 def plain(views, boundary, backbone=TINY, start=0, x=None):
-    """Send views through the blocks in plain torch; after the last one comes the neck."""
+    """Send views through the blocks in plain torch; after the last one comes the pre_logits."""
     if x is None:
         batch = torch.stack([views.prepare(item) for item in range(len(views))])
         x = views.preprocessing.normalize(batch)
-    for _, block in backbone.anatomy.blocks[start:boundary]:
+    for _, block in backbone.block_list.blocks[start:boundary]:
         x = block(x)
-    return backbone.anatomy.neck(x) if boundary == len(backbone.anatomy.blocks) else x
+    return backbone.block_list.pre_logits(x) if boundary == len(backbone.block_list.blocks) else x
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -73,7 +73,7 @@ def test_what_is_gathered_equals_plain_torch(boundary, dtype, kept, store):
 
 def test_a_deep_boundary_of_a_real_network_and_what_follows_from_there():
     lite0 = load_backbone("efficientnet_lite0")
-    views = views_of(pictures(2, side=90), 1, lite0, size=64)
+    views = views_of(images(2, side=90), 1, lite0, size=64)
     ours = gathered(views, 11, lite0)
     assert ours.values.dtype == np.float16
     expected = plain(views, 11, lite0)
@@ -113,7 +113,7 @@ def test_to_advance_to_where_one_is_costs_nothing():
 
 @pytest.mark.parametrize("boundary", [1, 2])
 def test_every_bit_is_the_same_in_whatever_company_a_view_comes(boundary, store):
-    X = pictures(23)
+    X = images(23)
     expected = gathered(views_of(X), boundary).values
     order = np.random.default_rng(0).permutation(23)
     shuffled = gathered(views_of(X[order]), boundary).values.reshape(23, 2, -1)
@@ -141,7 +141,7 @@ def test_batches_are_always_full_since_some_networks_compute_other_bits_for_few(
 
 
 def test_every_bit_is_the_same_wherever_one_advances_from():
-    X = pictures(23)
+    X = images(23)
     order = np.random.default_rng(0).permutation(23)
     expected = gathered(views_of(X), 1).advance(2, CPU).values.reshape(23, 2, -1)
     shuffled = gathered(views_of(X[order]), 1).advance(2, CPU).values.reshape(23, 2, -1)
@@ -159,10 +159,10 @@ def test_each_view_goes_through_the_network_once(log, store):
     assert counted(log) == 80, "views that are there were computed again"
 
 
-def test_a_broken_picture_names_its_row(tmp_path, monkeypatch):
+def test_a_broken_image_names_its_row(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    X = [*pictures(20), b"no picture"]
-    with pytest.raises(PictureError) as caught:
+    X = [*images(20), b"no image"]
+    with pytest.raises(ImageError) as caught:
         gathered(views_of(X), 1)
     assert caught.value.row == 20
     del caught
@@ -250,11 +250,11 @@ def test_float32_takes_twice_the_room_of_float16(monkeypatch):
 
 
 def machine(store=None):
-    return Machine(CPU, "auto", torch.float32, 2, store)
+    return ComputeConfig(CPU, "auto", torch.float32, 2, store)
 
 
 def cut(boundary, backbone=TINY, size=None):
-    """Cut a network, and give it a head that tells pictures apart."""
+    """Cut a network, and give it a head that tells images apart."""
     preprocessing = backbone.preprocessing.with_image_size(size)
     ours = Network(backbone, preprocessing, boundary, 3, dropout=0.5, learn_statistics=False)
     suffix = ours.suffix({boundary}, machine())
@@ -267,13 +267,13 @@ def cut(boundary, backbone=TINY, size=None):
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("n", [1, 5, 40])
 @pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_pictures_go_through_the_whole_network_as_in_plain_torch(boundary, n, kept, store):
+def test_images_go_through_the_whole_network_as_in_plain_torch(boundary, n, kept, store):
     ours, suffix, head = cut(boundary)
     views = views_of(n, 0)
     expected = plain(views, 2)
     tolerance = HALF if boundary == 1 else {"rtol": 1e-4, "atol": 1e-4}
     for layer, wanted in ((suffix, head(expected)), (suffix.embed, expected.numpy())):
-        found = ours.apply(views.pictures, layer, machine(store if kept else None), 0)
+        found = ours.apply(views.images, layer, machine(store if kept else None), 0)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted, **tolerance)
 
@@ -282,8 +282,8 @@ def test_pictures_go_through_the_whole_network_as_in_plain_torch(boundary, n, ke
 def test_a_real_network_equals_plain_torch(boundary):
     lite0 = load_backbone("efficientnet_lite0")
     ours, suffix, _ = cut(boundary, lite0, size=64)
-    views = views_of(pictures(2, side=70), 0, lite0, size=64)
-    found = ours.apply(views.pictures, suffix.embed, machine(), 0)
+    views = views_of(images(2, side=70), 0, lite0, size=64)
+    found = ours.apply(views.images, suffix.embed, machine(), 0)
     assert cosine(found, plain(views, 18, lite0)).min() > 0.99999
 
 
@@ -291,7 +291,7 @@ def test_a_real_network_equals_plain_torch(boundary):
 @pytest.mark.parametrize("boundary", [0, 1, 2])
 def test_what_is_in_memory_at_once_changes_nothing(boundary, chunk, store, monkeypatch):
     ours, suffix, _ = cut(boundary)
-    X = as_pictures(pictures(40))
+    X = as_images(images(40))
     whole = ours.apply(X, suffix, machine(), 0)
     lengths = []
 
@@ -308,13 +308,13 @@ def test_what_is_in_memory_at_once_changes_nothing(boundary, chunk, store, monke
     assert sum(lengths) == 80
 
 
-def test_a_broken_picture_in_a_later_chunk_names_the_row_of_the_user(monkeypatch):
+def test_a_broken_image_in_a_later_chunk_names_the_row_of_the_user(monkeypatch):
     monkeypatch.setattr(network, "_CHUNK", 7)
-    X = [*pictures(20), b"no picture", *pictures(2)]
+    X = [*images(20), b"no image", *images(2)]
     for boundary in (0, 1):
         ours, suffix, _ = cut(boundary)
-        with pytest.raises(PictureError) as caught:
-            ours.apply(as_pictures(X), suffix, machine(), 0)
+        with pytest.raises(ImageError) as caught:
+            ours.apply(as_images(X), suffix, machine(), 0)
         assert caught.value.row == 20
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, pictures
+from helpers import SIZE, images
 
-from sktransfer.data.images import as_pictures
-from sktransfer.finetuning.batches import CachedFeed, PairedFeed, PictureFeed, Targets
+from sktransfer.data.images import as_images
+from sktransfer.finetuning.batches import CachedBatches, ImageBatches, PairedBatches, SoftTargets
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 
@@ -17,19 +17,19 @@ class Brighter:
 
     digest = b"brighter"
 
-    def __call__(self, picture, seed, size=None):
-        return picture + 1
+    def __call__(self, image, seed, size=None):
+        return image + 1
 
 
 def targets(n, classes=3, **options):
     weights = np.random.RandomState(0).rand(n) + 0.5
-    return Targets(np.arange(n) % classes, weights, classes, **options)
+    return SoftTargets(np.arange(n) % classes, weights, classes, **options)
 
 
 def cached(n=10, views=3, batch_size=4, **options):
-    """Make a feed in which each value is picture + view / 10."""
+    """Make a feed in which each value is image + view / 10."""
     values = np.arange(n)[:, None, None] + np.arange(views)[:, None] / 10 + np.zeros(2)
-    return CachedFeed(values.astype(np.float16), targets(n), batch_size, CPU, **options)
+    return CachedBatches(values.astype(np.float16), targets(n), batch_size, CPU, **options)
 
 
 def epoch(feed, seed=0, number=0):
@@ -53,7 +53,7 @@ def test_a_row_of_targets_sums_to_its_weight():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3, 1.0])
 def test_label_smoothing_spreads_its_share_over_all_classes(smoothing):
-    ours = Targets(np.array([2, 0]), np.array([4.0, 4.0]), 4, smoothing)
+    ours = SoftTargets(np.array([2, 0]), np.array([4.0, 4.0]), 4, smoothing)
     expected = np.full((2, 4), smoothing / 4)
     expected[0, 2] += 1 - smoothing
     expected[1, 0] += 1 - smoothing
@@ -90,13 +90,13 @@ def test_batches_are_equal(n, batch_size, sizes):
     assert len(feed) == n
 
 
-def test_an_epoch_shows_each_picture_once_and_all_views_come_in_turn():
+def test_an_epoch_shows_each_image_once_and_all_views_come_in_turn():
     feed = cached(n=10, views=3)
     seen = []
     for number in range(6):
         rows, views = rows_and_views(epoch(feed, seed=number, number=number))
         assert sorted(rows) == list(range(10))
-        assert len(set(views)) == 3, "an epoch shows the same view of all pictures"
+        assert len(set(views)) == 3, "an epoch shows the same view of all images"
         seen.append(dict(zip(rows, views, strict=True)))
     for row in range(10):
         shown = [views[row] for views in seen]
@@ -123,7 +123,7 @@ def test_the_global_random_state_is_left_alone():
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
-def test_pictures_come_with_their_own_targets():
+def test_images_come_with_their_own_targets():
     feed = cached(n=11)
     batches = epoch(feed, seed=3)
     rows, _ = rows_and_views(batches)
@@ -148,37 +148,37 @@ def test_a_feed_of_validation_gives_the_same_each_time_it_is_asked():
 
 
 def test_mixup_mixes_targets_as_it_mixes_inputs():
-    """A picture that is its own target shows in what share, and with which other, it is mixed."""
+    """An image that is its own target shows in what share, and with which other, it is mixed."""
     n = 12
     values = torch.eye(n).numpy()[:, None]
-    ours = Targets(np.arange(n), np.ones(n), n)
-    feed = CachedFeed(values, ours, 6, CPU, mixup=0.5)
+    ours = SoftTargets(np.arange(n), np.ones(n), n)
+    feed = CachedBatches(values, ours, 6, CPU, mixup=0.5)
     shares = set()
     for number in range(4):
         batches = epoch(feed, number, number)
         for x, t in batches:
             assert torch.equal(x, t)
             torch.testing.assert_close(x.sum(1), torch.ones(6))
-            assert (x > 0).sum(1).max() <= 2, "more than two pictures are mixed"
+            assert (x > 0).sum(1).max() <= 2, "more than two images are mixed"
             mixed = x[(x > 0).sum(1) == 2]
             pairs = {tuple(sorted(row[row > 0].round(decimals=4).tolist())) for row in mixed}
             assert len(pairs) <= 1, "a batch has more than one share"
             shares |= pairs
         total = sum(x.sum(0) for x, _ in batches)
-        # Every picture is once the one and once the other.
+        # Every image is once the one and once the other.
         torch.testing.assert_close(total, torch.ones(n))
     assert len(shares) > 4
 
 
-def test_mixup_keeps_the_weights_of_pictures():
+def test_mixup_keeps_the_weights_of_images():
     feed = cached(n=10, mixup=0.5)
     total = sum(t.sum() for _, t in epoch(feed))
     torch.testing.assert_close(total, torch.tensor(10.0))
 
 
-def picture_feed(X, n_views, ours, batch_size, **options):
-    views = Views(as_pictures(X), PREPROCESSING, Brighter(), n_views)
-    return PictureFeed(
+def image_feed(X, n_views, ours, batch_size, **options):
+    views = Views(as_images(X), PREPROCESSING, Brighter(), n_views)
+    return ImageBatches(
         lambda epoch: (views, 1 + n_views), torch.Tensor.float, 2, ours, batch_size, CPU, **options
     )
 
@@ -191,10 +191,10 @@ def prepared(X, n_views):
 
 @pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"mixup": 0.4}])
 @pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (9, 5), (21, 5)])
-def test_pictures_read_anew_equal_cached_ones(n, batch_size, options):
-    X, ours = pictures(n), targets(n)
-    fresh = picture_feed(X, 2, ours, batch_size, **options)
-    kept = CachedFeed(prepared(X, 2), ours, batch_size, CPU, **options)
+def test_images_read_anew_equal_cached_ones(n, batch_size, options):
+    X, ours = images(n), targets(n)
+    fresh = image_feed(X, 2, ours, batch_size, **options)
+    kept = CachedBatches(prepared(X, 2), ours, batch_size, CPU, **options)
     for number in range(3):
         batches = epoch(fresh, 7, number), epoch(kept, 7, number)
         for (x, t), (same_x, same_t) in zip(*batches, strict=True):
@@ -203,13 +203,13 @@ def test_pictures_read_anew_equal_cached_ones(n, batch_size, options):
 
 
 def test_views_may_be_others_in_every_epoch():
-    X, asked = pictures(5), []
+    X, asked = images(5), []
 
     def views_of(epoch):
         asked.append(epoch)
-        return Views(as_pictures(X), PREPROCESSING, Brighter(), only=epoch), 1
+        return Views(as_images(X), PREPROCESSING, Brighter(), only=epoch), 1
 
-    feed = PictureFeed(views_of, torch.Tensor.float, 1, targets(5), 2, CPU, shuffle=False)
+    feed = ImageBatches(views_of, torch.Tensor.float, 1, targets(5), 2, CPU, shuffle=False)
     plain = prepared(X, 1)
     for number in range(2):
         x = torch.cat([x for x, _ in epoch(feed, 0, number)])
@@ -218,7 +218,7 @@ def test_views_may_be_others_in_every_epoch():
 
 
 @pytest.mark.parametrize("length", [4, 10, 23])
-def test_an_epoch_may_be_longer_or_shorter_than_the_pictures(length):
+def test_an_epoch_may_be_longer_or_shorter_than_the_images(length):
     feed = cached(n=10, views=2, batch_size=5, length=length)
     batches = epoch(feed, seed=1)
     rows, _ = rows_and_views(batches)
@@ -231,7 +231,7 @@ def test_an_epoch_may_be_longer_or_shorter_than_the_pictures(length):
 
 def test_pairs_are_of_one_size_and_as_each_feed_alone_gives_them():
     source, target = cached(n=11), cached(n=4, views=2, length=11)
-    paired = PairedFeed(cached(n=11), cached(n=4, views=2, length=11))
+    paired = PairedBatches(cached(n=11), cached(n=4, views=2, length=11))
     assert (len(paired), paired.n_batches) == (11, source.n_batches)
     for number in range(2):
         expected = zip(epoch(source, 5, number), epoch(target, 5, number), strict=True)

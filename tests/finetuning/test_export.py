@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import SIZE, X_TEST, Y_TEST, Tiny, X, Y, cosine, make_classifier, pictures
+from helpers import SIZE, X_TEST, Y_TEST, Tiny, X, Y, cosine, images, make_classifier
 from safetensors.torch import load_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -51,9 +51,9 @@ def test_transfer_from_a_to_b(source):
     )
     assert target.score(X_TEST, np.where(Y_TEST == "owl", "bird", "beast")) > 0.9
     assert target.classes_.tolist() == ["beast", "bird"]
-    first = load_backbone(target).anatomy.blocks[0][1].state_dict()
-    tuned = load_backbone(source).anatomy.blocks[0][1].state_dict()
-    pretrained = load_backbone(Tiny).anatomy.blocks[0][1].state_dict()
+    first = load_backbone(target).block_list.blocks[0][1].state_dict()
+    tuned = load_backbone(source).block_list.blocks[0][1].state_dict()
+    pretrained = load_backbone(Tiny).block_list.blocks[0][1].state_dict()
     assert all((first[name] == tuned[name]).all() for name in first)  # frozen in the second fit
     assert any((first[name] != pretrained[name]).any() for name in first)
     after = source.net_.module_.state_dict()
@@ -94,14 +94,14 @@ def test_weights_of_another_process(source, tmp_path):
 def test_weights_of_known_networks(name, tmp_path):
     weights = "default" if name == "efficientnet_lite0" else None
     options = {"unfreeze": (0, 1), "lr": 0.1, "augment": None, "random_state": 0}
-    images = pictures(12, side=40)
+    photos = images(12, side=40)
     source = FineTunedImageClassifier(name, weights=weights, **options, cache=None)
-    source.fit(images, np.arange(12) % 2)
+    source.fit(photos, np.arange(12) % 2)
     source.save_weights(tmp_path / "tuned.safetensors")
-    again = extractor(name, weights=tmp_path / "tuned.safetensors").fit(images)
-    assert cosine(again.transform(images), source.transform(images)).min() >= 0.9999
-    untuned = extractor(name, weights=weights).fit_transform(images)
-    assert cosine(untuned, source.transform(images)).max() < 0.9999
+    again = extractor(name, weights=tmp_path / "tuned.safetensors").fit(photos)
+    assert cosine(again.transform(photos), source.transform(photos)).min() >= 0.9999
+    untuned = extractor(name, weights=weights).fit_transform(photos)
+    assert cosine(untuned, source.transform(photos)).max() < 0.9999
 
 
 def test_adapted_batch_norm_comes_along(tmp_path):

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from sktransfer.finetuning import head as room
-from sktransfer.finetuning.head import STRENGTHS, Labelled, solve_head
+from sktransfer.finetuning.head import STRENGTHS, LabeledEmbeddings, fit_head
 
 
 @pytest.fixture
@@ -18,15 +18,15 @@ def to_the_end(monkeypatch):
     monkeypatch.setattr(room, "_TOLERANCE", 1e-10)
 
 
-def labelled(n=60, classes=3, width=8, views=2, *, noise=1.0, seed=0):
-    """Draw embeddings around a centre of each class, dimensions of very different scale."""
+def labeled(n=60, classes=3, width=8, views=2, *, noise=1.0, seed=0):
+    """Draw embeddings around a center of each class, dimensions of very different scale."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
-    centres = np.random.default_rng(7).normal(size=(classes, width))
+    centers = np.random.default_rng(7).normal(size=(classes, width))
     scales = 10.0 ** np.linspace(-1, 2, width)
-    drawn = centres[y][:, None] + noise * rng.normal(size=(n, views, width))
+    drawn = centers[y][:, None] + noise * rng.normal(size=(n, views, width))
     embeddings = (3.0 + drawn) * scales
-    return Labelled(embeddings.astype(np.float32), y, rng.uniform(0.5, 2, n))
+    return LabeledEmbeddings(embeddings.astype(np.float32), y, rng.uniform(0.5, 2, n))
 
 
 def logits_of(head, embeddings):
@@ -41,23 +41,23 @@ def assert_same(one, other, data):
 
 
 def scaling(data):
-    """Compute centre and floored scale, one picture after another."""
+    """Compute center and floored scale, one image after another."""
     rows = [
         (view.astype(float), w / len(views))
         for views, w in zip(data.embeddings, data.weights, strict=True)
         for view in views
     ]
     total = sum(w for _, w in rows)
-    centre = sum(w * row for row, w in rows) / total
-    deviation = np.sqrt(sum(w * (row - centre) ** 2 for row, w in rows) / total)
-    return centre, np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
+    center = sum(w * row for row, w in rows) / total
+    deviation = np.sqrt(sum(w * (row - center) ** 2 for row, w in rows) / total)
+    return center, np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
 
 
 def plain(data, strength, scale_by):
-    """Fit scikit-learn's classifier on scaled embeddings, every view a part of its picture."""
-    centre, scale = scale_by
+    """Fit scikit-learn's classifier on scaled embeddings, every view a part of its image."""
+    center, scale = scale_by
     views = data.embeddings.shape[1]
-    x = (data.embeddings.reshape(-1, data.embeddings.shape[2]) - centre) / scale
+    x = (data.embeddings.reshape(-1, data.embeddings.shape[2]) - center) / scale
     weights = np.repeat(data.weights / views, views)
     model = LogisticRegression(C=strength, tol=1e-10, max_iter=1000)
     return model.fit(x, np.repeat(data.y, views), weights)
@@ -67,7 +67,7 @@ def losses(train, valid):
     """Compute the weighted log-loss on `valid` of every strength, each fitted from zero."""
     scale_by = scaling(train)
     x = (valid.embeddings[:, 0] - scale_by[0]) / scale_by[1]
-    originals = Labelled(train.embeddings[:, :1], train.y, train.weights)
+    originals = LabeledEmbeddings(train.embeddings[:, :1], train.y, train.weights)
     p = [plain(originals, strength, scale_by).predict_log_proba(x) for strength in STRENGTHS]
     return [-(valid.weights * each[np.arange(len(x)), valid.y]).sum() for each in p]
 
@@ -76,14 +76,14 @@ def losses(train, valid):
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.usefixtures("to_the_end")
 def test_the_folded_head_equals_logistic_regression_on_scaled_embeddings(classes, views):
-    train = labelled(classes=classes, views=views, noise=2.0)
-    head = solve_head(train, labelled(24, classes, seed=1, views=1, noise=2.0), classes)
+    train = labeled(classes=classes, views=views, noise=2.0)
+    head = fit_head(train, labeled(24, classes, seed=1, views=1, noise=2.0), classes)
     assert head.weight.shape == (classes, 8)
     assert head.bias.shape == (classes,)
-    centre, scale = scaling(train)
-    model = plain(train, head.strength, (centre, scale))
-    new = labelled(30, classes, seed=2).embeddings.reshape(-1, 8)
-    expected = model.predict_log_proba((new - centre) / scale)
+    center, scale = scaling(train)
+    model = plain(train, head.strength, (center, scale))
+    new = labeled(30, classes, seed=2).embeddings.reshape(-1, 8)
+    expected = model.predict_log_proba((new - center) / scale)
     np.testing.assert_allclose(log_softmax(logits_of(head, new), axis=1), expected, atol=1e-3)
 
 
@@ -91,8 +91,8 @@ def test_the_folded_head_equals_logistic_regression_on_scaled_embeddings(classes
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.usefixtures("to_the_end")
 def test_the_head_is_where_mean_loss_and_penalty_are_least(classes, views):
-    train = labelled(classes=classes, views=views, noise=2.0)
-    head = solve_head(train, None, classes)
+    train = labeled(classes=classes, views=views, noise=2.0)
+    head = fit_head(train, None, classes)
     x = torch.from_numpy(train.embeddings.reshape(-1, 8).astype(float))
     y = torch.from_numpy(np.repeat(train.y, views))
     share = torch.from_numpy(np.repeat(train.weights / views, views) / train.weights.sum())
@@ -110,18 +110,18 @@ ON_TENSORS = """
 import numpy as np
 import sklearn, torch
 from sktransfer.finetuning import head
-from sktransfer.finetuning.head import Labelled, solve_head
+from sktransfer.finetuning.head import LabeledEmbeddings, fit_head
 
 rng = np.random.default_rng(0)
 y = np.arange(90) % CLASSES
 x = (rng.normal(size=(90, 2, 6)) + y[:, None, None]).astype(np.float32)
-data = Labelled(x, y, rng.uniform(0.5, 2, 90))
-with_numpy = solve_head(data, None, CLASSES)
+data = LabeledEmbeddings(x, y, rng.uniform(0.5, 2, 90))
+with_numpy = fit_head(data, None, CLASSES)
 seen = []
 fit = head.LogisticRegression.fit
 head.LogisticRegression.fit = lambda self, X, *rest: seen.append(type(X)) or fit(self, X, *rest)
 head._solver_device = lambda device, numbers: device
-with_torch = solve_head(data, None, CLASSES)
+with_torch = fit_head(data, None, CLASSES)
 assert set(seen) == {torch.Tensor}
 assert with_numpy.strength == with_torch.strength
 np.testing.assert_allclose(with_torch.weight, with_numpy.weight, rtol=1e-3, atol=1e-5)
@@ -152,17 +152,17 @@ def test_where_the_head_is_solved(monkeypatch, switch, device, numbers, on_devic
 
 
 def test_two_classes_get_a_logit_each_that_mirror_each_other():
-    head = solve_head(labelled(classes=2), None, 2)
+    head = fit_head(labeled(classes=2), None, 2)
     np.testing.assert_allclose(head.weight[0], -head.weight[1])
     np.testing.assert_allclose(head.bias[0], -head.bias[1])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_a_dead_dimension_stays_harmless_when_it_comes_to_life(value):
-    train = labelled(views=1)
+    train = labeled(views=1)
     embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
     embeddings[:, :, 3] = value
-    head = solve_head(Labelled(embeddings, train.y, train.weights), None, 3)
+    head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
     assert np.abs(head.weight[:, 3]).max() < 1e-3 * np.abs(head.weight).max()
     moved = embeddings[:, 0].copy()
     moved[:, 3] += 1
@@ -171,11 +171,11 @@ def test_a_dead_dimension_stays_harmless_when_it_comes_to_life(value):
 
 
 def test_a_dimension_that_is_all_but_dead_does_not_explode():
-    train = labelled(views=1)
+    train = labeled(views=1)
     embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
     # It tells the classes perfectly, at a size that another network would not keep.
     embeddings[:, 0, 3] = 1e-5 * train.y
-    head = solve_head(Labelled(embeddings, train.y, train.weights), None, 3)
+    head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
     moved = embeddings[:, 0].copy()
     moved[:, 3] += 1
     still = logits_of(head, embeddings[:, 0])
@@ -186,39 +186,39 @@ def test_a_dimension_that_is_all_but_dead_does_not_explode():
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.usefixtures("to_the_end")
 def test_a_weight_is_the_same_as_repetition(classes, with_valid):
-    data = labelled(45, classes, noise=2.0)
+    data = labeled(45, classes, noise=2.0)
     counts = np.arange(45) % 3 + 1
     rows = np.repeat(np.arange(45), counts)
-    weighted = Labelled(data.embeddings, data.y, counts.astype(float))
-    repeated = Labelled(data.embeddings[rows], data.y[rows], np.ones(len(rows)))
-    valid = labelled(20, classes, seed=1, views=1) if with_valid else None
-    one, other = (solve_head(train, valid, classes) for train in (weighted, repeated))
+    weighted = LabeledEmbeddings(data.embeddings, data.y, counts.astype(float))
+    repeated = LabeledEmbeddings(data.embeddings[rows], data.y[rows], np.ones(len(rows)))
+    valid = labeled(20, classes, seed=1, views=1) if with_valid else None
+    one, other = (fit_head(train, valid, classes) for train in (weighted, repeated))
     assert_same(one, other, data)
 
 
-def test_weights_of_validation_pictures_are_the_same_as_repetition():
-    train, valid = labelled(noise=2.0), labelled(20, seed=1, views=1, noise=2.0)
+def test_weights_of_validation_images_are_the_same_as_repetition():
+    train, valid = labeled(noise=2.0), labeled(20, seed=1, views=1, noise=2.0)
     counts = np.arange(20) % 4 + 1
     rows = np.repeat(np.arange(20), counts)
-    weighted = Labelled(valid.embeddings, valid.y, counts.astype(float))
-    repeated = Labelled(valid.embeddings[rows], valid.y[rows], np.ones(len(rows)))
-    heads = [solve_head(train, each, 3) for each in (weighted, repeated)]
+    weighted = LabeledEmbeddings(valid.embeddings, valid.y, counts.astype(float))
+    repeated = LabeledEmbeddings(valid.embeddings[rows], valid.y[rows], np.ones(len(rows)))
+    heads = [fit_head(train, each, 3) for each in (weighted, repeated)]
     assert heads[0].strength == heads[1].strength
 
 
 @pytest.mark.usefixtures("to_the_end")
 @pytest.mark.parametrize("noise", [0.3, 2.0, 10.0])
-def test_the_strength_is_the_best_one_on_the_validation_pictures(noise):
-    train, valid = labelled(noise=noise), labelled(30, noise=noise, seed=1, views=1)
-    assert solve_head(train, valid, 3).strength == STRENGTHS[np.argmin(losses(train, valid))]
+def test_the_strength_is_the_best_one_on_the_validation_images(noise):
+    train, valid = labeled(noise=noise), labeled(30, noise=noise, seed=1, views=1)
+    assert fit_head(train, valid, 3).strength == STRENGTHS[np.argmin(losses(train, valid))]
 
 
-def test_noise_is_regularised_more_than_signal_with_and_without_validation():
+def test_noise_is_regularized_more_than_signal_with_and_without_validation():
     for valid_seed in (1, None):
         clean, noisy = (
-            solve_head(
-                labelled(60, noise=noise),
-                None if valid_seed is None else labelled(60, noise=noise, seed=1, views=1),
+            fit_head(
+                labeled(60, noise=noise),
+                None if valid_seed is None else labeled(60, noise=noise, seed=1, views=1),
                 3,
             ).strength
             for noise in (0.3, 10.0)
@@ -227,56 +227,56 @@ def test_noise_is_regularised_more_than_signal_with_and_without_validation():
 
 
 @pytest.mark.usefixtures("to_the_end")
-def test_only_the_first_view_of_a_picture_chooses_by_folds():
-    data = labelled(noise=2.0)
+def test_only_the_first_view_of_a_image_chooses_by_folds():
+    data = labeled(noise=2.0)
     junk = data.embeddings.copy()
     junk[:, 1] = junk[:, 0]
-    alone = Labelled(data.embeddings[:, :1], data.y, data.weights)
-    doubled = Labelled(junk, data.y, data.weights)
-    one, other = solve_head(alone, None, 3), solve_head(doubled, None, 3)
+    alone = LabeledEmbeddings(data.embeddings[:, :1], data.y, data.weights)
+    doubled = LabeledEmbeddings(junk, data.y, data.weights)
+    one, other = fit_head(alone, None, 3), fit_head(doubled, None, 3)
     assert_same(one, other, data)
 
 
 @pytest.mark.usefixtures("to_the_end")
 def test_folds_follow_from_content_not_from_order():
-    data = labelled(noise=2.0)
+    data = labeled(noise=2.0)
     order = np.random.default_rng(0).permutation(60)
-    one, other = solve_head(data, None, 3), solve_head(data.take(order), None, 3)
+    one, other = fit_head(data, None, 3), fit_head(data.take(order), None, 3)
     assert_same(one, other, data)
 
 
-@pytest.mark.parametrize("valid", [None, labelled(30, noise=0.1, seed=1, views=1)])
-def test_a_tiny_set_is_regularised_at_least_so_much(valid):
-    data = labelled(noise=0.1)
-    assert solve_head(data, valid, 3).strength > 1
-    assert solve_head(data, valid, 3, tiny=True).strength == pytest.approx(0.1)
+@pytest.mark.parametrize("valid", [None, labeled(30, noise=0.1, seed=1, views=1)])
+def test_a_tiny_set_is_regularized_at_least_so_much(valid):
+    data = labeled(noise=0.1)
+    assert fit_head(data, valid, 3).strength > 1
+    assert fit_head(data, valid, 3, tiny=True).strength == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("tiny", [False, True])
-def test_a_class_with_a_single_picture_leaves_nothing_to_choose_by(tiny):
-    data = labelled(31)
+def test_a_class_with_a_single_image_leaves_nothing_to_choose_by(tiny):
+    data = labeled(31)
     rows = np.flatnonzero((data.y != 2) | (np.arange(31) == 2))
-    head = solve_head(data.take(rows), None, 3, tiny=tiny)
+    head = fit_head(data.take(rows), None, 3, tiny=tiny)
     assert head.strength == 0.03
     assert np.isfinite(head.weight).all()
 
 
-def test_copies_of_one_picture_are_no_two_pictures():
-    data = labelled(31)
+def test_copies_of_one_image_are_no_two_images():
+    data = labeled(31)
     rows = np.r_[np.flatnonzero(data.y != 2), 2, 2, 2]
-    assert solve_head(data.take(rows), None, 3).strength == 0.03
+    assert fit_head(data.take(rows), None, 3).strength == 0.03
 
 
-def test_two_pictures_of_each_class_are_enough_for_folds():
-    data = labelled(6, noise=0.1)
-    head = solve_head(data, None, 3)
+def test_two_images_of_each_class_are_enough_for_folds():
+    data = labeled(6, noise=0.1)
+    head = fit_head(data, None, 3)
     assert head.strength != 0.03
     assert (logits_of(head, data.embeddings[:, 0]).argmax(1) == data.y).all()
 
 
 def test_validation_may_lack_a_class():
-    valid = labelled(30, seed=1, views=1)
-    head = solve_head(labelled(), valid.take(valid.y != 1), 3)
+    valid = labeled(30, seed=1, views=1)
+    head = fit_head(labeled(), valid.take(valid.y != 1), 3)
     assert head.weight.shape == (3, 8)
     assert head.strength in STRENGTHS
 
@@ -285,44 +285,44 @@ def test_validation_may_lack_a_class():
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e-10, -7.123456, 1e6])
 def test_constant_embeddings_give_the_shares_of_the_classes(value, with_valid):
     y, weights = np.arange(12) % 3, np.random.default_rng(0).uniform(0.5, 2, 12)
-    data = Labelled(np.full((12, 2, 4), value, np.float32), y, weights)
-    valid = Labelled(data.embeddings[:, :1], y, weights) if with_valid else None
-    head = solve_head(data, valid, 3)
+    data = LabeledEmbeddings(np.full((12, 2, 4), value, np.float32), y, weights)
+    valid = LabeledEmbeddings(data.embeddings[:, :1], y, weights) if with_valid else None
+    head = fit_head(data, valid, 3)
     # As the network computes it, in float32.
     logits = data.embeddings[0, :1] @ head.weight.astype(np.float32).T
     p = np.exp(log_softmax(logits + head.bias.astype(np.float32), axis=1))[0]
     shares = np.bincount(y, weights) / weights.sum()
     np.testing.assert_allclose(p, shares, atol=0.01)
-    # And no dimension in which the pictures did not differ decides anything later.
+    # And no dimension in which the images did not differ decides anything later.
     assert np.abs(head.weight).max() < 1
 
 
 @pytest.mark.parametrize("power", [-33, -100, 33])
 def test_the_size_of_embeddings_does_not_matter(power):
     """They are as small as 1e-10, or 1e-30; powers of 2 leave every digit as it is."""
-    data, valid = labelled(), labelled(30, seed=1, views=1)
+    data, valid = labeled(), labeled(30, seed=1, views=1)
 
     def sized(data):
         embeddings = data.embeddings * np.float32(2.0**power)
         assert ((embeddings != 0) == (data.embeddings != 0)).all()
-        return Labelled(embeddings, data.y, data.weights)
+        return LabeledEmbeddings(embeddings, data.y, data.weights)
 
-    head, other = solve_head(data, valid, 3), solve_head(sized(data), sized(valid), 3)
+    head, other = fit_head(data, valid, 3), fit_head(sized(data), sized(valid), 3)
     assert other.strength == head.strength
     np.testing.assert_allclose(
         logits_of(other, sized(data).embeddings.astype(float)),
         logits_of(head, data.embeddings.astype(float)),
         atol=1e-6,
     )
-    alone = solve_head(sized(data), None, 3)
+    alone = fit_head(sized(data), None, 3)
     found = logits_of(alone, sized(data).embeddings[:, 0].astype(float)).argmax(1)
     assert (found == data.y).mean() > 0.8
 
 
 def test_what_comes_in_is_left_as_it_is():
-    train, valid = labelled(), labelled(30, seed=1, views=1)
+    train, valid = labeled(), labeled(30, seed=1, views=1)
     before = [array.copy() for data in (train, valid) for array in vars(data).values()]
-    solve_head(train, valid, 3)
+    fit_head(train, valid, 3)
     after = [array for data in (train, valid) for array in vars(data).values()]
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)

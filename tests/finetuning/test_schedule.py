@@ -5,7 +5,7 @@ import pytest
 
 from sktransfer.finetuning.schedule import (
     HEAD,
-    NECK,
+    PRE_LOGITS,
     Stage,
     peak_rates,
     rate_factor,
@@ -22,7 +22,7 @@ def stage(count):
 
 def of_blocks(rates):
     """Pick the rates of the blocks, from the last one to the first."""
-    return [rate for name, rate in rates.items() if name not in (HEAD, NECK)]
+    return [rate for name, rate in rates.items() if name not in (HEAD, PRE_LOGITS)]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_form_of_unfreeze(unfreeze, expected):
 
 
 def test_only_the_stage_without_blocks_solves_the_head():
-    assert [s.solves_head for s in resolve_stages((0, 1, "stem"), NAMES)] == [True, False, False]
+    assert [s.head_only for s in resolve_stages((0, 1, "stem"), NAMES)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_rates_fall_from_the_head_to_the_input_and_not_too_far(count, lr_drop, l
     rates = peak_rates(stage(count), lr=0.02, lr_drop=lr_drop, lr_decay=lr_decay)
     blocks = of_blocks(rates)
     assert rates[HEAD] == 0.02
-    assert set(rates) == {HEAD, NECK, *stage(count).blocks}
-    assert blocks[0] == rates[NECK] == 0.02 / lr_drop
+    assert set(rates) == {HEAD, PRE_LOGITS, *stage(count).blocks}
+    assert blocks[0] == rates[PRE_LOGITS] == 0.02 / lr_drop
     assert max(blocks) <= 0.02 / lr_drop
     assert all(later >= earlier for later, earlier in itertools.pairwise(blocks))
     assert blocks[0] / blocks[-1] <= 10 * (1 + 1e-12)
@@ -152,7 +152,7 @@ def test_blocks_are_named_from_the_last_to_the_first():
     rates = peak_rates(stage(3), lr=1.0, lr_drop=10, lr_decay=2)
     assert rates == {
         "head": 1.0,
-        "neck": 0.1,
+        "pre_logits": 0.1,
         "block2": 0.1,
         "block1": pytest.approx(0.05),
         "block0": pytest.approx(0.025),

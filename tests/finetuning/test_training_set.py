@@ -1,55 +1,55 @@
-"""The room `sktransfer/examples.py`: labelled pictures."""
+"""The room `sktransfer/examples.py`: labeled images."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import pictures
+from helpers import images
 from PIL import Image
 
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
-from sktransfer.finetuning.training_set import Examples, hold_back
-from sktransfer.utils.errors import PictureError
+from sktransfer.finetuning.training_set import TrainingSet, hold_back
+from sktransfer.utils.errors import ImageError
 
 
 def examples(X, y, sample_weight=None, class_weight=None):
-    return Examples.of(as_pictures(X), check_labels(X, y, sample_weight, class_weight))
+    return TrainingSet.of(as_images(X), check_labels(X, y, sample_weight, class_weight))
 
 
-def balanced_pictures(*counts):
-    """Make pictures and labels, of each class a number of its own, class by class."""
+def balanced_images(*counts):
+    """Make images and labels, of each class a number of its own, class by class."""
     y = np.repeat([f"class{i}" for i in range(len(counts))], counts)
-    return pictures(len(y), side=4), y
+    return images(len(y), side=4), y
 
 
 def assert_equal(one, other):
     """Compare all that a fit sees, to the last bit."""
     for name in ("y", "counts", "weights"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-    assert len(one.pictures) == len(other.pictures)
-    for row in range(len(one.pictures)):
-        np.testing.assert_array_equal(one.pictures[row], other.pictures[row])
+    assert len(one.images) == len(other.images)
+    for row in range(len(one.images)):
+        np.testing.assert_array_equal(one.images[row], other.images[row])
     assert one.digest() == other.digest()
 
 
 def saved(folder, X):
-    """Save pictures as files; give their paths."""
+    """Save images as files; give their paths."""
     folder.mkdir()
     paths = []
-    for number, picture in enumerate(X):
+    for number, image in enumerate(X):
         paths.append(str(folder / f"{number}.png"))
-        Image.fromarray(picture).save(paths[-1])
+        Image.fromarray(image).save(paths[-1])
     return paths
 
 
 @pytest.mark.parametrize("form", ["arrays", "paths"])
 def test_the_order_of_rows_does_not_matter(form, tmp_path):
-    X, y = balanced_pictures(5, 4)
+    X, y = balanced_images(5, 4)
     weight = np.random.RandomState(1).rand(9) + 0.5
     if form == "paths":
-        X = saved(tmp_path / "pictures", X)
+        X = saved(tmp_path / "images", X)
     ours = examples(X, y, weight, "balanced")
     order = np.random.RandomState(0).permutation(9)
     other = examples([X[row] for row in order], y[order], weight[order], "balanced")
@@ -58,17 +58,17 @@ def test_the_order_of_rows_does_not_matter(form, tmp_path):
     assert sorted(ours.counts) == sorted(weight)
 
 
-def test_pictures_keep_their_labels_and_weights():
-    X, y = balanced_pictures(3, 3)
+def test_images_keep_their_labels_and_weights():
+    X, y = balanced_images(3, 3)
     weight = np.arange(1.0, 7)
     ours = examples(X, y, weight)
     for row in range(6):
-        (place,) = np.flatnonzero((ours.pictures[row] == X).all((1, 2, 3)))
+        (place,) = np.flatnonzero((ours.images[row] == X).all((1, 2, 3)))
         assert (ours.y[row], ours.counts[row]) == (place // 3, weight[place])
 
 
-def test_equal_pictures_are_one_that_counts_more():
-    X, y = balanced_pictures(3, 2)
+def test_equal_images_are_one_that_counts_more():
+    X, y = balanced_images(3, 2)
     rows = [4, 0, 1, 4, 2, 3, 0, 0]
     ours = examples(X[rows], y[rows])
     assert sorted(ours.counts) == [1, 1, 1, 2, 3]
@@ -77,14 +77,14 @@ def test_equal_pictures_are_one_that_counts_more():
 
 @pytest.mark.parametrize("times", [2, 3, 6, 10])
 def test_a_weight_is_the_same_as_repetition_to_the_last_bit(times):
-    X, y = balanced_pictures(3, 6)
+    X, y = balanced_images(3, 6)
     rows = [*range(9), *[8] * (times - 1)]
     repeated = examples(X[rows], y[rows], class_weight="balanced")
     assert_equal(repeated, examples(X, y, [1] * 8 + [times], "balanced"))
 
 
-def test_weights_of_equal_pictures_add_up_alike_in_any_order():
-    X, y = balanced_pictures(1, 1)
+def test_weights_of_equal_images_add_up_alike_in_any_order():
+    X, y = balanced_images(1, 1)
     rows, weight = np.array([0, 0, 0, 1]), np.array([0.1, 0.2, 0.3, 1])
     back = [2, 1, 0, 3]
     assert_equal(
@@ -92,60 +92,60 @@ def test_weights_of_equal_pictures_add_up_alike_in_any_order():
     )
 
 
-def test_a_picture_with_two_labels_stays_two():
-    X = pictures(2, side=4)[[0, 0, 1, 1]]
+def test_a_image_with_two_labels_stays_two():
+    X = images(2, side=4)[[0, 0, 1, 1]]
     ours = examples(X, ["a", "b", "a", "a"])
     assert sorted(zip(ours.y, ours.counts, strict=True)) == [(0, 1), (0, 2), (1, 1)]
 
 
 def test_a_path_is_the_same_however_it_is_spelt_and_two_paths_are_two(folder):
-    picture = pictures(1, side=4)[0]
-    first, second = saved(folder / "pictures", [picture, picture])
-    spelt = [first, second, os.path.join("pictures", "0.png"), "pictures/../pictures/1.png"]
+    image = images(1, side=4)[0]
+    first, second = saved(folder / "images", [image, image])
+    spelt = [first, second, os.path.join("images", "0.png"), "images/../images/1.png"]
     ours = examples(spelt, ["a", "b", "a", "b"])
     assert ours.counts.tolist() == [2, 2]
 
 
-def test_pictures_without_weight_are_left_out_unread():
-    X, y = balanced_pictures(2, 2)
+def test_images_without_weight_are_left_out_unread():
+    X, y = balanced_images(2, 2)
     ours = examples([X[0], "missing.jpg", *X[1:]], np.insert(y, 1, "class0"), [1, 0, 1, 1, 1])
     assert_equal(ours, examples(X, y))
 
 
 def test_an_error_names_the_row_of_the_user(tmp_path):
-    paths = saved(tmp_path / "pictures", pictures(6, side=4))
+    paths = saved(tmp_path / "images", images(6, side=4))
     paths[2], paths[4] = paths[4], paths[2]
-    Path(paths[2]).write_bytes(b"no picture")
+    Path(paths[2]).write_bytes(b"no image")
     ours = examples(paths[::-1], list("abcabc"), [1, 1, 0, 1, 1, 1])
-    (place,) = np.flatnonzero([ours.pictures.describe(row) == paths[2] for row in range(5)])
+    (place,) = np.flatnonzero([ours.images.describe(row) == paths[2] for row in range(5)])
     chosen = ours.take(np.array([0, place]))
-    with pytest.raises(PictureError, match="cannot identify this") as caught:
-        chosen.pictures[1]
+    with pytest.raises(ImageError, match="cannot identify this") as caught:
+        chosen.images[1]
     assert (caught.value.row, caught.value.source) == (3, paths[2])
 
 
 def test_a_missing_file_is_named_at_once(tmp_path):
-    X = [*pictures(2, side=4), str(tmp_path / "missing.png")]
+    X = [*images(2, side=4), str(tmp_path / "missing.png")]
     ours = examples(X, ["a", "b", "a"])
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         ours.digest()
     assert caught.value.row == 2
 
 
 @pytest.mark.parametrize(("counts", "tiny"), [((10, 10), False), ((10, 9), True)])
-def test_a_set_is_tiny_where_a_class_has_fewer_than_10_pictures(counts, tiny):
-    X, y = balanced_pictures(*counts)
+def test_a_set_is_tiny_where_a_class_has_fewer_than_10_images(counts, tiny):
+    X, y = balanced_images(*counts)
     assert examples(X, y).tiny is tiny
 
 
-def test_a_picture_that_counts_for_two_is_two_pictures():
-    X, y = balanced_pictures(10, 9)
+def test_a_image_that_counts_for_two_is_two_images():
+    X, y = balanced_images(10, 9)
     assert not examples(X, y, [1] * 18 + [2]).tiny
     assert examples(X, y, class_weight={"class1": 2}).tiny
 
 
-def test_the_digest_tells_pictures_labels_and_weights_apart():
-    X, y = balanced_pictures(3, 3)
+def test_the_digest_tells_images_labels_and_weights_apart():
+    X, y = balanced_images(3, 3)
     other_y = y.copy()
     other_y[0] = "class1"
     changed = X.copy()
@@ -163,24 +163,24 @@ def test_the_digest_tells_pictures_labels_and_weights_apart():
 
 
 def test_each_class_gives_its_share_and_at_least_one():
-    X, y = balanced_pictures(40, 20, 12, 3)
+    X, y = balanced_images(40, 20, 12, 3)
     ours = examples(X, y)
     train, valid = hold_back(ours, 0.1, 0, np.unique(y))
     assert np.bincount(valid.y).tolist() == [4, 2, 1, 1]
     assert np.bincount(train.y).tolist() == [36, 18, 11, 2]
-    rows = [part.pictures.fingerprint(i) for part in (train, valid) for i in range(len(part.y))]
-    assert len(set(rows)) == 75, "a picture is in both parts, or in none"
+    rows = [part.images.fingerprint(i) for part in (train, valid) for i in range(len(part.y))]
+    assert len(set(rows)) == 75, "an image is in both parts, or in none"
 
 
-def test_two_pictures_of_a_class_stay_in_training_whatever_the_share():
-    X, y = balanced_pictures(5, 3)
+def test_two_images_of_a_class_stay_in_training_whatever_the_share():
+    X, y = balanced_images(5, 3)
     train, valid = hold_back(examples(X, y), 1.0, 0, np.unique(y))
     assert np.bincount(train.y).tolist() == [2, 2]
     assert np.bincount(valid.y).tolist() == [3, 1]
 
 
 def test_what_is_held_back_follows_from_the_seed():
-    X, y = balanced_pictures(20, 20)
+    X, y = balanced_images(20, 20)
     ours, classes = examples(X, y), np.unique(y)
     again = examples(X[::-1], y[::-1])
     parts = hold_back(ours, 0.2, 3, classes)
@@ -190,23 +190,23 @@ def test_what_is_held_back_follows_from_the_seed():
 
 
 def test_what_is_held_back_keeps_its_weights():
-    X, y = balanced_pictures(6, 6)
+    X, y = balanced_images(6, 6)
     weight = dict(zip([x.tobytes() for x in X], np.arange(1.0, 13), strict=True))
     ours = examples(X, y, list(weight.values()), {"class1": 10})
     for part in hold_back(ours, 0.3, 0, np.unique(y)):
         for row, number in enumerate(part.y):
-            expected = weight[part.pictures[row].tobytes()]
+            expected = weight[part.images[row].tobytes()]
             assert part.counts[row] == expected
             assert part.weights[row] == expected * (10 if number else 1)
 
 
 def test_tiny_classes_give_none_away_and_are_named():
-    X, y = balanced_pictures(10, 2, 1, 5)
-    with pytest.warns(UserWarning, match=r"^Got no more than 2 pictures") as caught:
+    X, y = balanced_images(10, 2, 1, 5)
+    with pytest.warns(UserWarning, match=r"^Got no more than 2 images") as caught:
         train, valid = hold_back(examples(X, y), 0.1, 0, np.unique(y))
     assert [str(warning.message) for warning in caught] == [
-        "Got no more than 2 pictures of the classes 'class1', 'class2': too few to hold one back, "
-        "so validation does without these classes. Give more pictures, pass X_val and y_val, or "
+        "Got no more than 2 images of the classes 'class1', 'class2': too few to hold one back, "
+        "so validation does without these classes. Give more images, pass X_val and y_val, or "
         "set early_stopping=False to train on everything"
     ]
     assert np.bincount(valid.y, minlength=4).tolist() == [1, 0, 0, 1]
@@ -214,7 +214,7 @@ def test_tiny_classes_give_none_away_and_are_named():
 
 
 def test_nothing_is_held_back_where_every_class_is_tiny():
-    X, y = balanced_pictures(2, 1)
+    X, y = balanced_images(2, 1)
     ours = examples(X, y)
     with pytest.warns(UserWarning, match="'class0', 'class1'"):
         train, valid = hold_back(ours, 0.5, 0, np.unique(y))
@@ -223,6 +223,6 @@ def test_nothing_is_held_back_where_every_class_is_tiny():
 
 
 def test_a_share_of_0_holds_nothing_back_and_says_nothing():
-    X, y = balanced_pictures(2, 1)
+    X, y = balanced_images(2, 1)
     ours = examples(X, y)
     assert hold_back(ours, 0, 0, np.unique(y)) == (ours, None)

@@ -4,38 +4,38 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, Tiny, pictures
+from helpers import SIZE, Tiny, images
 from torchvision.transforms import v2
 
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.inspection.augmentation_display import AugmentationDisplay
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.views import Views
 
-X = pictures(6)
+X = images(6)
 TINY = Tiny()
 
 
 def show(X=X, **parameters):
-    return AugmentationDisplay.from_pictures(X, backbone=TINY, **parameters)
+    return AugmentationDisplay.from_images(X, backbone=TINY, **parameters)
 
 
-def test_first_column_is_the_picture_as_it_is_and_the_rest_are_what_training_sees():
-    display = show(augment="aggressive", n_pictures=3, n_views=4)
+def test_first_column_is_the_image_as_it_is_and_the_rest_are_what_training_sees():
+    display = show(augment="aggressive", n_images=3, n_views=4)
     assert display.views.shape == (3, 5, SIZE, SIZE, 3)
     assert display.views.dtype == np.uint8
     preprocessing = load_backbone(TINY).preprocessing
     prepared = preprocessing.prepare(X[1]).permute(1, 2, 0)
     np.testing.assert_array_equal(display.views[1, 0], prepared)
-    views = Views(as_pictures(X), preprocessing, resolve_augmentation("aggressive"), 7)
+    views = Views(as_images(X), preprocessing, resolve_augmentation("aggressive"), 7)
     for row, view in [(0, 1), (2, 4)]:
         expected = views.prepare(row * 8 + view).permute(1, 2, 0)
         np.testing.assert_array_equal(display.views[row, view], expected)
 
 
 def test_figure():
-    display = show(n_pictures=2, n_views=3)
+    display = show(n_images=2, n_views=3)
     assert display.axes_.shape == (2, 4)
     titles = [axes.get_title() for axes in display.axes_[0]]
     assert titles == ["as it is", "copy 1", "copy 2", "copy 3"]
@@ -59,7 +59,7 @@ def test_into_a_figure_of_the_users_own():
 
     figure = Figure()
     left, right = figure.subfigures(1, 2)
-    display = show(n_pictures=1, n_views=1, fig=left)
+    display = show(n_images=1, n_views=1, fig=left)
     assert display.figure_ is left
     assert display._repr_png_() is None
     again = display.plot(right)
@@ -67,7 +67,7 @@ def test_into_a_figure_of_the_users_own():
     assert len(figure.axes) == 4
 
 
-def test_fewer_pictures_than_asked_for_and_no_copies():
+def test_fewer_images_than_asked_for_and_no_copies():
     assert show(X[:2], n_views=0).views.shape == (2, 1, SIZE, SIZE, 3)
 
 
@@ -81,24 +81,24 @@ def test_no_augmentation_and_a_transform_of_the_users_own():
 
 
 def test_flat_rows_and_their_pixel_range():
-    """The range is learned from all of X, as `fit` does, and not from the pictures shown."""
+    """The range is learned from all of X, as `fit` does, and not from the images shown."""
     rows = np.zeros((8, 64))
     rows[0], rows[7] = 1.0, 16.0
-    shown = show(rows, image_shape=(8, 8), n_pictures=1, n_views=0)
+    shown = show(rows, image_shape=(8, 8), n_images=1, n_views=0)
     assert shown.views.max() == 16  # 1 of 16
-    fixed = show(rows, image_shape=(8, 8), pixel_range=(0, 2), n_pictures=1, n_views=0)
+    fixed = show(rows, image_shape=(8, 8), pixel_range=(0, 2), n_images=1, n_views=0)
     assert fixed.views.max() == 128
 
 
 def test_image_size():
-    assert show(image_size=(24, 40), n_views=1, n_pictures=1).views.shape == (1, 2, 24, 40, 3)
+    assert show(image_size=(24, 40), n_views=1, n_images=1).views.shape == (1, 2, 24, 40, 3)
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"augment": "strong"}, "Got augment='strong', but expected one of None, 'light', "),
-        ({"n_pictures": 0}, "Got n_pictures=0, but expected a whole number of at least 1"),
+        ({"n_images": 0}, "Got n_images=0, but expected a whole number of at least 1"),
         ({"n_views": -1}, "Got n_views=-1, but expected a whole number of at least 0"),
         ({"n_views": 2.0}, "Got n_views=2.0, but expected a whole number of at least 0"),
         ({"pixel_range": "full"}, "Got pixel_range='full', but expected one of 'auto'"),

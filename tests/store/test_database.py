@@ -18,11 +18,11 @@ def file(tmp_path):
 
 
 def note(file, digest):
-    file.transact(lambda c: c.execute("INSERT INTO spaces (digest) VALUES (?)", (digest,)))
+    file.transact(lambda c: c.execute("INSERT INTO tables (digest) VALUES (?)", (digest,)))
 
 
 def noted(file):
-    query = "SELECT digest FROM spaces ORDER BY id"
+    query = "SELECT digest FROM tables ORDER BY id"
     return [row[0] for row in file.transact(lambda c: c.execute(query).fetchall(), write=False)]
 
 
@@ -49,7 +49,7 @@ def test_settings(tmp_path, temporary):
 
 def test_a_failed_transaction_leaves_nothing_behind(file):
     def half(connection):
-        connection.execute("INSERT INTO spaces (digest) VALUES (?)", (b"half",))
+        connection.execute("INSERT INTO tables (digest) VALUES (?)", (b"half",))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -168,7 +168,7 @@ from sktransfer.store.database import Database
 file = Database(Path(sys.argv[1]), temporary=False)
 
 def note(digest):
-    file.transact(lambda c: c.execute("INSERT INTO spaces (digest) VALUES (?)", (digest,)))
+    file.transact(lambda c: c.execute("INSERT INTO tables (digest) VALUES (?)", (digest,)))
 
 def write():
     while not stop.is_set():
@@ -190,7 +190,7 @@ for child in range(20):
     assert os.waitpid(pid, 0)[1] == 0
 stop.set()
 thread.join()
-count = "SELECT COUNT(*) FROM spaces"
+count = "SELECT COUNT(*) FROM tables"
 assert file.transact(lambda c: c.execute(count).fetchone()) == (40 + len(written),)
 assert file.transact(lambda c: c.execute("PRAGMA integrity_check").fetchone()) == ("ok",)
 """

@@ -10,8 +10,8 @@ import pytest
 from helpers import finish_python, start_python
 
 from sktransfer.store import session
+from sktransfer.store.embedding_table import this_host
 from sktransfer.store.session import resolve_store, session_store, share_session
-from sktransfer.store.space import this_host
 from sktransfer.store.store import EmbeddingStore, embed_once
 
 VARIABLE = "SKTRANSFER_SESSION"
@@ -35,9 +35,9 @@ def environment(tmp_path):
 
 
 def embed(store):
-    space = store.space(b"digest", "a space", width=1)
+    table = store.table(b"digest", "a table", width=1)
     return embed_once(
-        space,
+        table,
         [b"A", b"B"],
         lambda claims: ((rows, np.ones((2, 1))) for rows in claims),
         batch_size=8,

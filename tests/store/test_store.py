@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from helpers import finish_python, start_python
 
-from sktransfer.store import space as space_module
+from sktransfer.store import embedding_table
 from sktransfer.store import store as store_module
-from sktransfer.store.store import EmbeddingStore, Space, embed_once
+from sktransfer.store.store import EmbeddingStore, EmbeddingTable, embed_once
 
 KEYS = [b"%016d" % number for number in range(200)]
 BATCH = 8
 
 
 @pytest.fixture
-def space(store):
-    return store.space(b"digest", "a space", width=2)
+def table(store):
+    return store.table(b"digest", "a table", width=2)
 
 
 class Backbone:
@@ -48,84 +48,84 @@ def expected(rows):
     return np.array([[row, -row] for row in rows], np.float32).reshape(-1, 2)
 
 
-def embed(space, compute, keys=KEYS):
+def embed(table, compute, keys=KEYS):
     """Call `embed_once` with a `compute` that takes one claim at a time."""
 
     def each(claims):
         return itertools.chain.from_iterable(map(compute, claims))
 
-    return embed_once(space, keys, each, batch_size=BATCH)
+    return embed_once(table, keys, each, batch_size=BATCH)
 
 
-def is_stored(space, keys=KEYS):
-    return space.read(keys, np.empty((len(keys), space.width), space.dtype))
+def is_stored(table, keys=KEYS):
+    return table.read(keys, np.empty((len(keys), table.width), table.dtype))
 
 
-def test_each_picture_is_computed_once(store, space):
+def test_each_image_is_computed_once(store, table):
     first, second = Backbone(), Backbone()
-    half = embed(space, first, KEYS[:100])
+    half = embed(table, first, KEYS[:100])
     assert half.dtype == np.float32
     assert (half == expected(range(100))).all()
     assert first.rows == list(range(100))
-    assert (embed(space, second) == expected(range(200))).all()
+    assert (embed(table, second) == expected(range(200))).all()
     assert second.rows == list(range(100, 200))
-    assert (embed(space, None, KEYS[::-1]) == expected(range(199, -1, -1))).all()
+    assert (embed(table, None, KEYS[::-1]) == expected(range(199, -1, -1))).all()
     info = store.info()
     assert (info.computed, info.read) == (200, 300)
 
 
-def test_repeated_pictures_are_computed_at_their_first_row(store, space):
+def test_repeated_images_are_computed_at_their_first_row(store, table):
     backbone = Backbone()
     keys = [KEYS[number] for number in (3, 1, 3, 1, 2)]
-    assert (embed(space, backbone, keys) == expected([0, 1, 0, 1, 4])).all()
+    assert (embed(table, backbone, keys) == expected([0, 1, 0, 1, 4])).all()
     assert backbone.rows == [0, 1, 4]
-    assert (embed(space, None, keys) == expected([0, 1, 0, 1, 4])).all()
+    assert (embed(table, None, keys) == expected([0, 1, 0, 1, 4])).all()
     assert store.info().read == 3
 
 
-def test_no_pictures(space):
-    assert embed(space, None, []).shape == (0, 2)
+def test_no_images(table):
+    assert embed(table, None, []).shape == (0, 2)
 
 
-def test_every_batch_is_stored_at_once(space):
+def test_every_batch_is_stored_at_once(table):
     def compute(rows):
         for batch, embeddings in Backbone()(rows):
             yield batch, embeddings
-            assert is_stored(space, [KEYS[row] for row in batch]).all()
+            assert is_stored(table, [KEYS[row] for row in batch]).all()
 
-    embed(space, compute)
+    embed(table, compute)
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), GeneratorExit(), OSError()])
-def test_an_interrupted_run_keeps_its_batches_and_no_claims(space, error):
-    """An OSError of a picture is not one of the store."""
+def test_an_interrupted_run_keeps_its_batches_and_no_claims(table, error):
+    """An OSError of an image is not one of the store."""
     backbone = Backbone(error=error, after=3 * BATCH)
     with pytest.raises(type(error)):
-        embed(space, backbone)
-    assert is_stored(space).sum() == 3 * BATCH
-    assert len(copy.copy(space).claim(KEYS)) == 200 - 3 * BATCH
+        embed(table, backbone)
+    assert is_stored(table).sum() == 3 * BATCH
+    assert len(copy.copy(table).claim(KEYS)) == 200 - 3 * BATCH
 
 
-def test_broken_pictures_are_nan_and_not_stored(space):
+def test_broken_images_are_nan_and_not_stored(table):
     broken = [0, 9, 10, 199]
     backbone = Backbone(broken)
     keys = [*KEYS, KEYS[9]]
     for _ in range(2):
-        embeddings = embed(space, backbone, keys)
+        embeddings = embed(table, backbone, keys)
         assert np.flatnonzero(np.isnan(embeddings).all(axis=1)).tolist() == [*broken, 200]
         assert np.isnan(embeddings).any(axis=1).sum() == 5
-    assert np.flatnonzero(~is_stored(space)).tolist() == broken
+    assert np.flatnonzero(~is_stored(table)).tolist() == broken
     assert len(backbone.rows) == 196
-    assert copy.copy(space).claim(KEYS) == [KEYS[row] for row in broken]
+    assert copy.copy(table).claim(KEYS) == [KEYS[row] for row in broken]
 
 
-def test_embeddings_of_another_shape(space):
+def test_embeddings_of_another_shape(table):
     with pytest.raises(ValueError, match=r"Got embeddings of shape \(1, 3\)"):
-        embed(space, lambda rows: [(rows[:1], np.ones((1, 3)))])
+        embed(table, lambda rows: [(rows[:1], np.ones((1, 3)))])
 
 
-def test_waiting_for_what_others_compute(space, monkeypatch):
-    other = copy.copy(space)
+def test_waiting_for_what_others_compute(table, monkeypatch):
+    other = copy.copy(table)
     other.claim(KEYS[:20])
     backbone = Backbone()
     pauses = []
@@ -138,14 +138,14 @@ def test_waiting_for_what_others_compute(space, monkeypatch):
             other.write(KEYS[:20], expected(range(20)))
 
     monkeypatch.setattr(store_module.time, "sleep", sleep)
-    assert (embed(space, backbone) == expected(range(200))).all()
+    assert (embed(table, backbone) == expected(range(200))).all()
     assert pauses[:3] == [0.001, 0.002, 0.004]
     assert max(pauses) == 0.05
 
 
 @pytest.mark.parametrize("end", ["release", "death", "lease"])
-def test_taking_over_what_others_do_not_finish(space, monkeypatch, end):
-    other = copy.copy(space)
+def test_taking_over_what_others_do_not_finish(table, monkeypatch, end):
+    other = copy.copy(table)
     other.claim(KEYS[:20])
     other.write(KEYS[:5], expected(range(5)))
 
@@ -153,38 +153,38 @@ def test_taking_over_what_others_do_not_finish(space, monkeypatch, end):
         if end == "release":
             other.release()
         elif end == "death":
-            monkeypatch.setattr(space_module, "is_running", lambda pid: False)
+            monkeypatch.setattr(embedding_table, "is_running", lambda pid: False)
         else:
-            monkeypatch.setattr(space_module, "LEASE_SECONDS", -1)
+            monkeypatch.setattr(embedding_table, "LEASE_SECONDS", -1)
             other.renew()
-            monkeypatch.setattr(space_module, "LEASE_SECONDS", 60)
+            monkeypatch.setattr(embedding_table, "LEASE_SECONDS", 60)
 
     monkeypatch.setattr(store_module.time, "sleep", sleep)
     backbone = Backbone()
-    assert (embed(space, backbone) == expected(range(200))).all()
+    assert (embed(table, backbone) == expected(range(200))).all()
     assert sorted(backbone.rows) == list(range(5, 200))
 
 
-def test_a_long_computation_keeps_its_claims(store, space, monkeypatch):
+def test_a_long_computation_keeps_its_claims(store, table, monkeypatch):
     monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.003)  # how often, not how long
     renewed = threading.Event()
-    renew = Space.renew
-    monkeypatch.setattr(Space, "renew", lambda space: (renew(space), renewed.set()))
+    renew = EmbeddingTable.renew
+    monkeypatch.setattr(EmbeddingTable, "renew", lambda table: (renew(table), renewed.set()))
 
     def compute(rows):
         assert renewed.wait(60)
         yield rows, expected(rows)
 
-    assert (embed(space, compute, KEYS[:9]) == expected(range(9))).all()
+    assert (embed(table, compute, KEYS[:9]) == expected(range(9))).all()
 
 
-def test_threads_share_the_work(space):
+def test_threads_share_the_work(table):
     backbone = Backbone()
     barrier = threading.Barrier(4)
 
     def run(_):
         barrier.wait()
-        return embed(space, backbone)
+        return embed(table, backbone)
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, range(4)))
@@ -211,11 +211,11 @@ def compute(claims):
         time.sleep(0.002)
         yield batch, np.array([[row, -row] for row in batch], np.float32)
 
-space = EmbeddingStore(directory).space(b"digest", "a space", width=2)
+table = EmbeddingStore(directory).table(b"digest", "a table", width=2)
 keys = [b"%016d" % number for number in range(200)]
 print("ready", flush=True)
 sys.stdin.readline()
-embeddings = embed_once(space, keys, compute, batch_size=8)
+embeddings = embed_once(table, keys, compute, batch_size=8)
 assert (embeddings[:, 0] == np.arange(200)).all()
 """
 
@@ -233,28 +233,28 @@ def test_processes_share_the_work(store, tmp_path):
     assert sorted(map(int, log.read_text().split())) == list(range(200))
 
 
-def test_a_killed_process_loses_the_batch_in_flight(space, store, tmp_path, monkeypatch):
+def test_a_killed_process_loses_the_batch_in_flight(table, store, tmp_path, monkeypatch):
     process = start_python(RUN, store.directory, tmp_path / "computed", 3)
     with process:
         process.stdin.write("go\n")
         process.stdin.flush()
         assert process.stdout.readline() + process.stdout.readline() == "ready\nstuck\n"
-        assert space.claim(KEYS[:40]) == []
+        assert table.claim(KEYS[:40]) == []
         process.kill()
     assert process.returncode == -signal.SIGKILL
     monkeypatch.setattr(store_module.time, "sleep", None)  # so nobody waits for its lease
     backbone = Backbone()
-    assert (embed(space, backbone) == expected(range(200))).all()
+    assert (embed(table, backbone) == expected(range(200))).all()
     assert sorted(backbone.rows) == list(range(3 * 8, 200))
 
 
 def test_a_store_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     store = EmbeddingStore(tmp_path / "file" / "store")
-    space = store.space(b"digest", "a space", width=2)
+    table = store.table(b"digest", "a table", width=2)
     backbone = Backbone(broken=[7])
     with pytest.warns(UserWarning, match="failed") as warned:
-        embeddings = embed(space, backbone, KEYS + KEYS[:9])
+        embeddings = embed(table, backbone, KEYS + KEYS[:9])
     assert str(warned[0].message).startswith(f"The embedding store {store.directory}")
     assert str(warned[0].message).endswith(
         "so embeddings are computed without it. Free disk space, give cache= a directory that can "
@@ -266,13 +266,13 @@ def test_a_store_that_cannot_be_made(tmp_path):
         np.delete(embeddings, [7, 207], 0), np.delete(expected(rows), [7, 207], 0)
     )
     assert backbone.rows == [row for row in range(200) if row != 7]
-    embed(space, Backbone())  # the warning was said, and would be an error now
+    embed(table, Backbone())  # the warning was said, and would be an error now
 
 
 @pytest.mark.parametrize("operation", ["read", "claim", "write", "release"])
-def test_a_store_that_fails_in_the_middle(space, monkeypatch, operation):
-    space.write(KEYS[:10], expected(range(10)))
-    honest = getattr(Space, operation)
+def test_a_store_that_fails_in_the_middle(table, monkeypatch, operation):
+    table.write(KEYS[:10], expected(range(10)))
+    honest = getattr(EmbeddingTable, operation)
     calls = []
 
     def failing(self, *arguments):
@@ -281,38 +281,38 @@ def test_a_store_that_fails_in_the_middle(space, monkeypatch, operation):
             raise sqlite3.OperationalError("database or disk is full")
         return honest(self, *arguments)
 
-    monkeypatch.setattr(Space, operation, failing)
+    monkeypatch.setattr(EmbeddingTable, operation, failing)
     backbone = Backbone(broken=[50])
     with pytest.warns(UserWarning, match="failed .database or disk is full., so embeddings are"):
-        embeddings = embed(space, backbone)
+        embeddings = embed(table, backbone)
     assert np.flatnonzero(np.isnan(embeddings[:, 0])).tolist() == [50]
     assert np.nanmax(np.abs(embeddings - expected(range(200)))) == 0
     assert sorted(backbone.rows) == [row for row in range(10, 200) if row != 50]
     assert len(calls) == 2  # a locked store would take a minute each time
 
 
-def test_what_was_read_counts_although_it_cannot_be_counted(space, monkeypatch):
-    space.write(KEYS, expected(range(200)))
+def test_what_was_read_counts_although_it_cannot_be_counted(table, monkeypatch):
+    table.write(KEYS, expected(range(200)))
 
     def full(*arguments):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(Space, "_count", full)
-    assert (embed(space, None) == expected(range(200))).all()
+    monkeypatch.setattr(EmbeddingTable, "_count", full)
+    assert (embed(table, None) == expected(range(200))).all()
 
 
-def test_a_corrupt_store_is_replaced(store, space):
-    embed(space, Backbone())
+def test_a_corrupt_store_is_replaced(store, table):
+    embed(table, Backbone())
     store.close()
     (store.directory / "embeddings.sqlite").write_bytes(b"not a database" * 10_000)
     backbone = Backbone()
     with pytest.warns(UserWarning, match="is corrupt"):
-        assert (embed(space, backbone) == expected(range(200))).all()
+        assert (embed(table, backbone) == expected(range(200))).all()
     assert len(backbone.rows) == 200
-    embed(space, None)
+    embed(table, None)
 
 
-def test_a_directory_that_vanishes_at_work(store, space):
+def test_a_directory_that_vanishes_at_work(store, table):
     def compute(rows):
         if rows[0] == 0:
             for file in store.directory.iterdir():
@@ -320,8 +320,8 @@ def test_a_directory_that_vanishes_at_work(store, space):
             store.directory.rmdir()
         yield rows, expected(rows)
 
-    assert (embed(space, compute) == expected(range(200))).all()
-    assert is_stored(space).all()
+    assert (embed(table, compute) == expected(range(200))).all()
+    assert is_stored(table).all()
 
 
 def test_a_fork_uses_the_store_of_its_parent(store):
@@ -330,12 +330,12 @@ import os, sys
 import numpy as np
 from sktransfer.store.store import EmbeddingStore, embed_once
 
-space = EmbeddingStore(sys.argv[1]).space(b"digest", "a space", width=1)
+table = EmbeddingStore(sys.argv[1]).table(b"digest", "a table", width=1)
 
 def embed(numbers):
     compute = lambda claims: ((rows, np.array([[numbers[row]] for row in rows])) for rows in claims)
     keys = [b"%016d" % number for number in numbers]
-    assert embed_once(space, keys, compute, batch_size=8)[:, 0].tolist() == list(numbers)
+    assert embed_once(table, keys, compute, batch_size=8)[:, 0].tolist() == list(numbers)
 
 embed(range(10))
 if os.fork() == 0:
@@ -349,37 +349,37 @@ assert (info.computed, info.read) == (30, 30), info
     finish_python(start_python(script, store.directory))
 
 
-def test_info(store, space):
-    assert store.info().spaces == ()
+def test_info(store, table):
+    assert store.info().tables == ()
     assert not store.directory.exists()
-    embed(space, Backbone())
-    store.space(b"other", "another space", 3, np.float16).write(KEYS[:5], np.ones((5, 3)))
-    embed(space, None)
+    embed(table, Backbone())
+    store.table(b"other", "another table", 3, np.float16).write(KEYS[:5], np.ones((5, 3)))
+    embed(table, None)
     info = store.info()
     assert info.directory == store.directory
     assert info.bytes == sum(file.stat().st_size for file in store.directory.iterdir())
     assert info.max_bytes == store.max_bytes == 32 * 2**30
     assert (info.computed, info.read) == (205, 200)
-    assert [(one.description, one.pictures, one.bytes) for one in info.spaces] == [
-        ("a space", 200, 1600),
-        ("another space", 5, 30),
+    assert [(one.description, one.images, one.bytes) for one in info.tables] == [
+        ("a table", 200, 1600),
+        ("another table", 5, 30),
     ]
     lines = str(info).splitlines()
     assert lines[0].endswith("limit 32 GiB; computed 205, read 200")
-    assert lines[1].split()[:2] == ["pictures", "size"]
+    assert lines[1].split()[:2] == ["images", "size"]
     assert lines[2].split()[:3] == ["200", "1.562", "KiB"]
     assert repr(info) == str(info)
 
 
-def test_clear(store, space):
+def test_clear(store, table):
     store.clear()
     assert not store.directory.exists()
-    large = store.space(b"large", "", width=1024)
+    large = store.table(b"large", "", width=1024)
     large.write(KEYS, np.ones((200, 1024)))
     assert store.info().bytes > 800_000
     store.clear()
     info = store.info()
-    assert info.spaces == ()
+    assert info.tables == ()
     assert (info.computed, info.read) == (0, 0)
     assert sum(path.stat().st_size for path in store.directory.glob("*.sqlite")) < 300_000
     assert not is_stored(large).any()
@@ -412,8 +412,8 @@ def test_paths(tmp_path, monkeypatch):
     assert not (tmp_path / "a").exists()
 
 
-def test_copies(store, space):
-    embed(space, Backbone())
+def test_copies(store, table):
+    embed(table, Backbone())
     store.max_bytes = 2**20
     pickled = pickle.dumps(store)
     assert len(pickled) < 500

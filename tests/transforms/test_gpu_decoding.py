@@ -7,13 +7,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.transforms import gpu_decoding as device_decoding
 from sktransfer.transforms.gpu_decoding import decodes_on, prepare_jpegs
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 CPU = torch.device("cpu")  # decodes many at once, too
 PREPROCESSING = Preprocessing(resize=120, crop=(96, 96))
@@ -23,29 +23,29 @@ pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWa
 
 @pytest.fixture
 def folder(tmp_path):
-    """Write one picture in every way that matters."""
-    picture = Image.fromarray(load_sample_image("china.jpg")[:240, :300])
-    picture.save(tmp_path / "plain.jpg")
-    picture.save(tmp_path / "progressive.jpg", progressive=True)
-    picture.convert("L").save(tmp_path / "grey.jpg")
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    picture.save(tmp_path / "picture.png")
-    picture.resize((1200, 900)).save(tmp_path / "large.jpg")
-    picture.resize((900, 60)).save(tmp_path / "strip.jpg")
+    """Write one image in every way that matters."""
+    image = Image.fromarray(load_sample_image("china.jpg")[:240, :300])
+    image.save(tmp_path / "plain.jpg")
+    image.save(tmp_path / "progressive.jpg", progressive=True)
+    image.convert("L").save(tmp_path / "gray.jpg")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.save(tmp_path / "image.png")
+    image.resize((1200, 900)).save(tmp_path / "large.jpg")
+    image.resize((900, 60)).save(tmp_path / "strip.jpg")
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=turned)
+    image.save(tmp_path / "turned.jpg", exif=turned)
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "plain.jpg").read_bytes()[:3000])
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     return tmp_path
 
 
 def views(folder, *names, **more):
-    return Views(as_pictures([str(folder / name) for name in names]), PREPROCESSING, **more)
+    return Views(as_images([str(folder / name) for name in names]), PREPROCESSING, **more)
 
 
 def test_gives_what_the_other_decoder_gives(folder):
-    some = views(folder, "plain.jpg", "grey.jpg", "progressive.jpg", "strip.jpg")
+    some = views(folder, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
     there = some.prepare_on(CPU, range(4))
     assert list(there) == [0, 1, 2, 3]
     for item, pixels in there.items():
@@ -55,33 +55,33 @@ def test_gives_what_the_other_decoder_gives(folder):
 
 
 def test_leaves_what_is_special_to_the_other_decoder(folder):
-    names = ["turned.jpg", "cmyk.jpg", "picture.png", "large.jpg", "text.jpg", "nowhere.jpg"]
+    names = ["turned.jpg", "cmyk.jpg", "image.png", "large.jpg", "text.jpg", "nowhere.jpg"]
     assert views(folder, *names).prepare_on(CPU, range(6)) == {}
     assert views(folder, "plain.jpg", augmentation=object()).prepare_on(CPU, [0]) == {}
-    array = Views(as_pictures(np.zeros((2, 8, 8, 3), np.uint8)), PREPROCESSING)
+    array = Views(as_images(np.zeros((2, 8, 8, 3), np.uint8)), PREPROCESSING)
     assert array.prepare_on(CPU, range(2)) == {}
 
 
 def test_encoded_bytes_are_decoded_there_too(folder):
     encoded = [(folder / "plain.jpg").read_bytes()] * 2
-    assert len(Views(as_pictures(encoded), PREPROCESSING).prepare_on(CPU, range(2))) == 2
+    assert len(Views(as_images(encoded), PREPROCESSING).prepare_on(CPU, range(2))) == 2
 
 
-def test_a_broken_picture_is_named_and_no_other_is_lost(folder):
-    some = views(folder, "plain.jpg", "broken.jpg", "grey.jpg", "turned.jpg")
-    with pytest.raises(PictureError, match=r"row 1 .*broken\.jpg"):
-        list(PictureReader(some, 2, Faults("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
-    faults = Faults("nan")
-    ((rows, pixels),) = PictureReader(some, 2, faults, CPU).map(torch.Tensor.numpy, [range(4)])
+def test_a_broken_image_is_named_and_no_other_is_lost(folder):
+    some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
+    with pytest.raises(ImageError, match=r"row 1 .*broken\.jpg"):
+        list(ImageReader(some, 2, ImageErrors("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
+    image_errors = ImageErrors("nan")
+    ((rows, pixels),) = ImageReader(some, 2, image_errors, CPU).map(torch.Tensor.numpy, [range(4)])
     assert rows == [0, 2, 3]
-    assert [error.row for error in faults.sorted()] == [1]
+    assert [error.row for error in image_errors.sorted()] == [1]
     for row, found in zip(rows, pixels, strict=True):
         np.testing.assert_allclose(found, some.prepare(row), atol=2)
 
 
 def test_those_beside_a_broken_one_come_from_the_next_batch(folder, monkeypatch):
     monkeypatch.setattr(device_decoding, "_TOGETHER", 2)
-    some = views(folder, "plain.jpg", "broken.jpg", "grey.jpg", "progressive.jpg", "plain.jpg")
+    some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
     assert list(some.prepare_on(CPU, range(5))) == [2, 3, 4]
 
 
@@ -109,11 +109,11 @@ def test_has_to_be_asked_for(monkeypatch):
 
 @pytest.mark.gpu
 def test_a_gpu_embeds_the_same(folder, monkeypatch):
-    paths = [str(folder / name) for name in ("plain.jpg", "grey.jpg", "turned.jpg", "large.jpg")]
+    paths = [str(folder / name) for name in ("plain.jpg", "gray.jpg", "turned.jpg", "large.jpg")]
     extractor = PretrainedFeatureExtractor(device="cuda", cache=None).fit(paths * 40)
     expected = extractor.transform(paths * 40)
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
     cuda = torch.device("cuda")
-    some = Views(as_pictures(paths), PREPROCESSING)
+    some = Views(as_images(paths), PREPROCESSING)
     assert set(some.prepare_on(cuda, range(4))) == {0, 1}
     assert cosine(extractor.transform(paths * 40), expected).min() >= 0.999

@@ -4,14 +4,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import pictures
+from helpers import images
 
-from sktransfer.data.images import as_pictures
+from sktransfer.data.images import as_images
 from sktransfer.transforms import loader as reading
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 PREPROCESSING = Preprocessing(resize=16, crop=(16, 16))
 
@@ -20,7 +20,7 @@ class Watched(torch.utils.data.Dataset):
     """Counts what was read; row 5 may be broken."""
 
     def __init__(self, n=40, broken=()):
-        self.items = pictures(n)
+        self.items = images(n)
         self.broken = broken
         self.read = 0
 
@@ -37,10 +37,10 @@ class Watched(torch.utils.data.Dataset):
 
 
 def reader(dataset, threads=2, on_error="raise"):
-    return PictureReader(Views(as_pictures(dataset), PREPROCESSING), threads, Faults(on_error))
+    return ImageReader(Views(as_images(dataset), PREPROCESSING), threads, ImageErrors(on_error))
 
 
-def test_batches_come_in_order_and_hold_prepared_pictures():
+def test_batches_come_in_order_and_hold_prepared_images():
     dataset = Watched()
     got = list(reader(dataset, threads=4).batches([3, 1, 2, 30, 4], 2))
     assert [rows for rows, _ in got] == [[3, 1], [2, 30], [4]]
@@ -70,20 +70,22 @@ def test_the_threads_end_with_the_batches():
     assert not readers()
 
 
-def test_a_broken_picture_ends_the_run_after_the_batches_before_it():
+def test_a_broken_image_ends_the_run_after_the_batches_before_it():
     batches = reader(Watched(broken=[5])).batches(range(12), 4)
     assert next(batches)[0] == [0, 1, 2, 3]
-    with pytest.raises(PictureError, match=r"Picture in row 5 \(nowhere\.png\)"):
+    with pytest.raises(ImageError, match=r"Image in row 5 \(nowhere\.png\)"):
         next(batches)
 
 
-def test_broken_pictures_are_left_out_and_kept():
-    faults = Faults("nan")
-    dataset = as_pictures(Watched(broken=[5, 8, 9, 10, 11]))
-    batches = list(PictureReader(Views(dataset, PREPROCESSING), 2, faults).batches(range(12), 4))
+def test_broken_images_are_left_out_and_kept():
+    image_errors = ImageErrors("nan")
+    dataset = as_images(Watched(broken=[5, 8, 9, 10, 11]))
+    batches = list(
+        ImageReader(Views(dataset, PREPROCESSING), 2, image_errors).batches(range(12), 4)
+    )
     assert [rows for rows, _ in batches] == [[0, 1, 2, 3], [4, 6, 7]]
     assert batches[1][1].shape == (3, 3, 16, 16)
-    assert [error.row for error in faults.sorted()] == [5, 8, 9, 10, 11]
+    assert [error.row for error in image_errors.sorted()] == [5, 8, 9, 10, 11]
 
 
 def test_errors_of_a_dataset_name_the_row():
@@ -91,7 +93,7 @@ def test_errors_of_a_dataset_name_the_row():
         def __getitem__(self, row):
             raise KeyError("label")
 
-    with pytest.raises(PictureError, match=r"row 0 .*cannot read it: KeyError\('label'\)"):
+    with pytest.raises(ImageError, match=r"row 0 .*cannot read it: KeyError\('label'\)"):
         list(reader(Failing()).batches(range(4), 2))
 
 
@@ -107,7 +109,7 @@ def test_mapping_gives_results_in_order_and_each_thread_computes_alone():
     assert [rows for rows, _ in mapped] == [[3, 1], [2, 30], [4], [7, 5], [6]]
     for rows, values in mapped:
         prepared = [PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])) for row in rows]
-        assert values.tolist() == [float(picture.double().sum()) for picture in prepared]
+        assert values.tolist() == [float(image.double().sum()) for image in prepared]
     assert {threads for _, threads in seen} == {1}
     assert len(seen) == 2
     assert torch.get_num_threads() == of_torch
@@ -133,21 +135,21 @@ def test_mapping_reads_only_a_few_batches_ahead_and_leaves_no_threads():
     assert not [thread for thread in threading.enumerate() if "sktransfer" in thread.name]
 
 
-def test_mapping_leaves_broken_pictures_out_or_ends():
-    faults, sizes = Faults("nan"), []
+def test_mapping_leaves_broken_images_out_or_ends():
+    image_errors, sizes = ImageErrors("nan"), []
 
     def measure(pixels):
         sizes.append(len(pixels))
         return np.zeros(len(pixels))
 
-    dataset = as_pictures(Watched(broken=[5, 8, 9]))
-    mapped = PictureReader(Views(dataset, PREPROCESSING), 1, faults).map(
+    dataset = as_images(Watched(broken=[5, 8, 9]))
+    mapped = ImageReader(Views(dataset, PREPROCESSING), 1, image_errors).map(
         measure, [[4, 5, 6], [8, 9], [10]]
     )
     assert [rows for rows, _ in mapped] == [[4, 6], [10]]
     assert sizes == [2, 1]
-    assert [error.row for error in faults.sorted()] == [5, 8, 9]
+    assert [error.row for error in image_errors.sorted()] == [5, 8, 9]
     ending = reader(Watched(broken=[5])).map(measure, [[0, 1], [4, 5], [6]])
     assert next(ending)[0] == [0, 1]
-    with pytest.raises(PictureError, match=r"Picture in row 5 \(nowhere\.png\)"):
+    with pytest.raises(ImageError, match=r"Image in row 5 \(nowhere\.png\)"):
         next(ending)

@@ -15,11 +15,11 @@ def test_equals_what_torchvision_does_to_the_same_photograph(name):
     photograph = load_sample_images().images[0]
     expected = preset(Image.fromarray(photograph))
     got = preprocessing.normalize(preprocessing.prepare(photograph)[None])[0]
-    # Pillow and torch round the two passes of a resize differently: by two grey values at most,
+    # Pillow and torch round the two passes of a resize differently: by two gray values at most,
     # and seldom.
-    grey_value = 1 / 255 / min(preprocessing.std)
-    assert (got - expected).abs().max() < 2.01 * grey_value
-    assert (got - expected).abs().mean() < 0.01 * grey_value
+    gray_value = 1 / 255 / min(preprocessing.std)
+    assert (got - expected).abs().max() < 2.01 * gray_value
+    assert (got - expected).abs().mean() < 0.01 * gray_value
 
 
 def test_normalize_does_the_arithmetic():
@@ -43,8 +43,8 @@ def test_normalize_does_the_arithmetic():
 def test_image_size(image_size, resize, crop):
     sized = Preprocessing().with_image_size(image_size)
     assert (sized.resize, sized.crop) == (resize, crop)
-    picture = np.zeros((50, 80, 3), dtype=np.uint8)
-    assert sized.prepare(picture).shape == (3, *crop)
+    image = np.zeros((50, 80, 3), dtype=np.uint8)
+    assert sized.prepare(image).shape == (3, *crop)
 
 
 def test_image_size_again_keeps_the_margin():
@@ -70,7 +70,7 @@ def test_a_strip_is_cut_about_its_middle():
     torch.testing.assert_close(prepared, prepared.flip(-1), atol=1, rtol=0)
 
 
-def test_prepared_pictures_are_channels_last():
+def test_prepared_images_are_channels_last():
     assert (
         Preprocessing().prepare(np.zeros((300, 300, 3), np.uint8)).permute(1, 2, 0).stride(2) == 1
     )

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, pictures
+from helpers import SIZE, images
 from PIL import Image
 
-from sktransfer.data.images import Pictures, as_pictures
+from sktransfer.data.images import Images, as_images
 from sktransfer.transforms.augmentation import resolve_augmentation
-from sktransfer.transforms.loader import Faults, PictureReader
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import PictureError
+from sktransfer.utils.errors import ImageError
 
 PREPROCESSING = Preprocessing(resize=20, crop=(SIZE, SIZE))
 
@@ -31,16 +31,16 @@ class Noted:
     def digest(self):
         return bytes([self.added])
 
-    def __call__(self, picture, seed, size=None):
+    def __call__(self, image, seed, size=None):
         self.seeds.append(seed)
-        return picture + self.added
+        return image + self.added
 
 
-class Counted(Pictures):
-    """Pictures that count how often each is decoded."""
+class Counted(Images):
+    """Images that count how often each is decoded."""
 
     def __init__(self, X):
-        super().__init__(as_pictures(X).source)
+        super().__init__(as_images(X).source)
         self.decoded = [0] * len(X)
 
     def decode(self, row, side=None):
@@ -49,15 +49,15 @@ class Counted(Pictures):
 
 
 def views_of(X, augmentation=None, n_views=0, **options):
-    return Views(as_pictures(X), PREPROCESSING, augmentation, n_views, **options)
+    return Views(as_images(X), PREPROCESSING, augmentation, n_views, **options)
 
 
 def all_of(views):
     return [views.prepare(item) for item in range(len(views))]
 
 
-def test_items_are_the_views_of_one_picture_after_the_other():
-    X = pictures(3)
+def test_items_are_the_views_of_one_image_after_the_other():
+    X = images(3)
     views = views_of(X, Noted(), 2)
     assert len(views) == 9
     for item in range(9):
@@ -66,34 +66,34 @@ def test_items_are_the_views_of_one_picture_after_the_other():
         assert torch.equal(views.prepare(item), plain + (number > 0))
 
 
-def test_view_0_is_the_picture_as_it_is():
-    X, augmentation = pictures(2, side=37), resolve_augmentation("aggressive")
+def test_view_0_is_the_image_as_it_is():
+    X, augmentation = images(2, side=37), resolve_augmentation("aggressive")
     for views, step in ((views_of(X, augmentation, 3), 4), (views_of(X, augmentation, only=0), 1)):
         for row in range(2):
             assert torch.equal(views.prepare(step * row), PREPROCESSING.prepare(X[row]))
-            assert views.fingerprint(step * row) == as_pictures(X).fingerprint(row)
+            assert views.fingerprint(step * row) == as_images(X).fingerprint(row)
 
 
-def test_without_augmentation_all_views_are_the_picture():
-    X = pictures(2)
+def test_without_augmentation_all_views_are_the_image():
+    X = images(2)
     for views in (views_of(X, None, 2), views_of(X, None, 2, salt=b"other")):
         for item in range(6):
             assert torch.equal(views.prepare(item), PREPROCESSING.prepare(X[item // 3]))
-            assert views.fingerprint(item) == as_pictures(X).fingerprint(item // 3)
+            assert views.fingerprint(item) == as_images(X).fingerprint(item // 3)
 
 
-def test_views_of_a_picture_ask_for_its_identity_once(monkeypatch):
-    asked, fingerprint = [], Pictures.fingerprint
+def test_views_of_a_image_ask_for_its_identity_once(monkeypatch):
+    asked, fingerprint = [], Images.fingerprint
     monkeypatch.setattr(
-        Pictures, "fingerprint", lambda self, row: asked.append(row) or fingerprint(self, row)
+        Images, "fingerprint", lambda self, row: asked.append(row) or fingerprint(self, row)
     )
-    views = views_of(pictures(3), resolve_augmentation("light"), 4)
+    views = views_of(images(3), resolve_augmentation("light"), 4)
     assert len({views.fingerprint(item) for item in range(len(views))}) == 15
     assert asked == [0, 1, 2]
 
 
-def test_only_one_view_of_each_picture():
-    X, augmentation = pictures(3), resolve_augmentation("standard")
+def test_only_one_view_of_each_image():
+    X, augmentation = images(3), resolve_augmentation("standard")
     every = views_of(X, augmentation, 4)
     for number in range(5):
         one = views_of(X, augmentation, only=number)
@@ -105,31 +105,31 @@ def test_only_one_view_of_each_picture():
 
 def test_what_determines_a_view_is_in_its_fingerprint():
     """A new parameter of `Views` joins the fingerprint, or is known not to matter, here."""
-    X, changed = pictures(1), pictures(1)
+    X, changed = images(1), images(1)
     changed[0, 0, 0, 0] ^= 1
     usual = {"augmentation": Noted(1), "n_views": 3}
     base = views_of(X, **usual)
     others = {
-        "pictures": views_of(changed, **usual),
+        "images": views_of(changed, **usual),
         "augmentation": views_of(X, Noted(2), 3),
         "salt": views_of(X, **usual, salt=b"s"),
         "only": views_of(X, **usual, only=2),
-        "the picture alone": views_of(X),
+        "the image alone": views_of(X),
     }
     prints = {name: views.fingerprint(min(1, len(views) - 1)) for name, views in others.items()}
     numbers = [base.fingerprint(item) for item in range(4)]
     assert len({*numbers, *prints.values()}) == 4 + len(others) - 2
     assert prints["only"] == numbers[2]
-    assert prints["the picture alone"] == numbers[0]
+    assert prints["the image alone"] == numbers[0]
     assert all(len(each) == 16 for each in numbers)
     # How many views there are does not change one; the preprocessing is in the recipe's key.
     assert views_of(X, Noted(1), 99).fingerprint(1) == numbers[1]
-    known = {*others, "n_views", "preprocessing", "self"} - {"the picture alone"}
+    known = {*others, "n_views", "preprocessing", "self"} - {"the image alone"}
     assert set(inspect.signature(Views.__init__).parameters) == known
 
 
 def test_random_numbers_follow_from_content_number_and_salt_only(tmp_path):
-    X = pictures(2)
+    X = images(2)
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for path in paths:
         Image.fromarray(X[0]).save(path)
@@ -145,7 +145,7 @@ def test_random_numbers_follow_from_content_number_and_salt_only(tmp_path):
 
 
 def test_the_same_file_under_two_names_gives_the_same_copies(tmp_path):
-    Image.fromarray(pictures(1)[0]).save(tmp_path / "one.png")
+    Image.fromarray(images(1)[0]).save(tmp_path / "one.png")
     shutil.copy(tmp_path / "one.png", tmp_path / "two.png")
     augmentation = resolve_augmentation("aggressive")
     views = views_of([tmp_path / "one.png", tmp_path / "two.png"], augmentation, 3)
@@ -155,7 +155,7 @@ def test_the_same_file_under_two_names_gives_the_same_copies(tmp_path):
 
 
 def test_copies_do_not_depend_on_what_is_drawn_elsewhere():
-    views = [views_of(pictures(2), resolve_augmentation("standard"), 2) for _ in range(2)]
+    views = [views_of(images(2), resolve_augmentation("standard"), 2) for _ in range(2)]
     forward = all_of(views[0])
     torch.rand(5)
     np.random.rand(5)
@@ -163,15 +163,15 @@ def test_copies_do_not_depend_on_what_is_drawn_elsewhere():
     assert all(torch.equal(forward[item], backward[item]) for item in range(6))
 
 
-def test_the_views_of_a_picture_decode_it_once_when_they_are_read_in_order():
-    counted = Counted(pictures(30))
+def test_the_views_of_a_image_decode_it_once_when_they_are_read_in_order():
+    counted = Counted(images(30))
     views = Views(counted, PREPROCESSING, Noted(), 3)
-    for _ in PictureReader(views, 1, Faults("raise")).batches(range(len(views)), 7):
+    for _ in ImageReader(views, 1, ImageErrors("raise")).batches(range(len(views)), 7):
         pass
     assert counted.decoded == [1] * 30
 
 
-def test_threads_that_want_views_of_one_picture_at_once_decode_it_once():
+def test_threads_that_want_views_of_one_image_at_once_decode_it_once():
     both = threading.Semaphore(0)
 
     class Slow(Counted):
@@ -185,7 +185,7 @@ def test_threads_that_want_views_of_one_picture_at_once_decode_it_once():
                 both.release(2)
             return super().prepare(item)
 
-    counted = Slow(pictures(1, side=400))
+    counted = Slow(images(1, side=400))
     views = Told(counted, PREPROCESSING, Noted(), 1)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(views.prepare, range(2))
@@ -193,30 +193,30 @@ def test_threads_that_want_views_of_one_picture_at_once_decode_it_once():
     assert counted.decoded == [1]
 
 
-def test_memory_holds_few_pictures():
-    views = views_of(pictures(30), Noted(), 1)
+def test_memory_holds_few_images():
+    views = views_of(images(30), Noted(), 1)
     all_of(views)
     assert len(views._resized) <= 8
-    alone = views_of(pictures(30), Noted(), only=1)
+    alone = views_of(images(30), Noted(), only=1)
     all_of(alone)
     assert not alone._resized
 
 
-def test_copies_leave_the_picture_that_is_kept_as_it_is():
-    def spoil(picture):
-        return picture.fill_(0)
+def test_copies_leave_the_image_that_is_kept_as_it_is():
+    def spoil(image):
+        return image.fill_(0)
 
-    X = pictures(1)
+    X = images(1)
     views = views_of(X, resolve_augmentation(spoil), 1)
     assert views.prepare(1).sum() == 0
     assert torch.equal(views.prepare(0), PREPROCESSING.prepare(X[0]))
 
 
 @pytest.mark.parametrize("method", ["prepare", "fingerprint"])
-def test_a_broken_picture_names_the_row_of_the_user(method, tmp_path):
-    chosen = as_pictures([*pictures(2), str(tmp_path / "missing.png")]).take([2, 0])
+def test_a_broken_image_names_the_row_of_the_user(method, tmp_path):
+    chosen = as_images([*images(2), str(tmp_path / "missing.png")]).take([2, 0])
     views = Views(chosen, PREPROCESSING, Noted(), 2)
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         getattr(views, method)(1)
     assert caught.value.row == 2
     getattr(views, method)(3)

@@ -1,6 +1,6 @@
-"""A folder of pictures with one folder for each class: paths in, cross-validated accuracy out.
+"""A folder of images with one folder for each class: paths in, cross-validated accuracy out.
 
-    python examples/02_folder_of_pictures.py [FOLDER]
+    python examples/02_folder_of_images.py [FOLDER]
 
 Without a folder it cuts the two photographs of scikit-learn into crops, and makes a small folder
 of two classes. That is a toy: crops of one photograph resemble each other, so expect few errors.
@@ -40,7 +40,7 @@ def evaluate(folder):
 
     few = np.bincount(bunch.target).min()
     if few < 2:
-        raise SystemExit("A class with a single picture cannot be cross-validated.")
+        raise SystemExit("A class with a single image cannot be cross-validated.")
     folds = StratifiedKFold(min(5, few), shuffle=True, random_state=0)
 
     embed = PretrainedFeatureExtractor(on_error="nan", verbose=1)
@@ -49,7 +49,7 @@ def evaluate(folder):
         print(error)
     good = ~np.isnan(embeddings).any(axis=1)
 
-    # The pictures that could be read are in the store now, so the pipeline finds them there.
+    # The images that could be read are in the store now, so the pipeline finds them there.
     pipeline = make_pipeline(
         PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression(C=0.03, max_iter=2000)
     )
@@ -61,7 +61,7 @@ def evaluate(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="one folder of pictures per class")
+    parser.add_argument("folder", nargs="?", type=Path, help="one folder of images per class")
     folder = parser.parse_args().folder
     if folder is not None:
         evaluate(folder)

@@ -1,9 +1,9 @@
-"""A space of embeddings: what is stored of it, and who computes what is missing.
+"""A table of embeddings: what is stored of it, and who computes what is missing.
 
-A *space* is everything except the picture that determines an embedding: weights, preprocessing,
-layer, pooling, precision. A *picture* is a key of a few bytes.
+A *table* is everything except the image that determines an embedding: weights, preprocessing,
+layer, pooling, precision. An *image* is a key of a few bytes.
 
-N pictures, D values in an embedding (`width`).
+N images, D values in an embedding (`width`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _ITEMS_PER_QUERY = 500
 _BYTES_PER_READ = 2**23
 
 
-class Space:
-    """One kind of embedding in a store, and one claimant of pictures.
+class EmbeddingTable:
+    """One kind of embedding in a store, and one claimant of images.
 
-    Made by `EmbeddingStore.space`. Every `Space` object is a claimant of its own, also when it
-    is a copy or names the same space. Use it through `embed_once`.
+    Made by `EmbeddingStore.table`. Every `EmbeddingTable` object is an owner of its own, also when
+    it is a copy or names the same table. Use it through `embed_once`.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class Space:
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the token: a copy is another claimant.
         kind = (self.digest, self.description, self.width, self.dtype)
-        return Space, (self.database, self.max_bytes, *kind)
+        return EmbeddingTable, (self.database, self.max_bytes, *kind)
 
     def read(self, keys: Sequence[bytes], out: np.ndarray) -> np.ndarray:
         """Fill the rows of `out` whose keys are stored; leave the others as they are.
@@ -87,11 +87,11 @@ class Space:
         first, source = first_rows(keys)
         found = np.zeros(len(keys), bool)
         # In the order of the file: shuffled rows would fetch each of its pages many times.
-        find = "SELECT id FROM embeddings WHERE space = ? AND key IN"
-        fetch = "SELECT key, value FROM embeddings WHERE space = ? AND id IN"
+        find = "SELECT id FROM embeddings WHERE table_id = ? AND key IN"
+        fetch = "SELECT key, value FROM embeddings WHERE table_id = ? AND id IN"
         places = sorted(place for (place,) in self._look_up(find, list(first)))
         for chunk in chunks(places, max(1, _BYTES_PER_READ // self.row_bytes)):
-            # A place may have been given to another picture since it was found.
+            # A place may have been given to another image since it was found.
             stored = [row for row in self._look_up(fetch, chunk) if row[0] in first]
             rows = [first[key] for key, _ in stored]
             values = np.frombuffer(b"".join(value for _, value in stored), self.dtype)
@@ -107,12 +107,12 @@ class Space:
         return found
 
     def as_rows(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Check that `rows` are `count` embeddings of this space, and convert them to its dtype."""
+        """Check that `rows` are `count` embeddings of this table, and convert them to its dtype."""
         rows = np.ascontiguousarray(rows, self.dtype)
         if rows.shape != (count, self.width):
             raise ValueError(
                 f"Got embeddings of shape {rows.shape}, but expected {(count, self.width)}: "
-                "one row for each picture, one column for each value."
+                "one row for each image, one column for each value."
             )
         return rows
 
@@ -127,8 +127,8 @@ class Space:
         def claim(connection: Connection) -> list[bytes]:
             _drop_dead_owners(connection)
             mine = free(connection)
-            space = self._id(connection, create=True)
-            claims = [(space, key, self._token) for key in mine]
+            table_id = self._id(connection, create=True)
+            claims = [(table_id, key, self._token) for key in mine]
             connection.executemany("REPLACE INTO claims VALUES (?, ?, ?)", claims)
             lease = (self._token, this_host(), os.getpid(), time.time() + LEASE_SECONDS)
             connection.execute("REPLACE INTO owners VALUES (?, ?, ?, ?)", lease)
@@ -141,31 +141,31 @@ class Space:
 
     def _free(self, keys: list[bytes], connection: Connection) -> list[bytes]:
         others = {token for token, alive in _owners(connection) if alive} - {self._token}
-        stored = "SELECT key FROM embeddings WHERE space = ? AND key IN"
-        claimed = "SELECT key, owner FROM claims WHERE space = ? AND key IN"
+        stored = "SELECT key FROM embeddings WHERE table_id = ? AND key IN"
+        claimed = "SELECT key, owner FROM claims WHERE table_id = ? AND key IN"
         taken = {key for (key,) in self._select(stored, keys, connection)}
         claims = self._select(claimed, keys, connection)
         taken |= {key for key, owner in claims if owner in others}
         return [key for key in keys if key not in taken]
 
     def write(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
-        """Store `rows`, shape (N, D), drop the claims and count the pictures as computed."""
+        """Store `rows`, shape (N, D), drop the claims and count the images as computed."""
         rows = self.as_rows(rows, len(keys))
         fits = self.row_bytes <= self.max_bytes
 
         def write(connection: Connection) -> bool:
-            space = self._id(connection, create=True)
-            assert space is not None
-            own = [(space, key) for key in keys]
-            connection.executemany("DELETE FROM claims WHERE space = ? AND key = ?", own)
+            table_id = self._id(connection, create=True)
+            assert table_id is not None
+            own = [(table_id, key) for key in keys]
+            connection.executemany("DELETE FROM claims WHERE table_id = ? AND key = ?", own)
             self._renew(connection)
             self._count(connection, "computed", len(keys))
             if not fits:
                 return False
             values = [(*key, row.tobytes()) for key, row in zip(own, rows, strict=True)]
-            insert = "INSERT OR IGNORE INTO embeddings (space, key, value) VALUES (?, ?, ?)"
-            self._count(connection, "pictures", connection.executemany(insert, values).rowcount)
-            return self._evict(connection, space)
+            insert = "INSERT OR IGNORE INTO embeddings (table_id, key, value) VALUES (?, ?, ?)"
+            self._count(connection, "images", connection.executemany(insert, values).rowcount)
+            return self._evict(connection, table_id)
 
         if self.database.transact(write):
             self.database.shrink(spare=self.max_bytes // 5)  # the next rows will need it
@@ -183,10 +183,10 @@ class Space:
             if keys is None:
                 _drop_owner(connection, self._token)
             else:
-                space = self._id(connection)
+                table_id = self._id(connection)
                 connection.executemany(
-                    "DELETE FROM claims WHERE space = ? AND key = ? AND owner = ?",
-                    [(space, key, self._token) for key in keys],
+                    "DELETE FROM claims WHERE table_id = ? AND key = ? AND owner = ?",
+                    [(table_id, key, self._token) for key in keys],
                 )
 
         self.database.transact(release)
@@ -203,28 +203,28 @@ class Space:
 
     def _count(self, connection: Connection, counter: str, number: int) -> None:
         connection.execute(
-            f"UPDATE spaces SET {counter} = {counter} + ?, last_used = ? WHERE digest = ?",
+            f"UPDATE tables SET {counter} = {counter} + ?, last_used = ? WHERE digest = ?",
             (number, time.time(), self.digest),
         )
 
     def _id(self, connection: Connection, *, create: bool = False) -> int | None:
         row = connection.execute(
-            "SELECT id, width, dtype FROM spaces WHERE digest = ?", (self.digest,)
+            "SELECT id, width, dtype FROM tables WHERE digest = ?", (self.digest,)
         ).fetchone()
         if row is None:
             return self._create(connection) if create else None
-        space, width, dtype = row
+        table, width, dtype = row
         if (width, dtype) != (self.width, self.dtype.str):
             raise ValueError(
-                f"Got width={self.width} and dtype={self.dtype.str!r} for the space "
+                f"Got width={self.width} and dtype={self.dtype.str!r} for the table "
                 f"{self.description!r}, but its digest is stored with width={width} and "
                 f"dtype={dtype!r}; the digest must cover everything that determines an embedding."
             )
-        return int(space)
+        return int(table)
 
     def _create(self, connection: Connection) -> int | None:
         return connection.execute(
-            """INSERT INTO spaces (digest, description, width, dtype, row_bytes, last_used)
+            """INSERT INTO tables (digest, description, width, dtype, row_bytes, last_used)
                 VALUES (?, ?, ?, ?, ?, ?)""",
             (
                 self.digest,
@@ -243,32 +243,32 @@ class Space:
     def _select(
         self, query: str, items: list[Any], connection: Connection
     ) -> list[tuple[Any, ...]]:
-        space = self._id(connection)
+        table_id = self._id(connection)
         rows: list[tuple[Any, ...]] = []
         for chunk in chunks(items, _ITEMS_PER_QUERY):
             marks = ", ".join("?" * len(chunk))
-            rows += connection.execute(f"{query} ({marks})", (space, *chunk))
+            rows += connection.execute(f"{query} ({marks})", (table_id, *chunk))
         return rows
 
     def _evict(self, connection: Connection, current: int) -> bool:
-        """Make room if need be: in other spaces first, least recently used first, oldest first."""
-        spaces = connection.execute(
-            "SELECT id, pictures, row_bytes FROM spaces ORDER BY id = ?, last_used, id", (current,)
+        """Make room if need be: in other tables first, least recently used first, oldest first."""
+        tables = connection.execute(
+            "SELECT id, images, row_bytes FROM tables ORDER BY id = ?, last_used, id", (current,)
         ).fetchall()
-        excess = sum(pictures * row_bytes for _, pictures, row_bytes in spaces) - self.max_bytes
+        excess = sum(images * row_bytes for _, images, row_bytes in tables) - self.max_bytes
         if excess <= 0:
             return False
         excess += self.max_bytes // 10
-        for space, pictures, row_bytes in spaces:
-            count = min(pictures, max(0, -(-excess // row_bytes)))
+        for table_id, images, row_bytes in tables:
+            count = min(images, max(0, -(-excess // row_bytes)))
             excess -= count * row_bytes
             connection.execute(
                 """DELETE FROM embeddings WHERE id IN (
-                    SELECT id FROM embeddings WHERE space = ? ORDER BY id LIMIT ?)""",
-                (space, count),
+                    SELECT id FROM embeddings WHERE table_id = ? ORDER BY id LIMIT ?)""",
+                (table_id, count),
             )
             connection.execute(
-                "UPDATE spaces SET pictures = pictures - ? WHERE id = ?", (count, space)
+                "UPDATE tables SET images = images - ? WHERE id = ?", (count, table_id)
             )
         return True
 

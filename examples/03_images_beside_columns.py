@@ -1,10 +1,10 @@
-"""Pictures beside ordinary columns: a ColumnTransformer that embeds one column of a DataFrame.
+"""Images beside ordinary columns: a ColumnTransformer that embeds one column of a DataFrame.
 
 The table has a row for each crop of scikit-learn's two photographs: the path of the crop, and how
 far down and across the photograph it was cut. The task, which photograph it is, needs the
-picture; the position alone says nothing, since both photographs are cut alike.
+image; the position alone says nothing, since both photographs are cut alike.
 
-    python examples/03_pictures_beside_columns.py
+    python examples/03_images_beside_columns.py
 """
 
 import tempfile
@@ -47,7 +47,7 @@ def main():
         folds = StratifiedKFold(4, shuffle=True, random_state=0)
         for name, chosen in {
             "columns only": make_column_transformer((StandardScaler(), ["top", "left"])),
-            "pictures and columns": columns,
+            "images and columns": columns,
         }.items():
             model = make_pipeline(chosen, LogisticRegression(C=0.03, max_iter=2000))
             scores = cross_val_score(model, X, y, cv=folds)
