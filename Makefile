@@ -6,17 +6,27 @@ BIN := $(VENV)/bin
 # Two at a time, each in one thread: threads that wait for one another cost more than they give.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-fast lint format docs clean
+.PHONY: demo test test-slow test-all test-oldest lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m sktransfer demo $(ARGS)
 
 test: $(VENV)/.test
-	$(PYTEST) $(ARGS)
-
-# Everything but the tests that take minutes.
-test-fast: $(VENV)/.test
 	$(PYTEST) -m "not slow" $(ARGS)
+
+# What takes minutes: all networks, all examples as they stand, many kills.
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: test test-slow
+
+# `make test` with the oldest dependencies that pyproject.toml allows, in an environment of its own.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	sed -n '/^dependencies = \[/,/^\]/s/^ *"\([A-Za-z0-9_-]*\)>=\([0-9.]*\)",*$$/\1==\2/p' pyproject.toml \
+		> .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[test]"
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -41,4 +51,4 @@ $(VENV)/.%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo-output .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest build dist demo-output .pytest_cache .ruff_cache .mypy_cache

@@ -13,7 +13,7 @@ from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.torchvision_blocks import list_torchvision
 from sktransfer.embedding import embed as features
 
-LARGE = 70e6  # parameters, from which filling them with random values takes seconds
+LARGE = 6e6  # parameters, from which filling them with random values takes seconds
 
 ROWS = {row.name: row for row in list_backbones()}
 

@@ -5,76 +5,81 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 
 from sktransfer.finetuning import train_stage as training
 
 SCRIPT = """
-import sys, time
+import io, os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from skorch.callbacks import Callback
 from helpers import X, Y, make_classifier
 
-class Slow(Callback):
-    def on_batch_end(self, net, **kwargs):
-        time.sleep(0.03)
+left = {events}
+save, replace = torch.save, os.replace
 
+def strike(*arguments, **options):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def save_in_two_parts(content, file):
+    buffer = io.BytesIO()
+    save(content, buffer)
+    half = buffer.tell() // 2
+    for part in (buffer.getvalue()[:half], buffer.getvalue()[half:]):
+        file.write(part)
+        file.flush()
+        strike()
+
+def replace_slowly(*paths):
+    strike()
+    replace(*paths)
+    strike()
+
+class Deadly(Callback):
+    on_epoch_begin = on_batch_begin = on_batch_end = on_epoch_end = strike
+
+torch.save, os.replace = save_in_two_parts, replace_slowly
 classifier = make_classifier(
     unfreeze=(0, 1, 2), max_epochs=8, mixup=0.2, n_iter_no_change=8,
-    checkpoint_dir={folder!r}, callbacks=[Slow()],
+    checkpoint_dir={folder!r}, callbacks=[Deadly()],
 )
-print("fitting", flush=True)
 classifier.fit(X, Y)
 stages = [{{k: v for k, v in s.items() if k != "seconds"}} for s in classifier.stages_]
 losses = [float(row["train_loss"]) for row in classifier.history_]
-torch.save([classifier._tuned, stages, losses], {result!r})
+save([classifier._tuned, stages, losses], {result!r})
 """
 
 
-def start(folder, result):
-    settings = {
-        "tests": str(Path(__file__).parent.parent),
-        "folder": str(folder),
-        "result": str(result),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(**settings)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "fitting\n"
-    return process
+def fit_in_a_process(folder, result, events=0):
+    """Fit, or be killed at the `events`-th batch, epoch, or step of writing a checkpoint."""
+    tests = str(Path(helpers.__file__).parent)
+    script = SCRIPT.format(tests=tests, folder=str(folder), result=str(result), events=events)
+    return subprocess.run([sys.executable, "-c", script]).returncode
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_nothing(tmp_path):
-    undisturbed = start(tmp_path / "undisturbed", tmp_path / "expected.pt")
-    begun = time.monotonic()
-    assert undisturbed.wait() == 0
-    undisturbed.stdout.close()
-    lasted = time.monotonic() - begun
+def test_resume_after_ten_kills_gives_the_same_result(tmp_path):
+    assert fit_in_a_process(tmp_path / "undisturbed", tmp_path / "expected.pt") == 0
     expected = torch.load(tmp_path / "expected.pt", weights_only=True)
 
-    kills, moments = 0, random.Random(0)
-    result = tmp_path / "resumed.pt"
-    while not result.exists():
-        process = start(tmp_path / "killed", result)
-        try:
-            # Early enough that ten of them find the fit running.
-            limit = moments.uniform(0, 0.1 * lasted) if kills < 10 else None
-            assert process.wait(limit) == 0
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        process.stdout.close()
-    assert kills == 10
+    moments = random.Random(0)
+    for _ in range(10):
+        events = moments.randint(1, 25)  # an epoch has 15 of them
+        assert (
+            fit_in_a_process(tmp_path / "killed", tmp_path / "none.pt", events) == -signal.SIGKILL
+        )
+    assert fit_in_a_process(tmp_path / "killed", tmp_path / "resumed.pt") == 0
 
-    resumed = torch.load(result, weights_only=True)
+    resumed = torch.load(tmp_path / "resumed.pt", weights_only=True)
     assert resumed[1:] == expected[1:]
     assert resumed[0].keys() == expected[0].keys()
     for name, tensor in expected[0].items():
