@@ -243,7 +243,7 @@ def connect(rows: np.ndarray, count: int) -> np.ndarray:
     >>> connect(np.array([[0, 2], [2, 3]]), 5).tolist()
     [0, 1, 0, 0, 2]
     """
-    edges = coo_array((np.ones(len(rows)), rows.T), shape=(count, count))
+    edges = coo_array((np.ones(len(rows)), rows.T.astype(np.int32)), shape=(count, count))
     return connected_components(edges, directed=False)[1]
 
 

@@ -64,7 +64,7 @@ def test_a_search_of_classifiers(log, store, parameters):
     assert cost.images_embedded == counted(log)
     assert cost.images_trained == len(best.history_) * (2 * 2 * 42 + N)
     assert cost.seconds > 0
-    kept = sum(space.bytes for space in store.info().spaces)
+    kept = sum(table.bytes for table in store.info().tables)
     boundary = min(stage["boundary"] for stage in best.stages_)
     fresh = best.augment is not None and best.n_views is None
     views = 0 if fresh and best.unfreeze == (1,) else N
