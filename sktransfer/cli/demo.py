@@ -1,4 +1,4 @@
-"""The demo: embed images once, search a classifier on them, and show how good it is."""
+"""The demo: embed images once, run a grid search on them, and show the accuracy."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.store.session import session_store
 from sktransfer.utils.errors import import_optional
 
-_CANDIDATES = np.logspace(-4, 1, 6)
-_FOLDS = 5
-_GALLERY = 24
+_C_CANDIDATES = np.logspace(-4, 1, 6)
+_N_FOLDS = 5
+_N_SHOWN_IMAGES = 24
 
 
 def run_demo(
@@ -33,14 +33,14 @@ def run_demo(
     backbone: str = "efficientnet_lite0",
     n_jobs: int | None = None,
 ) -> float:
-    """Search a classifier on frozen embeddings, and draw the result.
+    """Run a grid search of a classifier on frozen embeddings, and draw the result.
 
     Parameters
     ----------
     images : Path or None
         A folder with a folder of images per class; `None` takes scikit-learn's digits.
     output : Path
-        Where `result.png` goes.
+        Folder of `result.png`.
     backbone : str
     n_jobs : int or None
         Worker processes of the search.
@@ -48,18 +48,18 @@ def run_demo(
     Returns
     -------
     float
-        Accuracy on the images held back, 0-1.
+        Accuracy on the held-out images, 0-1.
 
     Raises
     ------
     ValueError
-        Where a class has too few images to be split.
+        If a class has too few images to be split.
     """
     import_optional("matplotlib", extra="demo", purpose="the demo")
     data = _load(images)
-    X_train, X_test, y_train, y_test = _hold_back(data)
+    X_train, X_test, y_train, y_test = _split(data)
     print(
-        f"{len(X_train)} images to learn from and {len(X_test)} held back, "
+        f"{len(X_train)} training images and {len(X_test)} held-out images, "
         f"{len(data.target_names)} classes ({data.title})"
     )
     search = GridSearchCV(
@@ -70,16 +70,16 @@ def run_demo(
                 ("classify", LogisticRegression(max_iter=2000)),
             ]
         ),
-        {"classify__C": _CANDIDATES},
-        cv=StratifiedKFold(_FOLDS, shuffle=True, random_state=0),
+        {"classify__C": _C_CANDIDATES},
+        cv=StratifiedKFold(_N_FOLDS, shuffle=True, random_state=0),
         n_jobs=n_jobs,
     )
     before, start = session_store().info().computed, time.perf_counter()
     print(f"Embedding them with {backbone} ...")
-    # Ahead of the search, so that there is a progress bar; the search finds all of it done.
+    # Before the search, to show a progress bar; the search reuses the embeddings.
     PretrainedFeatureExtractor(backbone, verbose=1).fit_transform([*X_train, *X_test])
     embedded = time.perf_counter()
-    print(f"Searching C among {len(_CANDIDATES)} values in {_FOLDS} folds ...")
+    print(f"Searching {len(_C_CANDIDATES)} values of C with {_N_FOLDS}-fold cross-validation ...")
     search.fit(X_train, y_train)
     predicted = search.predict(X_test)
     searched = time.perf_counter()
@@ -89,9 +89,9 @@ def run_demo(
     accuracy = float(np.mean(predicted == y_test))
     print(
         f"Best C = {search.best_params_['classify__C']:g}: accuracy {search.best_score_:.3f} in "
-        f"cross-validation, {accuracy:.3f} on the {len(X_test)} images held back"
+        f"cross-validation, {accuracy:.3f} on the {len(X_test)} held-out images"
     )
-    print(f"Image of the result: {_draw(search, data, X_test, y_test, predicted, output)}")
+    print(f"Figure: {_draw(search, data, X_test, y_test, predicted, output)}")
     return accuracy
 
 
@@ -110,23 +110,23 @@ def _load(images: Path | None) -> Bunch:
     return Bunch(title=str(images), **load_image_folder(images))
 
 
-def _hold_back(data: Bunch) -> tuple[Any, Any, Any, Any]:
-    """Split by the folders train and test, where there are such, else one image in four."""
+def _split(data: Bunch) -> tuple[Any, Any, Any, Any]:
+    """Split by the folders train and test, if they exist, or hold out a quarter of the images."""
     X, y = np.asarray(data.data, dtype=object), np.asarray(data.target)
     if data.split is not None and {"train", "test"} <= set(data.split):
         train, test = data.split != "test", data.split == "test"
         return list(X[train]), list(X[test]), y[train], y[test]
-    few = np.bincount(y).min()
-    if few < 2 * _FOLDS:
+    smallest = np.bincount(y).min()
+    if smallest < 2 * _N_FOLDS:
         raise ValueError(
-            f"Got a class of {few} images, but the demo needs {2 * _FOLDS} of each, to hold "
-            f"some back and to search in {_FOLDS} folds; add images, or leave that class out"
+            f"Got a class of {smallest} images, but the demo needs {2 * _N_FOLDS} of each, to hold "
+            f"some out and for {_N_FOLDS}-fold cross-validation; add images, or leave it out"
         )
     return train_test_split(list(data.data), y, test_size=0.25, stratify=y, random_state=0)
 
 
 def _report_cost(n_train: int, n_test: int, computed: int) -> None:
-    fits = len(_CANDIDATES) * _FOLDS + 1
+    fits = len(_C_CANDIDATES) * _N_FOLDS + 1
     plain = fits * n_train + n_test
     print(
         f"Embedded {computed} images. {fits} fits without the store would have embedded {plain}, "
@@ -135,7 +135,7 @@ def _report_cost(n_train: int, n_test: int, computed: int) -> None:
 
 
 def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path) -> Path:
-    """Draw the confusion matrix, and the images that the classifier finds hardest."""
+    """Draw the confusion matrix, and the images with the lowest probability of the true class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -144,7 +144,7 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = halves
     accuracy = np.mean(predicted == y)
-    left.suptitle(f"{accuracy:.1%} of {len(y)} images held back are right", fontsize=15)
+    left.suptitle(f"{accuracy:.1%} accuracy on {len(y)} held-out images", fontsize=15)
     axes = left.subplots()
     ConfusionMatrixDisplay.from_predictions(
         names[y], names[predicted], ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45
@@ -152,8 +152,8 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
 
     confidence = search.predict_proba(X)
     of_truth = confidence[np.arange(len(y)), np.searchsorted(search.classes_, y)]
-    hardest = np.argsort(of_truth)[:_GALLERY]
-    right.suptitle("The hardest of them", fontsize=15)
+    hardest = np.argsort(of_truth)[:_N_SHOWN_IMAGES]
+    right.suptitle("Lowest probability of the true class", fontsize=15)
     pixel_range = search.best_estimator_["embed"].pixel_range_
     images = as_images([X[row] for row in hardest], pixel_range=pixel_range)
     for place, axes in enumerate(right.subplots(4, 6, squeeze=False).flat):
@@ -164,8 +164,8 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
             axes.imshow(images[place])
             axes.set_title(
                 f"{names[y[row]]}"
-                + (f" taken for {names[predicted[row]]}" if wrong else "")
-                + f"\n({confidence[row].max():.0%} sure)",
+                + (f" → {names[predicted[row]]}" if wrong else "")
+                + f" ({confidence[row].max():.0%})",
                 color="tab:red" if wrong else "black",
                 fontsize=9,
             )

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 where all went well, 1 where the input was at fault.
+        The exit status: 0 for success, 1 for invalid input.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser(
-        "demo", help="embed images, search a classifier on them, and show how good it is"
+        "demo", help="embed images, run a grid search on them, and show the accuracy"
     )
     demo.add_argument(
         "--images",
@@ -66,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("demo-output"),
         metavar="DIR",
-        help="where the image of the result goes (default: %(default)s)",
+        help="folder of the figure (default: %(default)s)",
     )
     demo.add_argument("--backbone", default="efficientnet_lite0", help="default: %(default)s")
     demo.add_argument("--jobs", type=int, metavar="N", help="worker processes of the search")
 
-    backbones = commands.add_parser("backbones", help="list the backbones that have a name")
+    backbones = commands.add_parser("backbones", help="list the named backbones")
     backbones.add_argument("contains", nargs="?", default="", help="only names that contain this")
     return parser

@@ -1,4 +1,4 @@
-"""What to mind about images and labels before a score is believed.
+"""Warnings about images and labels that make a score unreliable.
 
 Shapes: N images, P pairs.
 """
@@ -13,42 +13,42 @@ from sktransfer.diagnostics.leaks import LeakReport
 from sktransfer.diagnostics.probes import ProbeResults
 from sktransfer.embedding.duplicates import SCAN
 
-# How many times larger than the smallest class the largest may be.
-_UNEVEN = 5
-# Images of a class that say something about it.
-_TINY = 5
-# Standard deviation of brightness, of 255, below which an image is nearly one color.
-_FLAT = 5
-# Classes that a sentence names.
-_NAMED = 5
+# Classes are imbalanced if the largest is this many times larger than the smallest.
+_IMBALANCED = 5
+# Scores of a class with fewer images are unreliable.
+_MIN_RELIABLE = 5
+# An image has nearly one color if the standard deviation of its brightness, of 255, is lower.
+_MIN_CONTRAST = 5
+# Number of classes that a sentence names.
+_MAX_NAMED = 5
 
 
 def find_data_warnings(
-    counts: dict[str, int], evidence: ProbeResults, leaks: LeakReport, side: int
+    counts: dict[str, int], results: ProbeResults, leaks: LeakReport, side: int
 ) -> tuple[str, ...]:
-    """Say what is uneven, too small or there twice, a sentence each.
+    """Return warnings of imbalance, duplicates and unusual images, a sentence each.
 
     Parameters
     ----------
     counts : dict of str to int
         Images of each class.
-    evidence : ProbeResults
+    results : ProbeResults
     leaks : LeakReport
-        Of the same images, and the folds in which they were measured.
+        Duplicates among the measured images, and across their folds.
     side : int
-        Length of the side that the network sees, in pixels.
+        Side of the network's input, in pixels.
     """
     total = sum(counts.values())
     found = [
         *_of_classes(counts),
-        *_of_copies(leaks, evidence, total),
-        *_of_images(evidence, side),
+        *_of_copies(leaks, results, total),
+        *_of_images(results, side),
     ]
     chance = max(counts.values()) / total
-    if max(evidence.accuracy, evidence.pixels) <= chance:
+    if max(results.accuracy, results.pixels) <= chance:
         found.append(
-            f"Nothing tells the classes apart: to guess the largest class is right {chance:.2f} of "
-            "the time. Check the labels."
+            "No classifier is better than always guessing the largest class, which is right "
+            f"{chance:.0%} of the time. Check the labels."
         )
     return tuple(found)
 
@@ -56,56 +56,63 @@ def find_data_warnings(
 def _of_classes(counts: dict[str, int]) -> list[str]:
     found = []
     least, most = (choose(counts, key=lambda label: counts[label]) for choose in (min, max))
-    if counts[most] >= _UNEVEN * counts[least]:
+    if counts[most] >= _IMBALANCED * counts[least]:
         found.append(
             f"The largest class, {most!r}, has {counts[most]:,} images, the smallest, {least!r}, "
             f"{counts[least]:,}. Score with balanced accuracy, and try class_weight='balanced'."
         )
-    tiny = [label for label, count in counts.items() if count < _TINY]
+    tiny = [label for label, count in counts.items() if count < _MIN_RELIABLE]
     if tiny:
-        found.append(f"Fewer than {_TINY} images of {_name(tiny)}: scores say little about them.")
+        found.append(
+            f"Fewer than {_MIN_RELIABLE} images of {_name(tiny)}: their scores are unreliable."
+        )
     return found
 
 
-def _of_copies(leaks: LeakReport, evidence: ProbeResults, total: int) -> list[str]:
-    scans = evidence.side[1] < SCAN
+def _of_copies(leaks: LeakReport, results: ProbeResults, total: int) -> list[str]:
+    scans = results.side[1] < SCAN
     same = np.isin(leaks.kinds, ["identical"] if scans else ["identical", "copy", "mirrored"])
     found = []
     if (same & leaks.conflicts).any():
         found.append(
-            f"Pairs of the same image under two labels: {(same & leaks.conflicts).sum():,}. One "
-            "of the two is wrong; see leaks."
+            f"Duplicates with different labels: {_pairs(same & leaks.conflicts)}. One label of "
+            "each pair is wrong; see report.leaks."
         )
     if (same & leaks.across).any():
-        groups = "report.leaks" if evidence.n_images == total else "find_leaks(X)"
+        groups = "report.leaks" if results.n_images == total else "find_leaks(X)"
         found.append(
-            "Pairs of the same image of which one was trained on and the other tested: "
-            f"{(same & leaks.across).sum():,}. The accuracies here are too good; give "
+            "Duplicates on both sides of a fold: "
+            f"{_pairs(same & leaks.across)}. The accuracies here are too high; pass "
             f"groups={groups}.groups."
         )
     elif same.any():
-        found.append(f"Pairs of the same image: {same.sum():,}. See leaks.")
+        found.append(f"Duplicates: {_pairs(same)}. See report.leaks.")
     return found
 
 
-def _of_images(evidence: ProbeResults, side: int) -> list[str]:
+def _of_images(results: ProbeResults, side: int) -> list[str]:
     found = []
-    least, median, most = evidence.side
+    least, median, most = results.side
     if 4 * median <= side:
         found.append(
-            f"Half of the images are no larger than {median} pixels, and the network sees "
-            f"{side}: a smaller image_size may do as well, and is faster."
+            f"Half of the images have a shorter side of at most {median} pixels, and the network's "
+            f"input has {side}: a smaller image_size may be as accurate, and is faster."
         )
     if least * 10 <= most:
         found.append(
-            f"The shorter sides go from {least} to {most:,} pixels: small images are blurred "
-            "where they are enlarged. See that size does not tell the class."
+            f"The shorter sides range from {least} to {most:,} pixels: small images are enlarged "
+            "and look blurred. Check that image size does not correlate with the class."
         )
-    if evidence.contrast < _FLAT:
-        found.append("Half of the images are nearly of one color. Check pixel_range.")
+    if results.contrast < _MIN_CONTRAST:
+        found.append("Half of the images have nearly one color. Check pixel_range.")
     return found
 
 
 def _name(labels: Sequence[str]) -> str:
-    rest = len(labels) - _NAMED
-    return ", ".join(map(repr, labels[:_NAMED])) + (f" and {rest:,} more" if rest > 0 else "")
+    rest = len(labels) - _MAX_NAMED
+    return ", ".join(map(repr, labels[:_MAX_NAMED])) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _pairs(mask: np.ndarray) -> str:
+    count = int(mask.sum())
+    return f"{count:,} pair" + ("s" if count != 1 else "")

@@ -1,4 +1,4 @@
-"""find_leaks: images that are the same, on both sides of a split or under two labels.
+"""find_leaks: duplicate images, on both sides of a split or with different labels.
 
 Shapes: N images, P pairs.
 """
@@ -6,7 +6,6 @@ Shapes: N images, P pairs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.items import are_missing
+from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.embedding.duplicates import (
     POSSIBLE,
     SAME,
@@ -33,22 +33,21 @@ from sktransfer.utils.tables import Html, html_image, html_list, html_table, tex
 
 KINDS = ("identical", "copy", "mirrored", "alike")
 
-# Cosine of embeddings from which on images are alike whose pixels are not the same.
+# Images with different pixels are alike if the cosine of their embeddings is at least this.
 ALIKE = 0.95
 
+# All pixels are compared if the correlation of the thumbnails is at least this.
+_MAYBE_IDENTICAL = 0.9999
 
-# Correlation of small images from which on all of their pixels may be the same.
-_IDENTICAL = 0.9999
-
-# Pairs that a report shows.
-_SHOWN = 20
-_SIDE = 128
-_GALLERY = Preprocessing(resize=_SIDE)
+# Number of pairs that a report shows, and the size of their images in pixels.
+_MAX_SHOWN_PAIRS = 20
+_THUMBNAIL_SIDE = 128
+_THUMBNAIL = Preprocessing(resize=_THUMBNAIL_SIDE)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LeakReport:
-    """What `find_leaks` found; it shows as a table, in a notebook with the images.
+    """Result of `find_leaks`, shown as a table, in a notebook with the images.
 
     Parameters
     ----------
@@ -60,15 +59,15 @@ class LeakReport:
         or `"alike"`: other pixels that the network can hardly tell apart, such as two shots of one
         scene.
     across : ndarray of shape (P,)
-        Whether the two are separated: by some split of `cv`, or because they are of different
-        groups, or of two sets.
+        Whether the two images are separated: by a split of `cv`, or because they are in different
+        groups or sets.
     conflicts : ndarray of shape (P,)
-        Whether the two have different labels.
+        Whether the two images have different labels.
     groups : ndarray of shape (N,) or None
         Numbers that are the same for images that pairs connect: the `groups` of a
         `GroupKFold` or `StratifiedGroupKFold` that keeps them together. None for two sets.
     n_images : tuple of int
-        How many were compared, of one set or of both.
+        Number of images that were compared, of one set or of both.
     unreadable : ndarray of int
         Rows of broken images, which were left out; of both sets, the second after the first.
 
@@ -94,22 +93,22 @@ class LeakReport:
 
     @property
     def summary(self) -> list[str]:
-        """The findings, a sentence each."""
+        """The results, a sentence each."""
         sets = " and ".join(f"{count:,}" for count in self.n_images)
         if not len(self.pairs):
-            found = [f"No two of {sets} images are the same or alike."]
+            found = [f"No duplicates or near-duplicates among {sets} images."]
         else:
             counts = {kind: int((self.kinds == kind).sum()) for kind in KINDS}
             listed = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
             found = [f"{_pairs(len(self.pairs))} among {sets} images: {listed}."]
         if self.across.any():
             found.append(
-                f"{_pairs(int(self.across.sum()))} on both sides of a split: scores are too good. "
+                f"{_pairs(int(self.across.sum()))} on both sides of a split: scores are too high. "
                 + (
-                    "Give report.groups to a StratifiedGroupKFold, which keeps such images "
+                    "Pass report.groups to a StratifiedGroupKFold, which keeps such images "
                     "together."
                     if self.groups is not None
-                    else "Leave one of the two out."
+                    else "Remove one image of each pair."
                 )
             )
         if self.conflicts.any():
@@ -157,21 +156,23 @@ class LeakReport:
         return header, rows, [3, 4, 5, 6, 7]
 
     def _shown(self) -> list[list[int]]:
-        return self.pairs[:_SHOWN, :2].astype(int).tolist()
+        return self.pairs[:_MAX_SHOWN_PAIRS, :2].astype(int).tolist()
 
     def _more(self) -> list[str]:
-        rest = len(self.pairs) - _SHOWN
+        rest = len(self.pairs) - _MAX_SHOWN_PAIRS
         return [f"and {rest:,} more in report.pairs"] if rest > 0 else []
 
     def _show(self, i: int, j: int) -> Html:
         shown: list[str] = []
         for images, row in zip(self._images, (i, j), strict=True):
             try:
-                pixels = _GALLERY.resized(images.decode(row, _SIDE))
+                pixels = _THUMBNAIL.resized(images.decode(row, _THUMBNAIL_SIDE))
                 shown.append(html_image(encode_jpeg(pixels), images.describe(row)))
-            except ImageError as error:  # since it was compared
+            except ImageError as error:  # deleted after it was compared
                 shown.append(html_list([str(error)]))
-        return Html("".join(shown))
+        # Notebooks set images to display: block, which would stack them.
+        cells = "".join(f"<div>{cell}</div>" for cell in shown)
+        return Html(f'<div style="display: flex; min-width: max-content">{cells}</div>')
 
 
 def find_leaks(
@@ -182,37 +183,30 @@ def find_leaks(
     *,
     X_test: Any = None,
     y_test: Any = None,
-    backbone: Any = "efficientnet_lite0",
-    weights: Any = "default",
-    image_shape: Sequence[int] | None = None,
-    pixel_range: Any = "auto",
-    device: Any = "auto",
-    engine: str = "auto",
-    n_jobs: int | None = None,
-    cache: Any = "auto",
-    verbose: int = 0,
+    extractor: PretrainedFeatureExtractor | None = None,
 ) -> LeakReport:
-    """Find images that are the same or alike, and tell where they leak or contradict each other.
+    """Compute pairs of duplicate images, and check splits and labels for leaks and conflicts.
 
-    Images whose embeddings have a cosine of at least 0.5 are compared pixel by pixel, in small,
-    also mirrored and cropped by up to a tenth: a correlation of at least 0.95 makes them copies.
-    Others are alike from a cosine of 0.95 on. At these bounds 0.98 or more of the resized,
-    recompressed, mirrored or cropped copies of 432 photographs were found, and 0.96 or more of
-    what was found were such copies.
+    Images whose embeddings have a cosine of at least 0.5 are compared pixel by pixel as
+    thumbnails, also mirrored and cropped by up to a tenth: they are copies if the correlation is at
+    least 0.95. Others are alike if the cosine is at least 0.95. At these thresholds 0.98 or more of
+    the resized, recompressed, mirrored or cropped copies of 432 photographs were found, and 0.96 or
+    more of the pairs found were such copies.
 
     Parameters
     ----------
     X : images in any container that `PretrainedFeatureExtractor` takes
     y : array-like of shape (N,), default=None
-        Labels: pairs with different ones are conflicts; where one is missing nobody knows.
+        Labels: pairs with different labels are conflicts; a missing label never conflicts.
     cv : int, splitter, iterable of (train, test) or None, default=None
-        Tells which pairs are separated: one in train, the other in test, in some split.
+        Splits: a pair is separated if a split has one image in train and the other in test.
     groups : array-like of shape (N,), default=None
-        For `cv`; without one, pairs of different groups count as separated.
+        Groups for `cv`; if `cv` is None, pairs of different groups count as separated.
     X_test, y_test : images and labels, default=None
-        A second set: then pairs have one image of each, and all of them are separated.
-    backbone, weights, image_shape, pixel_range, device, engine, n_jobs, cache, verbose
-        As in `PretrainedFeatureExtractor`, which shares the embeddings.
+        A second set: each pair then has one image of each set, and all pairs are separated.
+    extractor : PretrainedFeatureExtractor or None, default=None
+        Reads and embeds the images; it is cloned, and shares its embeddings. Its `on_error` is
+        ignored. None is `PretrainedFeatureExtractor()`.
 
     Returns
     -------
@@ -221,17 +215,17 @@ def find_leaks(
     Raises
     ------
     ValueError
-        For lengths that differ, and `X_test` together with `cv` or `groups`.
+        If lengths differ, or for `X_test` together with `cv` or `groups`.
 
     Warns
     -----
     UserWarning
-        Of images that cannot be read; they are left out.
+        If images cannot be read; they are left out.
 
     Notes
     -----
-    Made for photographs. Small scans, such as digits, can have the same pixels without being
-    copies. Of each image, the 50 that are most alike are looked at.
+    Made for photographs. Small scans, such as digits, can have nearly the same pixels without
+    being copies. Each image is compared with the 50 most similar ones.
 
     Examples
     --------
@@ -239,7 +233,7 @@ def find_leaks(
     >>> china, flower = load_sample_images().images
     >>> find_leaks([china, flower, china[::2, ::2]], [0, 1, 0], cv=[([0, 1], [2])])
     1 pair among 3 images: 1 copy.
-    1 pair on both sides of a split: scores are too good. Give report.groups to a \
+    1 pair on both sides of a split: scores are too high. Pass report.groups to a \
 StratifiedGroupKFold, which keeps such images together.
     <BLANKLINE>
     i  j  cosine  kind  split   labels  image i                       image j
@@ -247,30 +241,20 @@ StratifiedGroupKFold, which keeps such images together.
     """
     if X_test is not None and (cv is not None or groups is not None):
         raise ValueError(
-            "Got X_test together with cv or groups, but a second set is a split already; leave "
-            "either out"
+            "Got X_test together with cv or groups, but a second set is already a split; leave "
+            "out either"
         )
     if X_test is None and y_test is not None:
-        raise ValueError("Got y_test without X_test, the images that it tells the labels of")
-    y, groups = (_labels(X, each, image_shape) for each in (y, groups))
-    y_other = y if X_test is None else _labels(X_test, y_test, image_shape)
-    extractor = PretrainedFeatureExtractor(
-        backbone,
-        weights=weights,
-        image_shape=image_shape,
-        pixel_range=pixel_range,
-        device=device,
-        engine=engine,
-        n_jobs=n_jobs,
-        cache=cache,
-        on_error="nan",
-        verbose=verbose,
-    ).fit(X)
+        raise ValueError("Got y_test without X_test, the images of these labels")
+    extractor = resolve_extractor(extractor).set_params(on_error="nan")
+    y, groups = (_labels(X, each, extractor) for each in (y, groups))
+    y_other = y if X_test is None else _labels(X_test, y_test, extractor)
+    extractor.fit(X)
     ones, broken = _embed(extractor, X), list(extractor.errors_)
     others = None if X_test is None else _embed(extractor, X_test)
     broken = broken if others is None else [*broken, *extractor.errors_]
     report = compare(
-        ones, others, y, y_other, cv=cv, groups=groups, threads=resolve_threads(n_jobs)
+        ones, others, y, y_other, cv=cv, groups=groups, threads=resolve_threads(extractor.n_jobs)
     )
     if len(report.unreadable):
         warnings.warn(
@@ -294,14 +278,15 @@ def compare(
     threads: int,
     possible: float = POSSIBLE,
 ) -> LeakReport:
-    """Do what `find_leaks` does, with images that are embedded already; see `find_pairs`."""
+    """Compute the report of `find_leaks` for embedded images; see `find_pairs`."""
     both = (ones, ones if others is None else others)
     found = find_pairs(ones, others, threads=threads, possible=possible)
     kinds = _kinds(found, both)
     keep = kinds != ""
     rows, cosines, kinds = found.rows[keep], found.cosines[keep], kinds[keep]
     names = [
-        (both[0].images.describe(i), both[1].images.describe(j)) for i, j in rows[:_SHOWN].tolist()
+        (both[0].images.describe(i), both[1].images.describe(j))
+        for i, j in rows[:_MAX_SHOWN_PAIRS].tolist()
     ]
     sets = [ones] if others is None else [ones, others]
     sizes = tuple(len(each.images) for each in sets)
@@ -319,28 +304,26 @@ def compare(
     )
 
 
-def _labels(X: Any, y: Any, image_shape: Sequence[int] | None) -> np.ndarray | None:
+def _labels(X: Any, y: Any, extractor: PretrainedFeatureExtractor) -> np.ndarray | None:
     """Check that there is one label or group for each image, before any is embedded."""
     if y is None:
         return None
     labels = column_or_1d(y)
-    check_consistent_length(as_images(X, image_shape=image_shape), labels)
+    check_consistent_length(as_images(X, image_shape=extractor.image_shape), labels)
     return labels
 
 
 def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> EmbeddedImages:
-    shape, limits = extractor.image_shape, extractor.pixel_range_
-    embeddings = extractor.transform(X)
-    return EmbeddedImages(as_images(X, image_shape=shape, pixel_range=limits), embeddings)
+    return EmbeddedImages(read_images(extractor, X), extractor.transform(X))
 
 
 def _kinds(found: Pairs, both: tuple[EmbeddedImages, EmbeddedImages]) -> np.ndarray:
-    """Name what each pair is, one of `KINDS`; empty where it is none of them."""
+    """Return the kind of each pair, one of `KINDS`, or an empty string."""
     same = found.correlations >= SAME
     conditions = [same & found.mirrored, same, found.cosines >= ALIKE]
     kinds = np.select(conditions, ["mirrored", "copy", "alike"], "").astype(object)
     ones, others = (each.images for each in both)
-    for place in np.flatnonzero(found.correlations >= _IDENTICAL):
+    for place in np.flatnonzero(found.correlations >= _MAYBE_IDENTICAL):
         i, j = found.rows[place].tolist()
         if np.array_equal(ones[i], others[j]):
             kinds[place] = "identical"
@@ -354,7 +337,7 @@ def _across(
     cv: Any,
     groups: np.ndarray | None,
 ) -> np.ndarray:
-    """Tell which pairs are separated."""
+    """Return which pairs are separated."""
     if len(sizes) == 2:
         return np.ones(len(rows), dtype=bool)
     if cv is None:
@@ -370,7 +353,7 @@ def _across(
 
 
 def _conflicts(rows: np.ndarray, y: np.ndarray | None, y_other: np.ndarray | None) -> np.ndarray:
-    """Tell which pairs have different labels."""
+    """Return which pairs have different labels."""
     if y is None or y_other is None:
         return np.zeros(len(rows), dtype=bool)
     one, other = y[rows[:, 0]], y_other[rows[:, 1]]

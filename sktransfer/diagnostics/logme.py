@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-# Rounds of the fixed point at most, and the relative change at which it is found.
-_ROUNDS, _SETTLED = 50, 1e-4
-_TINY = 1e-12
+# Maximum number of fixed-point iterations, and the relative change at which they stop.
+_MAX_ITERATIONS, _TOLERANCE = 50, 1e-4
+_EPSILON = 1e-12
 
 
 def logme(embeddings: np.ndarray, y: np.ndarray) -> float:
@@ -45,23 +45,23 @@ def logme(embeddings: np.ndarray, y: np.ndarray) -> float:
 
 
 def _evidence(left: np.ndarray, powers: np.ndarray, target: np.ndarray) -> float:
-    """Give the largest evidence for one target (N,), per image.
+    """Return the largest evidence for one target (N,), per image.
 
     `left` (N, R) and `powers` (R,) are the left singular vectors and the squared singular values.
     """
     n, rank = left.shape
     projected = (left.T @ target) ** 2
-    rest = max(float(target @ target - projected.sum()), 0.0)  # what no weights can explain
+    rest = max(float(target @ target - projected.sum()), 0.0)  # what no weights explain
     ratio = 1.0  # of the precisions: prior to noise
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_ITERATIONS):
         shrunk = powers / (powers + ratio)
         effective = shrunk.sum()
         size = float((powers * projected / (powers + ratio) ** 2).sum())  # of the weights, squared
         error = float((projected * (ratio / (powers + ratio)) ** 2).sum()) + rest
-        prior = effective / (size + _TINY)
-        noise = (n - effective) / (error + _TINY)
+        prior = effective / (size + _EPSILON)
+        noise = (n - effective) / (error + _EPSILON)
         before, ratio = ratio, prior / noise
-        if abs(ratio - before) <= _SETTLED * before:
+        if abs(ratio - before) <= _TOLERANCE * before:
             break
     evidence = (
         rank * np.log(prior)

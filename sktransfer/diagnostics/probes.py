@@ -1,4 +1,4 @@
-"""What images and labels tell before anything is trained on them.
+"""Accuracies and statistics that are measured before a network is trained.
 
 Shapes: N images, D features, K classes.
 """
@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import Normalizer
+from sklearn.preprocessing import StandardScaler
 
 from sktransfer.data.images import Images
 from sktransfer.embedding.duplicates import EmbeddedImages
@@ -21,30 +21,30 @@ from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 
-# Shares of the training images for which the learning curve says how accurate the probe is.
-_SHARES = (0.25, 0.5, 1.0)
+# Shares of the training images at which the learning curve is measured.
+_CURVE_SHARES = (0.25, 0.5, 1.0)
 
-# Images as the baseline sees them: so small that their pixels are few.
-_SMALL = Preprocessing(resize=(16, 16), crop=(16, 16))
+# Input of the baseline on pixels: small, to have few of them.
+_PIXEL_BASELINE = Preprocessing(resize=(16, 16), crop=(16, 16))
 _BATCH = 64
 
-# Images that are decoded to tell sizes, color and contrast.
-_LOOKED_AT = 200
+# Number of images that are decoded to measure sizes, color and contrast.
+_MAX_DECODED = 200
 
-# Colors that differ by less, of 255, are gray.
-_GRAY = 8
+# An image is gray if its color channels differ by less, of 255.
+_GRAY_RANGE = 8
 
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """What was measured, with nothing trained but classifiers on embeddings.
+    """Results of simple classifiers on embeddings and pixels, and statistics of the images.
 
     Parameters
     ----------
     n_images : int
-        On how many it was measured.
+        Number of images that were measured.
     accuracy : float
-        Of a linear probe on the embeddings, 0-1, mean over the folds.
+        Accuracy of `make_probe` on the embeddings, 0-1, mean over the folds.
     spread : float
         Standard deviation of this accuracy over the folds.
     neighbor : float
@@ -52,14 +52,14 @@ class ProbeResults:
     pixels : float
         Accuracy of a linear classifier on the pixels themselves, at 16 x 16.
     curve : tuple of (int, float)
-        Training images, and accuracy of the probe with so many.
+        Numbers of training images, and the accuracy of the probe with each.
     mean_interclass_cosine : float
-        Mean cosine between the embeddings of images of different classes: near 1 where the
-        network sees the same in all of them.
+        Mean cosine between the embeddings of images of different classes: near 1 if the network
+        hardly tells the classes apart.
     side : tuple of int
-        The least, the median and the greatest shorter side, in pixels.
+        Minimum, median and maximum of the shorter sides, in pixels.
     gray : float
-        Share of the images that have no color.
+        Share of the images without color.
     contrast : float
         Median standard deviation of an image's brightness, 0-255.
     """
@@ -77,12 +77,11 @@ class ProbeResults:
 
 
 def make_probe() -> Pipeline:
-    """Make the linear classifier for embeddings, unfitted.
+    """Build the linear classifier on embeddings that all diagnostics share, unfitted.
 
-    Each embedding gets length 1. To scale each dimension by its standard deviation, which is hard
-    to tell from few images, cost 6 to 22 points of accuracy with 5 images of a class.
+    `C` was chosen on the photographs of `benchmarks/photographs.py`.
     """
-    return make_pipeline(Normalizer(), LogisticRegression(C=30.0, max_iter=2000))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
 
 
 def measure(
@@ -93,7 +92,7 @@ def measure(
     seed: int,
     threads: int,
 ) -> ProbeResults:
-    """Measure what can be measured on embeddings and small images.
+    """Compute the probe results from embeddings and small images.
 
     Parameters
     ----------
@@ -104,7 +103,7 @@ def measure(
     splits : list of (train, test)
         Rows of each fold.
     seed : int
-        Of the images that the learning curve leaves out.
+        Seed of the random subsets of the learning curve.
     threads : int
         Threads that decode images.
     """
@@ -130,7 +129,7 @@ def measure(
 
 
 def mean_interclass_cosine(embeddings: np.ndarray, codes: np.ndarray) -> float:
-    """Give the mean cosine between images of different classes, each pair of classes alike.
+    """Compute the mean cosine between images of different classes, the same weight for each pair.
 
     Examples
     --------
@@ -147,9 +146,9 @@ def mean_interclass_cosine(embeddings: np.ndarray, codes: np.ndarray) -> float:
 def _curve(
     embeddings: np.ndarray, codes: np.ndarray, splits: list[Any], seed: int
 ) -> tuple[tuple[int, float], ...]:
-    """Score the probe with fewer training images, the same share of each class."""
+    """Compute the accuracy of the probe with the same share of each class to train on."""
     points: dict[int, float] = {}
-    for share in _SHARES:
+    for share in _CURVE_SHARES:
         fewer = [(_thin(train, codes, share, seed), test) for train, test in splits]
         count = round(float(np.mean([len(train) for train, _ in fewer])))
         points[count] = float(cross_val_score(make_probe(), embeddings, codes, cv=fewer).mean())
@@ -157,7 +156,7 @@ def _curve(
 
 
 def _thin(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Leave images out, but at least one of each class in."""
+    """Return a random share of the rows of each class, at least one of each."""
     rows = np.random.default_rng(seed).permutation(rows)
     kept = []
     for code in np.unique(codes[rows]):
@@ -167,22 +166,22 @@ def _thin(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.nd
 
 
 def _small(images: Images, threads: int) -> np.ndarray:
-    """Squeeze images to rows of few pixels, float32, 0-1."""
-    rows = np.empty((len(images), 3 * _SMALL.side**2), dtype=np.float32)
-    reader = ImageReader(Views(images, _SMALL), threads, ImageErrors("raise"))
+    """Return the pixels of resized images in rows, float32, 0-1."""
+    rows = np.empty((len(images), 3 * _PIXEL_BASELINE.side**2), dtype=np.float32)
+    reader = ImageReader(Views(images, _PIXEL_BASELINE), threads, ImageErrors("raise"))
     for found, batch in reader.batches(range(len(images)), _BATCH):
         rows[found] = batch.flatten(1).numpy() / 255
     return rows
 
 
 def _look(images: Images) -> tuple[tuple[int, int, int], float, float]:
-    """Give sides, share of gray images, and contrast, of images from everywhere."""
-    count = min(len(images), _LOOKED_AT)
+    """Return shorter sides, share of gray images, and contrast, of evenly spaced images."""
+    count = min(len(images), _MAX_DECODED)
     chosen = [images[int(row)] for row in np.linspace(0, len(images) - 1, count)]
     sides = [min(image.shape[:2]) for image in chosen]
     spans = [np.ptp(image.astype(np.int16), axis=2).max() for image in chosen]
     return (
         (min(sides), int(np.median(sides)), max(sides)),
-        float(np.mean([span < _GRAY for span in spans])),
+        float(np.mean([span < _GRAY_RANGE for span in spans])),
         float(np.median([image.mean(axis=2).std() for image in chosen])),
     )

@@ -1,4 +1,4 @@
-"""rank_backbones: which pretrained network suits the images, before any is trained.
+"""rank_backbones: compare pretrained networks on the images, before any is trained.
 
 Shapes: N images, D features.
 """
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import kendalltau
 from sklearn.base import BaseEstimator, clone
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     LeaveOneGroupOut,
     StratifiedGroupKFold,
@@ -22,25 +21,23 @@ from sklearn.model_selection import (
     check_cv,
     cross_val_score,
 )
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
+from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.logme import logme
+from sktransfer.diagnostics.probes import make_probe
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.utils.plotting import new_axes
 from sktransfer.utils.tables import html_table, text_table
 
-# Of the probe: what chose it are the photographs of benchmarks/photographs.py.
-_STRENGTH, _ITERATIONS = 0.03, 2000
-# Folds where `cv` is left open; fewer where some class has fewer images.
-_FOLDS = 5
-# Images on which the time is taken.
-_TIMED = 32
+# Number of folds if `cv` is None; fewer if a class has fewer images.
+_DEFAULT_N_FOLDS = 5
+# Number of images that are timed.
+_N_TIMED_IMAGES = 32
 
 
 class RankedBackbone(NamedTuple):
@@ -49,19 +46,19 @@ class RankedBackbone(NamedTuple):
     Parameters
     ----------
     name : str
-        Of the backbone, with the layer where that is not the penultimate vector.
+        Name of the backbone, and layer and image size if they are not the default.
     accuracy : float
-        Of a linear probe, 0-1, mean over the folds.
+        Accuracy of the linear probe, 0-1, mean over the folds.
     spread : float
         Standard deviation of the accuracy over the folds.
     logme : float
-        Evidence of a linear model; only to be compared with other rows.
+        Evidence of a linear model, which is only comparable between rows.
     features : int
         Size of an embedding.
     megabytes : float
-        Of the network's weights in memory, 1e6 bytes.
+        Size of the network's weights in memory, 1e6 bytes.
     seconds : float
-        To decode and embed one image on this machine.
+        Seconds to decode and embed one image on this machine.
     """
 
     name: str
@@ -75,7 +72,7 @@ class RankedBackbone(NamedTuple):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class BackboneRanking:
-    """What `rank_backbones` found; it shows as a table, the most accurate backbone first.
+    """Result of `rank_backbones`: a table, the most accurate backbone first.
 
     Parameters
     ----------
@@ -121,13 +118,13 @@ class BackboneRanking:
         Raises
         ------
         ImportError
-            Where matplotlib is missing.
+            If matplotlib is missing.
         """
         ax = new_axes(ax, "BackboneRanking.plot")
         costs = [1000 * row.seconds for row in self.rows]
         middle = math.sqrt(min(costs) * max(costs))
         for row, cost in zip(self.rows, costs, strict=True):
-            # The name stands on the side where there is room.
+            # Names point to the middle, or the figure would cut them off.
             away, side = (6, "left") if cost <= middle else (-6, "right")
             place = {"xytext": (away, 6), "textcoords": "offset points", "ha": side}
             ax.errorbar(cost, row.accuracy, row.spread, marker="o", capsize=3)
@@ -135,8 +132,8 @@ class BackboneRanking:
         ax.margins(0.2)
         ax.set(
             xscale="log",
-            xlabel="milliseconds for an image",
-            ylabel="accuracy of a linear probe, ± standard deviation over folds",
+            xlabel="milliseconds per image",
+            ylabel="accuracy of the linear probe ± standard deviation over folds",
         )
         for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
             formatted("{x:g}")  # rather than powers of ten
@@ -163,8 +160,12 @@ class BackboneRanking:
         first, second = self.rows[:2]
         notes = []
         if first.accuracy - second.accuracy < max(first.spread, second.spread):
-            notes.append("The first two differ by less than their folds do.")
-        return [*notes, f"LogME orders them with a rank correlation of {self.agreement:.2f}."]
+            notes.append("The top two differ by less than the spread across folds.")
+        return [*notes, self._logme_note()]
+
+    def _logme_note(self) -> str:
+        verb = "agrees" if self.agreement > 0 else "does not agree"
+        return f"LogME {verb} with this order (rank correlation {self.agreement:.2f})."
 
 
 def rank_backbones(
@@ -172,22 +173,16 @@ def rank_backbones(
     y: Any,
     backbones: Sequence[Any] | None = None,
     *,
+    extractor: PretrainedFeatureExtractor | None = None,
     cv: Any = None,
     groups: Any = None,
-    image_shape: Sequence[int] | None = None,
-    pixel_range: Any = "auto",
-    device: Any = "auto",
-    engine: str = "auto",
-    n_jobs: int | None = None,
-    cache: Any = "auto",
     random_state: Any = 0,
-    verbose: int = 0,
 ) -> BackboneRanking:
-    """Rank backbones for a task by what a linear classifier makes of their embeddings.
+    """Rank backbones for a task by the accuracy of a linear probe on their embeddings.
 
-    Each image goes through each network once, and none is trained. What orders the table is the
-    cross-validated accuracy of a logistic regression on standardized embeddings (`C=0.03`). LogME
-    stands beside it: it needs no folds, but only compares.
+    Each network embeds each image once, and none is trained. The table is ordered by the
+    cross-validated accuracy of a logistic regression on standardized embeddings (`C=0.03`). It
+    also shows LogME, which needs no folds, but is only comparable between backbones.
 
     Parameters
     ----------
@@ -195,16 +190,17 @@ def rank_backbones(
     y : array-like of shape (N,)
         Class labels.
     backbones : sequence of (str, Module, callable or PretrainedFeatureExtractor), default=None
-        What to rank; an extractor brings its own weights, layers and sizes, and is left as it is.
-        None takes all backbones whose weights are on this machine.
+        Backbones to rank. An extractor keeps all of its own settings, and is cloned. None is all
+        backbones whose weights are on this machine.
+    extractor : PretrainedFeatureExtractor or None, default=None
+        Settings of the backbones that are not extractors themselves; its own backbone is ignored.
+        It is cloned. None is `PretrainedFeatureExtractor()`.
     cv : int, splitter, iterable or None, default=None
-        None is 5 shuffled, stratified folds, or fewer where a class has fewer images.
+        None is 5 shuffled, stratified folds, or fewer if a class has fewer images.
     groups : array-like of shape (N,), default=None
-        For `cv`; where that is None, no fold divides a group.
-    image_shape, pixel_range, device, engine, n_jobs, cache, verbose
-        As in `PretrainedFeatureExtractor`; not for those that are given.
+        Groups for `cv`. If `cv` is None, no fold divides a group.
     random_state : int, RandomState or None, default=0
-        Shuffles the folds, where `cv` is None.
+        Seed of the folds if `cv` is None.
 
     Returns
     -------
@@ -218,27 +214,20 @@ def rank_backbones(
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from sktransfer import rank_backbones
+    >>> from sktransfer import PretrainedFeatureExtractor, rank_backbones
     >>> X, y = load_digits(n_class=3, return_X_y=True)
-    >>> ranking = rank_backbones(X[:60], y[:60], ["efficientnet_lite0"], image_shape=(8, 8))
+    >>> scans = PretrainedFeatureExtractor(image_shape=(8, 8))
+    >>> ranking = rank_backbones(X[:60], y[:60], ["efficientnet_lite0"], extractor=scans)
     >>> ranking.rows[0].name, ranking.rows[0].accuracy > 0.8
     ('efficientnet_lite0', True)
     """
     if isinstance(backbones, (str, BaseEstimator)) or callable(backbones):
         backbones = [backbones]
+    base = resolve_extractor(extractor)
     extractors = [
         clone(each)
         if isinstance(each, PretrainedFeatureExtractor)
-        else PretrainedFeatureExtractor(
-            each,
-            image_shape=image_shape,
-            pixel_range=pixel_range,
-            device=device,
-            engine=engine,
-            n_jobs=n_jobs,
-            cache=cache,
-            verbose=verbose,
-        )
+        else clone(base).set_params(backbone=each)
         for each in (_local() if backbones is None else backbones)
     ]
     if not extractors:
@@ -267,16 +256,16 @@ def _local() -> list[str]:
 def make_folds(
     codes: np.ndarray, groups: np.ndarray | None = None, random_state: Any = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Make 5 shuffled, stratified folds, or fewer where a class has fewer images or groups.
+    """Build 5 shuffled, stratified folds, or fewer if a class has fewer images or groups.
 
-    Every class is in the training part of each.
+    The training part of each fold has all classes.
 
     Parameters
     ----------
     codes : ndarray of shape (N,)
         Class numbers, 0 to K - 1.
     groups : ndarray of shape (N,) or None
-        What no fold divides.
+        No fold divides a group.
     random_state : int, RandomState or None
 
     Returns
@@ -301,7 +290,9 @@ def make_folds(
             "leave the class out, or give more images of it"
         )
     if groups is None:
-        folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=random_state)
+        folds = StratifiedKFold(
+            min(_DEFAULT_N_FOLDS, fewest), shuffle=True, random_state=random_state
+        )
         return list(folds.split(codes, codes))
     fewest = min(len(np.unique(groups[codes == code])) for code in range(codes.max() + 1))
     if fewest < 2:
@@ -309,7 +300,7 @@ def make_folds(
             "Got a class in a single group, but cross-validation needs at least two groups of "
             "each; leave the class out, or give finer groups"
         )
-    for count in range(min(_FOLDS, fewest), 1, -1):
+    for count in range(min(_DEFAULT_N_FOLDS, fewest), 1, -1):
         shuffled = StratifiedGroupKFold(count, shuffle=True, random_state=random_state)
         splits = list(shuffled.split(codes, codes, groups))
         if all(len(np.unique(codes[train])) == codes.max() + 1 for train, _ in splits):
@@ -324,11 +315,10 @@ def _rank(
     if extractor.errors_:
         rows = [error.row for error in extractor.errors_]
         raise ValueError(
-            f"Got images that cannot be read, in rows {rows[:10]}: leave them out, as all "
-            f"backbones are to be ranked on the same ones. The first: {extractor.errors_[0]}"
+            f"Got images that cannot be read, in rows {rows[:10]}: leave them out, all "
+            f"backbones must be ranked on the same images. The first: {extractor.errors_[0]}"
         )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS))
-    scores = cross_val_score(probe, embeddings, codes, cv=splits)
+    scores = cross_val_score(make_probe(), embeddings, codes, cv=splits)
     backbone = load_backbone(extractor.backbone, extractor.weights)
     return RankedBackbone(
         name=_name(backbone.name, extractor),
@@ -342,7 +332,7 @@ def _rank(
 
 
 def _name(backbone: str, extractor: PretrainedFeatureExtractor) -> str:
-    """Name what is ranked by what is not as usual with it."""
+    """Return the name of a row: the backbone, and settings that are not the default."""
     layer, size = extractor.layer, extractor.image_size
     layers = layer if isinstance(layer, (list, tuple)) else [layer]
     parts = [backbone]
@@ -354,9 +344,8 @@ def _name(backbone: str, extractor: PretrainedFeatureExtractor) -> str:
 
 
 def _time(extractor: PretrainedFeatureExtractor, X: Any) -> float:
-    """Take the time of the second of two passes over a few images, with the engine of all."""
-    shape, limits = extractor.image_shape, extractor.pixel_range_
-    few = as_images(X, image_shape=shape, pixel_range=limits)[:_TIMED]
+    """Measure the second of two passes over a few images, with the engine that all images had."""
+    few = read_images(extractor, X)[:_N_TIMED_IMAGES]
     timed = clone(extractor).set_params(cache=None, engine=extractor.engine_, verbose=0).fit(few)
     timed.transform(few)
     start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Finding images that are the same: identical, resized, recompressed, mirrored, cropped a little.
+"""Duplicate images: identical, resized, recompressed, mirrored or slightly cropped.
 
-Embeddings tell which images could be, and their pixels which of these are.
+Embeddings select the candidates, and pixels decide.
 
 Shapes: N images, D features, P pairs, W windows, S x S pixels of a thumbnail, T x T of a window.
 """
@@ -22,27 +22,30 @@ from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 
-# Cosine of embeddings from which on pixels are compared, and with how many images at most: those
-# that are most alike.
+# Pixels are compared if the cosine of embeddings is at least this, with so many images at most: the
+# most similar ones.
 POSSIBLE, _MOST = 0.5, 50
-# Correlation of pixels from which on two images are the same.
+# Two images are duplicates if the correlation of their pixels is at least this.
 SAME = 0.95
 
-# Shorter side, in pixels, below which images, such as scans of digits, can correlate so without
-# being the same.
+# Images with a shorter side of fewer pixels, such as scans of digits, can correlate as much
+# without being duplicates.
 SCAN = 48
 
-# By how much the mirrored image has to fit better: some are symmetric.
+# The mirrored image must fit better by this much, as some images are symmetric.
 _CLEARLY = 0.01
 
-# A window whose pixels differ less than this from their mean, as a vector, is blank: like nothing.
+# A window whose pixels differ less than this from their mean, as a vector, is blank, and matches
+# nothing.
 _BLANK = 10.0
 
 # How much of the width and of the height a crop may leave, and where it may lie.
 _SCALES, _PLACES = (0.95, 0.9), (-1, 0, 1)
 
-_SIDE, _WINDOW = 64, 32
-_THUMBNAIL = Preprocessing(resize=(_SIDE, _SIDE), crop=(_SIDE, _SIDE))
+_THUMBNAIL_SIDE, _WINDOW = 64, 32
+_THUMBNAIL = Preprocessing(
+    resize=(_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), crop=(_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
+)
 
 # Rows whose cosines, and pairs whose windows, are in memory at once.
 _ROWS, _PAIRS = 128, 64
@@ -71,9 +74,9 @@ class Pairs(NamedTuple):
     cosines : ndarray of shape (P,)
         Of their embeddings.
     correlations : ndarray of shape (P,)
-        Of their pixels, -1 to 1, where they fit best.
+        Best correlation of their pixels, -1 to 1.
     mirrored : ndarray of shape (P,)
-        Whether they fit best where one of them is mirrored.
+        Whether they fit best if one of them is mirrored.
     """
 
     rows: np.ndarray
@@ -89,7 +92,7 @@ def find_pairs(
     threads: int = 1,
     possible: float = POSSIBLE,
 ) -> Pairs:
-    """Find the images that are alike, and compare their pixels.
+    """Return pairs of similar images, and compare their pixels.
 
     Parameters
     ----------
@@ -99,12 +102,12 @@ def find_pairs(
     threads : int
         Threads that decode images.
     possible : float
-        Cosine of embeddings from which on pixels are compared.
+        Minimum cosine of embeddings for a comparison of pixels.
 
     Returns
     -------
     Pairs
-        All that are possible, but of each image no more than the 50 best.
+        All candidates, but no more than the 50 best of each image.
     """
     rows, cosines = _possible(
         ones.embeddings, None if others is None else others.embeddings, possible
@@ -128,7 +131,7 @@ def find_pairs(
 def _possible(
     ones: np.ndarray, others: np.ndarray | None, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows (P, 2) whose embeddings are alike, and their cosines (P,)."""
+    """Return the rows (P, 2) whose embeddings are alike, and their cosines (P,)."""
     left = _unit(ones)
     right = left if others is None else _unit(others)
     rows, cosines = [np.empty((0, 2), dtype=int)], [np.empty(0)]
@@ -151,7 +154,7 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _thumbnails(images: Images, rows: np.ndarray, threads: int) -> dict[int, torch.Tensor]:
-    """Squeeze some images to (3, S, S), uint8."""
+    """Resize some images to (3, S, S), uint8."""
     reader = ImageReader(Views(images, _THUMBNAIL), threads, ImageErrors("raise"))
     batches = reader.batches(np.unique(rows).tolist(), _PAIRS)
     return {
@@ -199,7 +202,7 @@ def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None =
 
 
 def _fit(wholes: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-    """Give the best correlation of an image (P, 3 T T) with windows (P, W, 3 T T)."""
+    """Return the best correlation of an image (P, 3 T T) with windows (P, W, 3 T T)."""
     return torch.einsum("pd,pwd->pw", wholes, windows).amax(dim=1)
 
 
@@ -221,22 +224,22 @@ def _windows(thumbnails: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _cuts() -> list[list[torch.Tensor]]:
-    """Make the matrices (T, S) that cut windows of one scale out of rows and columns."""
+    """Build the matrices (T, S) that cut windows of one scale out of rows and columns."""
     return [[_cut(1.0, 0)], *([_cut(scale, place) for place in _PLACES] for scale in _SCALES)]
 
 
 def _cut(scale: float, place: int) -> torch.Tensor:
-    """Make a matrix that averages over a window, which lies at one end, central or at the other."""
-    start = (1 - scale) * (1 + place) / 2 * _SIDE
-    edges = start + torch.linspace(0, scale * _SIDE, _WINDOW + 1, dtype=torch.float64)
-    pixels = torch.arange(_SIDE, dtype=torch.float64)
+    """Build a matrix that averages over a window at one end, in the middle, or at the other end."""
+    start = (1 - scale) * (1 + place) / 2 * _THUMBNAIL_SIDE
+    edges = start + torch.linspace(0, scale * _THUMBNAIL_SIDE, _WINDOW + 1, dtype=torch.float64)
+    pixels = torch.arange(_THUMBNAIL_SIDE, dtype=torch.float64)
     covered = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     covered = covered.clamp(min=0)
     return (covered / covered.sum(dim=1, keepdim=True)).float()
 
 
 def connect(rows: np.ndarray, count: int) -> np.ndarray:
-    """Give images the same number that pairs connect.
+    """Return group numbers: images that pairs connect have the same one.
 
     Examples
     --------
@@ -247,18 +250,18 @@ def connect(rows: np.ndarray, count: int) -> np.ndarray:
     return connected_components(edges, directed=False)[1]
 
 
-# The same for validation images that are looked at in passing, where to look must cost little.
-_SUSPECT = 0.9
+# Minimum cosine for the check in a fit, which must cost little.
+_FIT_CHECK_COSINE = 0.9
 
 
 def warn_of_leak(train: EmbeddedImages, valid: EmbeddedImages, threads: int) -> None:
     """Warn of validation images that are copies of training images.
 
-    Scans of few pixels are not looked at: they can be alike without being copies.
+    Small scans are not checked: they can be alike without being copies.
     """
     if min(valid.images[0].shape[:2]) < SCAN:
         return
-    found = find_pairs(valid, train, threads=threads, possible=_SUSPECT)
+    found = find_pairs(valid, train, threads=threads, possible=_FIT_CHECK_COSINE)
     rows = found.rows[found.correlations >= SAME]
     if len(rows):
         names = valid.images.describe(rows[0, 0]), train.images.describe(rows[0, 1])

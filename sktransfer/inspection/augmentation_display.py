@@ -1,6 +1,6 @@
 """Displays in scikit-learn's style: `from_...` computes, `plot` draws.
 
-Shapes: N images, V augmented copies of each, H x W pixels.
+Shapes: N images, V augmented views of each, H x W pixels.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.plotting import import_figure
 
-# Side of an image in the figure, in inches.
-_SIDE = 1.5
+# Width of an image in the figure, in inches.
+_INCHES_PER_IMAGE = 1.5
 
 
 class AugmentationDisplay:
-    """Images as a network sees them, each beside augmented copies of it.
+    """Images as a network sees them, each beside its augmented views.
 
-    Made by `from_images`.
+    Use `from_images` to create one.
 
     Parameters
     ----------
     views : ndarray of shape (N, 1 + V, H, W, 3)
-        uint8, 0-255, RGB; for each image, itself and its copies.
+        uint8, 0-255, RGB; each image, followed by its views.
     name : str
-        Of what augments.
+        Name of the augmentation.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        Outside pyplot, which need not be closed; None until it is drawn.
+        Not registered with pyplot, so it need not be closed; None before `plot`.
     axes_ : ndarray of shape (N, 1 + V) of matplotlib Axes
 
     Examples
@@ -73,8 +73,8 @@ class AugmentationDisplay:
     ) -> AugmentationDisplay:
         """Show what an augmentation does to the first images of `X`.
 
-        The copies are exactly those that training sees: they depend on the image's content, on
-        `augment` and on the copy's number, not on what else is in `X`.
+        The views are exactly those that training sees: they depend on the image's content, on
+        `augment` and on the view's number, not on the rest of `X`.
 
         Parameters
         ----------
@@ -83,18 +83,18 @@ class AugmentationDisplay:
         augment : str, callable or None
             As `resolve_augmentation` takes it.
         n_images, n_views : int
-            How many images, at most, and how many copies of each, at least 1 and 0.
+            Maximum number of images, at least 1, and number of views of each, at least 0.
         backbone, weights, image_size, image_shape, pixel_range
             As `FineTunedImageClassifier` takes them.
         fig : matplotlib Figure, SubFigure or None
-            Where to draw; None makes a figure.
+            Figure to draw on; None creates one.
 
         Raises
         ------
         ImportError
-            Where matplotlib is missing.
+            If matplotlib is missing.
         ValueError
-            Where a number is too small, or `augment` unknown.
+            If a number is too small, or `augment` unknown.
         """
         import_figure("AugmentationDisplay")
         _check_count("n_images", n_images, 1)
@@ -119,23 +119,23 @@ class AugmentationDisplay:
         Parameters
         ----------
         fig : matplotlib Figure, SubFigure or None
-            Where to draw; None makes a figure, outside pyplot.
+            Figure to draw on; None creates one, not registered with pyplot.
 
         Returns
         -------
         AugmentationDisplay
-            This one, with `figure_` and `axes_`.
+            The display itself, with `figure_` and `axes_`.
 
         Raises
         ------
         ImportError
-            Where matplotlib is missing.
+            If matplotlib is missing.
         """
         figure_class = import_figure("AugmentationDisplay")
         rows, columns, height, width = self.views.shape[:4]
         if fig is None:
-            tall = _SIDE * height / width
-            size = (columns * _SIDE, rows * tall + 0.6)
+            tall = _INCHES_PER_IMAGE * height / width
+            size = (columns * _INCHES_PER_IMAGE, rows * tall + 0.6)
             fig = figure_class(figsize=size, layout="constrained")
             fig.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         self.figure_ = fig
@@ -146,11 +146,11 @@ class AugmentationDisplay:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(color="0.8", linewidth=0.5)
             if row == 0:
-                axes.set_title(f"copy {column}" if column else "as it is", fontsize=9)
+                axes.set_title(f"view {column}" if column else "original", fontsize=9)
         return self
 
     def _repr_png_(self) -> bytes | None:
-        """Show the figure where the display is the last line of a notebook's cell."""
+        """Return the figure as PNG, for a notebook."""
         file = io.BytesIO()
         save = getattr(self.figure_, "savefig", None)  # a SubFigure is shown by its Figure
         if save is None:

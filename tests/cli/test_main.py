@@ -23,18 +23,18 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_the_demo_on_a_folder(photos, tmp_path, capsys):
+def test_demo_runs_on_a_folder(photos, tmp_path, capsys):
     assert main(["demo", "--images", str(photos), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "21 images to learn from and 7 held back, 2 classes" in printed
+    assert "21 training images and 7 held-out images, 2 classes" in printed
     # 31 fits on 21 images and 7 predictions.
     assert "Embedded 28 images. 31 fits without the store would have embedded 658, 24 " in printed
-    assert "1.000 on the 7 images held back" in printed
+    assert "1.000 on the 7 held-out images" in printed
     with Image.open(tmp_path / "out" / "result.png") as image:
         assert image.size == (1500, 750)
 
 
-def test_the_demo_takes_the_folders_train_and_test(photos, tmp_path, capsys):
+def test_demo_uses_the_folders_train_and_test(photos, tmp_path, capsys):
     for name in ("temple", "flower"):
         for split, numbers in (("train", range(10)), ("test", range(10, 14))):
             (tmp_path / "splits" / split / name).mkdir(parents=True)
@@ -43,17 +43,17 @@ def test_the_demo_takes_the_folders_train_and_test(photos, tmp_path, capsys):
                 (photos / name / file).rename(tmp_path / "splits" / split / name / file)
     arguments = ["demo", "--images", str(tmp_path / "splits"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
-    assert "20 images to learn from and 8 held back" in capsys.readouterr().out
+    assert "20 training images and 8 held-out images" in capsys.readouterr().out
 
 
-def test_a_class_that_is_too_small_is_said_before_anything_is_embedded(photos, capsys):
+def test_demo_rejects_a_small_class_before_embedding(photos, capsys):
     for number in range(6):
         (photos / "temple" / f"{number}.jpg").unlink()
     assert main(["demo", "--images", str(photos)]) == 1
     assert "Got a class of 8 images, but the demo needs 10 of each" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_there(tmp_path, capsys):
+def test_demo_rejects_a_missing_folder(tmp_path, capsys):
     assert main(["demo", "--images", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
 
@@ -63,7 +63,7 @@ def test_backbones(capsys):
     assert "efficientnet_lite0       4.7 M    0.41      1280" in capsys.readouterr().out
 
 
-def test_backbones_that_are_none(capsys):
+def test_backbones_without_a_match(capsys):
     assert main(["backbones", "zzz"]) == 1
     assert capsys.readouterr() == ("", "sktransfer: no backbone has 'zzz' in its name\n")
 

@@ -1,4 +1,4 @@
-"""Copies are found, other images are not; and what it means for splits and labels is told."""
+"""Duplicates are found, and reported if they cross a split or have different labels."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def rows(report):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_copies_are_found(way):
+def test_find_leaks_finds_copies(way):
     change, kind = WAYS[way]
     copies = [np.asarray(change(tile(number))) for number in (0, 5, 13)]
     report = find_leaks([*TILES, *copies])
@@ -68,15 +68,15 @@ def test_copies_are_found(way):
     assert not report.conflicts.any()
 
 
-def test_images_without_copies():
+def test_find_leaks_reports_no_copies():
     report = find_leaks(TILES, [0, 1, 2] * 5, cv=3)
     assert report.pairs.shape == (0, 3)
-    assert repr(report) == "No two of 15 images are the same or alike."
-    assert "No two of 15" in report._repr_html_()
+    assert repr(report) == "No duplicates or near-duplicates among 15 images."
+    assert "among 15 images" in report._repr_html_()
     assert len(set(report.groups)) == 15
 
 
-def test_a_split_is_told_to_leak():
+def test_find_leaks_reports_splits_and_labels():
     X = [*TILES[:6], TILES[0], np.asarray(ImageOps.mirror(tile(3)))]  # 0 and 6, 3 and 7
     y = [0, 0, 1, 1, 0, 1, 0, 0]
     halves = [(range(4), range(4, 8)), ([0, 1, 6], [3, 7])]
@@ -88,25 +88,27 @@ def test_a_split_is_told_to_leak():
     assert one.across.tolist() == [False, False]
     text = repr(report)
     assert "2 pairs among 8 images: 1 identical, 1 mirrored." in text
-    assert "2 pairs on both sides of a split" in text
+    assert "2 pairs on both sides of a split: scores are too high" in text
     assert "1 pair with different labels." in text
-    assert "1 pair" not in repr(one).splitlines()[1] or "different labels" in repr(one)
+    assert one.conflicts.tolist() == [False, True]
+    assert "on both sides of a split" not in repr(one)
+    assert "1 pair with different labels." in repr(one)
 
 
-def test_its_groups_mend_a_split():
+def test_find_leaks_groups_fix_a_split():
     X = [tile for tile in TILES[:8] for _ in range(2)]
     y = np.repeat([0, 1] * 4, 2)
     assert find_leaks(X, y, cv=StratifiedKFold(4, shuffle=True, random_state=0)).across.any()
     report = find_leaks(X, y)
     assert len(set(report.groups)) == 8
-    mended = find_leaks(X, y, cv=StratifiedGroupKFold(2), groups=report.groups)
-    assert len(mended.pairs) == 8
-    assert not mended.across.any()
+    fixed = find_leaks(X, y, cv=StratifiedGroupKFold(2), groups=report.groups)
+    assert len(fixed.pairs) == 8
+    assert not fixed.across.any()
     splits = GroupKFold(2).split(X, y, report.groups)
     assert not find_leaks(X, y, cv=splits).across.any()
 
 
-def test_groups_without_a_cv():
+def test_find_leaks_compares_groups_without_cv():
     X = [TILES[0], TILES[1], TILES[0], TILES[1]]
     report = find_leaks(X, groups=["a", "a", "b", "a"])
     assert dict(zip(rows(report), report.across.tolist(), strict=True)) == {
@@ -115,7 +117,7 @@ def test_groups_without_a_cv():
     }
 
 
-def test_two_sets():
+def test_find_leaks_compares_two_sets():
     test = [
         np.asarray(cropped(tile(7))),
         np.asarray(tile(19)),
@@ -130,23 +132,38 @@ def test_two_sets():
     }
     assert report.groups is None
     assert "2 pairs among 15 and 3 images" in repr(report)
-    assert "Leave one of the two out" in repr(report)
+    assert "Remove one image of each pair" in repr(report)
 
 
-def test_images_that_are_alike_but_no_copies():
-    """Two shots of a scene, as the embedding sees it: the pixels do not fit."""
+def test_find_pairs_returns_alike_images():
+    """Embeddings of two shots of a scene: the cosine is high, the correlation of pixels is not."""
     images = as_images([TILES[0], TILES[3]])
     embeddings = np.array([[1.0, 0.0], [0.97, 0.2431]])
     pairs = find_pairs(EmbeddedImages(images, embeddings))
     assert pairs.rows.tolist() == [[0, 1]]
     assert pairs.cosines[0] == pytest.approx(0.97, abs=1e-3)
     assert pairs.correlations[0] < 0.9
+
+
+def test_find_leaks_reports_alike_images():
+    """All embeddings of a network with positive weights are nearly parallel."""
+    extractor = PretrainedFeatureExtractor(Tiny, cache=None)
+    report = find_leaks([TILES[0], TILES[3]], ["a", "b"], extractor=extractor)
+    assert rows(report) == [(0, 1)]
+    assert report.kinds.tolist() == ["alike"]
+    assert report.conflicts.tolist() == [True]
+    assert report.pairs[0, 2] >= 0.95
+    assert "1 pair among 2 images: 1 alike." in repr(report)
+    assert not hasattr(extractor, "digest_"), "the caller's extractor was fitted"
+
+
+def test_find_leaks_does_not_report_rotated_images_as_copies():
     turned = [np.asarray(tile(0)), np.asarray(tile(0).rotate(12, resample=2, fillcolor="gray"))]
     report = find_leaks([*turned, *TILES[1:]])
     assert set(report.kinds) <= {"alike"}
 
 
-def test_a_broken_image_is_left_out_with_a_warning(tmp_path):
+def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     for number in (0, 1):
         tile(number).save(tmp_path / f"{number}.png")
@@ -160,7 +177,7 @@ def test_a_broken_image_is_left_out_with_a_warning(tmp_path):
     assert str(tmp_path / "0.png") in repr(report)
 
 
-def test_why_images_of_the_second_set_are_broken_is_told():
+def test_find_leaks_warns_of_broken_images_of_the_second_set():
     floats = [np.asarray(each) / 255 for each in TILES[:3]]
     with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Image"):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
@@ -168,7 +185,7 @@ def test_why_images_of_the_second_set_are_broken_is_told():
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, float("nan")])
-def test_a_missing_label_contradicts_none(missing):
+def test_find_leaks_ignores_missing_labels(missing):
     report = find_leaks([TILES[0]] * 3, np.array(["a", missing, "b"], dtype=object))
     conflicts = {
         pair for pair, conflict in zip(rows(report), report.conflicts, strict=True) if conflict
@@ -176,16 +193,17 @@ def test_a_missing_label_contradicts_none(missing):
     assert conflicts == {(0, 2)}
 
 
-def test_it_shows_images_in_a_notebook():
+def test_leak_report_shows_images_side_by_side():
     report = find_leaks([TILES[0], TILES[1], TILES[0]], ["a&b", "c", "<d>"])
     page = report._repr_html_()
     assert page.count("<img src=") == 2
+    assert page.count("display: flex") == 1
     assert "data:image/jpeg;base64," in page
     assert "<d>" not in page
 
 
-def test_names_are_no_html(folder):
-    """A file may be called what it likes."""
+def test_leak_report_escapes_names(folder):
+    """Names of files can contain HTML."""
     name = "<b onclick=alert()>.png"
     tile(0).save(name)
     page = find_leaks([name, name])._repr_html_()
@@ -193,7 +211,7 @@ def test_names_are_no_html(folder):
     assert "&lt;b onclick" in page
 
 
-def test_a_file_that_has_gone_since_and_a_name_that_is_no_text(folder):
+def test_leak_report_shows_deleted_files_and_names_that_are_not_utf8(folder):
     names = [os.fsdecode(b"caf\xe9.png"), "gone.png"]
     for name in names:
         tile(0).save(name)
@@ -205,29 +223,29 @@ def test_a_file_that_has_gone_since_and_a_name_that_is_no_text(folder):
     assert "Image in row 1 (gone.png)" in page
 
 
-def test_a_long_list_is_cut():
+def test_leak_report_shows_the_first_20_pairs():
     report = find_leaks([TILES[0]] * 8)
     assert len(report.pairs) == 28
     assert "and 8 more in report.pairs" in repr(report)
     assert report._repr_html_().count("<img") == 40
 
 
-def test_many_copies_of_one_image_stay_connected():
+def test_find_pairs_connects_many_copies():
     embeddings = np.ones((130, 4), dtype=np.float32)
     pairs = find_pairs(EmbeddedImages(as_images([TILES[0]] * 130), embeddings))
     assert {*pairs.rows.ravel().tolist()} == {*range(130)}
 
 
-def test_rows_of_numbers_and_floats():
+def test_find_leaks_takes_rows_of_floats():
     X = np.stack([np.asarray(Image.fromarray(each).resize((32, 32))) for each in TILES]) / 255
     X = np.concatenate([X, X[[4]]]).reshape(16, -1)
-    report = find_leaks(X, image_shape=(32, 32, 3))
+    report = find_leaks(X, extractor=PretrainedFeatureExtractor(image_shape=(32, 32, 3)))
     assert (4, 15) in rows(report)
 
 
-def test_what_cannot_be(monkeypatch):
+def test_find_leaks_rejects_invalid_arguments(monkeypatch):
     def never(self, X):
-        raise AssertionError("images were embedded before the labels were looked at")
+        raise AssertionError("images were embedded before the labels were checked")
 
     monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
     with pytest.raises(ValueError, match="X_test together with cv or groups"):
@@ -240,14 +258,14 @@ def test_what_cannot_be(monkeypatch):
         find_leaks(TILES[:3], groups=[0, 1])
 
 
-def test_blank_images_are_no_copies_of_anything():
+def test_match_does_not_match_blank_images():
     blank = torch.full((2, 3, 64, 64), 255, dtype=torch.uint8)
     other = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert match(blank, other).correlations.abs().max() < 1e-3
     assert match(blank, blank).correlations.abs().max() < 1e-3
 
 
-# A fit looks at its validation images.
+# A fit checks its validation images.
 
 
 def fit(validation):

@@ -19,11 +19,12 @@ from sktransfer.diagnostics.ranking import make_folds
 X, y = load_digits(n_class=4, return_X_y=True)
 X, y = X[:120], np.array(["zero", "one", "two", "three"])[y[:120]]
 SMALL = {"image_shape": (8, 8)}
+SCANS = PretrainedFeatureExtractor(**SMALL)
 
 
 @pytest.fixture(scope="module")
 def ranking():
-    return rank_backbones(X, y, [Tiny, "efficientnet_lite0"], **SMALL)
+    return rank_backbones(X, y, [Tiny, "efficientnet_lite0"], extractor=SCANS)
 
 
 def test_it_orders_by_accuracy(ranking):
@@ -70,7 +71,7 @@ def test_groups_and_splitters(ranking, routing):
     groups = np.arange(len(X)) // 6
     with sklearn.config_context(enable_metadata_routing=routing):
         found = rank_backbones(
-            X, y, ["efficientnet_lite0"], cv=GroupKFold(4), groups=groups, **SMALL
+            X, y, ["efficientnet_lite0"], cv=GroupKFold(4), groups=groups, extractor=SCANS
         )
     assert found.rows[0].accuracy != ranking.rows[0].accuracy
     assert np.isnan(found.agreement)
@@ -78,11 +79,11 @@ def test_groups_and_splitters(ranking, routing):
 
 def test_groups_alone_are_kept_together(ranking):
     groups = np.arange(len(X)) // 6
-    found = rank_backbones(X, y, "efficientnet_lite0", groups=groups, **SMALL).rows[0]
+    found = rank_backbones(X, y, "efficientnet_lite0", groups=groups, extractor=SCANS).rows[0]
     splits = make_folds(np.unique(y, return_inverse=True)[1], groups)
     assert len(splits) == 5
     assert not any(set(groups[train]) & set(groups[test]) for train, test in splits)
-    given = rank_backbones(X, y, "efficientnet_lite0", cv=splits, **SMALL).rows[0]
+    given = rank_backbones(X, y, "efficientnet_lite0", cv=splits, extractor=SCANS).rows[0]
     assert (found.accuracy, found.spread) == (given.accuracy, given.spread)
 
 
@@ -97,7 +98,7 @@ def test_all_folds_have_all_classes_to_train_on():
 
 def test_one_split_has_no_spread():
     split = [(np.arange(60), np.arange(60, 120))]
-    found = rank_backbones(X, y, [Tiny], cv=split, **SMALL)
+    found = rank_backbones(X, y, [Tiny], cv=split, extractor=SCANS)
     assert np.isnan(found.rows[0].spread)
 
 
@@ -129,18 +130,20 @@ def test_all_backbones_on_this_machine(monkeypatch):
     from sktransfer.diagnostics import ranking
 
     monkeypatch.setattr(ranking, "_local", lambda: ["efficientnet_lite0"])
-    assert [row.name for row in rank_backbones(X, y, cv=2, **SMALL).rows] == ["efficientnet_lite0"]
+    assert [row.name for row in rank_backbones(X, y, cv=2, extractor=SCANS).rows] == [
+        "efficientnet_lite0"
+    ]
 
 
 def test_what_cannot_be_ranked():
     with pytest.raises(ValueError, match="Got no backbones"):
-        rank_backbones(X, y, [], **SMALL)
+        rank_backbones(X, y, [], extractor=SCANS)
     with pytest.raises(ValueError, match="a class with a single image"):
-        rank_backbones(X[:9], [0] * 8 + [1], ["efficientnet_lite0"], **SMALL)
+        rank_backbones(X[:9], [0] * 8 + [1], ["efficientnet_lite0"], extractor=SCANS)
     with pytest.raises(ValueError, match="at least two classes"):
-        rank_backbones(X[:9], [0] * 9, ["efficientnet_lite0"], **SMALL)
+        rank_backbones(X[:9], [0] * 9, ["efficientnet_lite0"], extractor=SCANS)
     with pytest.raises(ValueError, match="Got a class in a single group"):
-        rank_backbones(X[:4], [0, 0, 1, 1], Tiny, groups=[0, 0, 1, 1], **SMALL)
+        rank_backbones(X[:4], [0, 0, 1, 1], Tiny, groups=[0, 0, 1, 1], extractor=SCANS)
     broken = PretrainedFeatureExtractor(Tiny, on_error="nan")
     images = [*np.zeros((8, 9, 9), np.uint8), b"no image"]
     with pytest.raises(
@@ -148,7 +151,7 @@ def test_what_cannot_be_ranked():
     ):
         rank_backbones(images, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], **SMALL)
+        rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], extractor=SCANS)
 
 
 def test_logme_is_the_largest_evidence():

@@ -11,18 +11,25 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, recommend_strategy
+from sktransfer import (
+    PretrainedFeatureExtractor,
+    rank_backbones,
+    recommend_strategy,
+)
 from sktransfer.diagnostics import strategy
 from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.probes import ProbeResults, mean_interclass_cosine
-from sktransfer.diagnostics.strategy import make_estimator
+from sktransfer.diagnostics.ranking import make_folds
+from sktransfer.diagnostics.strategy import decide, make_estimator
 
 X, y = load_digits(n_class=3, return_X_y=True)
 X, y = X[:60], np.array(["zero", "one", "two"])[y[:60]]
-SCANS = {"image_shape": (8, 8), "image_size": (64, 64), "random_state": 0}
+SCANS = {"image_shape": (8, 8), "image_size": (64, 64)}
+TINY = PretrainedFeatureExtractor(Tiny, image_size="auto")
+AT_64 = PretrainedFeatureExtractor(image_size=(64, 64))
 
 
 def cuts(count):
@@ -37,22 +44,22 @@ def cuts(count):
 
 @pytest.fixture(scope="module")
 def far():
-    return recommend_strategy(X, y, **SCANS)
+    return recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(**SCANS))
 
 
 @pytest.fixture(scope="module")
 def near():
-    return recommend_strategy(*cuts(14), image_size=(64, 64), random_state=0)
+    return recommend_strategy(*cuts(14), extractor=AT_64)
 
 
 def test_scans_are_different_and_all_blocks_are_tuned(far):
     assert far.case == "Many images, different from those of the weights"
     assert (far.strategy, far.different, far.many) == ("full", True, True)
-    assert far.estimator_.get_params() | SCANS == far.estimator_.get_params()
+    assert far.estimator_.get_params() | SCANS | {"random_state": 0} == far.estimator_.get_params()
     assert far.estimator_.unfreeze == (0, "all")
     assert far.estimator_.augment == "light"
-    assert far.evidence.gray == 1
-    assert far.evidence.side == (8, 8, 8)
+    assert far.probe_results.gray == 1
+    assert far.probe_results.side == (8, 8, 8)
 
 
 def test_photographs_are_similar(near):
@@ -61,49 +68,55 @@ def test_photographs_are_similar(near):
     assert not near.different
     assert not near.many
     assert near.counts == {"flower": 7, "temple": 7}
-    assert near.evidence.gray < 0.5
+    assert near.probe_results.gray < 0.5
 
 
-def test_what_decides_are_the_bounds(monkeypatch, near):
-    """Each of the four cases is reached, and gets what the table says."""
+@pytest.mark.parametrize(
+    ("images_per_class", "cosine", "pretrained", "expected"),
+    [
+        (9.9, 0.44, True, (False, False, "frozen")),
+        (10, 0.44, True, (True, False, "staged")),
+        (9.9, 0.45, True, (False, True, "full")),
+        (10, 0.45, True, (True, True, "full")),
+        (9.9, 0.44, False, (False, False, "scratch")),
+        (10, 0.45, False, (True, True, "scratch")),
+    ],
+)
+def test_decide(images_per_class, cosine, pretrained, expected):
+    assert decide(images_per_class, cosine, pretrained) == expected
+
+
+def test_ranking_and_strategy_report_the_same_accuracy(far):
+    (row,) = rank_backbones(X, y, [PretrainedFeatureExtractor(**SCANS)]).rows
+    assert row.accuracy == far.probe_results.accuracy
+    assert row.spread == far.probe_results.spread
+
+
+def test_frozen_estimator_is_the_measured_probe(near):
     X, y = cuts(14)
-    table = {(m, d): f"{m} {d}" for m in (True, False) for d in (True, False)}
-    made = []
-    monkeypatch.setattr(strategy, "CHOICES", table)
-    monkeypatch.setattr(strategy, "STRATEGIES", {name: name for name in table.values()})
-    monkeypatch.setattr(strategy, "_WHY", {name: name for name in table.values()})
-    monkeypatch.setattr(
-        strategy,
-        "make_estimator",
-        lambda name, *_, **options: made.append((name, options["different"])) or Tuned(),
-    )
-    for many in (True, False):
-        for different in (True, False):
-            monkeypatch.setattr(strategy, "MANY", 7 if many else 8)
-            crowded = near.evidence.mean_interclass_cosine
-            monkeypatch.setattr(strategy, "DIFFERENT", crowded if different else crowded + 0.01)
-            report = recommend_strategy(X, y, image_size=(64, 64), random_state=0)
-            assert (report.many, report.different) == (many, different)
-            assert made[-1] == (f"{many} {different}", different)
+    folds = make_folds(np.unique(y, return_inverse=True)[1], random_state=0)
+    scores = cross_val_score(near.estimator_, X, y, cv=folds)
+    assert scores.mean() == pytest.approx(near.probe_results.accuracy)
 
 
-def Tuned():  # noqa: N802
-    return FineTunedImageClassifier(Tiny, unfreeze=0, n_views=0)
+def test_recommend_strategy_rejects_other_extractors():
+    with pytest.raises(TypeError, match="Got extractor='resnet18', but expected a Pretrained"):
+        recommend_strategy(X, y, extractor="resnet18")
 
 
-def test_the_evidence_is_scikit_learns(far):
+def test_the_probe_results_is_scikit_learns(far):
     embeddings = PretrainedFeatureExtractor(image_shape=(8, 8), image_size=(64, 64)).fit_transform(
         X
     )
-    probe = make_pipeline(Normalizer(), LogisticRegression(C=30, max_iter=2000))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     scores = cross_val_score(probe, embeddings, y, cv=folds)
-    assert far.evidence.accuracy == pytest.approx(scores.mean())
-    assert far.evidence.spread == pytest.approx(scores.std(ddof=1))
-    assert far.evidence.curve[-1] == (48, pytest.approx(scores.mean()))
-    assert [count for count, _ in far.evidence.curve] == [12, 24, 48]
-    assert far.evidence.pixels > 0.9
-    assert 0.4 < far.evidence.neighbor <= 1
+    assert far.probe_results.accuracy == pytest.approx(scores.mean())
+    assert far.probe_results.spread == pytest.approx(scores.std(ddof=1))
+    assert far.probe_results.curve[-1] == (48, pytest.approx(scores.mean()))
+    assert [count for count, _ in far.probe_results.curve] == [12, 24, 48]
+    assert far.probe_results.pixels > 0.9
+    assert 0.4 < far.probe_results.neighbor <= 1
 
 
 def test_crowding_weighs_classes_alike():
@@ -121,18 +134,18 @@ def test_each_image_goes_through_the_network_once(log, monkeypatch):
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # takes the time of a few
     X, y = images(40), np.arange(40) % 4
     backbone = CountingTiny(log)
-    recommend_strategy(X, y, backbone, random_state=0)
+    recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(backbone))
     assert counted(log) == 40
     PretrainedFeatureExtractor(backbone).fit_transform(X)
     assert counted(log) == 40, "what is fitted later embeds the images again"
 
 
 def test_many_images_are_measured_on_a_share(log, monkeypatch):
-    monkeypatch.setattr(strategy, "_MEASURED", 40)
+    monkeypatch.setattr(strategy, "_MAX_MEASURED", 40)
     X, y = images(200), np.repeat([0, 1, 2], [150, 45, 5])
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)
-    report = recommend_strategy(X, y, CountingTiny(log), random_state=0)
-    assert counted(log) == report.evidence.n_images == 30 + 10 + 5
+    report = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(CountingTiny(log)))
+    assert counted(log) == report.probe_results.n_images == 30 + 10 + 5
     assert "Measured on 45 of the images." in report.reasons
     assert report.counts == {"0": 150, "1": 45, "2": 5}
     assert np.bincount(y[report.rows]).tolist() == [30, 10, 5]
@@ -146,11 +159,11 @@ def test_copies_of_a_share_are_counted_by_find_leaks(near):
         conflicts=np.array([False, False]),
     )
     for count, groups in {50: "report.leaks", 49: "find_leaks(X)"}.items():
-        evidence = dataclasses.replace(EVIDENCE, n_images=count)
-        (caveat,) = find_data_warnings({"a": 30, "b": 20}, evidence, leaks, 224)
-        assert caveat == (
-            "Pairs of the same image of which one was trained on and the other tested: 1. The "
-            f"accuracies here are too good; give groups={groups}.groups."
+        probe_results = dataclasses.replace(RESULTS, n_images=count)
+        (warning,) = find_data_warnings({"a": 30, "b": 20}, probe_results, leaks, 224)
+        assert warning == (
+            "Duplicates on both sides of a fold: 1 pair. The accuracies here are too high; pass "
+            f"groups={groups}.groups."
         )
 
 
@@ -164,22 +177,22 @@ def test_groups_are_respected(monkeypatch):
         + 10 * random.randint(-9, 9, (12, 1, 1, 3))[groups]
     )
     X = X.astype(np.uint8)
-    report = recommend_strategy(X, y, Tiny, groups=groups, random_state=0)
-    without = recommend_strategy(X, y, Tiny, random_state=0)
-    assert without.evidence.neighbor > report.evidence.neighbor + 0.2
+    report = recommend_strategy(X, y, extractor=TINY, groups=groups)
+    without = recommend_strategy(X, y, extractor=TINY)
+    assert without.probe_results.neighbor > report.probe_results.neighbor + 0.2
     names = np.array([f"patient {group}" for group in groups])
-    again = recommend_strategy(X, y, Tiny, groups=names, random_state=0)
-    assert again.evidence.n_images == 60
+    again = recommend_strategy(X, y, extractor=TINY, groups=names)
+    assert again.probe_results.n_images == 60
 
 
 def test_the_same_seed_gives_the_same_report(far):
     state = np.random.get_state()[1].copy()
-    again = recommend_strategy(X, y, **SCANS)
-    assert again.evidence == far.evidence
+    again = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(**SCANS))
+    assert again.probe_results == far.probe_results
     assert again.reasons == far.reasons
-    noise = {"X": images(30), "y": np.arange(30) % 2, "backbone": Tiny}
+    noise = {"X": images(30), "y": np.arange(30) % 2, "extractor": TINY}
     one, same, other = (recommend_strategy(**noise, random_state=seed) for seed in (0, 0, 1))
-    assert one.evidence == same.evidence != other.evidence
+    assert one.probe_results == same.probe_results != other.probe_results
     assert (np.random.get_state()[1] == state).all()
 
 
@@ -187,7 +200,7 @@ def test_the_same_seed_gives_the_same_report(far):
 def test_every_estimator_fits_and_predicts(name):
     X, y = cuts(14)
     estimator = make_estimator(
-        name, "efficientnet_lite0", different=True, random_state=0, image_size=32
+        name, PretrainedFeatureExtractor(image_size=32), different=True, random_state=0
     )
     if name == "frozen":
         assert estimator.fit(X, y).score(X, y) == 1
@@ -205,7 +218,7 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
     X, y = cuts(14)
     assert [name for name, _ in near.estimator_.steps] == [
         "pretrainedfeatureextractor",
-        "normalizer",
+        "standardscaler",
         "logisticregression",
     ]
     assert clone(near.estimator_).fit(X, y).score(X, y) == 1
@@ -214,38 +227,41 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
 
 
 def test_two_images_of_a_class_are_enough():
-    report = recommend_strategy(images(4), [0, 0, 1, 1], Tiny, random_state=0)
-    assert report.evidence.curve == ((2, report.evidence.accuracy),)
-    assert "Fewer than 5 images of '0', '1': scores say little about them." in report.warnings
+    report = recommend_strategy(images(4), [0, 0, 1, 1], extractor=TINY)
+    assert report.probe_results.curve == ((2, report.probe_results.accuracy),)
+    assert "Fewer than 5 images of '0', '1': their scores are unreliable." in report.warnings
 
 
 def test_without_weights_it_is_from_scratch():
     X, y = cuts(14)
-    report = recommend_strategy(X, y, weights=None, image_size=32, random_state=0)
+    report = recommend_strategy(
+        X, y, extractor=PretrainedFeatureExtractor(weights=None, image_size=32)
+    )
     assert report.strategy == "scratch"
     assert report.case == "Few images, and no weights"
     assert not any("cosine" in reason for reason in report.reasons)
     assert report.estimator_.weights is None
     assert report.estimator_.unfreeze == "all"
-    assert "Got weights=None: there is nothing to keep." in report.reasons
+    assert "Got weights=None: no pretrained weights to keep." in report.reasons
 
 
 def test_copies_and_their_labels_are_minded():
     X, y = cuts(14)
     X = np.concatenate([X, X[[0, 1, 2]]])
     y = np.concatenate([y, [y[1], y[1], y[2]]])
-    report = recommend_strategy(X, y, image_size=(64, 64), random_state=0)
-    assert "Pairs of the same image under two labels: 1. One of the two is wrong; see leaks." in (
-        report.warnings
+    report = recommend_strategy(X, y, extractor=AT_64)
+    assert (
+        "Duplicates with different labels: 1 pair. One label of each pair is wrong; see "
+        "report.leaks." in (report.warnings)
     )
-    assert any("are too good; give groups=report.leaks.groups" in each for each in report.warnings)
+    assert any("are too high; pass groups=report.leaks.groups" in each for each in report.warnings)
     groups = report.leaks.groups
-    mended = recommend_strategy(X, y, groups=groups, image_size=(64, 64), random_state=0)
-    assert not any("too good" in each for each in mended.warnings)
-    assert "Pairs of the same image: 3. See leaks." in mended.warnings
+    mended = recommend_strategy(X, y, extractor=AT_64, groups=groups)
+    assert not any("too high" in each for each in mended.warnings)
+    assert "Duplicates: 3 pairs. See report.leaks." in mended.warnings
 
 
-EVIDENCE = ProbeResults(
+RESULTS = ProbeResults(
     n_images=50,
     accuracy=0.9,
     spread=0.1,
@@ -271,57 +287,57 @@ EVIDENCE = ProbeResults(
         (
             {"a": 4, "b": 5, "c": 3},
             {},
-            "Fewer than 5 images of 'a', 'c': scores say little about them.",
+            "Fewer than 5 images of 'a', 'c': their scores are unreliable.",
         ),
         (
             {"a": 5, "b": 5},
             {"side": (8, 56, 79)},
-            "Half of the images are no larger than 56 pixels, and the network sees 224: a "
-            "smaller image_size may do as well, and is faster.",
+            "Half of the images have a shorter side of at most 56 pixels, and the network's input "
+            "has 224: a smaller image_size may be as accurate, and is faster.",
         ),
         (
             {"a": 5, "b": 5},
             {"side": (30, 200, 300)},
-            "The shorter sides go from 30 to 300 pixels: small images are blurred where they are "
-            "enlarged. See that size does not tell the class.",
+            "The shorter sides range from 30 to 300 pixels: small images are enlarged and look "
+            "blurred. Check that image size does not correlate with the class.",
         ),
         (
             {"a": 5, "b": 5},
             {"contrast": 4.9},
-            "Half of the images are nearly of one color. Check pixel_range.",
+            "Half of the images have nearly one color. Check pixel_range.",
         ),
         (
             {"a": 9, "b": 6},
             {"accuracy": 0.6, "pixels": 0.4},
-            "Nothing tells the classes apart: to guess the largest class is right 0.60 of the "
-            "time. Check the labels.",
+            "No classifier is better than always guessing the largest class, which is right 60% of "
+            "the time. Check the labels.",
         ),
     ],
 )
 def test_what_is_minded(near, counts, change, expected):
     leaks = near.leaks
-    evidence = dataclasses.replace(EVIDENCE, **change)
-    assert find_data_warnings(counts, evidence, leaks, 224) == (expected,)
+    probe_results = dataclasses.replace(RESULTS, **change)
+    assert find_data_warnings(counts, probe_results, leaks, 224) == (expected,)
 
 
 def test_nothing_is_minded_where_all_is_well(near):
-    assert find_data_warnings({"a": 50, "b": 11}, EVIDENCE, near.leaks, 224) == ()
+    assert find_data_warnings({"a": 50, "b": 11}, RESULTS, near.leaks, 224) == ()
 
 
 def test_it_shows_as_text(far):
     lines = repr(far).splitlines()
     assert lines[0] == (
-        "Many images, different from those of the weights: solve the head, then tune all blocks"
+        "Many images, different from those of the weights: fit the head, then tune all blocks"
     )
     assert f"- {far.reasons[0]}" in lines
-    assert lines[lines.index("Mind:") + 1] == f"- {far.warnings[0]}"
+    assert lines[lines.index("Warnings:") + 1] == f"- {far.warnings[0]}"
     assert "estimator_: FineTunedImageClassifier(" in repr(far)
 
 
 def test_it_shows_as_a_page_that_names_cannot_break():
     X, y = cuts(14)
     y = np.where(y == "temple", "<b onclick=alert()>", "a & b")
-    page = recommend_strategy(X, y, image_size=(64, 64), random_state=0)._repr_html_()
+    page = recommend_strategy(X, y, extractor=AT_64)._repr_html_()
     assert page.count("<img src=") == 2
     assert "<b onclick" not in page
     assert "&lt;b onclick=alert()&gt;" in page
@@ -344,11 +360,11 @@ def test_what_cannot_be(monkeypatch):
         "Got a class in a single group, but cross-validation needs at least two groups of each; "
         "leave the class out, or give finer groups": {"groups": y},
         "Got engine='tensor', but expected one of 'auto', 'torch', 'openvino'": {
-            "engine": "tensor"
+            "extractor": PretrainedFeatureExtractor(Tiny, engine="tensor")
         },
         "Got random_state=-1, but expected None, an int that is not negative, or a "
         "numpy.random.RandomState": {"random_state": -1},
     }.items():
         with pytest.raises(ValueError) as error:  # noqa: PT011
-            recommend_strategy(**{"X": X, "y": y, "backbone": Tiny, **changes})
+            recommend_strategy(**{"X": X, "y": y, "extractor": TINY, **changes})
         assert str(error.value) == problem

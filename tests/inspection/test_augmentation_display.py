@@ -38,7 +38,7 @@ def test_figure():
     display = show(n_images=2, n_views=3)
     assert display.axes_.shape == (2, 4)
     titles = [axes.get_title() for axes in display.axes_[0]]
-    assert titles == ["as it is", "copy 1", "copy 2", "copy 3"]
+    assert titles == ["original", "view 1", "view 2", "view 3"]
     assert display.figure_.get_suptitle() == "standard"
     assert all(not axes.get_title() for axes in display.axes_[1])
     drawn = display.axes_[1, 2].images[0].get_array()

@@ -1,0 +1,44 @@
+"""The extractor that a diagnostic function embeds images with.
+
+Shapes: N images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.base import clone
+
+from sktransfer.data.images import Images, as_images
+from sktransfer.extractor import PretrainedFeatureExtractor
+
+
+def resolve_extractor(
+    extractor: PretrainedFeatureExtractor | None, **defaults: Any
+) -> PretrainedFeatureExtractor:
+    """Return an unfitted copy of an extractor, or for None a new one.
+
+    Parameters
+    ----------
+    extractor : PretrainedFeatureExtractor or None
+    **defaults
+        Parameters of the new one.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if extractor is None:
+        return PretrainedFeatureExtractor(**defaults)
+    if not isinstance(extractor, PretrainedFeatureExtractor):
+        raise TypeError(
+            f"Got extractor={extractor!r}, but expected a PretrainedFeatureExtractor or None; "
+            "for a backbone, pass PretrainedFeatureExtractor(backbone)"
+        )
+    return clone(extractor)
+
+
+def read_images(extractor: PretrainedFeatureExtractor, X: Any) -> Images:
+    """Return images as a fitted extractor reads them, with its shape and pixel range."""
+    return as_images(X, image_shape=extractor.image_shape, pixel_range=extractor.pixel_range_)
