@@ -1,54 +1,20 @@
 """Transfer learning for images that behaves like scikit-learn.
 
-A backbone is an ordered list of blocks, and one boundary moves. What lies before it is frozen: it
-runs through the fastest engine of the machine, and each image goes through it once. The rooms, in
-about the order in which they import each other (tests/test_rooms.py has the exact one):
+A pretrained network is an ordered list of blocks. The blocks before a boundary are frozen and run
+once per image; the blocks after it are trained.
 
-images (decoding, items, containers, validation)
-    anything image-like -> a lazy sequence of uint8 images
-datasets
-    folders of images -> paths and labels
-transforms (distortions, augmentation, views), reading (device_decoding)
-    images -> batches of pixels, prepared as the weights expect, or augmented
-architectures (block_list, efficientnet_lite), split (adversary)
-    networks as ordered blocks; the boundary, what is frozen before it, and what is trained behind
-    it, against an adversary where there are two domains
-weights, backbones, catalogue
-    backbones by name, with their weights, preprocessing and digest
-domain
-    BatchNorm statistics of another domain
-engines (openvino_engine, fusion, likeness)
-    what runs the frozen blocks
-store (database, space, session), machine
-    image -> embedding, shared by processes; what computes
-features
-    the one road: images -> embeddings, through store and engine
-extractor
-    PretrainedFeatureExtractor
-copies, leaks (report)
-    images that are the same, and where that does harm
-ranking (logme)
-    which backbone suits the images
-schedule
-    which blocks each stage trains, from where, and how fast
-activations, feeds
-    what crosses a boundary, in a memory-mapped file; batches of it
-labels, examples, head
-    class numbers and weights; images with them; stage 0, which is convex
-training (checkpoint, progress), network, tuning
-    one stage; the whole way of an image; stage after stage
-classifier (parameters, prediction, tuned)
-    FineTunedImageClassifier; its network as the source of the next
-self_training
-    what a classifier is sure of in another domain, as labels to learn from
-cost
-    what a search will cost, before it is fitted
-strategy (evidence, data_warnings)
-    whether to freeze or to tune, and what to mind
-display
-    augmented images to look at
-demo, cli
-    the command line
+Estimators
+    PretrainedFeatureExtractor (images to embeddings), FineTunedImageClassifier,
+    SelfTrainedImageClassifier (labels in one domain, images in another)
+Data
+    load_image_folder, find_leaks, AugmentationDisplay, resolve_augmentation
+Choice of a model
+    list_backbones, rank_backbones, recommend_strategy, estimate_cost
+Cached embeddings
+    EmbeddingStore, session_store
+
+X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
+docs/architecture.md describes how the package is built.
 """
 
 import importlib

@@ -132,6 +132,22 @@ def test_imports_form_no_circle():
     assert circles(graph()) == []
 
 
+def summary(layer):
+    """Return the first line of the docstring of a layer."""
+    path = (
+        PACKAGE / layer / "__init__.py" if (PACKAGE / layer).is_dir() else PACKAGE / f"{layer}.py"
+    )
+    return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+
+
+def test_the_page_on_architecture_lists_the_layers():
+    layers = [layer for layer in LAYERS if not layer.startswith("_")]
+    expected = "\n".join(f"{layer:<14} {summary(layer)}" for layer in layers)
+    page = PACKAGE.parent.joinpath("docs", "architecture.md").read_text()
+    listed = page.partition("<!-- layers -->")[2].partition("<!-- end of layers -->")[0]
+    assert listed.strip() == f"```text\n{expected}\n```"
+
+
 def test_an_arrow_turned_around_is_noticed():
     edges = graph()
     edges["utils/errors"] = edges["utils/errors"] | {"extractor"}

@@ -120,8 +120,16 @@ def test_which_strategy_as_it_stands(tmp_path):
 def test_domain_shift(tmp_path):
     few = ("--digits", "60", "--epochs", "1", "--unfreeze", "2")
     printed = run("06_domain_shift.py", tmp_path, *few)
-    for name in ("source only", "BatchNorm", "adversary", "both", "its own guesses"):
-        assert numbers(rf"{name} +accuracy on the target (\d\.\d+) in", printed)[0] > 0.1
+    # Ten classes. Measured: 0.20 unless BatchNorm is matched, then 0.45, and 0.40 self-trained.
+    bounds = {
+        "source only": 0.15,
+        "BatchNorm": 0.35,
+        "adversary": 0.15,
+        "both": 0.35,
+        "its own guesses": 0.3,
+    }
+    for name, bound in bounds.items():
+        assert numbers(rf"{name} +accuracy on the target (\d\.\d+) in", printed)[0] > bound
 
 
 @pytest.mark.slow
@@ -148,7 +156,7 @@ def test_closer_source_as_it_stands(tmp_path):
     )
     (near,) = numbers(r"digits 0 to 4 +tuned +accuracy (\d\.\d+) ±", printed)
     assert near > linear + 0.03
-    assert near > far - 0.01  # 0.02 more, in the mean of ten draws
+    assert near > far  # by 0.02 in the mean of ten draws
 
 
 def test_as_data_grows(tmp_path):

@@ -1,0 +1,137 @@
+"""Figures in the README and the docs equal the committed results of the benchmarks."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+# Page, the text around a figure ({} stands for it), and where it is: file, then keys.
+FIGURES = [
+    ("README.md", "| sktransfer with `[cpu]` | {} |", "embedding variants ours median"),
+    ("README.md", 'precision="bfloat16"` | {} |', "embedding variants half median"),
+    ("README.md", "| sktransfer without `[cpu]` | {} |", "embedding variants torch median"),
+    ("README.md", "channels last | {};", "embedding variants fastai median"),
+    ("README.md", "channels last | 45; {} under", "embedding variants fastai_half median"),
+    ("README.md", "| embetter | {} |", "embedding variants embetter median"),
+    ("README.md", "| a plain loop in torch | {} |", "embedding variants loop median"),
+    ("README.md", "tuned by hand | {};", "embedding variants tuned median"),
+    ("README.md", "tuned by hand | 59; {} in", "embedding variants tuned_half median"),
+    ("README.md", "with `[cpu]` | 178 | {} |", "embedding_xeon variants ours median"),
+    ("README.md", '"bfloat16"` | 295 | {} |', "embedding_xeon variants half median"),
+    ("README.md", "without `[cpu]` | 155 | {} |", "embedding_xeon variants torch median"),
+    ("README.md", "to bfloat16 | {};", "embedding_xeon variants fastai median"),
+    ("README.md", "to bfloat16 | 52; {} |", "embedding_xeon variants fastai_half median"),
+    ("README.md", "| embetter | 38 | {} |", "embedding_xeon variants embetter median"),
+    ("README.md", "loop in torch | 27 | {} |", "embedding_xeon variants loop median"),
+    ("README.md", "in bfloat16 | {};", "embedding_xeon variants tuned median"),
+    ("README.md", "in bfloat16 | 65; {} |", "embedding_xeon variants tuned_half median"),
+    ("README.md", "Classifier()` | {}, later", "tuning_fold0 variants ours fit_seconds"),
+    ("README.md", "later runs {} |", "tuning_fold0 variants ours again"),
+    ("README.md", "later runs 18 | {} |", "tuning variants ours accuracy"),
+    ("README.md", "image_size=None` | {} |", "tuning_fold0 variants crop fit_seconds"),
+    ("README.md", "image_size=None` | 13 | {} |", "tuning variants crop accuracy"),
+    ("README.md", "freeze_epochs=3)` | {} |", "tuning_fold0 variants plain fit_seconds"),
+    ("README.md", "freeze_epochs=3)` | 199 | {} |", "tuning variants plain accuracy"),
+    ("README.md", "fastest settings | {} |", "tuning_fold0 variants fastai fit_seconds"),
+    ("README.md", "fastest settings | 127 | {} |", "tuning variants fastai accuracy"),
+    ("README.md", "the last blocks | {} |", "tuning_fold0 variants loop fit_seconds"),
+    ("README.md", "the last blocks | 133 | {} |", "tuning variants loop accuracy"),
+    ("README.md", "on one fold, against {} for", "tuning_fold0 variants ours accuracy"),
+    ("README.md", "Classifier()` scores {}, and", "tuned_photographs tuned accuracy"),
+    ("README.md", "frozen embeddings {} (over", "tuned_photographs probe accuracy"),
+    ("README.md", "tuned blocks scores {}, and", "digits tuned accuracy"),
+    ("README.md", "the linear classifier {}. ", "digits probe accuracy"),
+    ("README.md", "in 5 folds takes {} times", "search times_parts"),
+    ("README.md", "are embedded {} times", "large_jpegs times_embedded"),
+    ("README.md", "stored embeddings takes {} s", "store_read read_seconds"),
+    ("README.md", "paths needs {} MB", "memory growth_mb"),
+    ("docs/fine_tuning.md", "5 folds, defaults | {};", "tuned_photographs tuned accuracy"),
+    ("docs/fine_tuning.md", "on frozen embeddings {} |", "tuned_photographs probe accuracy"),
+    ("docs/fine_tuning.md", "for 30 epochs | {} in", "digits tuned accuracy"),
+    ("docs/fine_tuning.md", "for 30 epochs | 0.989 in {} s", "digits tuned fit_seconds"),
+    ("docs/fine_tuning.md", "classifier on embeddings {}, on", "digits probe accuracy"),
+    ("docs/fine_tuning.md", "on raw pixels {} |", "digits pixels accuracy"),
+    ("docs/fine_tuning.md", "345 photographs | {} s", "epoch ours"),
+    ("docs/embed_once.md", "in shuffled order in {} s", "store_read read_seconds"),
+    ("docs/input_formats.md", "20,000 paths was {} MB", "memory growth_mb"),
+]
+
+METHODS = {
+    "source only": "source",
+    '`batch_norm="adapt"`': "adapt",
+    "CORAL on the tuned embeddings": "alignment",
+    "both, CORAL on the adapted embeddings": "adapt, alignment",
+    "`domain_adversarial=0.3`": "DANN",
+    "`SelfTrainedImageClassifier`": "self-training",
+    '`SelfTrainedImageClassifier` around `batch_norm="adapt"`': "adapt, self-training",
+    "target labels": "bound",
+}
+
+AUGMENTATIONS = {
+    '`augment="standard"`, three views': "standard",
+    '`augment="standard"`, seven views': "standard, 7 copies",
+    '`augment="industrial"`, three views': "industrial, 3 copies",
+    '`augment="industrial"`, seven views': "industrial",
+}
+
+STRATEGIES = {"used for choosing": "development", "used for testing": "test"}
+
+
+def result(path):
+    """Return a result, such as that of "digits tuned accuracy"."""
+    name, *keys = path.split()
+    value = json.loads((RESULTS / f"{name}.json").read_text())
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def page(name):
+    """Return the text of a page, with each line break as a space."""
+    return re.sub(r"\s+", " ", (ROOT / name).read_text())
+
+
+def rounds_to(typed, value):
+    """Return whether a figure is a value, to the digits that it is typed with."""
+    unit = 10.0 ** -len(typed.partition(".")[2])
+    return abs(float(typed) - value) <= unit / 2 + 1e-9
+
+
+@pytest.mark.parametrize(("name", "text", "path"), FIGURES)
+def test_figure(name, text, path):
+    before, after = map(re.escape, text.split("{}"))
+    (typed,) = re.findall(before + r"(\d+(?:\.\d+)?)" + after, page(name))
+    assert rounds_to(typed, result(path)), (typed, result(path))
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_row_of_domains(row):
+    cells = re.search(
+        rf"\| {re.escape(row)} \| (0\.[^|]*) \| (0\.[^|]*) \|", page("docs/domains.md")
+    )
+    tasks = json.loads((RESULTS / "domain_shift.json").read_text())["tasks"]
+    for cell, task in zip(cells.groups(), ("8 x 8 to MNIST", "photographs to edges"), strict=True):
+        accuracy, spread = cell.split(" +- ")
+        assert rounds_to(accuracy, tasks[task][METHODS[row]]["accuracy"])
+        assert rounds_to(spread, tasks[task][METHODS[row]]["spread"])
+
+
+@pytest.mark.parametrize("row", AUGMENTATIONS)
+def test_row_of_corruptions(row):
+    cells = re.search(rf"\| {re.escape(row)} \|(.*?)\|(.*?)\|(.*?)\|", page("docs/domains.md"))
+    measured = result("industrial tuned accuracy")[AUGMENTATIONS[row]]
+    for cell, key in zip(cells.groups(), ("as they are", "spoiled", "all at once"), strict=True):
+        assert rounds_to(cell.strip(), measured[key])
+
+
+@pytest.mark.parametrize("row", STRATEGIES)
+def test_row_of_strategies(row):
+    cells = re.search(rf"data sets {row} \|([\d |]+)\|", page("docs/strategy.md"))
+    measured = result(f"strategies {STRATEGIES[row]}")
+    always = [measured["always"][key] for key in ("frozen", "staged", "full", "scratch")]
+    expected = [measured["cases"], measured["good"], *always]
+    assert [int(cell) for cell in cells[1].split("|")[:6]] == expected
