@@ -294,8 +294,8 @@ def leaks_section() -> str:
 
 Each of {found["test"]["images"]} photographs and drawings beside a copy of it
 (`benchmarks/leaks.py`). The thresholds were chosen on the 432 other images, but one of them was
-lowered after a first run on these. Two families of drawings are not counted, because that run showed that
-the data set contains them more than once.
+lowered after a first run on these. Two families of drawings are not counted, because that run
+showed that the data set contains them more than once.
 
 {table(head, rows)}
 """
