@@ -17,7 +17,7 @@ from typing import Any
 import joblib
 import numpy as np
 import torch
-from photographs import photographs
+from _sets import photographs
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -54,13 +54,14 @@ def lite0() -> EfficientNetLite:
     return efficientnet_lite0(load_state_dict(weights_path()))
 
 
+def make_classifier() -> Pipeline:
+    """Build the linear classifier that all benchmarks train on frozen embeddings."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
+
+
 def make_probe(**parameters: Any) -> Pipeline:
-    """Build what fine-tuning has to beat: a linear classifier on frozen embeddings."""
-    return make_pipeline(
-        PretrainedFeatureExtractor(**parameters),
-        StandardScaler(),
-        LogisticRegression(C=0.03, max_iter=2000),
-    )
+    """Build the linear probe: an extractor, and the linear classifier on its embeddings."""
+    return make_pipeline(PretrainedFeatureExtractor(**parameters), *make_classifier())
 
 
 def measure(estimator: Any, X: Any, y: np.ndarray, X_test: Any, y_test: np.ndarray) -> dict:

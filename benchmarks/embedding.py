@@ -1,6 +1,6 @@
 """Embedding images: against the peers, and against what the machine can do at most.
 
-The 432 photographs of benchmarks/photographs.py, from file to embedding, with EfficientNet-Lite0 at
+The 432 photographs of benchmarks/_sets.py, from file to embedding, with EfficientNet-Lite0 at
 224 x 224 and its ImageNet weights. In each round every variant runs in a fresh process, one after
 the other, on the same number of cores; what counts is the second pass over the images in that
 process. Figures are medians over the rounds, and so are ratios, which compare within a round.
@@ -22,7 +22,7 @@ arithmetic   the same, where the multiplications of the network go as fast as th
              matrices in torch: there is not much above that in float32
 
 embetter and fastai read copies of the photographs that have no transparency, which they would put
-on black. thingsvision is asked for, too, and reported as missing where it does not install.
+on black. thingsvision cannot be installed beside this torchvision and is reported as missing.
 
 Fails unless ours is 5 times and torch 3 times as fast as the best of embetter, fastai,
 thingsvision and loop, and ours at least 0.95 times the limit. What computes in bfloat16 is compared
@@ -33,19 +33,30 @@ with float32 by the median cosine, and a peer that is faster so counts, too, for
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torchvision
 from _common import ChildError, command_line, cosines, finish, in_fresh_process
-from _peers import environment_of_peers, why_missing
-from photographs import photographs
+from _engines import Embed, Photographs, headless, raw_openvino, run_eager
+from _peers import embetter, environment_of_peers, fastai
+from _sets import photographs
 from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.decoding import decode
 
 OWN = ["ours", "torch", "half", "loop", "tuned", "tuned_half", "forward", "limit", "arithmetic"]
@@ -60,6 +71,112 @@ LIKENESS = {"half": 0.999, "tuned_half": 0.999} | dict.fromkeys(PEERS, 0.99)
 LIKENESS_IN_FLOAT32 = 0.9999
 BARS = {"ours": 5, "torch": 3}
 OF_THE_LIMIT = 0.95
+# Side of the matrices whose product measures how fast a core multiplies at best.
+SIDE = 2048
+
+
+def loop(batch_size: int, layout: torch.memory_format) -> Embed:
+    """Make a plain loop, without workers: on two cores, they only get in its way."""
+    net = headless()
+    return lambda paths: run_eager(net, DataLoader(Photographs(paths), batch_size), layout)
+
+
+def in_half(embed: Embed) -> Embed:
+    """Compute in bfloat16 what torch can compute so."""
+
+    def embed_in_half(paths: list[str]) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16):
+            return embed(paths)
+
+    return embed_in_half
+
+
+VARIANTS: dict[str, Callable[[], Embed]] = {
+    "ours": lambda: PretrainedFeatureExtractor(cache=None).fit_transform,
+    "torch": lambda: PretrainedFeatureExtractor(cache=None, engine="torch").fit_transform,
+    "half": lambda: PretrainedFeatureExtractor(cache=None, precision="bfloat16").fit_transform,
+    "loop": lambda: loop(32, torch.contiguous_format),
+    "tuned": lambda: loop(4, torch.channels_last),
+    "tuned_half": lambda: in_half(loop(4, torch.channels_last)),
+    "embetter": embetter,
+    "fastai": fastai,
+    "fastai_half": lambda: in_half(fastai()),
+}
+
+
+def time_embedding(embed: Embed, paths: list[str]) -> tuple[np.ndarray, dict]:
+    """Time the second pass."""
+    embed(paths)
+    start = time.perf_counter()
+    embeddings = embed(paths)
+    return embeddings, {"images_per_second": len(paths) / (time.perf_counter() - start)}
+
+
+def time_forward(paths: list[str]) -> tuple[np.ndarray, dict]:
+    """Run OpenVINO alone, at the best of a few batch sizes: also CPU seconds for an image."""
+    pixels = torch.stack([Photographs(paths)[row] for row in range(len(paths))])
+    best: dict[str, float] = {"images_per_second": 0.0}
+    for batch_size in (1, 2, 4, 8):
+        run = raw_openvino(headless(), pixels[:batch_size])
+        run(pixels[:64])
+        start, cpu = time.perf_counter(), time.process_time()
+        embeddings = run(pixels)
+        speed = len(paths) / (time.perf_counter() - start)
+        if speed > best["images_per_second"]:
+            spent = (time.process_time() - cpu) / len(paths)
+            best = {"images_per_second": speed, "batch_size": batch_size, "cpu_seconds": spent}
+    return embeddings, best
+
+
+def time_preparing(paths: list[str]) -> float:
+    """Give the CPU seconds in which one thread decodes and prepares an image."""
+    preprocessing = load_backbone("efficientnet_lite0").preprocessing
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for timed in (False, True):
+        cpu = time.process_time()
+        for path in paths if timed else paths[:64]:
+            preprocessing.prepare(decode(path))
+    torch.set_num_threads(threads)
+    return (time.process_time() - cpu) / len(paths)
+
+
+@torch.inference_mode()
+def time_arithmetic() -> float:
+    """Give the CPU seconds of the network's multiplications, done as fast as those of matrices."""
+    with FlopCounterMode(display=False) as counter:
+        headless()(torch.zeros(1, 3, 224, 224))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    matrix, spent = torch.rand(SIDE, SIDE), []
+    for _ in range(10):
+        cpu = time.process_time()
+        torch.mm(matrix, matrix)
+        spent.append(time.process_time() - cpu)
+    torch.set_num_threads(threads)
+    return counter.get_total_flops() * min(spent) / (2 * SIDE**3)
+
+
+def measure(name: str, folder: Path) -> dict:
+    """Measure a variant in this process; its embeddings go into a file of the folder."""
+    images = "opaque.txt" if name in PEERS else "originals.txt"
+    paths = (folder / images).read_text().split("\n")
+    if name in ("limit", "arithmetic"):
+        preparing = time_preparing(paths)
+        network = time_forward(paths)[1]["cpu_seconds"] if name == "limit" else time_arithmetic()
+        cores = min(torch.get_num_threads(), os.cpu_count() or 1)
+        speed = cores / (preparing + network)
+        figures = {
+            "images_per_second": speed,
+            "preparing_cpu_seconds": preparing,
+            "network_cpu_seconds": network,
+        }
+    else:
+        forward = name == "forward"
+        timed = time_forward(paths) if forward else time_embedding(VARIANTS[name](), paths)
+        embeddings, figures = timed
+        np.save(folder / f"{name}.npy", embeddings)
+    return figures
 
 
 def opaque_copies(paths: list[str], folder: Path) -> list[str]:
@@ -73,10 +190,10 @@ def opaque_copies(paths: list[str], folder: Path) -> list[str]:
 def run_variant(name: str, folder: Path, threads: int) -> dict:
     """Measure a variant in a fresh process; its embeddings go into a file of the folder."""
     if name == "thingsvision":
-        raise ChildError(why_missing("thingsvision>=2.7"))
+        raise ChildError(f"could not be installed beside torchvision {torchvision.__version__}")
     python = environment_of_peers() if name in PEERS else Path(sys.executable)
-    script = "peer_embedding.py" if name in PEERS else "own_embedding.py"
-    return in_fresh_process(script, name, str(folder), threads=threads, python=python)
+    arguments = ("embedding.py", "--measure", name, str(folder))
+    return in_fresh_process(*arguments, threads=threads, python=python)
 
 
 def min_cosine(name: str, one: np.ndarray, other: np.ndarray) -> float:
@@ -104,7 +221,10 @@ def measure_rounds(names: list[str], rounds: int, threads: int) -> dict[str, dic
                 try:
                     found = run_variant(name, folder, threads)
                 except (ChildError, subprocess.CalledProcessError, OSError) as error:
-                    figures["missing"] = str(error)
+                    print(f"{name} is missing: {error}", file=sys.stderr)
+                    figures["missing"] = (
+                        str(error) if name == "thingsvision" else "could not be measured"
+                    )
                     continue
                 if name not in BOUNDS:
                     embeddings = np.load(folder / f"{name}.npy")
@@ -117,7 +237,7 @@ def measure_rounds(names: list[str], rounds: int, threads: int) -> dict[str, dic
 def judge(variants: dict[str, dict]) -> list[str]:
     """Add medians and ratios, and name the bars that were missed."""
     missing = {name: v["missing"] for name, v in variants.items() if "missing" in v}
-    failures = [f"{name} is missing: {reason}" for name, reason in missing.items()]
+    failures = [f"{name} {reason}" for name, reason in missing.items()]
     present = {name: v for name, v in variants.items() if name not in missing}
     speeds = {name: figures["images_per_second"] for name, figures in present.items()}
     for name, figures in present.items():
@@ -159,7 +279,12 @@ def main() -> None:
     everything = [*OWN, *PEERS]
     parser.add_argument("--variants", default=",".join(everything), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "FOLDER"))
     options = parser.parse_args()
+    if options.measure:
+        name, folder = options.measure
+        print(json.dumps(measure(name, Path(folder))))
+        return
     names = options.variants.split(",")
     if unknown := set(names) - set(everything):
         parser.error(f"Got {sorted(unknown)} among --variants, but there are only {everything}")

@@ -108,20 +108,22 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--epochs", type=int, default=4, help="of each; default: %(default)s")
     kinds = ("ours", "compiled", *KINDS)
-    parser.add_argument("--kind", choices=kinds, help="measure it, in this process")
-    parser.add_argument("--batch-size", type=int, default=8, help="with --kind; default: 8")
+    parser.add_argument("--measure", choices=kinds, help="measure it, in this process")
+    parser.add_argument("--batch-size", type=int, default=8, help="with --measure; default: 8")
     options = parser.parse_args()
     if options.epochs < 2:
         parser.error("Got --epochs below 2, but the first one does not count")
-    if options.kind in ("ours", "compiled"):
-        print(json.dumps(ours(options.epochs, [Compiling()] if options.kind == "compiled" else [])))
+    if options.measure in ("ours", "compiled"):
+        print(
+            json.dumps(ours(options.epochs, [Compiling()] if options.measure == "compiled" else []))
+        )
         return
-    if options.kind:
-        print(json.dumps({"seconds": plain(options.kind, options.batch_size, options.epochs)}))
+    if options.measure:
+        print(json.dumps({"seconds": plain(options.measure, options.batch_size, options.epochs)}))
         return
 
     def measure(kind: str, batch_size: int = 8) -> dict:
-        arguments = ["--kind", kind, "--batch-size", str(batch_size)]
+        arguments = ["--measure", kind, "--batch-size", str(batch_size)]
         arguments += ["--epochs", str(options.epochs)]
         found = in_fresh_process("epoch.py", *arguments, threads=options.threads)
         return {**found, "median": round(statistics.median(found["seconds"][1:]), 3)}

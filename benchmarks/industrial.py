@@ -1,7 +1,7 @@
 """Images taken under worse conditions than those that were learned from.
 
 `FineTunedImageClassifier`, all else by default, learns from four fifths of the 432 photographs of
-benchmarks/photographs.py, with copies of augment="standard" or augment="industrial"; and so does
+benchmarks/_sets.py, with copies of augment="standard" or augment="industrial"; and so does
 its head alone, on frozen embeddings. It is tested on the last fifth as it is, and spoiled in four
 ways by code of this script (Pillow and numpy): without color, at 0.4 of the light, with noise of
 a standard deviation of 20 of 255, and blurred by 1.2% of the shorter side; and in all ways at once.

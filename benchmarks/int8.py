@@ -1,6 +1,6 @@
 """Whether int8 would pay: OpenVINO's forward, quantized after training, and its accuracy.
 
-The 432 photographs of benchmarks/photographs.py and scikit-learn's digits, EfficientNet-Lite0. The
+The 432 photographs of benchmarks/_sets.py and scikit-learn's digits, EfficientNet-Lite0. The
 graph is quantized with NNCF (pip install nncf, which nothing else here needs) on 150 images of
 each. Speed is that of the forward alone, the median of five passes over the photographs; accuracy
 that of StandardScaler and LogisticRegression(C=0.03), 3 x 5 folds for the photographs and 5 for the
@@ -19,15 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import command_line, cosines, finish
-from _openvino import run_graph
-from own_embedding import headless
-from photographs import photographs
+from _common import command_line, cosines, finish, make_classifier
+from _engines import headless, run_graph
+from _sets import photographs
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.decoding import decode
@@ -76,7 +72,7 @@ def main() -> None:
     quantized = nncf.quantize(graph, nncf.Dataset(calibration), subset_size=len(calibration))
     result: dict[str, dict] = {}
     expected: np.ndarray | None = None
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
+    probe = make_classifier()
     for name, (model, precision) in {
         "float32": (graph, "f32"),
         "bfloat16": (graph, "bf16"),

@@ -1,7 +1,7 @@
 """Large JPEGs: decoded only as large as the network sees them.
 
 16 JPEGs of 12 megapixels (4000 x 3000, quality 90), each a sheet of the photographs of
-benchmarks/photographs.py, side by side at their own size. The extractor decodes a JPEG at a half, a
+benchmarks/_sets.py, side by side at their own size. The extractor decodes a JPEG at a half, a
 quarter or an eighth of its size where that leaves twice the length that it needs; `full` is the
 same made to decode all pixels. Each variant runs in a fresh process; figures are medians of five
 passes: images that are read a second (decoded, resized, cropped, on all cores), and embedded.
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _common import command_line, cosines, finish, in_fresh_process
-from photographs import photographs
+from _sets import photographs
 from PIL import Image
 
 from sktransfer import PretrainedFeatureExtractor

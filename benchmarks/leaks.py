@@ -1,6 +1,6 @@
 """find_leaks on copies that were planted: how many it finds, and what else it takes for one.
 
-Photographs and drawings of the Debian package of benchmarks/photographs.py, each beside a copy of
+Photographs and drawings of the Debian package of benchmarks/_sets.py, each beside a copy of
 it: identical, resized to 0.6 of its size, saved as a JPEG of quality 50, mirrored, cropped by 5% of
 its width and height, or all but the first at once. `chosen` are the 432 photographs on which the
 bounds of find_leaks were chosen. `test` are themes that no other benchmark uses, and yet not quite
@@ -20,7 +20,7 @@ import io
 
 import numpy as np
 from _common import command_line, finish
-from photographs import STAMPS, photographs
+from _sets import STAMPS, photographs
 from PIL import Image, ImageOps
 
 from sktransfer import find_leaks

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import command_line, cosines, finish, in_fresh_process
+from _engines import raw_openvino, run_eager
 
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.frozen import FrozenPrefix
@@ -101,13 +102,7 @@ def eager(name: str) -> dict:
     net, x = prepared(name)
 
     def runner(size: int, layout: torch.memory_format) -> Run:
-        @torch.inference_mode()
-        def run(x: torch.Tensor) -> np.ndarray:
-            net.to(memory_format=layout)
-            batches = (batch.contiguous(memory_format=layout) for batch in x.split(size))
-            return np.concatenate([net(batch).numpy() for batch in batches])
-
-        return run
+        return lambda x: run_eager(net, x.split(size), layout)
 
     layouts = {"": torch.contiguous_format, ", channels last": torch.channels_last}
     return time_best(
@@ -122,8 +117,6 @@ def eager(name: str) -> dict:
 
 def openvino(name: str) -> dict:
     """Time OpenVINO itself."""
-    from _openvino import raw_openvino
-
     net, x = prepared(name)
     return time_best({f"batch {size}": raw_openvino(net, x[:size]) for size in BATCHES}, x)
 

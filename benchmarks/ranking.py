@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import command_line, finish
+from _common import command_line, finish, make_probe
 from _sets import SETS, divide, loaded, take
 from scipy.stats import kendalltau
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sktransfer import PretrainedFeatureExtractor, rank_backbones
 
@@ -65,9 +62,7 @@ def measure(name: str) -> dict[str, dict[str, float]]:
     names = {repr(each): key for key, each in made.items()}
     found = {}
     for row, extractor in zip(ranking.rows, ranking.extractors, strict=True):
-        probe = make_pipeline(
-            clone(extractor), StandardScaler(), LogisticRegression(C=0.03, max_iter=2000)
-        ).fit(take(X, train), y[train])
+        probe = make_probe(**extractor.get_params(deep=False)).fit(take(X, train), y[train])
         found[names[repr(clone(extractor))]] = {
             "probe": round(row.accuracy, 4),
             "logme": round(row.logme, 4),

@@ -1,6 +1,6 @@
 """A grid search over a Pipeline: what it costs beyond embedding once and fitting the classifiers.
 
-The 432 photographs of benchmarks/photographs.py, six candidates, five folds. Each variant runs in a
+The 432 photographs of benchmarks/_sets.py, six candidates, five folds. Each variant runs in a
 fresh process; figures are medians of the rounds, of which the two last variants run one.
 
 ours      GridSearchCV over Pipeline([extractor, scaler, classifier])
@@ -25,7 +25,7 @@ import time
 
 import numpy as np
 from _common import command_line, finish, in_fresh_process
-from photographs import photographs
+from _sets import photographs
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline

@@ -1,21 +1,18 @@
 """Time to read the embeddings of many images, shuffled, from a store in a fresh process.
 
-Run with ``python benchmarks/store_read.py [--images 50000] [--width 1280] [--json PATH]``.
+python benchmarks/store_read.py [--images 50000] [--width 1280] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+from _common import command_line, finish, in_fresh_process
 
 from sktransfer.store.store import EmbeddingStore, EmbeddingTable, embed_once
 
@@ -67,14 +64,14 @@ def read(directory: str, images: int, width: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--read", metavar="DIRECTORY", help=argparse.SUPPRESS)
+    parser = command_line(__doc__)
+    parser.add_argument("--images", type=int, default=50_000, help="default: %(default)s")
+    parser.add_argument("--width", type=int, default=1280, help="default: %(default)s")
+    parser.add_argument("--measure", metavar="DIRECTORY", help="read it in this process")
     options = parser.parse_args()
-    if options.read:
-        print(read(options.read, options.images, options.width))
+    if options.measure:
+        seconds = read(options.measure, options.images, options.width)
+        print(json.dumps({"seconds": seconds}))
         return
     size = ["--images", str(options.images), "--width", str(options.width)]
     with tempfile.TemporaryDirectory() as directory:
@@ -83,8 +80,9 @@ def main() -> None:
         store.close()
         stored = store.info().bytes
         store.close()
-        command = [sys.executable, __file__, "--read", directory, *size]
-        seconds = [float(subprocess.check_output(command)) for _ in range(3)]
+        arguments = ("store_read.py", "--measure", directory, *size)
+        children = [in_fresh_process(*arguments, threads=options.threads) for _ in range(3)]
+    seconds = [child["seconds"] for child in children]
     figures = {
         "images": options.images,
         "width": options.width,
@@ -97,8 +95,7 @@ def main() -> None:
         f"{figures['read_seconds']:.2f} s (median of {', '.join(f'{s:.2f}' for s in seconds)}), "
         f"written in {written:.2f} s, {figures['bytes_per_image']:,.0f} bytes per image"
     )
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    finish(figures, [], options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Fine-tuning against its peers: seconds and accuracy on real photographs.
 
-The 432 photographs of benchmarks/photographs.py in five folds, of which fold 0 (345 to train on, 87
+The 432 photographs of benchmarks/_sets.py in five folds, of which fold 0 (345 to train on, 87
 to test with) is the default, and always EfficientNet-Lite0 with its ImageNet weights. Each variant
 runs in a fresh process, one after the other, with the same number of threads; seconds are those of
 fit, with the loading of the model and without imports. Of several folds, medians of the seconds and
@@ -52,8 +52,8 @@ from _common import (
     measure,
     split,
 )
-from _peers import environment_of_peers
-from photographs import photographs
+from _peers import FastaiPeer, environment_of_peers
+from _sets import photographs
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -151,20 +151,19 @@ class TextbookLoop:
 def run_variant(name: str, fold: int, threads: int) -> dict:
     """Measure a variant in a fresh process; one that cannot be had says so."""
     try:
-        if name in ("fastai", "plain"):
-            python = environment_of_peers()
-            arguments = ("peer_fastai.py", name, str(fold))
-            return in_fresh_process(*arguments, threads=threads, python=python)
         if name == "ours":
             return run_ours(fold, threads)
-        return in_fresh_process("tuning.py", "--variant", name, str(fold), threads=threads)
+        peer = name in ("fastai", "plain")
+        python = environment_of_peers() if peer else sys.executable
+        arguments = ("tuning.py", "--measure", name, str(fold))
+        return in_fresh_process(*arguments, threads=threads, python=python)
     except (ChildError, subprocess.CalledProcessError, OSError) as error:
         return {"missing": str(error)}
 
 
 def run_ours(fold: int, threads: int) -> dict:
     """Measure ours in two processes, of which the second finds what the first has kept."""
-    arguments = ("tuning.py", "--variant", "ours", str(fold))
+    arguments = ("tuning.py", "--measure", "ours", str(fold))
     with tempfile.TemporaryDirectory() as caches:
         first, again = (
             in_fresh_process(*arguments, threads=threads, caches=caches) for _ in range(2)
@@ -221,17 +220,19 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="default: %(default)s")
     parser.add_argument("--folds", default="0", help="default: %(default)s")
     parser.add_argument(
-        "--variant", nargs=2, metavar=("NAME", "FOLD"), help="measure this, in this process"
+        "--measure", nargs=2, metavar=("NAME", "FOLD"), help="measure this, in this process"
     )
     options = parser.parse_args()
-    if options.variant:
-        name, fold = options.variant
+    if options.measure:
+        name, fold = options.measure
         make = {
             "ours": ours,
             "crop": partial(ours, image_size=None),
             "probe": make_probe,
             "loop": TextbookLoop,
             "large": partial(TextbookLoop, side=288),
+            "fastai": partial(FastaiPeer, fast=True),
+            "plain": partial(FastaiPeer, fast=False),
         }[name]
         print(json.dumps(measure(make(), *split(int(fold)))))
         return
