@@ -398,7 +398,7 @@ def test_what_was_computed_before_a_broken_image_is_kept(with_broken, log, store
         ({"batch_norm": "ada"}, "Got batch_norm='ada', but expected one of 'frozen', 'adapt'"),
         ({"batch_size": 0}, "Got batch_size=0, but expected a positive integer or 'auto'"),
         ({"device": "tpu"}, "Got device='tpu', but expected 'auto', 'cpu', 'cuda', 'cuda:0' or"),
-        ({"engine": "onnx"}, "Got engine='onnx', but expected one of 'auto', 'torch'"),
+        ({"engine": "none"}, "Got engine='none', but expected one of 'auto', 'torch'"),
         ({"precision": "fp8"}, "Got precision='fp8', but expected one of 'auto', 'float32'"),
         ({"image_size": -3}, "Got image_size=-3, but expected a side in pixels such as 224"),
         ({"layer": "7"}, "^Got layer='7', but the backbone has blocks 0, 1"),
