@@ -245,12 +245,14 @@ def test_frozen_is_frozen_after_fit_transform_and_search(log):
 
 
 def test_the_named_backbone_stays_as_its_file_has_it():
-    from sktransfer.backbones.efficientnet_lite import efficientnet_lite0, weights_path
+    from sktransfer.backbones.efficientnet_lite import efficientnet_lite, weights_path
     from sktransfer.backbones.weights import load_state_dict
 
     extractor = PretrainedFeatureExtractor(cache=None).fit(images(4))
     extractor.transform(images(4))
-    reference = efficientnet_lite0(load_state_dict(weights_path())).state_dict()
+    reference = efficientnet_lite(
+        "efficientnet_lite0", load_state_dict(weights_path("efficientnet_lite0"))
+    ).state_dict()
     block_list = load_backbone("efficientnet_lite0").block_list
     kept = [t for _, block in block_list.blocks for t in block.state_dict().values()]
     kept += block_list.logits.state_dict().values()

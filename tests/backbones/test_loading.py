@@ -131,6 +131,13 @@ def test_a_file_of_another_network(tmp_path):
     ("backbone", "weights", "error", "message"),
     [
         ("resnet5O", "default", ValueError, "Got backbone='resnet5O'.*did you mean 'resnet50'"),
+        ("lite1", "default", ValueError, r"expected one of list_backbones\(\) or 'timm:NAME'"),
+        (
+            "efficientnet_lit1",
+            "default",
+            ValueError,
+            "Got backbone='efficientnet_lit1'.*did you mean 'efficientnet_lite1'",
+        ),
         (3, "default", TypeError, "Got backbone=3, but expected a name"),
         (lambda: 3, "default", TypeError, "which made a int, but expected a torch.nn.Module"),
         ("resnet50", "IMAGENET1K_V3", ValueError, "Got weights='IMAGENET1K_V3', but expected one"),

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from sktransfer.backbones.efficientnet_lite import efficientnet_lite0
+from sktransfer.backbones.efficientnet_lite import efficientnet_lite
 from sktransfer.backbones.torchvision_blocks import (
     build_on_meta,
     build_torchvision,
@@ -142,7 +142,7 @@ def test_blocks_have_the_names_of_the_field(name, blocks):
 
 
 def test_efficientnet_lite_can_be_cut_after_every_block():
-    block_list, last = check_anatomy(fill(efficientnet_lite0()), images(64))
+    block_list, last = check_anatomy(fill(efficientnet_lite("efficientnet_lite0")), images(64))
     names = [name for name, _ in block_list.blocks]
     assert names == ["stem", *(f"block{i}" for i in range(16)), "conv_head"]
     assert block_list.pre_logits(last).shape == (2, 1280)
