@@ -120,7 +120,7 @@ def test_a_file_that_changed_is_read_again(tmp_path):
     assert load_backbone("squeezenet1_1", path).digest != before.digest
 
 
-def test_a_file_of_another_network(tmp_path):
+def test_weights_file_of_another_network_is_refused(tmp_path):
     path = tmp_path / "tiny.pth"
     torch.save(Tiny().state_dict(), path)
     with pytest.raises(ValueError, match="resnet18"):
@@ -147,7 +147,7 @@ def test_a_file_of_another_network(tmp_path):
         (Tiny, None, ValueError, "Got weights=None for the backbone 'tiny', but expected"),
     ],
 )
-def test_what_cannot_be_loaded(backbone, weights, error, message):
+def test_bad_backbone_or_weights_are_refused(backbone, weights, error, message):
     with pytest.raises(error, match=message):
         load_backbone(backbone, weights)
 
@@ -198,7 +198,7 @@ def test_image_size_auto_is_for_weights_that_libraries_bring():
         assert backbone.image_size_for("auto", PHOTOGRAPHS) is None
 
 
-def test_image_size_that_is_no_size():
+def test_image_size_that_is_an_unknown_word_is_refused():
     message = "Got image_size='large', but expected one of 'auto'"
     with pytest.raises(ValueError, match=message):
         load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)
