@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.efficientnet_lite import (
     EfficientNetLite,
-    efficientnet_lite0,
+    efficientnet_lite,
     weights_path,
 )
 from sktransfer.backbones.weights import load_state_dict
@@ -51,7 +51,9 @@ def split(fold: int = 0) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
 
 def lite0() -> EfficientNetLite:
     """Build the backbone of all variants, with its ImageNet weights."""
-    return efficientnet_lite0(load_state_dict(weights_path()))
+    return efficientnet_lite(
+        "efficientnet_lite0", load_state_dict(weights_path("efficientnet_lite0"))
+    )
 
 
 def make_classifier() -> Pipeline:

@@ -245,12 +245,14 @@ def test_frozen_is_frozen_after_fit_transform_and_search(log):
 
 
 def test_the_named_backbone_stays_as_its_file_has_it():
-    from sktransfer.backbones.efficientnet_lite import efficientnet_lite0, weights_path
+    from sktransfer.backbones.efficientnet_lite import efficientnet_lite, weights_path
     from sktransfer.backbones.weights import load_state_dict
 
     extractor = PretrainedFeatureExtractor(cache=None).fit(images(4))
     extractor.transform(images(4))
-    reference = efficientnet_lite0(load_state_dict(weights_path())).state_dict()
+    reference = efficientnet_lite(
+        "efficientnet_lite0", load_state_dict(weights_path("efficientnet_lite0"))
+    ).state_dict()
     block_list = load_backbone("efficientnet_lite0").block_list
     kept = [t for _, block in block_list.blocks for t in block.state_dict().values()]
     kept += block_list.logits.state_dict().values()
@@ -398,7 +400,7 @@ def test_what_was_computed_before_a_broken_image_is_kept(with_broken, log, store
         ({"batch_norm": "ada"}, "Got batch_norm='ada', but expected one of 'frozen', 'adapt'"),
         ({"batch_size": 0}, "Got batch_size=0, but expected a positive integer or 'auto'"),
         ({"device": "tpu"}, "Got device='tpu', but expected 'auto', 'cpu', 'cuda', 'cuda:0' or"),
-        ({"engine": "onnx"}, "Got engine='onnx', but expected one of 'auto', 'torch'"),
+        ({"engine": "none"}, "Got engine='none', but expected one of 'auto', 'torch'"),
         ({"precision": "fp8"}, "Got precision='fp8', but expected one of 'auto', 'float32'"),
         ({"image_size": -3}, "Got image_size=-3, but expected a side in pixels such as 224"),
         ({"layer": "7"}, "^Got layer='7', but the backbone has blocks 0, 1"),

@@ -1,4 +1,4 @@
-"""The adversary of domain-adversarial training: it tells two domains apart, and is to fail.
+"""The adversary of domain-adversarial training: it classifies the domain, and should fail.
 
 Source: Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
 
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-# Width of its hidden layer.
-_HIDDEN = 256
-# How fast the reversed gradient comes to its full strength.
+# Width of the hidden layer.
+_HIDDEN_WIDTH = 256
+# How fast the reversed gradient reaches its full strength.
 _STEEPNESS = 10.0
 
 
@@ -34,7 +34,7 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(x: torch.Tensor, strength: float) -> torch.Tensor:
-    """Give `x` as it is, but send gradients back with the opposite sign, `strength` times as large.
+    """Return `x`, but multiply gradients by `-strength` on the way back.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def reverse_gradient(x: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 def reversal_strength(progress: float) -> float:
-    """Tell how strongly the gradient is reversed: from 0, while the adversary knows little, to 1.
+    """Compute how strongly the gradient is reversed: from 0 for an untrained adversary to 1.
 
     Parameters
     ----------
@@ -64,16 +64,16 @@ def reversal_strength(progress: float) -> float:
 
 
 class Adversary(nn.Module):
-    """Learns to tell embeddings of the target from those of the source.
+    """A classifier of the domain of embeddings: source or target.
 
-    What makes the embeddings gets its gradient reversed, and so learns to make them alike.
+    Layers before it get its gradient reversed, and so learn embeddings that hide the domain.
 
     Parameters
     ----------
     width : int
         Of the embeddings, D.
     weight : float
-        What its loss counts beside that of the classes.
+        Of its loss, relative to the loss of the classes.
 
     Attributes
     ----------
@@ -84,17 +84,17 @@ class Adversary(nn.Module):
     def __init__(self, width: int, weight: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            # By the batch: embeddings are of any scale, and it changes while they are trained.
+            # Of the batch: embeddings have any scale, and it changes while they are trained.
             nn.BatchNorm1d(width, affine=False, track_running_stats=False),
-            nn.Linear(width, _HIDDEN),
+            nn.Linear(width, _HIDDEN_WIDTH),
             nn.ReLU(),
-            nn.Linear(_HIDDEN, 1),
+            nn.Linear(_HIDDEN_WIDTH, 1),
         )
         self.weight, self.strength = weight, 0.0
 
     def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compute the weighted loss of telling embeddings (N, D) of both domains apart."""
+        """Compute the weighted loss of classifying the domain of embeddings (N, D)."""
         both = reverse_gradient(torch.cat([source, target]), self.strength)
         domains = torch.cat([torch.ones(len(source)), torch.zeros(len(target))])
-        found = self.layers(both).squeeze(1).float()
-        return self.weight * nnf.binary_cross_entropy_with_logits(found, domains.to(found.device))
+        logits = self.layers(both).squeeze(1).float()
+        return self.weight * nnf.binary_cross_entropy_with_logits(logits, domains.to(logits.device))

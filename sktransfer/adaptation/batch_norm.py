@@ -26,11 +26,11 @@ from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 
 # Images, at most, whose statistics are estimated together.
-_BATCH = 32
+_BATCH_SIZE = 32
 # Images of a domain, at most, that a tuned network is matched on: more change nothing.
-_ENOUGH = 1024
-# Fewer of them say little about it.
-_FEW = 10
+_MOST_IMAGES = 1024
+# Fewer images are too few to estimate the statistics of a domain.
+_FEWEST_IMAGES = 10
 
 
 def estimate_batch_norm(
@@ -52,7 +52,7 @@ def estimate_batch_norm(
     Raises
     ------
     ValueError
-        Where the backbone has no BatchNorm, or too few images came to estimate a variance.
+        If the backbone has no BatchNorm, or the images are too few to estimate a variance.
     """
     block_list, blocks, layers = _copy(backbone, device)
     for layer in layers:
@@ -93,19 +93,19 @@ def adapt_batch_norm(
 def match_batch_norm(
     backbone: Backbone, source: Views, target: Views, device: torch.device, threads: int
 ) -> BatchNormState:
-    """Find statistics under which a target looks to each layer as the source does.
+    """Compute statistics that give target images the layer outputs of the source.
 
-    For images of the target each BatchNorm layer then gives, channel by channel, the mean and the
-    variance that it gives for those of the source under the statistics that the backbone has. So
-    what was learned under these goes on to hold. (AdaBN's own, a mean of 0 and a variance of 1, are
-    what the layers behind had in pretraining; blocks that were trained since have seen others.)
+    With them the output of each BatchNorm layer has, channel by channel, the same mean and variance
+    for target images as it has for source images with the statistics of the backbone. So later
+    layers see inputs like those that they were trained on. (AdaBN gives outputs a mean of 0 and a
+    variance of 1, which fits layers as they were pretrained, not as they were trained since.)
 
     Parameters
     ----------
     backbone : Backbone
-        Left as it is.
+        It is not changed.
     source, target : Views
-        No more than 1,024 images of each are looked at.
+        At most 1,024 images of each are read.
     device : torch.device
     threads : int
         Threads that decode images.
@@ -113,66 +113,69 @@ def match_batch_norm(
     Raises
     ------
     ValueError
-        Where the backbone has no BatchNorm.
+        If the backbone has no BatchNorm.
 
     Warns
     -----
     UserWarning
-        Of fewer than 10 images of the target.
+        If the target has fewer than 10 images.
     """
     block_list, blocks, layers = _copy(backbone, device)
 
-    def observe(views: Views, ours: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
-        """Give the mean moments of what comes into each layer; match them to `ours`, if any."""
+    def mean_moments(
+        views: Views, source_moments: dict[Any, torch.Tensor]
+    ) -> dict[Any, torch.Tensor]:
+        """Average the moments of each layer's input; match them to those of the source, if any."""
         found: dict[Any, list[torch.Tensor]] = {layer: [] for layer in layers}
 
-        def look(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        def record(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             (x,) = inputs
             others = [axis for axis in range(x.ndim) if axis != 1]
             moments = torch.stack([x.mean(others), x.var(others, correction=0)])
             found[layer].append(moments)
-            if not ours:
+            if not source_moments:
                 return output
-            mean, var = _match(layer, ours[layer], moments)
+            mean, var = _match(layer, source_moments[layer], moments)
             return nnf.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
 
-        hooks = [layer.register_forward_hook(look) for layer in layers]
-        for batch in _shuffled(views, threads, ImageErrors("raise"), _ENOUGH):
+        hooks = [layer.register_forward_hook(record) for layer in layers]
+        for batch in _shuffled(views, threads, ImageErrors("raise"), _MOST_IMAGES):
             blocks(backbone.preprocessing.normalize(batch.to(device)))
         for hook in hooks:
             hook.remove()
         return {layer: torch.stack(seen).mean(0) for layer, seen in found.items() if seen}
 
-    if len(target) < _FEW:
+    if len(target) < _FEWEST_IMAGES:
         warnings.warn(
-            f"Got batch_norm='adapt' with {len(target)} images of the target: too few to tell "
-            f"its statistics; give {_FEW} or more, or use batch_norm='frozen'",
+            f"Got batch_norm='adapt' with {len(target)} images of the target: too few to "
+            f"estimate its statistics; give {_FEWEST_IMAGES} or more, or use batch_norm='frozen'",
             stacklevel=2,
         )
-    ours = observe(source, {})
-    for layer, moments in observe(target, ours).items():
-        mean, var = _match(layer, ours[layer], moments)
+    source_moments = mean_moments(source, {})
+    for layer, moments in mean_moments(target, source_moments).items():
+        mean, var = _match(layer, source_moments[layer], moments)
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)
     return BatchNormState({name: value.cpu() for name, value in named_statistics(block_list)})
 
 
 def _match(
-    layer: Any, ours: torch.Tensor, theirs: torch.Tensor
+    layer: Any, source_moments: torch.Tensor, target_moments: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find statistics under which `theirs` (mean, variance) come out as `ours` do."""
+    """Compute statistics that map target moments (mean, variance) to the outputs of the source."""
     learned, source, target = (
-        (var + layer.eps).sqrt() for var in (layer.running_var, ours[1], theirs[1])
+        (var + layer.eps).sqrt()
+        for var in (layer.running_var, source_moments[1], target_moments[1])
     )
     deviation = target * learned / source
-    mean = theirs[0] - (ours[0] - layer.running_mean) / learned * deviation
+    mean = target_moments[0] - (source_moments[0] - layer.running_mean) / learned * deviation
     return mean, (deviation**2 - layer.eps).clamp_min(0)
 
 
 def _copy(
     backbone: Backbone, device: torch.device
 ) -> tuple[BlockList, nn.Sequential, list[_BatchNorm]]:
-    """Copy a network: what it consists of, its blocks on the device, and their BatchNorm layers."""
+    """Copy a network: its block list, its blocks on the device, and their BatchNorm layers."""
     block_list = copy.deepcopy(backbone.block_list)
     blocks = nn.Sequential(*(block for _, block in block_list.blocks)).to(device)
     check_batch_norm(backbone)
@@ -184,7 +187,7 @@ def _shuffled(
 ) -> Iterator[torch.Tensor]:
     """Read images in batches that look like the whole: folders come class by class."""
     rows = np.random.RandomState(0).permutation(len(views))[:most]
-    # Of equal size, since each batch counts the same.
-    batches = [part.tolist() for part in np.array_split(rows, math.ceil(len(rows) / _BATCH))]
+    # Batches of equal size, since each batch has the same weight.
+    batches = [part.tolist() for part in np.array_split(rows, math.ceil(len(rows) / _BATCH_SIZE))]
     for _, batch in ImageReader(views, threads, image_errors).read(batches):
         yield batch

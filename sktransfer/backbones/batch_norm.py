@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a backbone, and a backbone with others."""
+"""BatchNorm statistics of a backbone, and a copy of a backbone with other statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BatchNormState:
 
 
 def check_batch_norm(backbone: Backbone) -> None:
-    """Refuse a backbone that has no BatchNorm to adapt, with a ValueError."""
+    """Raise a ValueError if a backbone has no BatchNorm to adapt."""
     if not any(batch_norms(backbone.block_list)):
         raise ValueError(
             f"Got batch_norm='adapt', but {backbone.name} has no BatchNorm layers to adapt; "
@@ -59,7 +59,7 @@ def batch_norms(block_list: BlockList) -> Iterator[tuple[str, _BatchNorm]]:
 
 
 def named_statistics(block_list: BlockList) -> Iterator[tuple[str, torch.Tensor]]:
-    """Give running means and variances of all BatchNorm layers, by the name of their buffer."""
+    """Yield running means and variances of all BatchNorm layers, by the name of their buffer."""
     for name, layer in batch_norms(block_list):
         for kind in ("running_mean", "running_var"):
             yield f"{name}.{kind}", getattr(layer, kind)

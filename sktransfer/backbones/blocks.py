@@ -1,4 +1,4 @@
-"""What an ordered list of blocks is, and how to cut a network that nothing is known about.
+"""An ordered list of blocks, and how to split a network of any class into one.
 
 Shapes: N images of H x W pixels, C channels, L tokens, D features, K classes.
 """
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class BlockList:
     prefix_tokens : int
         Number of class tokens before the tokens of the image, in layout "NLC".
     image_size : int or None
-        The only H = W that the network takes, where its structure says so.
+        The only H = W that the network takes, if its structure fixes it.
     """
 
     blocks: tuple[tuple[str, nn.Module], ...]
@@ -82,7 +83,7 @@ def unroll(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def is_sequential(network: nn.Module) -> bool:
-    """Tell whether a network runs its children in order, by its own word."""
+    """Return whether a network declares that it runs its children in order."""
     return type(network).forward is nn.Sequential.forward
 
 
@@ -90,7 +91,7 @@ class ClassToken(nn.Module):
     """Leave only the first token: (N, L, C) -> (N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pick it."""
+        """Select it."""
         return x[:, 0]
 
 
@@ -112,10 +113,36 @@ class Rescale(nn.Module):
         return x * self.scale + self.shift
 
 
-def split_unknown_into_blocks(
-    network: nn.Module, image_size: int | None, known: Callable[[nn.Module], BlockList | None]
-) -> BlockList:
-    """Cut a network in the finest way whose outputs on two images equal its own.
+_SPLITTERS: dict[type[nn.Module], Callable[[Any], BlockList]] = {}
+
+
+def register_blocks(cls: type[nn.Module], split: Callable[[Any], BlockList]) -> None:
+    """Register how networks of a class are split into blocks.
+
+    A subclass with another `forward` is not split this way: it may compute something else.
+
+    Parameters
+    ----------
+    cls : subclass of nn.Module
+    split : callable
+        Maps a network to a `BlockList` that shares its parameters; `assemble` builds one. A later
+        function replaces an earlier one for the same class.
+    """
+    _SPLITTERS[cls] = split
+
+
+def split_known_into_blocks(network: nn.Module) -> BlockList | None:
+    """Split a network by its class, without running it; return None if the class is unknown."""
+    for cls, split in _SPLITTERS.items():
+        methods = ("forward", "_forward_impl", "_forward")
+        same = all(getattr(type(network), m, 0) is getattr(cls, m, 0) for m in methods)
+        if isinstance(network, cls) and same and "forward" not in vars(network):
+            return split(network)
+    return None
+
+
+def split_unknown_into_blocks(network: nn.Module, image_size: int | None) -> BlockList:
+    """Split a network in the finest way whose outputs on two images equal its own.
 
     Parameters
     ----------
@@ -123,17 +150,15 @@ def split_unknown_into_blocks(
         Is run in eval mode, and left as it was.
     image_size : int or None
         H = W at which it is run first.
-    known : callable
-        Cuts those of its children whose structure is known.
     """
     with _evaluating(network):
         probe, expected = _probe(network, image_size)
         layout = _layout(expected)
         whole = BlockList((("model", network),), _Average(layout), nn.Identity(), layout)
         if _same(expected[:1], expected[1:]) and not is_sequential(network):
-            # Outputs that do not depend on the image are evidence of nothing.
+            # Outputs that do not depend on the image prove nothing.
             return whole
-        chain = _chain(network, probe, expected, known)
+        chain = _chain(network, probe, expected)
         return _cut_chain(chain, probe) or _trunk(network, probe) or whole
 
 
@@ -150,7 +175,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _probe(network: nn.Module, image_size: int | None) -> tuple[Tensor, Tensor]:
-    """Find two coarse random images (2, 3, S, S) that the network takes, and its outputs."""
+    """Return two coarse random images (2, 3, S, S) that the network takes, and its outputs."""
     like = next(network.parameters(), torch.zeros(()))
     coarse = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     sizes = _PROBE_SIZES if image_size is None else (image_size, *_PROBE_SIZES)
@@ -172,7 +197,7 @@ def _probe(network: nn.Module, image_size: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _layout(x: Tensor) -> str:
-    """Tell the layout of what a network made of square images."""
+    """Return the layout of the output of a network for square images."""
     if not isinstance(x, Tensor) or x.ndim not in (2, 3, 4):
         raise ValueError(f"the output is a {type(x).__name__}, not a tensor of 2 to 4 dimensions")
     if x.ndim == 4:
@@ -186,7 +211,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Link:
-    """A part of a chain, and what was seen when it ran."""
+    """A part of a chain, and what its run showed."""
 
     name: str
     module: nn.Module
@@ -204,17 +229,12 @@ class _Link:
         return _last_linear(self.module) is not None
 
 
-def _chain(
-    network: nn.Module,
-    probe: Tensor,
-    expected: Tensor,
-    known: Callable[[nn.Module], BlockList | None],
-) -> list[_Link]:
-    """Run the parts of a network in order; give no chain where it computes something else."""
+def _chain(network: nn.Module, probe: Tensor, expected: Tensor) -> list[_Link]:
+    """Run the parts of a network in order; return no link if that computes something else."""
     links = []
     x = probe.clone()
     try:
-        for name, part in _parts(network, known):
+        for name, part in _parts(network):
             flatten = isinstance(part, nn.Linear) and x.ndim == 4 and x.shape[3] != part.in_features
             module = nn.Sequential(nn.Flatten(1), part) if flatten else part
             version = x._version
@@ -224,17 +244,15 @@ def _chain(
             links.append(_Link(name, module, layout, gives_map, x._version != version))
             x = y
     except Exception:
-        # Whatever a part says about an input that is not meant for it.
+        # Whatever a part raises for an input that is not meant for it.
         return []
     return links if _same(x, expected) else []
 
 
-def _parts(
-    network: nn.Module, known: Callable[[nn.Module], BlockList | None]
-) -> Iterator[tuple[str, nn.Module]]:
+def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for child_name, child in network._modules.items():
         for name, part in unroll(child, child_name) if child is not None else ():
-            block_list = known(part)
+            block_list = split_known_into_blocks(part)
             if block_list is None:
                 yield name, part
             else:
@@ -305,7 +323,7 @@ def _pre_logits(
 
 
 def _trunk(network: nn.Module, probe: Tensor) -> BlockList | None:
-    """Make one block of all but the last linear layer."""
+    """Build one block of all but the last linear layer."""
     trunk = _headless(network, probe)
     if trunk is None:
         return None

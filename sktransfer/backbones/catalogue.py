@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 from torch import nn
 
-from sktransfer.backbones.loading import LITE0
+from sktransfer.backbones.efficientnet_lite import LITE_VARIANTS, weights_path
+from sktransfer.backbones.sources import list_names
 from sktransfer.backbones.torchvision_blocks import (
     build_on_meta,
-    list_torchvision,
     split_into_blocks,
     torchvision_weights,
 )
 from sktransfer.backbones.weights import hub_path
+from sktransfer.utils.errors import WeightsNotFoundError
 from sktransfer.utils.tables import html_table, text_table
 
 # Sizes of the penultimate vectors, written down because building all networks takes seconds.
@@ -57,6 +58,14 @@ _FEATURES = {
     3712: "regnet_y_32gf",
     4096: "alexnet vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn",
     7392: "regnet_y_128gf",
+}
+
+
+# Parameters, and accuracy and billions of multiply-adds as published with the TensorFlow originals.
+_LITE_FACTS = {
+    "efficientnet_lite0": (4_652_008, 0.407, 0.751),
+    "efficientnet_lite1": (5_416_680, 0.631, 0.767),
+    "efficientnet_lite2": (6_092_072, 0.899, 0.776),
 }
 
 
@@ -113,7 +122,7 @@ class BackboneTable(tuple[BackboneInfo, ...]):
 def list_backbones(contains: str = "") -> BackboneTable:
     """List the backbones that can be used by name.
 
-    Beside these, `"timm:NAME"` takes any model of timm, where that is installed.
+    In addition, `"timm:NAME"` is any model of timm, if that is installed.
 
     Parameters
     ----------
@@ -130,15 +139,17 @@ def list_backbones(contains: str = "") -> BackboneTable:
     >>> list_backbones("lite")
     name                parameters  GFLOPs  features  ImageNet top-1  on this machine
     efficientnet_lite0       4.7 M    0.41      1280           75.1%  yes
+    efficientnet_lite1       5.4 M    0.63      1280           76.7%  yes
+    efficientnet_lite2       6.1 M    0.90      1280           77.6%  yes
     """
-    names = sorted(name for name in [LITE0, *list_torchvision()] if contains in name)
+    names = sorted(name for name in list_names() if contains in name)
     return BackboneTable(_info(name) for name in names)
 
 
 def _info(name: str) -> BackboneInfo:
-    if name == LITE0:
-        # Accuracy and multiply-adds as published with the TensorFlow original.
-        return BackboneInfo(name, 4_652_008, 0.407, 1280, 0.751, True)
+    if name in LITE_VARIANTS:
+        parameters, gflops, accuracy = _LITE_FACTS[name]
+        return BackboneInfo(name, parameters, gflops, 1280, accuracy, _is_installed(name))
     member = torchvision_weights(name, "default")
     meta = member.meta
     return BackboneInfo(
@@ -151,17 +162,24 @@ def _info(name: str) -> BackboneInfo:
     )
 
 
+def _is_installed(name: str) -> bool:
+    try:
+        return weights_path(name).is_file()
+    except WeightsNotFoundError:
+        return False
+
+
 @lru_cache
-def _known_features() -> dict[str, int]:
+def _features_by_name() -> dict[str, int]:
     return {name: size for size, names in _FEATURES.items() for name in names.split()}
 
 
 def _features(name: str) -> int:
-    return _known_features().get(name) or measure_features(name)
+    return _features_by_name().get(name) or measure_features(name)
 
 
 def measure_features(name: str) -> int:
-    """Read the size of a torchvision network's penultimate vector off its structure."""
+    """Compute the size of a torchvision network's penultimate vector from its structure."""
     layers = [
         m for m in split_into_blocks(build_on_meta(name)).logits.modules() if hasattr(m, "weight")
     ]

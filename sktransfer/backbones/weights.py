@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sktransfer.utils.errors import WeightsNotFoundError
 
-# Long enough for a name look-up and one round trip, short enough that nobody takes it for a hang.
+# Long enough for a DNS lookup and one round trip, short enough not to look like a hang.
 REACH_SECONDS = 0.8
 
 
@@ -33,9 +33,9 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     Raises
     ------
     WeightsNotFoundError
-        Where there is no such file.
+        If the file does not exist.
     ValueError
-        Where the file holds something else than a state dict.
+        If the file holds something other than a state dict.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -72,7 +72,7 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
     Raises
     ------
     ValueError
-        Where the name ends in something else.
+        If the name ends in something else.
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
@@ -80,7 +80,7 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        # Tensors that share memory, or lie in it in another order, are written for themselves.
+        # Tensors that share memory, or are not contiguous, are copied first.
         own = {name: each.cpu().contiguous().clone() for name, each in state.items()}
         save_file(own, unfinished)
         os.replace(unfinished, path)
@@ -90,12 +90,12 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
 
 
 def hub_path(url: str) -> Path:
-    """Say where torch's hub keeps the file of an address (`TORCH_HOME` moves it)."""
+    """Return the path at which torch's hub keeps the file of an address, below `TORCH_HOME`."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
 def fetch(url: str, name: str) -> Path:
-    """Find weights in torch's hub folder, or download them there, once among all processes.
+    """Return weights in torch's hub folder; download them if missing, in one process only.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def fetch(url: str, name: str) -> Path:
     Raises
     ------
     WeightsNotFoundError
-        Within a second, where the file is not here and its host cannot be reached.
+        Within a second, if the file is not on this machine and its host cannot be reached.
     """
     path = hub_path(url)
     if path.is_file():
@@ -125,16 +125,16 @@ def fetch(url: str, name: str) -> Path:
 
 
 def require_reachable(url: str, missing: str, remedy: str) -> None:
-    """Refuse to wait for a host that does not answer.
+    """Check within a second that a host answers.
 
     Parameters
     ----------
     url : str
         Address of the file.
     missing : str
-        What is not there and where it was looked for: the beginning of the message.
+        The beginning of the message: the missing file, and where it was looked for.
     remedy : str
-        What to do with the file, once it was downloaded elsewhere.
+        How to use the file once it was downloaded elsewhere.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def _reachable(url: str) -> bool:
             return
         answered.set()
 
-    # In a thread, since looking up a name heeds no time limit.
+    # In a thread, since DNS lookup ignores the timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)

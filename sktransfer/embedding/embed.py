@@ -15,8 +15,7 @@ import torch
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.engines.base import FrozenEngine
-from sktransfer.engines.batch_size import auto_batch_size
-from sktransfer.engines.choice import choose_engine, create_engine
+from sktransfer.engines.choice import choose_engine, create_engine, engine_batch_size
 from sktransfer.store.embedding_table import chunks
 from sktransfer.store.store import embed_once
 from sktransfer.transforms.gpu_decoding import decodes_on
@@ -119,7 +118,7 @@ def embed(
 
 def _batch_size(recipe: Recipe, machine: ComputeConfig, n_images: int) -> int:
     name = engine_name(recipe, machine, n_images)
-    size = auto_batch_size(machine.device, recipe.preprocessing.crop, name)
+    size = engine_batch_size(name, recipe.preprocessing.crop, machine.device)
     if machine.device.type == "cuda":  # no thread is to be without a batch
         return min(size, math.ceil(n_images / machine.threads))
     return size

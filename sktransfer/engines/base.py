@@ -1,27 +1,99 @@
-"""The interface of all engines: pixels in, embeddings out.
+"""The base class of all engines: pixels in, embeddings out.
 
 Shapes: N images, H x W pixels, D features.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
 
+from sktransfer.backbones.frozen import FrozenPrefix
+from sktransfer.engines.batch_size import auto_batch_size
+from sktransfer.transforms.preprocessing import Preprocessing
 
-class FrozenEngine(Protocol):
-    """What an engine offers, whatever runs inside it."""
 
-    name: str
-    batch_invariant: bool
-    """Whether no bit of an embedding can depend on the company in which the image came."""
-    thread_safe: bool
-    """Whether several threads may run it at once."""
-    threads_per_core: int
-    """How many threads for each core: more than one where they wait while others compute."""
+class FrozenEngine(ABC):
+    """Runs a frozen prefix, and declares what it supports.
 
+    A new engine is a subclass that `sktransfer.engines.choice.register_engine` registers. Its
+    embeddings must equal those of the network within rounding: the store keeps them under a key
+    that does not name the engine.
+
+    Parameters
+    ----------
+    prefix : FrozenPrefix
+        Maps normalized images to embeddings. It is shared, and must stay as it is.
+    preprocessing : Preprocessing
+        Its normalization runs inside the engine.
+    device : torch.device
+    precision : torch.dtype
+    key : bytes
+        Identifies what prefix and preprocessing compute.
+    from_library : bool
+        Whether a library built the network. A user's module may not be thread-safe, and may do
+        more than compute.
+
+    Raises
+    ------
+    EngineError
+        If the engine cannot run this network; `engine="auto"` then uses torch.
+    ImportError
+        If the library of the engine is not installed.
+    """
+
+    name: ClassVar[str]
+    """The value of `engine` that selects it."""
+    supported: ClassVar[str] = ""
+    """The end of the error message "but it computes ..." if `supports` returns False."""
+    batch_invariant: bool = False
+    """True if embeddings are bitwise independent of the rest of the batch."""
+    thread_safe: bool = False
+    """True if several threads may run it at once."""
+    threads_per_core: int = 1
+    """Threads for each core: more than one if threads wait while others compute."""
+
+    @abstractmethod
+    def __init__(
+        self,
+        prefix: FrozenPrefix,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        precision: torch.dtype,
+        *,
+        key: bytes = b"",
+        from_library: bool = True,
+    ) -> None:
+        """Prepare to run one prefix."""
+
+    @classmethod
+    def supports(cls, device: torch.device, precision: torch.dtype) -> bool:
+        """Return whether the engine computes on `device` in `precision`."""
+        return True
+
+    @classmethod
+    def is_worth_starting(cls, n_images: int, *, from_library: bool, fork: bool) -> bool:
+        """Return whether `engine="auto"` should start the engine; never, by default.
+
+        Parameters
+        ----------
+        n_images : int
+            Images of the whole job.
+        from_library : bool
+            Whether a library built the network.
+        fork : bool
+            Whether this process is a fork of another one.
+        """
+        return False
+
+    @classmethod
+    def batch_size(cls, size: tuple[int, int], device: torch.device) -> int:
+        """Return how many images of `size` (height, width) `run` should get at once."""
+        return auto_batch_size(device, size)
+
+    @abstractmethod
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
-        ...

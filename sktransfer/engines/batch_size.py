@@ -1,4 +1,4 @@
-"""How many images go through a network at once, and fewer where memory ends.
+"""How many images torch runs at once, and fewer if memory runs out.
 
 Shapes: N images, H x W pixels.
 """
@@ -10,26 +10,20 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sktransfer.engines.openvino_engine import images_together
-
 # Images of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
-# accelerator wants many at once, and halves the batch where its memory ends.
+# accelerator is fast with many at once, and `in_parts` halves the batch if its memory runs out.
 _CPU_BATCH = 4
-
-
 _ACCELERATOR_BATCH = 128
 
 
-def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "torch") -> int:
-    """Choose how many images of `size` (height, width) go through the backbone at once.
+def auto_batch_size(device: torch.device, size: tuple[int, int]) -> int:
+    """Return how many images of `size` (height, width) torch runs through a backbone at once.
 
     Examples
     --------
     >>> auto_batch_size(torch.device("cpu"), (224, 224))
     4
     """
-    if engine == "openvino":
-        return max(images_together(size), _CPU_BATCH)
     at_224 = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
     scaled = at_224 * 224 * 224 // (size[0] * size[1])
     return max(1, min(scaled, 4 * at_224))
@@ -38,21 +32,21 @@ def auto_batch_size(device: torch.device, size: tuple[int, int], engine: str = "
 def in_parts(
     run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, most: int | None = None
 ) -> tuple[np.ndarray, int | None]:
-    """Run a batch; where memory ends on the device, in halves, or in halves of these.
+    """Run a batch; if the device runs out of memory, in halves, or in halves of these.
 
     Parameters
     ----------
     run : callable
-        Maps a part (n, ...) of the batch to what belongs to it, (n, ...), on the CPU.
+        Maps a part (n, ...) of the batch to its results, (n, ...), on the CPU.
     batch : Tensor of shape (N, ...)
     most : int or None
-        How many go at once from the beginning; None is all.
+        Size of a part at the beginning; None is the whole batch.
 
     Returns
     -------
     ndarray of shape (N, ...)
     most : int or None
-        How many went at once in the end.
+        Size of a part in the end.
     """
     done = []
     while len(batch):

@@ -1,27 +1,54 @@
-"""Engines that run a frozen prefix: pixels in, embeddings out.
+"""The registry of engines, and the choice among them.
 
 Shapes: N images, H x W pixels, D features.
 """
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 
 from sktransfer.backbones.frozen import FrozenPrefix
 from sktransfer.engines.base import FrozenEngine
-from sktransfer.engines.openvino_engine import PRECISIONS, OpenVINOEngine
+from sktransfer.engines.openvino_engine import OpenVINOEngine
 from sktransfer.engines.torch_engine import TorchEngine
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.runtime import is_fork
 
-ENGINES = ("torch", "openvino")
+# By name. "auto" asks the last one first; torch, the first one, takes what no other engine takes.
+ENGINES: dict[str, type[FrozenEngine]] = {}
 
 
-# For fewer images it takes longer to make a graph than to run the network as it is.
-_WORTH_A_GRAPH = 128
+def register_engine(cls: type[FrozenEngine]) -> type[FrozenEngine]:
+    """Register an engine under its `name`, for the parameter `engine` of the estimators.
+
+    Every process that uses the engine must register it, workers of a parallel search included.
+
+    Parameters
+    ----------
+    cls : subclass of FrozenEngine
+
+    Returns
+    -------
+    type
+        `cls` itself, so that this can decorate a class.
+
+    Raises
+    ------
+    ValueError
+        If the name is `"auto"`, or another engine has it.
+    """
+    if cls.name == "auto" or ENGINES.get(cls.name, cls) is not cls:
+        raise ValueError(
+            f"Got the engine {cls.__name__} with the name {cls.name!r}, but expected a name other "
+            f"than {', '.join(map(repr, ['auto', *ENGINES]))}; rename it"
+        )
+    ENGINES[cls.name] = cls
+    return cls
+
+
+register_engine(TorchEngine)
+register_engine(OpenVINOEngine)
 
 
 def choose_engine(
@@ -32,26 +59,31 @@ def choose_engine(
     *,
     from_library: bool = True,
 ) -> str:
-    """Choose the engine that runs a frozen prefix; the one place where this is decided.
+    """Return the name of the engine that runs a frozen prefix.
+
+    The choice is made here only, and is the same in every process of a search.
 
     Parameters
     ----------
-    engine : {"auto", "torch", "openvino"}
-        `"auto"` is OpenVINO where it is installed, computes on the CPU, the network is
-        a library's, and there are enough images to be worth it; torch otherwise. What it depends
-        on is the same in every process of a search.
+    engine : {"auto", "torch", "openvino"} or the name of a registered engine
+        `"auto"` is the engine registered last of those that support device and precision and are
+        worth starting. It is OpenVINO if that is installed and computes on the CPU, a library
+        built the network, and there are enough images; otherwise torch.
     device : torch.device
     precision : torch.dtype
     n_images : int
-        How many are asked for, whether or not they are in a store.
+        Images of the whole job, stored or not.
     from_library : bool
-        Whether the network is one of the libraries': the modules of a user may do more than
-        compute, which a graph would leave out.
+        Whether a library built the network.
+
+    Returns
+    -------
+    str
 
     Raises
     ------
     ValueError
-        Where the engine is unknown, or cannot compute on that device.
+        If the engine is unknown, or cannot compute on that device in that precision.
 
     Examples
     --------
@@ -59,16 +91,20 @@ def choose_engine(
     'torch'
     """
     check_choice("engine", engine, ["auto", *ENGINES])
-    fits = device.type == "cpu" and precision in PRECISIONS
-    if engine == "openvino" and not fits:
-        raise ValueError(
-            f"Got engine='openvino' with device={str(device)!r} and {precision}, but it computes "
-            "on the CPU in float32 or bfloat16; device='cpu' and precision='auto' do that"
+    if engine == "auto":
+        fork = is_fork()
+        return next(
+            name
+            for name, cls in reversed(ENGINES.items())
+            if cls.supports(device, precision)
+            and cls.is_worth_starting(n_images, from_library=from_library, fork=fork)
         )
-    if engine != "auto":
-        return engine
-    pays = from_library and n_images >= _WORTH_A_GRAPH and not is_fork()
-    return "openvino" if fits and pays and importlib.util.find_spec("openvino") else "torch"
+    if not ENGINES[engine].supports(device, precision):
+        raise ValueError(
+            f"Got engine={engine!r} with device={str(device)!r} and {precision}, but it computes "
+            f"{ENGINES[engine].supported}"
+        )
+    return engine
 
 
 def create_engine(
@@ -81,28 +117,38 @@ def create_engine(
     key: bytes,
     from_library: bool = True,
 ) -> FrozenEngine:
-    """Make an engine that `choose_engine` has chosen.
+    """Build an engine that `choose_engine` has chosen.
 
     Parameters
     ----------
     prefix : FrozenPrefix
     preprocessing : Preprocessing
         Its normalization runs inside the engine.
-    engine : {"torch", "openvino"}
+    engine : str
+        Name of a registered engine.
     device : torch.device
     precision : torch.dtype
     key : bytes
         Identifies what prefix and preprocessing compute.
     from_library : bool
-        Whether the network is one of the libraries'.
+        Whether a library built the network.
+
+    Returns
+    -------
+    FrozenEngine
 
     Raises
     ------
     EngineError
-        Where the engine cannot run this network.
+        If the engine cannot run this network.
     ImportError
-        Where the engine is not installed.
+        If the library of the engine is not installed.
     """
-    if engine == "openvino":
-        return OpenVINOEngine(prefix, preprocessing, precision, key)
-    return TorchEngine(prefix, preprocessing, device, precision, from_library=from_library)
+    return ENGINES[engine](
+        prefix, preprocessing, device, precision, key=key, from_library=from_library
+    )
+
+
+def engine_batch_size(engine: str, size: tuple[int, int], device: torch.device) -> int:
+    """Return how many images of `size` (height, width) an engine should get at once."""
+    return ENGINES[engine].batch_size(size, device)

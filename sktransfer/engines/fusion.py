@@ -1,4 +1,4 @@
-"""Convolutions that do the work of what surrounds them, for networks that torch runs on the CPU.
+"""Convolutions fused with padding, BatchNorm and activation, for torch on the CPU.
 
 Padding, a convolution, the BatchNorm of a frozen network and an activation are four passes over a
 feature map, of which three only wait for memory. BatchNorm becomes part of the weights (Jacob et
@@ -24,7 +24,7 @@ from sktransfer.backbones.frozen import freeze
 
 @torch.inference_mode()
 def fuse(network: nn.Module) -> nn.Module:
-    """Make a network that computes the same with fewer passes over its feature maps.
+    """Build a network that computes the same with fewer passes over its feature maps.
 
     Parameters
     ----------
@@ -34,15 +34,15 @@ def fuse(network: nn.Module) -> nn.Module:
     Returns
     -------
     network : Module
-        To be run in inference mode, on one batch before several threads do. All others are to have
-        the height and width of the first, and are fastest with its number of images. The network
-        itself where its convolutions are surrounded by nothing that they can do.
+        Run it in inference mode, on one batch before several threads do. All other batches must
+        have the height and width of the first, and are fastest with its number of images. It is
+        `network` itself if nothing can be fused.
 
     Raises
     ------
     Exception
-        Where the way through the network depends on the values in it, or where this torch has no
-        oneDNN: whatever torch says of it.
+        Whatever torch raises if the control flow of the network depends on values, or if this
+        torch has no oneDNN.
 
     Examples
     --------
@@ -80,14 +80,14 @@ def fuse(network: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Follows a network down to its convolutions, whatever these do inside."""
+    """Traces a network down to its convolutions, and not into them."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
 
 
 class _Activation(NamedTuple):
-    """What oneDNN calls an activation."""
+    """The name of an activation in oneDNN."""
 
     name: str
     scalars: tuple[float, ...] = ()
@@ -107,7 +107,7 @@ _MODULES: dict[type, Callable[[Any], _Activation]] = {
 
 
 def _activation(node: Any, network: nn.Module) -> _Activation:
-    """Tell what oneDNN calls a node, `"none"` where that is no activation."""
+    """Return the activation that a node computes, `"none"` if it is no activation."""
     module = _module(node, network)
     if module is None:
         return _FUNCTIONS.get(getattr(node, "target", None), _NONE)
@@ -115,19 +115,19 @@ def _activation(node: Any, network: nn.Module) -> _Activation:
 
 
 def _module(node: Any, network: nn.Module) -> Any:
-    """Find the module that a node calls, None where it calls none."""
+    """Return the module that a node calls, or None."""
     called = node is not None and node.op == "call_module"
     return network.get_submodule(node.target) if called else None
 
 
 def _can_be_fused(module: Any) -> bool:
-    """Whether it is a convolution, and none that does more than that."""
-    known = type(module) in (nn.Conv2d, SameConv2d)
-    return known and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    """Return whether a module is a plain convolution that oneDNN can run."""
+    plain = type(module) in (nn.Conv2d, SameConv2d)
+    return plain and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def _only_user(node: Any) -> Any:
-    """Find the node that alone uses what a node gives, None where none or several do."""
+    """Return the only node that uses the output of a node, or None if none or several do."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
@@ -148,11 +148,11 @@ class _FusedConv2d(nn.Module):
         )
 
     def _prepare(self, x: torch.Tensor) -> None:
-        """Lay out the weights as is best for maps like this one."""
+        """Reorder the weights for maps of this size."""
         conv, weight, padding = self.conv, self.conv.weight, self.conv.padding
         if isinstance(conv, SameConv2d):
             height, width = conv.zeros(x)
-            # The end gets one more where they are odd. So do both, and the kernel begins with 0.
+            # If odd, the end gets one more zero. Here both do, and the kernel begins with 0.
             weight = nn.functional.pad(weight, [width % 2, 0, height % 2, 0])
             padding = ((height + 1) // 2, (width + 1) // 2)
         self.geometry = (padding, conv.stride, conv.dilation, conv.groups)

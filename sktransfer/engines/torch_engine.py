@@ -13,41 +13,39 @@ import torch
 from torch import nn
 
 from sktransfer.backbones.frozen import FrozenPrefix
+from sktransfer.engines.base import FrozenEngine
 from sktransfer.engines.batch_size import auto_batch_size, in_parts
 from sktransfer.engines.fusion import fuse
 from sktransfer.engines.verification import min_cosine, noise
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.runtime import autocast, tune_malloc
 
-# Batches that are on a CUDA device at once: one computes while others come and go.
-_ON_DEVICE = 3
-
-
-# A fused network has to give what the network gives: cosine on images of noise.
+# Batches on a CUDA device at once: one computes while others are copied.
+_CUDA_STREAMS = 3
+# A fused network must give what the network gives: cosine on images of noise.
 _MIN_COSINE = 0.9999
 
 
-class TorchEngine:
-    """Eager torch: channels-last, without gradients, in mixed precision where asked.
+class TorchEngine(FrozenEngine):
+    """Eager torch: channels-last, without gradients, in mixed precision if asked.
 
-    On the CPU in float32, convolutions do the work of what follows them.
+    On the CPU in float32, convolutions are fused with what follows them.
 
     Parameters
     ----------
     prefix : FrozenPrefix
-        Left where it is; another device gets a copy.
+        It stays on the CPU; another device gets a copy.
     preprocessing : Preprocessing
     device : torch.device
     precision : torch.dtype
         float32, or bfloat16 or float16 for autocast.
+    key : bytes
+        Makes no difference: nothing is kept.
     from_library : bool
-        Whether the network is one of the libraries': what a user's module does on several threads
-        at once, nobody knows.
+        Whether a library built the network: a user's module may not be thread-safe.
     """
 
     name = "torch"
-    batch_invariant = False
-    threads_per_core = 1
 
     def __init__(
         self,
@@ -56,6 +54,7 @@ class TorchEngine:
         device: torch.device,
         precision: torch.dtype,
         *,
+        key: bytes = b"",
         from_library: bool = True,
     ) -> None:
         self._prefix: nn.Module = prefix
@@ -72,9 +71,14 @@ class TorchEngine:
             self._prefix.to(memory_format=torch.channels_last)
             torch.cuda.synchronize(device)  # other streams would not wait for it
             self._streams = SimpleQueue[torch.cuda.Stream]()
-            for _ in range(_ON_DEVICE):
+            for _ in range(_CUDA_STREAMS):
                 self._streams.put(torch.cuda.Stream(device))
         self._most: int | None = None
+
+    @classmethod
+    def is_worth_starting(cls, n_images: int, *, from_library: bool, fork: bool) -> bool:
+        """Return True: torch runs whatever no other engine takes."""
+        return True
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
@@ -85,7 +89,7 @@ class TorchEngine:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
             return self._compute(batch)
-        stream = self._streams.get()  # copies of one run beside the forward of another
+        stream = self._streams.get()  # one batch is copied while another is computed
         try:
             with torch.cuda.stream(stream):
                 return self._compute(batch.pin_memory())
@@ -100,7 +104,7 @@ class TorchEngine:
 
 @torch.inference_mode()
 def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
-    """Fuse what can be fused, where the result gives what the prefix gives."""
+    """Return a fused network, or the prefix itself if the two differ or nothing can be fused."""
     try:
         fused = fuse(prefix)
         if fused is prefix:
@@ -109,13 +113,13 @@ def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
         n = auto_batch_size(torch.device("cpu"), preprocessing.crop)
         batch = x.repeat(n, 1, 1, 1).contiguous(memory_format=torch.channels_last)
         same = min_cosine(prefix(x), fused(batch)[:1]) >= _MIN_COSINE
-    except Exception:  # whatever torch has against it, the prefix runs as it is
+    except Exception:  # whatever torch raises, the prefix itself can run
         return prefix
     return fused if same else prefix
 
 
 def run_frozen(blocks: nn.Module, x: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
-    """Run frozen blocks in mixed precision: float32; what is too large for float16 in float32."""
+    """Run frozen blocks in mixed precision, in float32 if float16 overflows; return float32."""
     with autocast(x.device, precision):
         y = blocks(x)
     if precision == torch.float16 and not y.isfinite().all():

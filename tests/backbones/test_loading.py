@@ -120,7 +120,7 @@ def test_a_file_that_changed_is_read_again(tmp_path):
     assert load_backbone("squeezenet1_1", path).digest != before.digest
 
 
-def test_a_file_of_another_network(tmp_path):
+def test_weights_file_of_another_network_is_refused(tmp_path):
     path = tmp_path / "tiny.pth"
     torch.save(Tiny().state_dict(), path)
     with pytest.raises(ValueError, match="resnet18"):
@@ -131,6 +131,13 @@ def test_a_file_of_another_network(tmp_path):
     ("backbone", "weights", "error", "message"),
     [
         ("resnet5O", "default", ValueError, "Got backbone='resnet5O'.*did you mean 'resnet50'"),
+        ("lite1", "default", ValueError, r"expected one of list_backbones\(\) or 'timm:NAME'"),
+        (
+            "efficientnet_lit1",
+            "default",
+            ValueError,
+            "Got backbone='efficientnet_lit1'.*did you mean 'efficientnet_lite1'",
+        ),
         (3, "default", TypeError, "Got backbone=3, but expected a name"),
         (lambda: 3, "default", TypeError, "which made a int, but expected a torch.nn.Module"),
         ("resnet50", "IMAGENET1K_V3", ValueError, "Got weights='IMAGENET1K_V3', but expected one"),
@@ -140,7 +147,7 @@ def test_a_file_of_another_network(tmp_path):
         (Tiny, None, ValueError, "Got weights=None for the backbone 'tiny', but expected"),
     ],
 )
-def test_what_cannot_be_loaded(backbone, weights, error, message):
+def test_bad_backbone_or_weights_are_refused(backbone, weights, error, message):
     with pytest.raises(error, match=message):
         load_backbone(backbone, weights)
 
@@ -191,7 +198,7 @@ def test_image_size_auto_is_for_weights_that_libraries_bring():
         assert backbone.image_size_for("auto", PHOTOGRAPHS) is None
 
 
-def test_image_size_that_is_no_size():
+def test_image_size_that_is_an_unknown_word_is_refused():
     message = "Got image_size='large', but expected one of 'auto'"
     with pytest.raises(ValueError, match=message):
         load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)

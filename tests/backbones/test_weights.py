@@ -49,19 +49,19 @@ def test_no_code_of_a_file_is_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, {"weight": "text"}])
-def test_a_file_of_something_else(tmp_path, content):
+def test_file_without_a_state_dict_is_refused(tmp_path, content):
     path = tmp_path / "file.pth"
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"but expected a state dict \(names to tensors\)"):
         weights.load_state_dict(path)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(WeightsNotFoundError, match=r"no such file \(looked in .*nowhere\)"):
         weights.load_state_dict(tmp_path / "nowhere" / "model.pth")
 
 
-def test_a_damaged_file(tmp_path):
+def test_damaged_file_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"not a file of tensors")
     with pytest.raises(ValueError, match="could not be read as a state dict"):

@@ -59,7 +59,7 @@ def test_padding_goes_into_the_kernel(size, kernel, stride):
 
 
 @pytest.mark.parametrize("function", [nn.functional.relu, nn.functional.relu6])
-def test_functions_are_activations(function):
+def test_functional_activation_is_fused(function):
     class Functional(nn.Module):
         def __init__(self):
             super().__init__()
@@ -77,7 +77,7 @@ def test_functions_are_activations(function):
     assert calls[f"aten::{function.__name__}"] == 1, "only the plain network calls it"
 
 
-def test_what_others_use_too_is_not_fused():
+def test_output_with_several_users_is_not_fused():
     class Forked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -91,7 +91,7 @@ def test_what_others_use_too_is_not_fused():
     assert "BatchNorm2d" in kinds(fused)
 
 
-def test_a_module_that_is_used_twice():
+def test_module_that_is_used_twice_is_fused_right():
     conv, relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
     network = freeze(seeded(nn.Sequential(conv, relu, conv, nn.BatchNorm2d(3), relu)))
     assert_same(network, maps(2, 3, 9, 9))
@@ -106,7 +106,7 @@ def test_a_module_that_is_used_twice():
     ],
     ids=["reflect", "same", "another class"],
 )
-def test_convolutions_of_another_kind(conv):
+def test_convolution_of_another_kind_is_not_fused(conv):
     conv(maps(2, 3, 9, 9))
     network = freeze(seeded(nn.Sequential(conv, nn.ReLU())))
     assert_same(network, maps(2, 3, 9, 9))
@@ -117,13 +117,13 @@ def test_batch_norm_without_statistics_stays():
     assert_same(freeze(seeded(nn.Sequential(*layers))), maps(4, 3, 9, 9))
 
 
-def test_nothing_to_fuse():
+def test_network_without_anything_to_fuse_is_returned():
     layers = nn.Conv2d(3, 8, 3), nn.LayerNorm(7), nn.Conv2d(8, 8, 3), nn.Tanh()
     network = freeze(nn.Sequential(*layers))
     assert fuse(network) is network
 
 
-def test_other_batches():
+def test_fused_network_takes_other_numbers_of_images():
     network = freeze(seeded(nn.Sequential(SameConv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())))
     fused = assert_same(network, maps(4, 3, 16, 16))
     for n in (1, 2, 4, 7):
@@ -155,7 +155,7 @@ def test_the_engine_leaves_modules_of_users_and_mixed_precision_alone(precision)
     assert engine._prefix is prefix
 
 
-def test_the_engine_where_nothing_can_be_fused():
+def test_engine_runs_what_cannot_be_fused():
     class Undecided(nn.Module):
         def forward(self, x):
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
@@ -175,7 +175,7 @@ def test_the_engine_refuses_what_gives_something_else(monkeypatch):
     assert TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)._prefix is prefix
 
 
-def test_likeness():
+def test_min_cosine_is_scale_free_and_nan_for_bad_values():
     x = maps(3, 5)
     assert min_cosine(x, x) == 1.0
     assert min_cosine(x, 3 * x) == pytest.approx(1.0)

@@ -1,4 +1,5 @@
 import copy
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import engine_for
 from sktransfer.embedding.recipe import Recipe, recipe_at
-from sktransfer.engines import openvino_engine
+from sktransfer.engines import graph_cache, openvino_engine
 from sktransfer.engines.openvino_engine import OpenVINOEngine
 from sktransfer.engines.torch_engine import TorchEngine
 from sktransfer.utils.errors import EngineError
@@ -35,7 +36,7 @@ def kept(tmp_path, monkeypatch):
 
 def make(network=None, precision=torch.float32, key=b"tiny"):
     prefix = FrozenPrefix(split_into_blocks(freeze(network or Tiny())))
-    return OpenVINOEngine(prefix, Tiny.preprocessing, precision, key)
+    return OpenVINOEngine(prefix, Tiny.preprocessing, CPU, precision, key=key)
 
 
 def machine(engine):
@@ -107,8 +108,8 @@ def test_equals_torch_for_known_networks(name, boundary):
     assert cosine(fast.run(batch), slow.run(batch)).min() >= 0.9999
 
 
-def test_no_bit_of_a_large_image_depends_on_the_company(monkeypatch):
-    monkeypatch.setattr(openvino_engine, "_PIXELS", 16 * 16)
+def test_embedding_of_a_large_image_is_independent_of_its_batch(monkeypatch):
+    monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", 16 * 16)
     engine, batch = make(), pixels(20)
     together = engine.run(batch)
     alone = np.concatenate([engine.run(batch[row : row + 1]) for row in range(20)])
@@ -121,12 +122,12 @@ def test_no_bit_of_a_large_image_depends_on_the_company(monkeypatch):
 )
 @pytest.mark.parametrize("n", [1, 3, 4, 37])
 def test_several_images_go_together(n, fitting, heavy, together, monkeypatch):
-    monkeypatch.setattr(openvino_engine, "_PIXELS", fitting * 16 * 16)
+    monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", fitting * 16 * 16)
     monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
     engine, batch = make(), pixels(n)
     found = engine.run(batch)
     assert not engine.batch_invariant
-    requests = [engine._idle.get() for _ in range(engine._idle.qsize())]
+    requests = [engine._idle_requests.get() for _ in range(engine._idle_requests.qsize())]
     assert max(request.get_input_tensor(0).shape[0] for request in requests) == together
     np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
 
@@ -146,7 +147,7 @@ def test_threads_share_an_engine():
     assert all((one == other).all() for one, other in zip(found, expected, strict=True))
 
 
-def test_a_graph_is_kept(kept, monkeypatch):
+def test_graph_is_kept(kept, monkeypatch):
     expected = make().run(pixels())
     monkeypatch.setattr(openvino_engine, "_convert", never)
     assert (make().run(pixels()) == expected).all()
@@ -167,7 +168,7 @@ def test_a_damaged_graph_is_made_again(kept, damaged, keep, monkeypatch):
     assert (make().run(pixels()) == expected).all()
 
 
-def test_a_graph_with_other_weights_is_made_again(kept):
+def test_graph_with_damaged_weights_is_made_again(kept):
     """As a disk may do to it."""
     expected = make().run(pixels())
     (folder,) = kept.iterdir()
@@ -177,22 +178,22 @@ def test_a_graph_with_other_weights_is_made_again(kept):
     assert (folder / "graph.bin").read_bytes() == content
 
 
-def test_the_least_recently_used_graphs_make_room(kept, monkeypatch):
+def test_least_recently_used_graphs_are_removed(kept, monkeypatch):
     make(key=b"first")
     size = sum(file.stat().st_size for file in kept.glob("*/*"))
-    monkeypatch.setattr(openvino_engine, "_KEPT_BYTES", 2.5 * size)
+    monkeypatch.setattr(graph_cache, "_MAX_BYTES", 2.5 * size)
     (first,) = kept.iterdir()
     make(key=b"second")
     (second,) = set(kept.iterdir()) - {first}
     for folder, time in ((first, 2000), (second, 1000)):
-        openvino_engine.os.utime(folder, (time, time))
+        os.utime(folder, (time, time))
     make(key=b"third")
     assert len(list(kept.iterdir())) == 2
     assert first.exists()
     assert not second.exists()
 
 
-def test_where_nothing_can_be_written(kept, tmp_path):
+def test_engine_works_if_nothing_can_be_written(kept, tmp_path):
     (tmp_path / "hub").write_text("a file where the folder should be")
     assert cosine(make().run(pixels()), plain(pixels())).min() >= 0.9999
 
@@ -200,8 +201,8 @@ def test_where_nothing_can_be_written(kept, tmp_path):
 def test_a_graph_that_computes_something_else_is_refused(kept, monkeypatch):
     convert = openvino_engine._convert
 
-    def wrong(whole):
-        other = copy.deepcopy(whole)
+    def wrong(network):
+        other = copy.deepcopy(network)
         with torch.no_grad():
             other.prefix.blocks[1][0].weight.neg_()
         return convert(other)
@@ -219,7 +220,7 @@ class Branching(nn.Module):
         return x * 2 if float(x.sum()) > 0 else x
 
 
-def test_a_network_that_is_no_graph():
+def test_network_that_cannot_be_exported_is_refused():
     network = Tiny()
     network[1] = nn.Sequential(network[1], Branching())
     with pytest.raises(EngineError, match=r"OpenVINO cannot run this network.*engine='torch' can"):
@@ -238,7 +239,7 @@ def test_auto_falls_back_to_torch(monkeypatch):
         engine_for(recipe, machine("openvino"), 1000)
 
 
-def test_a_graph_that_cannot_be_written_leaves_the_work_to_torch(monkeypatch):
+def test_auto_falls_back_to_torch_if_the_graph_cannot_be_written(monkeypatch):
     import openvino
 
     def fails(*arguments, **options):
@@ -252,7 +253,7 @@ def test_a_graph_that_cannot_be_written_leaves_the_work_to_torch(monkeypatch):
         engine_for(recipe, machine("openvino"), 1000)
 
 
-def test_an_extractor_with_either_engine():
+def test_extractor_gives_the_same_with_either_engine():
     X = images(130, 40)
     usual = {"backbone": "resnet18", "weights": None, "image_size": 32, "cache": None}
     embeddings = [
@@ -263,14 +264,14 @@ def test_an_extractor_with_either_engine():
     assert (embeddings[1] == embeddings[2]).all(), "auto does not take OpenVINO"
 
 
-def test_a_module_of_ones_own_with_openvino():
+def test_user_module_runs_with_openvino():
     X = images(7)
     found = PretrainedFeatureExtractor(Tiny(), engine="openvino", cache=None).fit_transform(X)
     expected = PretrainedFeatureExtractor(Tiny(), engine="torch", cache=None).fit_transform(X)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_imported_before_it_is_used_and_nobody_is_told():
+def test_openvino_is_imported_on_first_use_and_without_telemetry():
     script = """
 import sys
 import sktransfer
@@ -283,7 +284,7 @@ assert "openvino_telemetry" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_openvino_is_not_installed(monkeypatch):
+def test_missing_openvino_raises_an_error_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     openvino_engine._openvino.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[cpu\]'"):
