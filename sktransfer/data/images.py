@@ -246,9 +246,36 @@ def as_images(
             pixel_range=X.pixel_range or limits,
             rows=X.rows,
         )
-    source = source_of(X)
-    check_source(source, shape)
-    return Images(source, image_shape=shape, pixel_range=limits)
+    return _checked(source_of(X), shape, limits)
+
+
+def images_of_source(
+    source: Any,
+    *,
+    image_shape: Sequence[int] | None = None,
+    pixel_range: tuple[float, float] | None = None,
+) -> Images:
+    """Return the images of a source that `containers.source_of` has resolved before.
+
+    Parameters
+    ----------
+    source : list, tuple, ndarray, torch.Tensor, values of a Series, or DatasetSource
+    image_shape, pixel_range
+        As `as_images` takes them.
+
+    Raises
+    ------
+    ValueError
+        As `as_images` does.
+    """
+    return _checked(source, _check_image_shape(image_shape), _check_pixel_range(pixel_range))
+
+
+def _checked(
+    source: Any, image_shape: tuple[int, ...] | None, pixel_range: PixelRange | None
+) -> Images:
+    check_source(source, image_shape)
+    return Images(source, image_shape=image_shape, pixel_range=pixel_range)
 
 
 def is_rows(X: Any) -> bool:

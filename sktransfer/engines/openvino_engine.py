@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
+from sktransfer.engines.base import pad
 from sktransfer.engines.verification import min_cosine, noise
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import EngineError, import_optional
@@ -116,16 +117,15 @@ class OpenVINOEngine:
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
-        pixels = batch.permute(0, 2, 3, 1).contiguous().numpy()
         embeddings, request = [], self._idle.get()
         try:
-            for row in range(0, len(pixels), self._together):
-                few = _filled(pixels[row : row + self._together], self._together)
-                request.infer({0: few}, share_inputs=True)
+            for part in batch.split(self._together):
+                padded = pad(part, self._together).permute(0, 2, 3, 1).contiguous()
+                request.infer({0: padded.numpy()}, share_inputs=True)
                 embeddings.append(request.get_output_tensor(0).data.copy())
         finally:
             self._idle.put(request)
-        return np.concatenate(embeddings)[: len(pixels)]
+        return np.concatenate(embeddings)[: len(batch)]
 
     def _read(self, folder: Path) -> SimpleQueue[Any]:
         """Give the requests that run the graph in a folder."""
@@ -156,13 +156,6 @@ class OpenVINOEngine:
                 f"OpenVINO computes something else than the network: the cosine is {cosine:.4f}; "
                 "engine='torch' computes it as it is"
             )
-
-
-def _filled(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Append black images to a batch until it has `size`."""
-    if len(pixels) == size:
-        return pixels
-    return np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
 
 
 @cache

@@ -153,7 +153,7 @@ def test_a_file_of_another_version_is_refused(file, statement):
     with pytest.raises(ValueError, match="Got version") as error:
         noted(file)
     assert str(error.value) == (
-        f"Got version {version} of the embedding store {file.path}, but expected version 1; "
+        f"Got version {version} of the embedding store {file.path}, but expected version 2; "
         "delete that file, or give cache= another directory."
     )
 
