@@ -211,11 +211,11 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         )
         self.layers_ = [name for name, _ in backbone.block_list.blocks]
         self.digest_ = backbone.digest.hex()
-        machine = ComputeConfig.of(self)
-        recipe = self._plan.recipe(machine.precision)
+        compute = ComputeConfig.of(self)
+        recipe = self._plan.recipe(self._plan.source.adapted(backbone), compute.precision)
         self.preprocessing_ = recipe.preprocessing
-        self._widths = [output_width(replace(recipe, layers=(tap,))) for tap in recipe.layers]
-        self.engine_ = engine_name(recipe, machine, len(images))
+        self._widths = [output_width(replace(recipe, layers=(layer,))) for layer in recipe.layers]
+        self.engine_ = engine_name(recipe, compute, len(images))
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed images, or look their embeddings up.
@@ -237,18 +237,16 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         check_is_fitted(self)
         self._check_parameters()
         images = check_images(self, X, reset=False)
-        machine = ComputeConfig.of(self)
-        recipe = self._plan.recipe(machine.precision)
-        embeddings, errors = embed(
+        compute = ComputeConfig.of(self)
+        recipe = self._plan.recipe(self._plan.source.load(), compute.precision)
+        embeddings, self.errors_, self.engine_ = embed(
             Views(images, recipe.preprocessing),
             recipe,
-            machine,
+            compute,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
             on_error=self.on_error,
             verbose=self.verbose,
         )
-        self.errors_ = errors
-        self.engine_ = engine_name(recipe, machine, len(images))
         return embeddings
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -314,22 +312,23 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
 
 @dataclass(frozen=True)
 class _Plan:
-    """What `fit` decided; light enough to be pickled, the network itself is looked up again."""
+    """Decisions of `fit`: small enough for a pickle, so without the network itself."""
 
     source: BackboneSource
     layers: tuple[str | None, ...]
     pooling: str | None
 
-    def recipe(self, precision: torch.dtype = torch.float32) -> Recipe:
-        backbone, preprocessing = self.source.load(), self.source.preprocessing()
+    def recipe(self, backbone: Backbone, precision: torch.dtype) -> Recipe:
+        """Build the recipe of a backbone that `source` has loaded."""
+        preprocessing = self.source.preprocessing_of(backbone)
         return Recipe(backbone, preprocessing, self.layers, self.pooling, precision)
 
     def feature_names(self, widths: list[int]) -> np.ndarray:
         backbone = self.source.load()
         names = []
-        for tap, width in zip(self.layers, widths, strict=True):
-            prefix = backbone.name if tap is None else f"{backbone.name}_{tap}"
-            known = tap == "logits" and len(set(backbone.categories)) == width
+        for layer, width in zip(self.layers, widths, strict=True):
+            prefix = backbone.name if layer is None else f"{backbone.name}_{layer}"
+            known = layer == "logits" and len(set(backbone.categories)) == width
             labels = backbone.categories if known else range(width)
             names += [f"{prefix}_{label}" for label in labels]
         return np.asarray(names, dtype=object)

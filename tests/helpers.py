@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -54,35 +55,51 @@ class Tiny(nn.Sequential):
 
 
 class CountingTiny(Tiny):
-    """Appends to the file `log` a line for each batch that comes through: its length.
+    """Appends to the file `log` a line for each batch that comes through: its length, the worker.
+
+    With `n_workers`, every worker waits in its first batches until so many have computed one.
 
     The log is written by every process that runs the backbone, and knows nothing of the store.
     Probes are not counted, by which `fit` learns the structure (outside inference mode) and the
     width (a blank image).
     """
 
-    def __init__(self, log):
+    def __init__(self, log, n_workers=1):
         super().__init__()
-        self[0] = Counter(self[0], log)
+        self[0] = Counter(self[0], log, n_workers)
 
 
 class Counter(nn.Module):
-    def __init__(self, block, log):
+    def __init__(self, block, log, n_workers):
         super().__init__()
         self.block = block
         self.log = str(log)
+        self.n_workers = n_workers
 
     def forward(self, x):
         shown = int((x.flatten(2).std(dim=2).sum(dim=1) > 0).sum())  # not what fills a batch up
         if torch.is_inference_mode_enabled() and shown:
             with open(self.log, "a") as file:
-                os.write(file.fileno(), f"{shown}\n".encode())
+                worker = f"{os.getpid()}-{threading.get_ident()}"
+                os.write(file.fileno(), f"{shown} {worker}\n".encode())
+            end = time.monotonic() + 60
+            while len(workers(Path(self.log))) < self.n_workers and time.monotonic() < end:
+                time.sleep(0.01)
         return self.block(x)
 
 
 def counted(log):
     """Sum the images of a log."""
-    return sum(map(int, log.read_text().split())) if log.exists() else 0
+    return sum(int(line.split()[0]) for line in _lines(log))
+
+
+def workers(log):
+    """Return the workers, processes or threads, that computed images of a log."""
+    return {line.split()[1] for line in _lines(log)}
+
+
+def _lines(log):
+    return log.read_text().splitlines() if log.exists() else []
 
 
 def unreachable(*arguments, **options):

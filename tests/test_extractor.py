@@ -301,7 +301,9 @@ def test_weights_that_changed_since_fit_are_an_error(tmp_path):
         extractor.transform(images(2))
 
 
-def test_offline_without_weights_is_one_clear_error_within_a_second(tmp_path, monkeypatch):
+def test_offline_without_weights_is_one_clear_error_long_before_the_connection_times_out(
+    tmp_path, monkeypatch
+):
     import socket
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -340,6 +342,61 @@ def test_the_seed_of_others_is_left_alone():
     adapting.fit_transform(X)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+# --- once ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count the calls of the functions that a fit or a transform needs once."""
+    from collections import Counter
+
+    from sktransfer import extractor
+    from sktransfer.backbones import loading, source
+    from sktransfer.data import images as data_images
+    from sktransfer.data import validation
+    from sktransfer.embedding import embed
+
+    calls = Counter()
+
+    def count(name, *modules):
+        function = getattr(modules[0], name)
+
+        def counting(*arguments, **options):
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        for module in modules:
+            monkeypatch.setattr(module, name, counting)
+
+    count("source_of", validation, data_images)
+    count("check_source", data_images)
+    count("load_backbone", extractor, source)
+    count("digest_tensors", loading)
+    count("choose_engine", embed)
+    return calls
+
+
+ONCE = {"source_of", "check_source", "load_backbone", "digest_tensors", "choose_engine"}
+
+
+@pytest.mark.parametrize("parameters", [{}, {"image_shape": (20, 20, 3)}, {"batch_norm": "adapt"}])
+def test_each_call_resolves_images_loads_the_backbone_and_chooses_the_engine_once(
+    calls, parameters
+):
+    X = images(6) / 255
+    if "image_shape" in parameters:
+        X = pd.DataFrame(X.reshape(6, -1))
+    extractor = tiny(**parameters)
+    extractor.fit(X)
+    assert calls == dict.fromkeys(ONCE, 1)
+    calls.clear()
+    extractor.transform(X)
+    assert calls == dict.fromkeys(ONCE, 1)
+    calls.clear()
+    extractor.fit_transform(X)  # a fit, then a transform
+    assert calls == dict.fromkeys(ONCE, 2)
 
 
 # --- broken images -----------------------------------------------------------------------------

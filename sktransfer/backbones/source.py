@@ -1,4 +1,4 @@
-"""What a fitted estimator remembers of its backbone."""
+"""How a fitted estimator refers to its backbone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sktransfer.transforms.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """What a fitted estimator remembers of its backbone, which is looked up again when needed.
+    """Reference of a fitted estimator to its backbone, small enough for a pickle.
 
     Parameters
     ----------
@@ -32,12 +32,14 @@ class BackboneSource:
     digest: bytes
 
     def load(self) -> Backbone:
-        """Load the backbone, or find it where this process has loaded it before.
+        """Load the backbone, or return the one that this process has loaded before.
+
+        For a user's module this hashes all weights, so callers load once and pass the result on.
 
         Raises
         ------
         ValueError
-            Where the weights are others than those that `fit` saw.
+            If the weights are not those that `fit` saw.
         """
         backbone = load_backbone(self.backbone, self.weights)
         if backbone.digest != self.digest:
@@ -45,12 +47,20 @@ class BackboneSource:
                 f"Got weights of {backbone.name} with digest {backbone.digest.hex()}, but fit saw "
                 f"{self.digest.hex()}: they changed since. Call fit again, or bring them back"
             )
+        return self.adapted(backbone)
+
+    def adapted(self, backbone: Backbone) -> Backbone:
+        """Return a loaded backbone with the adapted BatchNorm statistics, if any."""
         return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
 
     def block_names(self) -> list[str]:
-        """Name the blocks, from the image on."""
+        """Return the names of the blocks, from the image on."""
         return [name for name, _ in self.load().block_list.blocks]
 
     def preprocessing(self) -> Preprocessing:
-        """Tell what is done to an image before it is seen."""
-        return self.load().preprocessing.with_image_size(self.image_size)
+        """Return how images are resized, cropped and normalized."""
+        return self.preprocessing_of(self.load())
+
+    def preprocessing_of(self, backbone: Backbone) -> Preprocessing:
+        """Return the same for a backbone that is loaded already."""
+        return backbone.preprocessing.with_image_size(self.image_size)

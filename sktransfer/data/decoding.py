@@ -37,7 +37,7 @@ USUAL_RANGES: tuple[PixelRange, ...] = (
 _RANGES_OF_MODE = {"F": USUAL_RANGES, "I": USUAL_RANGES[3:]}
 
 # How many times as long as in the end the sides of an image stay that is decoded smaller.
-_SPARE = 2
+_DRAFT_MARGIN = 2
 
 # One PIL image can sit in several rows and is not safe to load from two threads at once.
 # A few locks, shared by address, let different images still decode side by side.
@@ -192,7 +192,7 @@ def decode(
     with _explained(raw), Image.open(file) as image:
         _refuse_bomb(image)
         if side is not None:
-            image.draft(None, (_SPARE * side, _SPARE * side))
+            image.draft(None, (_DRAFT_MARGIN * side, _DRAFT_MARGIN * side))
         ImageOps.exif_transpose(image, in_place=True)
         return _from_pil(image)
 
@@ -219,7 +219,7 @@ def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
         with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
             _refuse_bomb(image)
             upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            whole = min(image.size) < 2 * _SPARE * side
+            whole = min(image.size) < 2 * _DRAFT_MARGIN * side
             return encoded if upright and whole and image.mode in ("RGB", "L") else None
     except Exception:  # Pillow's plugins raise nearly anything on a broken file.
         return None

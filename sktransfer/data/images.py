@@ -23,8 +23,8 @@ from sktransfer.utils.errors import ImageError
 
 # How many items tell the pixel range of a dataset that is read lazily, how many tell whether
 # images are large, and how large a piece of an array is looked at in one go.
-_LOOKED_AT = 64
-_MEASURED = 16
+_N_ITEMS_FOR_PIXEL_RANGE = 64
+_N_IMAGES_FOR_SIZE = 16
 _BLOCK_BYTES = 2**26
 
 _Result = TypeVar("_Result")
@@ -140,12 +140,12 @@ class Images(Sequence[np.ndarray]):
         )
 
     def mostly_at_least(self, side: int) -> bool:
-        """Tell by a few images whether most of them have so many pixels on their shorter side."""
-        few, large = self.sample(_MEASURED), 0
+        """Estimate from a sample whether the shorter side of most images is at least `side`."""
+        few, large = self.sample(_N_IMAGES_FOR_SIZE), 0
         for row in range(len(few)):
             try:
                 large += min(few.decode(row, side).shape[:2]) >= side
-            except ImageError:  # told when it is read in earnest
+            except ImageError:  # reported when it is decoded for use
                 continue
         return 2 * large > len(few)
 
@@ -246,9 +246,36 @@ def as_images(
             pixel_range=X.pixel_range or limits,
             rows=X.rows,
         )
-    source = source_of(X)
-    check_source(source, shape)
-    return Images(source, image_shape=shape, pixel_range=limits)
+    return _checked(source_of(X), shape, limits)
+
+
+def images_of_source(
+    source: Any,
+    *,
+    image_shape: Sequence[int] | None = None,
+    pixel_range: tuple[float, float] | None = None,
+) -> Images:
+    """Return the images of a source that `containers.source_of` has resolved before.
+
+    Parameters
+    ----------
+    source : list, tuple, ndarray, torch.Tensor, values of a Series, or DatasetSource
+    image_shape, pixel_range
+        As `as_images` takes them.
+
+    Raises
+    ------
+    ValueError
+        As `as_images` does.
+    """
+    return _checked(source, _check_image_shape(image_shape), _check_pixel_range(pixel_range))
+
+
+def _checked(
+    source: Any, image_shape: tuple[int, ...] | None, pixel_range: PixelRange | None
+) -> Images:
+    check_source(source, image_shape)
+    return Images(source, image_shape=image_shape, pixel_range=pixel_range)
 
 
 def is_rows(X: Any) -> bool:
@@ -313,7 +340,9 @@ def _numbers(images: Images) -> Iterator[np.ndarray]:
             yield as_array(source[start : start + step])
         return
     count = len(images)
-    for row in range(min(count, _LOOKED_AT) if isinstance(source, DatasetSource) else count):
+    for row in range(
+        min(count, _N_ITEMS_FOR_PIXEL_RANGE) if isinstance(source, DatasetSource) else count
+    ):
         try:
             item = resolve(images._read(row), images.image_shape)
         except ImageError:

@@ -1,4 +1,4 @@
-"""What both estimators ask of `X`: scikit-learn's checks where `X` has columns, images out."""
+"""Validation of `X` for all estimators: scikit-learn's checks if `X` has columns, then images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from sktransfer.data.images import Images, as_images, is_rows, learn_pixel_range
+from sktransfer.data.containers import holds_rows, source_of
+from sktransfer.data.images import Images, as_images, images_of_source, learn_pixel_range
 
 
 def check_images(
@@ -32,33 +33,41 @@ def check_images(
     ValueError, TypeError
         As `as_images` and scikit-learn's `validate_data` do.
     """
-    if estimator.image_shape is not None and is_rows(X):
-        X = validate_data(estimator, X, reset=reset)
+    images = _resolve(estimator, X, reset)
+    if reset:
+        estimator.pixel_range_ = _pixel_range(estimator, images, sample_weight)
+    return as_images(images, pixel_range=estimator.pixel_range_)
+
+
+def _resolve(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
+    """Resolve `X` once; scikit-learn checks rows of numbers, and the names of columns."""
+    if isinstance(X, Images):
+        return as_images(X, image_shape=estimator.image_shape)
+    source = source_of(X)
+    if estimator.image_shape is not None and holds_rows(source):
+        source = validate_data(estimator, X, reset=reset)
     elif hasattr(X, "columns"):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
-    if reset:
-        estimator.pixel_range_ = _pixel_range(estimator, X, sample_weight)
-    return as_images(X, image_shape=estimator.image_shape, pixel_range=estimator.pixel_range_)
+    return images_of_source(source, image_shape=estimator.image_shape)
 
 
 def _pixel_range(
-    estimator: BaseEstimator, X: Any, sample_weight: Any
+    estimator: BaseEstimator, images: Images, sample_weight: Any
 ) -> tuple[float, float] | None:
-    asked = estimator.pixel_range
-    if isinstance(asked, str) and asked == "auto":
+    requested = estimator.pixel_range
+    if isinstance(requested, str) and requested == "auto":
         weights = np.asarray(sample_weight)
-        if weights.ndim == 1 and not weights.all():
-            X = as_images(X, image_shape=estimator.image_shape)
-            if len(X) == len(weights):  # where not, an error follows
-                X = X.take(np.flatnonzero(weights))
-        return learn_pixel_range(X, image_shape=estimator.image_shape)
+        # Another number of weights is an error, which is raised later.
+        if weights.shape == (len(images),) and not weights.all():
+            images = images.take(np.flatnonzero(weights))
+        return learn_pixel_range(images)
     try:
-        black, white = (float(value) for value in asked)
+        black, white = (float(value) for value in requested)
     except (TypeError, ValueError):
         black = white = 0.0
     if not black < white:
         raise ValueError(
-            f"Got pixel_range={asked!r}, but expected 'auto' or the values of black and white, "
+            f"Got pixel_range={requested!r}, but expected 'auto' or the values of black and white, "
             "such as (0, 1) or (0, 255)"
         )
     return black, white

@@ -1,4 +1,4 @@
-"""What computes: device, engine, precision, threads and store, as an estimator asks for them."""
+"""Device, engine, precision, threads and store, resolved from the parameters of an estimator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """What computes, resolved in the process that does it.
+    """Compute resources, resolved in the process that uses them.
 
     Parameters
     ----------

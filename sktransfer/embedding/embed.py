@@ -1,6 +1,9 @@
-"""The one road that both estimators take: images -> activations, through store and engine.
+"""Images -> embeddings, through store and engine; all estimators embed by `embed`.
 
-Shapes: N images, D features.
+An item is an index into `Views`. A key index is an index into the keys of the readable items, in
+which the store counts.
+
+Shapes: N items, D features.
 """
 
 from __future__ import annotations
@@ -8,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import Recipe, output_width
-from sktransfer.engines.base import FrozenEngine
+from sktransfer.engines.base import FrozenEngine, pad
 from sktransfer.engines.choice import choose_engine, create_engine, engine_batch_size
 from sktransfer.store.embedding_table import chunks
 from sktransfer.store.store import embed_once
@@ -25,10 +29,28 @@ from sktransfer.utils.errors import EngineError, ImageError
 from sktransfer.utils.progress import progress_bar
 
 
+class Embedded(NamedTuple):
+    """Result of `embed`.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (N, D)
+        With the `dtype` of the recipe.
+    errors : list of ImageError
+        The broken images, by row.
+    engine : str
+        The engine that ran, or that would have run if all embeddings were in the store.
+    """
+
+    embeddings: np.ndarray
+    errors: list[ImageError]
+    engine: str
+
+
 def embed(
     views: Views,
     recipe: Recipe,
-    machine: ComputeConfig,
+    compute: ComputeConfig,
     *,
     n_images: int | None = None,
     batch_size: int | None = None,
@@ -36,91 +58,95 @@ def embed(
     verbose: int = 0,
     pad_batches: bool = False,
     out: np.ndarray | None = None,
-) -> tuple[np.ndarray, list[ImageError]]:
-    """Embed images, or views of them, each of them once.
+) -> Embedded:
+    """Compute the embeddings of images, or of views of them, each of them once.
 
     Parameters
     ----------
     views : Views of length N
     recipe : Recipe
-    machine : ComputeConfig
-        Its engine is not part of the key: all engines give the same embedding. Its store is where
-        embeddings are looked up and kept.
+    compute : ComputeConfig
+        Its engine is not part of the key: all engines give the same embedding. Embeddings are read
+        from its store and written to it.
     n_images : int or None
-        Of the whole job, for the choice of the engine; `None`: these are all.
+        Number of images of the whole job, which decides on the engine; `None`: `len(views)`.
     batch_size : int or None
-        Images that go through the backbone at once; `None` lets the device decide.
+        Images per forward pass; `None` chooses by device.
     on_error : {"raise", "nan"}
-        What a broken image does: end the run (all finished batches are in the store by then), or
-        give a row of NaN.
+        A broken image raises (all finished batches are in the store by then), or gives a row of
+        NaN.
     verbose : int
-        Shows a progress bar where it is not 0.
+        Shows a progress bar if it is not 0.
     pad_batches : bool
-        Fills the last batch up on a CPU, so that every bit is the same in whatever company a
-        image comes.
+        Pads incomplete batches on a CPU, so that no bit of an embedding depends on the other images
+        of the batch.
     out : ndarray of shape (N, D) or None
-        Where to put the embeddings, such as a memory-mapped file.
+        Array for the embeddings, such as a memory-mapped file; `None` makes a new one.
 
     Returns
     -------
-    embeddings : ndarray of shape (N, D)
-        With the `dtype` of the recipe.
-    errors : list of ImageError
-        The broken images, by row.
+    Embedded
 
     Raises
     ------
     ImageError
-        At the first broken image, where `on_error` is `"raise"`.
+        At the first broken image, if `on_error` is `"raise"`.
     """
     width = output_width(recipe)
     n_images = n_images or len(views)
-    store = machine.store
-    batch_size = batch_size or _batch_size(recipe, machine, n_images)
+    engine = engine_name(recipe, compute, n_images)
+    batch_size = batch_size or _batch_size(recipe, compute, engine, n_images)
     image_errors = ImageErrors(on_error)
-    rows, keys = list(range(len(views))), list[bytes]()
-    if store is not None:
-        rows, keys = _fingerprints(views, image_errors)
-    place_of = {row: place for place, row in enumerate(rows)}
+    items, keys = list(range(len(views))), list[bytes]()
+    if compute.store is not None:
+        items, keys = _fingerprints(views, image_errors)
     if out is None:
         out = np.full((len(views), width), np.nan, dtype=recipe.dtype)
-    found = out if len(rows) == len(views) else np.full((len(rows), width), np.nan, out.dtype)
+    all_readable = len(items) == len(views)
+    embeddings = out if all_readable else np.full((len(items), width), np.nan, out.dtype)
 
     with progress_bar(len(views), verbose, f"Embedding with {recipe.backbone.name}") as bar:
 
-        def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-            engine = engine_for(recipe, machine, n_images)
-            # Some networks compute other bits for few images.
-            fill = batch_size if pad_batches and machine.device.type == "cpu" else 0
-            # Few images are ready sooner where all cores work on each; the bits may be others.
+        def compute_missing(
+            claims: Iterator[list[int]],
+        ) -> Iterator[tuple[list[int], np.ndarray]]:
+            nonlocal engine
+            runner = _engine_of_name(recipe, compute, engine)
+            engine = runner.name
+            # Some networks give other bits for a batch of another size.
+            full_size = batch_size if pad_batches and compute.device.type == "cpu" else 0
+            # A small job is faster if all cores work on one batch; the bits may differ.
             sequential = not pad_batches and n_images <= batch_size
-            items = ([rows[place] for place in claim] for claim in claims)
-            batches = (batch for claim in items for batch in chunks(claim, batch_size))
-            device = machine.device if decodes_on(machine.device) else None
-            reader = ImageReader(views, machine.threads, image_errors, device)
-            for batch_rows, values in _run(engine, reader, batches, fill, sequential=sequential):
-                yield [place_of[row] for row in batch_rows], values
-                bar.update(len(batch_rows))
+            device = compute.device if decodes_on(compute.device) else None
+            reader = ImageReader(views, compute.threads, image_errors, device)
+            batches = (
+                [items[key_index] for key_index in batch]
+                for claim in claims
+                for batch in chunks(claim, batch_size)
+            )
+            key_index_of = {item: key_index for key_index, item in enumerate(items)}
+            for batch, values in _run(runner, reader, batches, full_size, sequential=sequential):
+                yield [key_index_of[item] for item in batch], values
+                bar.update(len(batch))
 
-        if store is not None:
-            table = store.table(recipe.digest, str(recipe), width, recipe.dtype)
-            embed_once(table, keys, compute, batch_size=batch_size, out=found)
-            image_errors.copy_to_duplicates(rows, keys)
+        if compute.store is not None:
+            table = compute.store.table(recipe.digest, str(recipe), width, recipe.dtype)
+            embed_once(table, keys, compute_missing, batch_size=batch_size, out=embeddings)
+            image_errors.copy_to_duplicates(items, keys)
         else:
-            for places, values in compute(iter([[*place_of.values()]])):
-                found[places] = values
+            for computed, values in compute_missing(iter([items])):
+                embeddings[computed] = values
         bar.update(len(views) - bar.n)
 
-    if found is not out:
-        out[rows] = found
-    return out, image_errors.sorted()
+    if not all_readable:
+        out[items] = embeddings
+    return Embedded(out, image_errors.sorted(), engine)
 
 
-def _batch_size(recipe: Recipe, machine: ComputeConfig, n_images: int) -> int:
-    name = engine_name(recipe, machine, n_images)
-    size = engine_batch_size(name, recipe.preprocessing.crop, machine.device)
-    if machine.device.type == "cuda":  # no thread is to be without a batch
-        return min(size, math.ceil(n_images / machine.threads))
+def _batch_size(recipe: Recipe, compute: ComputeConfig, engine: str, n_images: int) -> int:
+    size = engine_batch_size(engine, recipe.preprocessing.crop, compute.device)
+    if compute.device.type == "cuda":  # every thread gets a batch
+        return min(size, math.ceil(n_images / compute.threads))
     return size
 
 
@@ -128,56 +154,54 @@ def _run(
     engine: FrozenEngine,
     reader: ImageReader,
     batches: Iterator[list[int]],
-    fill: int,
+    full_size: int,
     *,
     sequential: bool,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Read batches and send them through an engine: the rows that could be read, their embeddings.
+    """Yield the readable items of each batch and their embeddings.
 
-    `fill` is the size to which every batch is padded, 0 for none; `sequential` runs one at a time.
+    `full_size` is the size to which every batch is padded, 0 for no padding; `sequential` runs one
+    batch at a time.
     """
 
     def run(batch: torch.Tensor) -> np.ndarray:
-        full = _filled(batch, fill) if fill and not engine.batch_invariant else batch
-        return engine.run(full)[: len(batch)]
+        padded = pad(batch, full_size) if full_size and not engine.batch_invariant else batch
+        return engine.run(padded)[: len(batch)]
 
     if engine.thread_safe and not sequential:
         yield from reader.map(run, batches, engine.threads_per_core)
     else:
-        for rows, batch in reader.read(batches):
-            yield rows, run(batch)
+        for items, batch in reader.read(batches):
+            yield items, run(batch)
 
 
-def _filled(batch: torch.Tensor, size: int) -> torch.Tensor:
-    """Append black images to a batch until it has `size`."""
-    if len(batch) == size:
-        return batch
-    full = batch.new_zeros(size, *batch.shape[1:]).contiguous(memory_format=torch.channels_last)
-    full[: len(batch)] = batch
-    return full
+# Digests of the recipes that only torch can run.
+_torch_only: set[bytes] = set()
 
 
-# Digests of the recipes that can only be run by torch.
-_no_graph: set[bytes] = set()
+def engine_name(recipe: Recipe, compute: ComputeConfig, n_images: int) -> str:
+    """Choose the engine for a number of images."""
+    device, from_library = compute.device, recipe.backbone.from_library
+    name = choose_engine(
+        compute.engine, device, recipe.precision, n_images, from_library=from_library
+    )
+    return "torch" if compute.engine == "auto" and recipe.digest in _torch_only else name
 
 
-def engine_name(recipe: Recipe, machine: ComputeConfig, n_images: int) -> str:
-    """Tell which engine runs so many images."""
-    device, known = machine.device, recipe.backbone.from_library
-    name = choose_engine(machine.engine, device, recipe.precision, n_images, from_library=known)
-    return "torch" if machine.engine == "auto" and recipe.digest in _no_graph else name
+def engine_for(recipe: Recipe, compute: ComputeConfig, n_images: int) -> FrozenEngine:
+    """Build the engine of a recipe for a number of images, or return the one built before."""
+    return _engine_of_name(recipe, compute, engine_name(recipe, compute, n_images))
 
 
-def engine_for(recipe: Recipe, machine: ComputeConfig, n_images: int) -> FrozenEngine:
-    """Make the engine of a recipe for so many images, or find the one that was made before."""
-    name = engine_name(recipe, machine, n_images)
+def _engine_of_name(recipe: Recipe, compute: ComputeConfig, name: str) -> FrozenEngine:
+    """Build an engine by name; with `engine="auto"`, torch if the chosen one cannot run it."""
     try:
-        return _make_engine(recipe, name, machine.device)
+        return _make_engine(recipe, name, compute.device)
     except EngineError:
-        if machine.engine != "auto":
+        if compute.engine != "auto":
             raise
-        _no_graph.add(recipe.digest)
-        return _make_engine(recipe, "torch", machine.device)
+        _torch_only.add(recipe.digest)
+        return _make_engine(recipe, "torch", compute.device)
 
 
 @lru_cache(maxsize=2)
@@ -194,12 +218,12 @@ def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEng
 
 
 def _fingerprints(views: Views, image_errors: ImageErrors) -> tuple[list[int], list[bytes]]:
-    """Identify the images that can be found: their rows and their keys."""
-    rows, keys = [], []
-    for row in range(len(views)):
+    """Identify the images that can be read: return their items and the key of each."""
+    items, keys = [], []
+    for item in range(len(views)):
         try:
-            keys.append(views.fingerprint(row))
-            rows.append(row)
+            keys.append(views.fingerprint(item))
+            items.append(item)
         except ImageError as error:
-            image_errors.add(row, error)
-    return rows, keys
+            image_errors.add(item, error)
+    return items, keys

@@ -1,4 +1,4 @@
-"""What an embedding depends on, and what a recipe makes of an image.
+"""Recipes: everything but the image that an embedding depends on, and the shape of their output.
 
 Shapes: N images, D features.
 """
@@ -15,14 +15,16 @@ import torch
 
 from sktransfer.backbones.frozen import FrozenPrefix
 from sktransfer.backbones.loading import Backbone
+from sktransfer.engines.verification import noise
 from sktransfer.transforms.preprocessing import Preprocessing
 
-# Largest activations between which float16, of 6e-5 to 65504 in full precision, has room to spare.
-_SMALL, _LARGE = 0.1, 2000.0
-
+# Activations are kept as float16 if the largest one of a noise image lies between these bounds,
+# well within the range of float16 in full precision, 6e-5 to 65504.
+_FLOAT16_LOWER_BOUND = 0.1
+_FLOAT16_UPPER_BOUND = 2000.0
 
 # Part of every key: raise it when the same recipe begins to give other numbers.
-_EDITION = 3
+_RECIPE_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Recipe:
     pooling : {"avg", "max", "avgmax"} or None
     precision : torch.dtype
     dtype : {"float32", "float16"}
-        What the values are kept in.
+        Type in which the values are stored.
     """
 
     backbone: Backbone
@@ -49,7 +51,7 @@ class Recipe:
     dtype: str = "float32"
 
     def __str__(self) -> str:
-        layers = " + ".join("penultimate" if tap is None else tap for tap in self.layers)
+        layers = " + ".join("penultimate" if layer is None else layer for layer in self.layers)
         precision = str(self.precision).removeprefix("torch.")
         return (
             f"{self.backbone.name} {self.backbone.digest.hex()[:8]}, layer {layers}, "
@@ -57,20 +59,23 @@ class Recipe:
         )
 
     def prefix(self) -> FrozenPrefix:
-        """Make the frozen blocks that the recipe runs."""
+        """Build the frozen blocks that the recipe runs."""
         return FrozenPrefix(self.backbone.block_list, self.layers, self.pooling)
 
     @property
     def emits_map(self) -> bool:
-        """Whether what is emitted is one whole feature map, flattened."""
-        (tap, *more), pooling = self.layers, self.pooling
-        return pooling is None and not more and tap not in (None, "logits")
+        """Whether the output is one whole feature map, flattened."""
+        return (
+            self.pooling is None
+            and len(self.layers) == 1
+            and self.layers[0] not in (None, "logits")
+        )
 
     @property
     def digest(self) -> bytes:
-        """Identify the recipe: 16 bytes of BLAKE2b over all its fields."""
+        """Return 16 bytes of BLAKE2b over all fields, which identify the recipe."""
         parts = (
-            _EDITION,
+            _RECIPE_VERSION,
             self.backbone.digest.hex(),
             dataclasses.astuple(self.preprocessing),
             self.layers,
@@ -84,16 +89,16 @@ class Recipe:
 def recipe_at(
     backbone: Backbone, preprocessing: Preprocessing, boundary: int, precision: torch.dtype
 ) -> Recipe:
-    """Make the recipe of what crosses a boundary.
+    """Build the recipe of the activations at a boundary.
 
     Parameters
     ----------
     backbone : Backbone
     preprocessing : Preprocessing
     boundary : int
-        How many blocks lie before it, at least 1. After the last block it is the penultimate
-        vector that crosses, the same as the extractor's, in float32; before, the feature map, in
-        float16 where its values lie well within the range of that.
+        Number of blocks before it, at least 1. After the last block, the activations are the
+        penultimate vector, the same as the extractor's, in float32; before, the feature map, in
+        float16 if its values lie well within the range of that.
     precision : torch.dtype
     """
     if boundary == len(backbone.block_list.blocks):
@@ -104,51 +109,49 @@ def recipe_at(
 
 
 def output_width(recipe: Recipe) -> int:
-    """Count the features of a recipe.
+    """Return the number of features of a recipe.
 
     Raises
     ------
     ValueError
-        Where the backbone does not take images of the recipe's size.
+        If the backbone does not take images of the recipe's size.
     """
     return math.prod(_probe(recipe).shape)
 
 
 def map_shape(recipe: Recipe) -> tuple[int, ...]:
-    """Tell the shape of what crosses a boundary, of which the embedding is the flattened form."""
+    """Return the shape of the activations at a boundary; the embedding is their flattened form."""
     return _probe(recipe).shape
 
 
-class _Probed(NamedTuple):
-    """What a recipe makes of an image."""
+class _Output(NamedTuple):
+    """Properties of a recipe's output."""
 
     shape: tuple[int, ...]
     fits_float16: bool
 
 
-_probed: dict[bytes, _Probed] = {}
+_outputs: dict[bytes, _Output] = {}
 
 
-def _probe(recipe: Recipe) -> _Probed:
-    """Send an image of noise through the backbone, once."""
+def _probe(recipe: Recipe) -> _Output:
+    """Measure the output of a recipe on an image of noise, once in a process."""
     digest = replace(recipe, dtype="float32").digest
-    if digest not in _probed:
-        _probed[digest] = _look(recipe)
-    return _probed[digest]
+    if digest not in _outputs:
+        _outputs[digest] = _run_noise(recipe)
+    return _outputs[digest]
 
 
-def _look(recipe: Recipe) -> _Probed:
-    prefix = recipe.prefix()
-    height, width = recipe.preprocessing.crop
-    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+def _run_noise(recipe: Recipe) -> _Output:
+    prefix, crop = recipe.prefix(), recipe.preprocessing.crop
     try:
         with torch.no_grad():
-            x = recipe.preprocessing.normalize((255 * noise).to(torch.uint8))
-            emitted = prefix.feature_map(x) if recipe.emits_map else prefix(x)
+            x = recipe.preprocessing.normalize(noise(crop))
+            output = prefix.feature_map(x) if recipe.emits_map else prefix(x)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"Got image_size={height}x{width}, but {recipe.backbone.name} cannot take such "
+            f"Got image_size={crop[0]}x{crop[1]}, but {recipe.backbone.name} cannot take such "
             f"images ({str(error).splitlines()[0]}); image_size=None takes the right size"
         ) from error
-    largest = float(emitted.abs().max())
-    return _Probed(tuple(emitted.shape[1:]), _SMALL < largest < _LARGE)
+    fits_float16 = _FLOAT16_LOWER_BOUND < float(output.abs().max()) < _FLOAT16_UPPER_BOUND
+    return _Output(tuple(output.shape[1:]), fits_float16)

@@ -97,3 +97,12 @@ class FrozenEngine(ABC):
     @abstractmethod
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
+
+
+def pad(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """Append black images to a batch (N, 3, H, W), uint8, until it has `size` images."""
+    if len(batch) == size:
+        return batch
+    padded = batch.new_zeros(size, *batch.shape[1:]).contiguous(memory_format=torch.channels_last)
+    padded[: len(batch)] = batch
+    return padded

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from sktransfer.backbones.frozen import FrozenPrefix
+from sktransfer.engines.base import pad
 from sktransfer.engines.compiled_engine import CompiledEngine, PixelNetwork
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import EngineError, import_optional
@@ -121,16 +122,15 @@ class OpenVINOEngine(CompiledEngine):
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
-        pixels = batch.permute(0, 2, 3, 1).contiguous().numpy()
         embeddings, request = [], self._idle_requests.get()
         try:
-            for row in range(0, len(pixels), self._together):
-                part = _padded(pixels[row : row + self._together], self._together)
-                request.infer({0: part}, share_inputs=True)
+            for part in batch.split(self._together):
+                padded = pad(part, self._together).permute(0, 2, 3, 1).contiguous()
+                request.infer({0: padded.numpy()}, share_inputs=True)
                 embeddings.append(request.get_output_tensor(0).data.copy())
         finally:
             self._idle_requests.put(request)
-        return np.concatenate(embeddings)[: len(pixels)]
+        return np.concatenate(embeddings)[: len(batch)]
 
     def _write(self, network: PixelNetwork, folder: Path) -> None:
         graph = _convert(network)
@@ -161,13 +161,6 @@ def _graph_batch(prefix: FrozenPrefix, preprocessing: Preprocessing) -> int:
     together = images_together(preprocessing.crop)
     heavy = sum(tensor.nbytes for tensor in prefix.state_dict().values()) > _HEAVY_BYTES
     return max(together, _HEAVY_TOGETHER) if heavy else together
-
-
-def _padded(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Append black images to a batch until it has `size`."""
-    if len(pixels) == size:
-        return pixels
-    return np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
 
 
 @cache

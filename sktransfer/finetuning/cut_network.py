@@ -124,7 +124,7 @@ class Network:
             reader = ImageReader(views, machine.threads, ImageErrors("raise"))
             yield from (run(batch) for _, batch in reader.batches(range(len(views)), size))
             return
-        values, _ = embed(
+        values, *_ = embed(
             views,
             self.recipe(self.boundary, machine),
             machine,

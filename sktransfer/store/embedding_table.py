@@ -291,7 +291,7 @@ def _drop_owner(connection: Connection, token: bytes) -> None:
 
 
 def _owners(connection: Connection) -> list[tuple[bytes, bool]]:
-    """List the claimants, and whether each is alive."""
+    """List the owners, and whether each is alive."""
     here, now = this_host(), time.time()
     return [
         (token, expires > now and (host != here or is_running(pid)))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from sktransfer.store.embedding_table import is_running, this_host
 from sktransfer.store.store import EmbeddingStore
+from sktransfer.utils.config import SESSION
 
-_VARIABLE = "SKTRANSFER_SESSION"
 _MAX_BYTES = 4 * 2**30
 _WEEK = 7 * 24 * 3600.0
 _RUNNING_IS_KNOWN = os.name == "posix"
@@ -33,7 +33,7 @@ _lock = threading.Lock()
 
 
 def resolve_store(cache: object) -> EmbeddingStore | None:
-    """Find the store that a `cache` parameter means.
+    """Resolve a `cache` parameter to a store.
 
     Parameters
     ----------
@@ -68,27 +68,27 @@ def resolve_store(cache: object) -> EmbeddingStore | None:
 
 
 def session_store() -> EmbeddingStore:
-    """Find the session's store, or make it."""
+    """Return the store of the session, which is made at its first use."""
     global _session
     with _lock:
         if _session is None:
             directory = _from_environment() or _from_parent() or _create()
-            os.environ[_VARIABLE] = str(directory)
+            SESSION.set(str(directory))
             _session = EmbeddingStore(directory, max_bytes=_limit(directory), temporary=True)
         return _session
 
 
 def share_session() -> None:
-    """Make sure that the session exists, so that a worker which is about to need it finds it."""
-    with contextlib.suppress(OSError):  # where nothing can be made, the store warns when used
+    """Create the session if it does not exist yet, so that workers to be started find it."""
+    with contextlib.suppress(OSError):  # the store warns when used
         session_store().directory.mkdir(0o700, parents=True, exist_ok=True)
 
 
 def _from_environment() -> Path | None:
-    directory = Path(os.environ.get(_VARIABLE, ""))
+    directory = Path(SESSION.get())
     # A job on another machine may have inherited the variable, and share the file system.
-    ours = directory.name.startswith(f"{this_host()}-")
-    return directory if ours and directory.is_dir() else None
+    of_this_host = directory.name.startswith(f"{this_host()}-")
+    return directory if of_this_host and directory.is_dir() else None
 
 
 def _from_parent() -> Path | None:
@@ -116,13 +116,13 @@ def _base() -> Path:
     base = Path(tempfile.gettempdir()) / f"sktransfer-{user}"
     with contextlib.suppress(OSError):
         base.mkdir(0o700, exist_ok=True)
-        if hasattr(os, "getuid") and os.lstat(base).st_uid != user:  # somebody's trap
+        if hasattr(os, "getuid") and os.lstat(base).st_uid != user:  # made by another user
             return base.with_name(f"{base.name}-{uuid.uuid4().hex}")
     return base
 
 
 def _remove_stale(base: Path) -> None:
-    """Remove what sessions have left that were killed."""
+    """Remove the directories of sessions that were killed."""
     for directory in base.glob(f"{this_host()}-*-*"):
         owner = int(directory.name.split("-")[1])
         # This process has no session yet, so one with its number is an earlier process's.
@@ -150,7 +150,7 @@ def _remove(directory: Path) -> None:
     if _session is not None:
         _session.close()
     shutil.rmtree(directory, ignore_errors=True)
-    with contextlib.suppress(OSError):  # other sessions are there
+    with contextlib.suppress(OSError):  # other sessions exist
         directory.parent.rmdir()
 
 

@@ -222,7 +222,7 @@ class _Call:
     def __init__(
         self, table: EmbeddingTable, keys: Sequence[bytes], compute: Compute, out: np.ndarray | None
     ) -> None:
-        self.table = copy.copy(table)  # a claimant of its own
+        self.table = copy.copy(table)  # an owner of its own
         self.keys = keys
         self.compute = compute
         self.first, self.source = first_rows(keys)
@@ -250,9 +250,9 @@ class _Call:
         """Compute what can be claimed of each chunk; then come back for what others compute."""
         pause = _FIRST_PAUSE
         while chunks:
-            mine = self.compute_and_write(chunks)
-            left = [self.read([row for row in rows if row not in mine]) for rows in chunks]
-            idle = not mine and left == chunks
+            claimed_rows = self.compute_and_write(chunks)
+            left = [self.read([row for row in rows if row not in claimed_rows]) for rows in chunks]
+            idle = not claimed_rows and left == chunks
             chunks = [rows for rows in left if rows]
             if idle:
                 time.sleep(pause)
@@ -283,12 +283,12 @@ class _Call:
 
     def compute_and_write(self, chunks: list[list[int]]) -> set[int]:
         """Compute what can be claimed, write each batch at once; return the rows it tried."""
-        mine, undone = set[int](), set[int]()
+        claimed_rows, undone = set[int](), set[int]()
 
         def claims() -> Iterator[list[int]]:
             for rows in chunks:
                 if claimed := self.claim(rows):
-                    mine.update(claimed)
+                    claimed_rows.update(claimed)
                     undone.update(claimed)
                     yield claimed
 
@@ -301,7 +301,7 @@ class _Call:
             undone.difference_update(done)
         if undone:
             self._try(None, self.table.release, [self.keys[row] for row in undone])
-        return mine
+        return claimed_rows
 
     def _try(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         """Ask the store; after its first failure do without, as if every image were ours."""

@@ -10,6 +10,7 @@ import hashlib
 import pickle
 import random
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, SimpleNamespace
@@ -33,16 +34,13 @@ from sktransfer.transforms.distortions import (
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded
 
-POLICIES = ("light", "standard", "aggressive", "industrial")
+# Augmented views of each image by default, for policies and users' transforms.
+_DEFAULT_N_VIEWS = 3
 
-# Copies that show what a policy does; much may be wrong with an industrial image.
-_COPIES = {"industrial": 7}
-_FEW_COPIES = 3
+# Part of every digest. Raise it whenever the same seed gives another image than before.
+_AUGMENTATION_VERSION = 4
 
-# Part of every digest. To be raised whenever the same seed gives another image than before.
-_EDITION = 4
-
-# What is in them is told by its name; torchvision's version is part of the digest too.
+# Code of these is identified by its name; torchvision's version is part of the digest too.
 _LIBRARIES = sys.stdlib_module_names | {"PIL", "numpy", "sktransfer", "torch", "torchvision"}
 
 
@@ -50,16 +48,16 @@ _LIBRARIES = sys.stdlib_module_names | {"PIL", "numpy", "sktransfer", "torch", "
 class Augmentation:
     """Changes images at random, and the same way each time for the same seed.
 
-    Made by `resolve_augmentation`. The parts of the policies have random generators of their own
-    and run on any number of threads side by side. Any other transform runs alone, with the global
-    generators of torch, numpy and `random` seeded for it and set back afterwards.
+    Made by `resolve_augmentation`. The parts of the policies use their own random generators and
+    run on several threads at once. Any other transform runs on one thread at a time, with the
+    global generators of torch, numpy and `random` seeded for it and restored afterwards.
 
     Parameters
     ----------
     name : str
         Of the policy, or of the user's transform.
     steps : tuple of callable
-        Each takes what the one before it gives, and has random numbers of its own.
+        Each takes the result of the one before it, and has its own random numbers.
     digest : bytes
         16 bytes that identify what is computed, in any process. Random where the transform holds
         functions or classes of the user's own: only copies of this object share what it made.
@@ -106,27 +104,133 @@ class Augmentation:
         return _check_result(result, self.name)
 
 
-def resolve_augmentation(augment: Any) -> Augmentation | None:
-    """Find what changes the training images.
+@dataclass(frozen=True)
+class Policy:
+    """A named augmentation.
 
     Parameters
     ----------
-    augment : {"light", "standard", "aggressive", "industrial"}, callable or None
+    steps : tuple of Part or callable
+        As in `Augmentation`. Parts run on several threads at once, other callables do not.
+    n_views : int
+        Augmented views of each image that are cached with `n_views="auto"`.
+    doc : str
+        What it does and what it is for, in a line or two of the documentation.
+    """
+
+    steps: tuple[Callable[[Any], Any], ...]
+    n_views: int
+    doc: str
+
+
+POLICIES: dict[str, Policy] = {}
+
+
+def register_policy(name: str, policy: Policy) -> None:
+    """Add a policy under a new name, which `resolve_augmentation` and the estimators then take.
+
+    Parameters
+    ----------
+    name : str
+    policy : Policy
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+
+    Examples
+    --------
+    >>> register_policy("grainy", Policy((SensorNoise(),), n_views=2, doc="Sensor noise only."))
+    >>> resolve_augmentation("grainy").name
+    'grainy'
+    >>> del POLICIES["grainy"]
+    """
+    if name in POLICIES:
+        raise ValueError(
+            f"Got name={name!r}, but a policy of this name is registered; choose another name"
+        )
+    POLICIES[name] = policy
+
+
+_SMALL_GEOMETRY: dict[str, Any] = {"rotation": 5, "shift": 0.05, "zoom": (0.95, 1.05)}
+
+register_policy(
+    "light",
+    Policy(
+        (Geometry(**_SMALL_GEOMETRY), Lighting((0.9, 1.1), (0.9, 1.1))),
+        n_views=_DEFAULT_N_VIEWS,
+        doc="small turns, shifts and zooms, a little light. No mirror images: for digits.",
+    ),
+)
+register_policy(
+    "standard",
+    Policy(
+        (Geometry(12, 0.08, (0.85, 1.2), flip=0.5), Lighting((0.8, 1.2), (0.8, 1.2))),
+        n_views=_DEFAULT_N_VIEWS,
+        doc="more of each, and mirror images. For photographs.",
+    ),
+)
+register_policy(
+    "aggressive",
+    Policy(
+        (
+            Geometry(20, 0.12, (0.7, 1.4), aspect=(0.8, 1.25), shear=8, flip=0.5),
+            Lighting((0.7, 1.3), (0.7, 1.3)),
+            ColorLoss(keep=(0.5, 1.5), gray=0.1),
+            Blur(p=0.2),
+            Erase(p=0.4),
+        ),
+        n_views=_DEFAULT_N_VIEWS,
+        doc="still more, and shear, color, blur, hidden parts. For few images.",
+    ),
+)
+register_policy(
+    "industrial",
+    # Most copies show one or two of the distortions; those with one teach it alone.
+    Policy(
+        (
+            Geometry(**_SMALL_GEOMETRY, flip=0.5),
+            Lighting((0.5, 1.3), (0.8, 1.2), gamma=(0.7, 1.5), gradient=0.4, p=0.4),
+            Blur(defocus=0.04, motion=0.06, p=0.35),
+            SensorNoise(shot=0.1, read=0.12, grain=0.01, p=0.35),
+            ColorLoss(gray=0.5, p=0.35),
+        ),
+        n_views=7,  # there are more distortions to see
+        doc="a fixed camera whose lighting, focus, sensor and colors vary; small turns, and "
+        "mirror images.",
+    ),
+)
+
+
+def _list_policies(docstring: str) -> str:
+    """Fill the policies and their descriptions into a docstring."""
+    names = ", ".join(f'"{name}"' for name in POLICIES)
+    lines = [
+        textwrap.fill(f'- `"{name}"`: {policy.doc}', 91, subsequent_indent="  ")
+        for name, policy in POLICIES.items()
+    ]
+    listed = textwrap.indent("\n".join(lines), " " * 8).lstrip()
+    return docstring.replace("POLICY_NAMES", names).replace("POLICY_LIST", listed)
+
+
+def resolve_augmentation(augment: Any) -> Augmentation | None:
+    """Resolve the augmentation of the training images.
+
+    Parameters
+    ----------
+    augment : {POLICY_NAMES}, callable or None
         A policy, or a transform that takes a uint8 tensor (3, H, W) and returns one, of any height
         and width (float pixels of 0-1 are converted): torchvision's, a module, a function.
         `None` changes nothing. An `Augmentation` is taken as it is, so that a function of your own,
         resolved once, counts as the same one in every fit.
 
-        - `"light"`: small turns, shifts and zooms, a little light. No mirror images: for digits.
-        - `"standard"`: more of each, and mirror images. For photographs.
-        - `"aggressive"`: still more, and shear, color, blur, hidden parts. For few images.
-        - `"industrial"`: a fixed camera whose lighting, focus, sensor and colors vary; small
-          turns, and mirror images.
+        POLICY_LIST
 
     Raises
     ------
     ValueError, TypeError
-        Where it is none of these.
+        If it is none of these.
 
     Examples
     --------
@@ -139,20 +243,26 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
         return augment
     if isinstance(augment, str):
         check_choice("augment", augment, [None, *POLICIES])
-        return Augmentation(augment, _STEPS[augment], _digest(augment, _STEPS[augment]))
+        steps = POLICIES[augment].steps
+        return Augmentation(augment, steps, _policy_digest(augment, steps))
     if not callable(augment) or isinstance(augment, type):
         remedy = "; put them into a v2.Compose" if isinstance(augment, (list, tuple)) else ""
         remedy = f"; make one: {augment.__name__}(...)" if isinstance(augment, type) else remedy
         raise TypeError(
-            f"Got augment={augment!r}, but expected one of {str(POLICIES)[1:-1]}, None, or a "
-            f"transform that takes and returns a uint8 tensor of shape (3, H, W){remedy}"
+            f"Got augment={augment!r}, but expected one of {str(list(POLICIES))[1:-1]}, None, or "
+            f"a transform that takes and returns a uint8 tensor of shape (3, H, W){remedy}"
         )
     name = getattr(augment, "__name__", type(augment).__name__)
     return Augmentation(name, tuple(_flatten(augment)), _identify(augment))
 
 
+# Derived, so that the docstring names each policy that this module registers.
+if resolve_augmentation.__doc__:  # Python leaves docstrings out with -OO
+    resolve_augmentation.__doc__ = _list_policies(resolve_augmentation.__doc__)
+
+
 def count_views(augmentation: Augmentation | None, n_views: Any) -> int | None:
-    """Tell how many copies of each image are cached; `None` where every epoch makes fresh ones.
+    """Return how many augmented views of each image are cached; `None`: new ones in every epoch.
 
     Examples
     --------
@@ -164,8 +274,11 @@ def count_views(augmentation: Augmentation | None, n_views: Any) -> int | None:
     if augmentation is None:
         return 0
     if n_views == "auto":
-        known = augmentation.steps == _STEPS.get(augmentation.name)  # not a user's of that name
-        return _COPIES.get(augmentation.name, _FEW_COPIES) if known else _FEW_COPIES
+        policy = POLICIES.get(augmentation.name)
+        # A user's transform may have the name of a policy.
+        if policy is not None and policy.steps == augmentation.steps:
+            return policy.n_views
+        return _DEFAULT_N_VIEWS
     return n_views
 
 
@@ -208,8 +321,17 @@ def _check_result(result: Any, name: str) -> torch.Tensor:
     return (pixels.float() * 255).round_().to(torch.uint8)
 
 
+def _policy_digest(name: str, steps: tuple[Callable[[Any], Any], ...]) -> bytes:
+    """Digest a policy: parts by their settings, other steps as users' transforms."""
+    return _digest(
+        name, tuple(step if isinstance(step, Part) else _identify(step) for step in steps)
+    )
+
+
 def _digest(*described: object) -> bytes:
-    return hashlib.blake2b(repr((_EDITION, *described)).encode(), digest_size=16).digest()
+    return hashlib.blake2b(
+        repr((_AUGMENTATION_VERSION, *described)).encode(), digest_size=16
+    ).digest()
 
 
 def _identify(transform: Any) -> bytes:
@@ -236,25 +358,3 @@ class _Describer(pickle.Pickler):
         if code and thing.__module__.partition(".")[0] not in _LIBRARIES:
             raise pickle.PicklingError(f"{thing.__qualname__} may change under its name")
         return NotImplemented
-
-
-_SMALL: dict[str, Any] = {"rotation": 5, "shift": 0.05, "zoom": (0.95, 1.05)}
-_STEPS: dict[str, tuple[Part, ...]] = {
-    "light": (Geometry(**_SMALL), Lighting((0.9, 1.1), (0.9, 1.1))),
-    "standard": (Geometry(12, 0.08, (0.85, 1.2), flip=0.5), Lighting((0.8, 1.2), (0.8, 1.2))),
-    "aggressive": (
-        Geometry(20, 0.12, (0.7, 1.4), aspect=(0.8, 1.25), shear=8, flip=0.5),
-        Lighting((0.7, 1.3), (0.7, 1.3)),
-        ColorLoss(keep=(0.5, 1.5), gray=0.1),
-        Blur(p=0.2),
-        Erase(p=0.4),
-    ),
-    # One or two things are wrong with most copies: what is wrong alone is learned from those.
-    "industrial": (
-        Geometry(**_SMALL, flip=0.5),
-        Lighting((0.5, 1.3), (0.8, 1.2), gamma=(0.7, 1.5), gradient=0.4, p=0.4),
-        Blur(defocus=0.04, motion=0.06, p=0.35),
-        SensorNoise(shot=0.1, read=0.12, grain=0.01, p=0.35),
-        ColorLoss(gray=0.5, p=0.35),
-    ),
-}

@@ -1,30 +1,32 @@
-"""JPEGs decoded and prepared on a CUDA device, many at once, where one asks for it.
+"""JPEGs decoded and prepared on a CUDA device, many at once, on request.
 
 Shapes: H x W pixels.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-# Images that are decoded at once, and how often side by side: their pixels lie on the device.
-_TOGETHER, _SIDE_BY_SIDE = 32, 2
+from sktransfer.utils.config import DEVICE_JPEG
 
-_places = threading.BoundedSemaphore(_SIDE_BY_SIDE)
+# Their pixels are in the memory of the device, so the number of images there is limited.
+_IMAGES_PER_BATCH = 32
+_BATCHES_AT_ONCE = 2
+
+_free_batches = threading.BoundedSemaphore(_BATCHES_AT_ONCE)
 
 
 def decodes_on(device: torch.device) -> bool:
-    """Tell whether JPEGs are to be decoded on a device.
+    """Return whether JPEGs are decoded on a device.
 
-    ``SKTRANSFER_DEVICE_JPEG=1`` in the environment asks for it. It is not the default: the cores
-    decode while the device computes, and a decoder on the device takes its time from the network.
+    ``SKTRANSFER_DEVICE_JPEG=1`` in the environment turns it on. It is off by default: the cores
+    decode while the device computes, and a decoder on the device slows the network down.
     """
-    return device.type == "cuda" and os.environ.get("SKTRANSFER_DEVICE_JPEG") == "1"
+    return device.type == "cuda" and DEVICE_JPEG.get() == "1"
 
 
 def prepare_jpegs(
@@ -45,19 +47,19 @@ def prepare_jpegs(
     Returns
     -------
     dict of int to Tensor of shape (3, H, W)
-        uint8, on the CPU. Without those that cannot be decoded there, or that came together with
-        one: broken ones, all where the memory ends or torchvision has no decoder for the device.
+        uint8, on the CPU. Images are missing if they, or others of their batch, cannot be decoded
+        on the device: broken ones, and all if memory runs out or torchvision has no decoder.
     """
     items, prepared = list(encoded), dict[int, torch.Tensor]()
-    for start in range(0, len(items), _TOGETHER):
-        few = items[start : start + _TOGETHER]
+    for start in range(0, len(items), _IMAGES_PER_BATCH):
+        batch = items[start : start + _IMAGES_PER_BATCH]
         try:
-            with _places, torch.inference_mode():
-                decoded = _decode([encoded[item] for item in few], device)
+            with _free_batches, torch.inference_mode():
+                decoded = _decode([encoded[item] for item in batch], device)
                 crops = torch.stack([prepare(pixels) for pixels in decoded]).cpu()
         except (ImportError, NotImplementedError, RuntimeError):
             continue
-        prepared |= zip(few, crops, strict=True)
+        prepared |= zip(batch, crops, strict=True)
     return prepared
 
 

@@ -85,7 +85,7 @@ class ImageReader:
         image_errors: ImageErrors,
         device: torch.device | None = None,
     ) -> None:
-        self._views, self._threads, self._faults = views, threads, image_errors
+        self._views, self._threads, self._image_errors = views, threads, image_errors
         self._device = device
 
     def batches(
@@ -117,11 +117,11 @@ class ImageReader:
 
         def work(rows: Sequence[int]) -> _Mapped:
             pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
-            there = self._views.prepare_on(self._device, rows) if self._device else {}
+            on_device = self._views.prepare_on(self._device, rows) if self._device else {}
             for slot, row in enumerate(rows):
                 try:
-                    if row in there:
-                        pixels[slot] = there[row]
+                    if row in on_device:
+                        pixels[slot] = on_device[row]
                     else:
                         self._read_into(pixels[slot], row)
                 except ImageError as error:
@@ -135,7 +135,7 @@ class ImageReader:
             futures = (pool.submit(work, rows) for rows in batches)
             for rows, values, errors in _ahead(futures, 2 * threads, Future.result):
                 for row, error in errors.items():
-                    self._faults.add(row, error)
+                    self._image_errors.add(row, error)
                 if values is not None:
                     yield rows, values
 
@@ -160,7 +160,7 @@ class ImageReader:
                 read.result()
                 good.append(slot)
             except ImageError as error:
-                self._faults.add(row, error)
+                self._image_errors.add(row, error)
         pixels = pixels if len(good) == len(reads) else pixels[good]
         return [reads[slot][0] for slot in good], pixels
 

@@ -19,7 +19,7 @@ from sktransfer.transforms.gpu_decoding import prepare_jpegs
 from sktransfer.transforms.preprocessing import Preprocessing
 
 # Resized images that are kept, so that the views of one image decode it once.
-_KEPT = 8
+_MAX_RESIZED_IMAGES = 8
 
 
 class Augments(Protocol):
@@ -164,7 +164,7 @@ class Views:
         with self._lock:
             mine = row not in self._resized
             source = self._resized.setdefault(row, Future())
-            while len(self._resized) > _KEPT:
+            while len(self._resized) > _MAX_RESIZED_IMAGES:
                 self._resized.popitem(last=False)
         if mine:
             try:

@@ -1,4 +1,4 @@
-"""The machine that a run finds: device, precision, threads, progress."""
+"""Device, precision, threads, random state and memory of the process that computes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import joblib
 import torch
 
+from sktransfer.utils.config import TUNE_MALLOC
 from sktransfer.utils.errors import check_choice
 
 PRECISIONS = {
@@ -23,25 +24,24 @@ PRECISIONS = {
     "float16": torch.float16,
 }
 
-# What <malloc.h> calls them.
+# Their names in <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _IMPORTED_IN = os.getpid()
 
-# Held by whoever draws from generators that the whole process shares, or seeds them for a while.
+# Held while code draws from the generators that the whole process shares, or seeds them.
 GLOBAL_GENERATORS = threading.RLock()
 
 
 def is_fork() -> bool:
-    """Tell whether this process was forked after torch was imported: its threads are gone."""
+    """Return whether this process was forked after torch was imported, so without its threads."""
     return os.getpid() != _IMPORTED_IN
 
 
 def limit_threads_after_fork() -> None:
     """Let torch compute in a process that was forked after torch had used its threads.
 
-    They did not survive the fork, and torch would wait for them for ever; with one thread of its
-    own it has nobody to wait for.
+    The threads do not survive the fork, and torch would deadlock; a single thread avoids it.
     """
     if is_fork() and torch.get_num_threads() > 1:
         torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def limit_threads_after_fork() -> None:
 def seeded(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
     """Draw the same random numbers every time, and leave torch's random state as it was.
 
-    The state of `device` is brought back too; seeding it is left to whoever draws from it.
+    The state of `device` is restored too; the caller seeds it.
     """
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -62,13 +62,14 @@ def seeded(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
 
 @functools.cache
 def tune_malloc() -> None:
-    """Let the C library keep the memory that tensors give back; at most once in a process.
+    """Let the C library keep the memory that tensors free; at most once in a process.
 
-    Feature maps are large, so glibc would fetch each from the system and return it, and most of
-    the time would go into clearing fresh pages. It is a setting of the whole process, made when a
-    network first runs on the CPU; ``SKTRANSFER_TUNE_MALLOC=0`` in the environment leaves it alone.
+    Feature maps are large, so glibc would request each from the system and return it, and clearing
+    fresh pages would take most of the time. The setting holds for the whole process, and is made
+    when a network first runs on the CPU; ``SKTRANSFER_TUNE_MALLOC=0`` in the environment turns it
+    off.
     """
-    if os.environ.get("SKTRANSFER_TUNE_MALLOC") == "0" or platform.libc_ver()[0] != "glibc":
+    if TUNE_MALLOC.get() == "0" or platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
     library.mallopt(_M_MMAP_THRESHOLD, 2**30)
@@ -76,18 +77,18 @@ def tune_malloc() -> None:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Find the device to compute on, in the process that computes.
+    """Resolve the device, in the process that computes.
 
     Parameters
     ----------
     device : str or torch.device
-        `"auto"` takes a CUDA device where there is one, else Apple's MPS, else the CPU. Workers of
+        `"auto"` takes a CUDA device if available, else Apple's MPS, else the CPU. Workers of
         a parallel search spread over the CUDA devices that they see.
 
     Raises
     ------
     ValueError
-        Where the device is unknown or not on this machine.
+        If the device is unknown or not available.
 
     Examples
     --------
@@ -111,19 +112,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if missing.get(found.type, False):
         raise ValueError(
             f"Got device={str(device)!r}, but this machine has no such device; "
-            "device='auto' takes the fastest one that there is"
+            "device='auto' takes the fastest one available"
         )
     return found
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Find the arithmetic to compute in.
+    """Resolve the compute dtype.
 
     Parameters
     ----------
     precision : {"auto", "float32", "bfloat16", "float16"}
-        `"auto"` is float32 but on CUDA, where it is float16: as fast there as bfloat16, and 8 times
-        as exact.
+        `"auto"` is float16 on CUDA, where it is as fast as bfloat16 and 8 times as exact, and
+        float32 elsewhere.
     device : torch.device
 
     Examples
@@ -138,7 +139,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def training_precision(precision: torch.dtype, device: torch.device) -> torch.dtype:
-    """Find the arithmetic to train in: float16 would lose small gradients.
+    """Return the compute dtype for training: float16 would lose small gradients.
 
     Examples
     --------
@@ -148,19 +149,19 @@ def training_precision(precision: torch.dtype, device: torch.device) -> torch.dt
     if precision == torch.float32:
         return torch.float32
     if device.type == "cuda":
-        with torch.cuda.device(device):  # of which it speaks
+        with torch.cuda.device(device):  # the function reports on the current device
             if not torch.cuda.is_bf16_supported(including_emulation=False):
                 return torch.float32
     return torch.bfloat16
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Compute in mixed precision where `precision` is less than float32."""
+    """Compute in mixed precision if `precision` is less than float32."""
     return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
 
 
 def resolve_threads(n_jobs: int | None) -> int:
-    """Find the number of threads that read images, and on a CPU run the network too.
+    """Resolve the number of threads that read images and, on a CPU, run the network.
 
     Parameters
     ----------
@@ -175,6 +176,6 @@ def resolve_threads(n_jobs: int | None) -> int:
 
 
 def _worker_number() -> int:
-    """Count from 0 in the workers of one pool (their names end in a number), 0 elsewhere."""
+    """Return the number of a pool's worker, from 0 (its name ends in it); 0 in other processes."""
     number = re.search(r"(\d+)$", multiprocessing.current_process().name)
     return int(number.group(1)) - 1 if number else 0

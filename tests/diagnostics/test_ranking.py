@@ -49,12 +49,12 @@ def test_its_figures_are_those_of_scikit_learn(ranking):
 
 
 def test_each_image_goes_through_each_network_once(tmp_path):
-    from helpers import CountingTiny
+    from helpers import CountingTiny, counted
 
     log = tmp_path / "log"
     extractor = PretrainedFeatureExtractor(lambda: CountingTiny(log), **SMALL)
     rank_backbones(X, y, [extractor], cv=3)
-    embedded = sum(map(int, log.read_text().split()))
+    embedded = counted(log)
     timed = 2 * 32
     assert embedded == len(X) + timed
 

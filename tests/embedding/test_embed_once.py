@@ -8,7 +8,7 @@ from pathlib import Path
 import helpers
 import numpy as np
 import pytest
-from helpers import CountingTiny, counted, images, make_search
+from helpers import CountingTiny, counted, images, make_search, workers
 from sklearn.base import clone
 from sklearn.model_selection import ShuffleSplit, cross_val_score
 
@@ -46,10 +46,12 @@ def test_two_workers_share_the_work(log, tmp_path, backend, cache):
     import joblib
 
     cache = tmp_path / "kept" if cache == "kept" else cache
-    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=cache, batch_size=4)
+    backbone = CountingTiny(log, n_workers=2)
+    extractor = PretrainedFeatureExtractor(backbone, cache=cache, batch_size=4)
     with joblib.parallel_backend(backend):
         make_search(extractor, n_jobs=2).fit(X, y)
-    assert counted(log) <= 1.05 * N
+    assert N <= counted(log) <= 1.05 * N
+    assert len(workers(log)) == 2
 
 
 def test_a_directory_serves_a_second_process(log, tmp_path):

@@ -24,7 +24,9 @@ from sktransfer.transforms.augmentation import (
     Erase,
     Geometry,
     Lighting,
+    Policy,
     SensorNoise,
+    register_policy,
     resolve_augmentation,
 )
 
@@ -374,15 +376,39 @@ def test_parts_work_in_a_compose_and_heed_their_probability(part):
 # What is cached by
 
 
+def test_a_policy_registered_from_outside_works(monkeypatch):
+    monkeypatch.setattr(augmentation, "POLICIES", dict(augmentation.POLICIES))
+    steps = (Blur(), v2.RandomInvert(p=1.0))
+    register_policy("toy", Policy(steps, n_views=5, doc="A toy."))
+    toy = resolve_augmentation("toy")
+    assert (toy.name, toy.steps, augmentation.count_views(toy, "auto")) == ("toy", steps, 5)
+    assert toy.digest == resolve_augmentation("toy").digest
+    assert toy.digest not in [bytes.fromhex(digest) for digest in DIGESTS.values()]
+    image = photograph()
+    assert torch.equal(toy(image, 3), toy(image, 3))
+    assert not torch.equal(toy(image, 3), toy(image, 4))
+    with pytest.raises(ValueError, match=r"but expected one of .*'industrial', 'toy'"):
+        resolve_augmentation("other")
+    with pytest.raises(TypeError, match=r"but expected one of .*'industrial', 'toy', None"):
+        resolve_augmentation(3)
+    with pytest.raises(ValueError, match="Got name='toy', but a policy of this name is registered"):
+        register_policy("toy", Policy(steps, n_views=5, doc="A toy."))
+
+
+def test_the_docstring_lists_every_policy():
+    for name, policy in POLICIES.items():
+        assert f'- `"{name}"`: {policy.doc[:30]}' in resolve_augmentation.__doc__
+
+
 def test_policies_are_tripwires():
-    """Whoever changes a policy raises `_EDITION`, and then these digests."""
+    """A change to a policy raises `_AUGMENTATION_VERSION`, and then these digests."""
     digests = {policy: resolve_augmentation(policy).digest.hex() for policy in POLICIES}
     assert digests == DIGESTS
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_copies_are_tripwires(policy):
-    """Whoever changes what a policy computes raises `_EDITION`, and then these gray values."""
+    """A change to what a policy computes raises `_AUGMENTATION_VERSION`, then these gray values."""
     x, y = torch.linspace(0, 255, 60), torch.linspace(0, 120, 48)[:, None]
     image = torch.stack([x.expand(48, 60), y.expand(48, 60), (255 - x).expand(48, 60)])
     copies = [resolve_augmentation(policy)(image.to(torch.uint8), seed) for seed in range(6)]
@@ -409,7 +435,9 @@ def test_the_middle_alone_is_the_middle_of_the_whole(policy, shape):
 def test_digest_changes_with_the_edition(monkeypatch):
     augments = ["light", v2.RandomRotation(10)]
     before = [resolve_augmentation(augment).digest for augment in augments]
-    monkeypatch.setattr(augmentation, "_EDITION", augmentation._EDITION + 1)
+    monkeypatch.setattr(
+        augmentation, "_AUGMENTATION_VERSION", augmentation._AUGMENTATION_VERSION + 1
+    )
     assert all(resolve_augmentation(a).digest != b for a, b in zip(augments, before, strict=True))
 
 

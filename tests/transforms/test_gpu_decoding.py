@@ -80,7 +80,7 @@ def test_a_broken_image_is_named_and_no_other_is_lost(folder):
 
 
 def test_those_beside_a_broken_one_come_from_the_next_batch(folder, monkeypatch):
-    monkeypatch.setattr(device_decoding, "_TOGETHER", 2)
+    monkeypatch.setattr(device_decoding, "_IMAGES_PER_BATCH", 2)
     some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
     assert list(some.prepare_on(CPU, range(5))) == [2, 3, 4]
 

@@ -1,5 +1,5 @@
 import threading
-import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -36,6 +36,24 @@ class Watched(torch.utils.data.Dataset):
         )
 
 
+class InlinePool:
+    """Stands in for the thread pool: runs each task as soon as it is submitted.
+
+    What is read ahead is then everything that has been submitted, at any speed of the machine.
+    """
+
+    def __init__(self, *arguments):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, cancel_futures):
+        pass
+
+
 def reader(dataset, threads=2, on_error="raise"):
     return ImageReader(Views(as_images(dataset), PREPROCESSING), threads, ImageErrors(on_error))
 
@@ -49,13 +67,13 @@ def test_batches_come_in_order_and_hold_prepared_images():
     assert got[1][1].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_only_a_few_batches_are_read_ahead():
+def test_only_a_few_batches_are_read_ahead(monkeypatch):
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", InlinePool)
     dataset = Watched()
     batches = reader(dataset).batches(range(40), 4)
     for consumed in range(1, 11):
         next(batches)
-        time.sleep(0.01)
-        assert dataset.read <= 4 * (consumed + reading._AHEAD)
+        assert dataset.read == min(40, 4 * (consumed + reading._AHEAD - 1))
     assert next(batches, None) is None
 
 
@@ -99,17 +117,27 @@ def test_errors_of_a_dataset_name_the_row():
 
 def test_mapping_gives_results_in_order_and_each_thread_computes_alone():
     dataset, of_torch, seen = Watched(), torch.get_num_threads(), set()
+    expected = {
+        row: float(PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])).double().sum())
+        for row in range(40)
+    }
+    both_threads, later_batch_done = threading.Barrier(2, timeout=20), threading.Event()
 
     def total(pixels):
         seen.add((threading.current_thread().name, torch.get_num_threads()))
-        time.sleep(0.01 * (len(pixels) == 2))
-        return pixels.double().sum((1, 2, 3)).numpy()
+        values = pixels.double().sum((1, 2, 3)).numpy()
+        if values[0] in (expected[3], expected[2]):  # the first two batches
+            both_threads.wait()  # one on each thread
+        if values[0] == expected[3]:
+            assert later_batch_done.wait(20)
+        else:
+            later_batch_done.set()
+        return values
 
     mapped = list(reader(dataset, threads=2).map(total, [[3, 1], [2, 30], [4], [7, 5], [6]]))
     assert [rows for rows, _ in mapped] == [[3, 1], [2, 30], [4], [7, 5], [6]]
     for rows, values in mapped:
-        prepared = [PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])) for row in rows]
-        assert values.tolist() == [float(image.double().sum()) for image in prepared]
+        assert values.tolist() == [expected[row] for row in rows]
     assert {threads for _, threads in seen} == {1}
     assert len(seen) == 2
     assert torch.get_num_threads() == of_torch
@@ -125,12 +153,19 @@ def test_mapping_runs_batches_side_by_side():
     assert len(list(reader(Watched(), threads=2).map(meet, [[0], [1], [2], [3]]))) == 4
 
 
-def test_mapping_reads_only_a_few_batches_ahead_and_leaves_no_threads():
+def test_mapping_reads_only_a_few_batches_ahead(monkeypatch):
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", InlinePool)
+    dataset = Watched()
+    mapped = reader(dataset).map(lambda pixels: np.zeros(len(pixels)), [[n] for n in range(40)])
+    for consumed in range(1, 11):
+        next(mapped)
+        assert dataset.read == consumed - 1 + 2 * 2
+
+
+def test_mapping_leaves_no_threads():
     dataset = Watched()
     mapped = reader(dataset).map(lambda pixels: np.zeros(len(pixels)), [[n] for n in range(40)])
     next(mapped)
-    time.sleep(0.05)
-    assert dataset.read <= 1 + 2 * 2
     mapped.close()
     assert not [thread for thread in threading.enumerate() if "sktransfer" in thread.name]
 

@@ -1,0 +1,51 @@
+"""The environment variables of the package: names, defaults and meaning, in one table."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable.
+
+    Parameters
+    ----------
+    name : str
+    default : str
+        The value if the variable is not set.
+    meaning : str
+        What it does, in a sentence.
+    """
+
+    name: str
+    default: str
+    meaning: str
+
+    def get(self) -> str:
+        """Return the value in the environment of this process, or the default."""
+        return os.environ.get(self.name, self.default)
+
+    def set(self, value: str) -> None:
+        """Set the value for this process and for the processes that it starts."""
+        os.environ[self.name] = value
+
+
+TUNE_MALLOC = Variable(
+    "SKTRANSFER_TUNE_MALLOC",
+    "1",
+    "0 leaves glibc's malloc as it is; otherwise it keeps the memory that tensors free.",
+)
+DEVICE_JPEG = Variable(
+    "SKTRANSFER_DEVICE_JPEG",
+    "0",
+    "1 decodes JPEGs on the CUDA device instead of on the CPU.",
+)
+SESSION = Variable(
+    "SKTRANSFER_SESSION",
+    "",
+    "Directory of the session's store; set by the package for the processes that it starts.",
+)
+
+VARIABLES = (TUNE_MALLOC, DEVICE_JPEG, SESSION)
