@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Normalizer
 
 from sktransfer.data.images import Images
 from sktransfer.embedding.duplicates import EmbeddedImages
@@ -79,9 +79,11 @@ class ProbeResults:
 def make_probe() -> Pipeline:
     """Build the linear classifier on embeddings that all diagnostics share, unfitted.
 
-    `C` was chosen on the photographs of `benchmarks/photographs.py`.
+    Each embedding gets unit length. Scaling each dimension by its standard deviation, with C=0.03,
+    is as accurate on 432 photographs (0.828 against 0.825), but 4 points worse if there are 5
+    training images a class, and 8 points worse with 3.
     """
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
+    return make_pipeline(Normalizer(), LogisticRegression(C=30.0, max_iter=2000))
 
 
 def measure(

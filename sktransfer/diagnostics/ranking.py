@@ -318,7 +318,8 @@ def _rank(
             f"Got images that cannot be read, in rows {rows[:10]}: leave them out, all "
             f"backbones must be ranked on the same images. The first: {extractor.errors_[0]}"
         )
-    scores = cross_val_score(make_probe(), embeddings, codes, cv=splits)
+    # With routing on, scikit-learn 1.6 does not take None for no parameters.
+    scores = cross_val_score(make_probe(), embeddings, codes, cv=splits, params={})
     backbone = load_backbone(extractor.backbone, extractor.weights)
     return RankedBackbone(
         name=_name(backbone.name, extractor),
