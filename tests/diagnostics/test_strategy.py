@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer import (
@@ -108,7 +108,7 @@ def test_the_probe_results_is_scikit_learns(far):
     embeddings = PretrainedFeatureExtractor(image_shape=(8, 8), image_size=(64, 64)).fit_transform(
         X
     )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=2000))
+    probe = make_pipeline(Normalizer(), LogisticRegression(C=30.0, max_iter=2000))
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     scores = cross_val_score(probe, embeddings, y, cv=folds)
     assert far.probe_results.accuracy == pytest.approx(scores.mean())
@@ -218,7 +218,7 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
     X, y = cuts(14)
     assert [name for name, _ in near.estimator_.steps] == [
         "pretrainedfeatureextractor",
-        "standardscaler",
+        "normalizer",
         "logisticregression",
     ]
     assert clone(near.estimator_).fit(X, y).score(X, y) == 1
