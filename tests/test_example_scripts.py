@@ -42,14 +42,14 @@ def test_every_example_is_tested():
 def test_three_lines(tmp_path):
     printed = run("01_three_lines.py", tmp_path, "--digits", "200")
     assert "Images through the network: 200 (without the store: 4700)" in printed
-    assert numbers(r"held back: (\d\.\d+)", printed)[0] > 0.5
+    assert numbers(r"held out: (\d\.\d+)", printed)[0] > 0.5
 
 
 @pytest.mark.slow
 def test_three_lines_as_they_stand(tmp_path):
     printed = run("01_three_lines.py", tmp_path)
     assert "Images through the network: 600 (without the store: 14100)" in printed
-    assert numbers(r"held back: (\d\.\d+)", printed)[0] > 0.8
+    assert numbers(r"held out: (\d\.\d+)", printed)[0] > 0.8
 
 
 def test_folder_of_images_without_a_folder(tmp_path):

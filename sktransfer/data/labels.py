@@ -21,7 +21,7 @@ from sktransfer.utils.errors import check_choice
 
 
 @dataclass(frozen=True)
-class Labels:
+class EncodedLabels:
     """What `y` says.
 
     Parameters
@@ -55,7 +55,7 @@ def check_labels(
     class_weight: Any = None,
     estimator: str = "fit",
     sample_domain: Any = None,
-) -> Labels:
+) -> EncodedLabels:
     """Validate labels, weights and domains.
 
     Parameters
@@ -103,7 +103,9 @@ def check_labels(
         found = f"1 class in y, {classes.tolist()[0]!r}" if len(classes) else "no weight above 0"
         raise ValueError(f"Got {found}, but a classifier needs at least two classes")
     counts = weights[rows]
-    return Labels(classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target)
+    return EncodedLabels(
+        classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target
+    )
 
 
 def _known(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:

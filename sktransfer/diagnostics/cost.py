@@ -32,6 +32,7 @@ from sktransfer.finetuning.activations import fits_on_disk
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.fit_inputs import ENOUGH_TO_HOLD_BACK, check_parameters
 from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS, Stage, resolve_stages
+from sktransfer.finetuning.task import UNLABELED, ClassificationTask
 from sktransfer.finetuning.train_stage import make_net
 from sktransfer.store.session import resolve_store
 from sktransfer.transforms.augmentation import count_views, resolve_augmentation
@@ -147,8 +148,10 @@ class _Bill:
 class _Part:
     """An estimator of this package, and what its fits take."""
 
-    def __init__(self, estimator: Any, X: Any, n_classes: int, times: dict[Any, float]) -> None:
-        self.estimator, self._times = estimator, times
+    def __init__(
+        self, estimator: Any, X: Any, task: ClassificationTask, times: dict[Any, float]
+    ) -> None:
+        self.estimator, self.task, self._times = estimator, task, times
         self._images = check_images(clone(estimator), X, reset=True)
         self.tunes = isinstance(estimator, FineTunedImageClassifier)
         if self.tunes:
@@ -162,7 +165,7 @@ class _Part:
         last = self.stages[-1].boundary if self.tunes else self.end
         dropout = estimator.dropout if self.tunes else 0.0
         learns = estimator.batch_norm == "train" or estimator.weights is None
-        self.network = Network(self.backbone, seen, last, n_classes, dropout, learns)
+        self.network = Network(self.backbone, seen, last, task.n_outputs, dropout, learns)
         self.machine = ComputeConfig.of(clone(estimator).set_params(cache=None))
         self.store = resolve_store(estimator.cache)
         self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
@@ -230,7 +233,7 @@ class _Part:
             bill.scratch = views * (self.bytes_at(start) + most)
         enough = options.early_stopping is True or n >= ENOUGH_TO_HOLD_BACK
         if first and not kept and options.early_stopping and enough:
-            held = math.ceil(options.validation_fraction * n) + self.network.n_classes
+            held = math.ceil(options.validation_fraction * n) + self.network.n_outputs
             bill.work(held, self._embedding(first), embeds=1)
         for stage in self.stages[self.stages[0].head_only :]:
             shown = n * options.max_epochs
@@ -257,10 +260,10 @@ class _Part:
         key = (self.recipe(self.end).digest, stage, self.network.boundary, size)
         if key not in self._times:
             suffix = self.network.suffix({stage.boundary}, machine)
-            net = make_net(suffix, device=machine.device, optimizer=options.optimizer)
+            net = make_net(suffix, self.task, device=machine.device, optimizer=options.optimizer)
             suffix.move_boundary(stage.boundary, (*stage.blocks, PRE_LOGITS, HEAD))
             x = torch.rand(size, *suffix.shapes[stage.boundary], device=machine.device)
-            y = torch.ones(size, self.network.n_classes, device=machine.device)
+            y = torch.ones(size, self.network.n_outputs, device=machine.device)
             with seeded(0, machine.device):
                 self._time(key, size, lambda: net.train_step((x, y))["loss"].item())
         # Images that are not cached have to be read too; the first block is on the safe side.
@@ -306,7 +309,8 @@ class _Estimate:
                 raise _cannot(estimator)
             if self.y is None and any(hasattr(each, "unfreeze") for each, _ in found):
                 raise ValueError("Got y=None, but a FineTunedImageClassifier needs labels")
-            common = (self.X, len(np.unique(self.y)) if self.y is not None else 1, self._times)
+            task = UNLABELED if self.y is None else ClassificationTask(np.unique(self.y))
+            common = (self.X, task, self._times)
             self._parts[estimator] = [(_Part(each, *common), last) for each, last in found]
         bill = _Bill(fits=1)
         for part, last in self._parts[estimator]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from sktransfer.finetuning.task import Task
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 
@@ -34,14 +35,14 @@ class SoftTargets:
         Class numbers, 0 to K - 1.
     weights : ndarray of shape (N,)
         How much each image matters; they are scaled to a mean of 1.
-    n_classes : int
+    task : Task
     label_smoothing : float
         Share of the answer that is spread over all classes.
     """
 
     y: np.ndarray
     weights: np.ndarray
-    n_classes: int
+    task: Task
     label_smoothing: float = 0.0
 
     def of(self, rows: np.ndarray) -> torch.Tensor:
@@ -49,16 +50,15 @@ class SoftTargets:
 
         Examples
         --------
-        >>> targets = SoftTargets(np.array([0, 1]), np.array([1.0, 3.0]), 2, label_smoothing=0.5)
+        >>> from sktransfer.finetuning.task import ClassificationTask
+        >>> task = ClassificationTask(np.array(["cat", "dog"]))
+        >>> targets = SoftTargets(np.array([0, 1]), np.array([1.0, 3.0]), task, label_smoothing=0.5)
         >>> targets.of(np.array([0, 1]))
         tensor([[0.3750, 0.1250],
                 [0.3750, 1.1250]])
         """
-        smooth = self.label_smoothing
-        soft = np.full((len(rows), self.n_classes), smooth / self.n_classes, np.float32)
-        soft[np.arange(len(rows)), self.y[rows]] += 1 - smooth
         weights = self.weights[rows] / self.weights.mean()
-        return torch.from_numpy(soft * weights[:, None].astype(np.float32))
+        return self.task.batch_targets(self.y[rows], weights, self.label_smoothing)
 
 
 class EpochBatches(Dataset, ABC):

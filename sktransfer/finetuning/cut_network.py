@@ -37,7 +37,7 @@ class Network:
     preprocessing : Preprocessing
     boundary : int
         How many blocks lie before it.
-    n_classes : int
+    n_outputs : int
     dropout : float
     learn_statistics : bool
         Whether BatchNorm of trained blocks moves its statistics.
@@ -46,7 +46,7 @@ class Network:
     backbone: Backbone
     preprocessing: Preprocessing
     boundary: int
-    n_classes: int
+    n_outputs: int
     dropout: float
     learn_statistics: bool
 
@@ -62,7 +62,7 @@ class Network:
         suffix = TrainedSuffix(
             self.backbone.block_list,
             self.boundary,
-            self.n_classes,
+            self.n_outputs,
             output_width(self.recipe(end, machine)),
             shapes,
             self.dropout,

@@ -24,9 +24,10 @@ from sktransfer.finetuning.batches import (
     SoftTargets,
 )
 from sktransfer.finetuning.cut_network import Network
-from sktransfer.finetuning.head import LabeledEmbeddings, fit_head
+from sktransfer.finetuning.head import LabeledEmbeddings
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, peak_rates
 from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.finetuning.task import UNLABELED, Task
 from sktransfer.finetuning.train_stage import (
     StageConfig,
     TrainingState,
@@ -43,7 +44,7 @@ from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import seeded
 
 # Weight decay where the estimator leaves it open; more where some class has few images.
-DECAY, TINY_DECAY = 0.01, 0.1
+DECAY, SMALL_SET_DECAY = 0.01, 0.1
 
 
 class FineTuning:
@@ -54,6 +55,7 @@ class FineTuning:
     estimator : FineTunedImageClassifier
         Its parameters are read, and nothing is written.
     network : Network
+    task : Task
     stages : tuple of Stage
     train : TrainingSet
     valid : TrainingSet or None
@@ -69,6 +71,7 @@ class FineTuning:
         self,
         estimator: Any,
         network: Network,
+        task: Task,
         stages: tuple[Stage, ...],
         train: TrainingSet,
         valid: TrainingSet | None,
@@ -79,7 +82,7 @@ class FineTuning:
         seed: int,
         checkpoint: Path | None = None,
     ) -> None:
-        self.estimator, self.network, self.stages = estimator, network, stages
+        self.estimator, self.network, self.task, self.stages = estimator, network, task, stages
         self.train, self.valid, self.target, self.machine = train, valid, target, machine
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
         self.end = len(network.backbone.block_list.blocks)
@@ -90,6 +93,8 @@ class FineTuning:
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)
         self.interrupted = False
+        self.small = task.is_small(train.y, train.counts)
+        self.valid_metric = f"valid_{task.metric_name}"
         self.adversarial = estimator.domain_adversarial > 0
         if self.adversarial and not names:
             raise ValueError(
@@ -105,6 +110,7 @@ class FineTuning:
         """Train all stages; give the net, and what each stage did."""
         net = make_net(
             self._suffix(),
+            self.task,
             device=self.machine.device,
             optimizer=self.estimator.optimizer,
             weight_decay=self.weight_decay,
@@ -154,7 +160,7 @@ class FineTuning:
         asked = self.estimator.weight_decay
         if asked != "auto":
             return float(asked)
-        return TINY_DECAY if self.train.tiny else DECAY
+        return SMALL_SET_DECAY if self.small else DECAY
 
     def _run_stage(self, net: Any, run: TrainingState, number: int, progress: FitProgress) -> bool:
         stage, options = self.stages[number], self.estimator
@@ -173,12 +179,13 @@ class FineTuning:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
                 self._fit_head(net, run)
                 judged = self.valid is not None
-                judgment = {"valid_loss": run.best_loss, "valid_acc": run.best_accuracy}
+                judgment = {"valid_loss": run.best_loss, self.valid_metric: run.best_metric}
                 epochs.update(judgment if judged else {}, attributes)
             return True
         lesson = StageConfig(
             number=number,
             stage=stage,
+            task=self.task,
             rates=rates,
             train=self._lesson_feed(number),
             valid=self._valid_feed(stage),
@@ -204,30 +211,29 @@ class FineTuning:
                 EmbeddedImages(self.valid.images, values),
                 self.machine.threads,
             )
-        head = fit_head(
+        head = self.task.fit_head(
             LabeledEmbeddings(embeddings, self.train.y, self.train.weights),
             valid,
-            self.network.n_classes,
-            tiny=self.train.tiny,
+            small=self.small,
             device=self.machine.device,
         )
         net.module_.set_head(head.weight, head.bias, head.penalty)
         self._strength = head.strength
         feed = self._valid_feed(self.stages[0])
         if feed is not None:
-            run.best_loss, run.best_accuracy = evaluate(net, feed)
+            run.best_loss, run.best_metric = evaluate(net, feed, self.task)
 
     # What a stage learns from, and is judged by.
 
     def _lesson_feed(self, number: int) -> EpochBatches | PairedBatches:
         """Give what a stage trains on: the images, and beside them the target's."""
         smooth = self.estimator.label_smoothing
-        targets = SoftTargets(self.train.y, self.train.weights, self.network.n_classes, smooth)
+        targets = SoftTargets(self.train.y, self.train.weights, self.task, smooth)
         feed = self._train_feed(number, self.train, targets, self._train_at)
         if self.target is None or not self.adversarial:
             return feed
-        nobody = SoftTargets(self.target.y, self.target.weights, n_classes=1)
-        other = self._train_feed(number, self.target, nobody, self._target_at, len(feed))
+        placeholder = SoftTargets(self.target.y, self.target.weights, UNLABELED)
+        other = self._train_feed(number, self.target, placeholder, self._target_at, len(feed))
         return PairedBatches(feed, other)
 
     def _train_feed(
@@ -255,7 +261,7 @@ class FineTuning:
     def _valid_feed(self, stage: Stage) -> EpochBatches | None:
         if self.valid is None:
             return None
-        targets = SoftTargets(self.valid.y, self.valid.weights, self.network.n_classes)
+        targets = SoftTargets(self.valid.y, self.valid.weights, self.task)
         common = (targets, self.estimator.batch_size, self.machine.device)
         if stage.boundary > 0:
             values = self._valid_at(stage.boundary).values
@@ -353,7 +359,7 @@ class FineTuning:
             "epochs": epochs,
             "best_epoch": run.best_epoch if epochs and self.valid is not None else epochs,
             "valid_loss": None if self.valid is None else run.best_loss,
-            "valid_acc": None if self.valid is None else run.best_accuracy,
+            self.valid_metric: None if self.valid is None else run.best_metric,
             "C": self._strength if stage.head_only else None,
             "seconds": round(seconds, 2),
         }

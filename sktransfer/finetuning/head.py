@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
 # The greatest of them for a tiny set.
 _TINY_BOUND = 0.1
-# What is taken where nothing can be held back to choose by.
+# What is taken where nothing can be held out to choose by.
 _UNCHOSEN = 0.03
 _FOLDS = 3
 _ITERATIONS = 1000

@@ -31,7 +31,7 @@ class TrainedSuffix(nn.Module):
     block_list : BlockList
     boundary : int
         How many blocks lie before the suffix; all of them leaves the head alone.
-    n_classes : int
+    n_outputs : int
         Number of logits, K.
     width : int
         Of the penultimate vector, D.
@@ -50,7 +50,7 @@ class TrainedSuffix(nn.Module):
         self,
         block_list: BlockList,
         boundary: int,
-        n_classes: int,
+        n_outputs: int,
         width: int,
         shapes: dict[int, tuple[int, ...]],
         dropout: float = 0.0,
@@ -66,7 +66,7 @@ class TrainedSuffix(nn.Module):
         self.pre_logits = nn.Identity() if boundary == end else copy.deepcopy(block_list.pre_logits)
         self.dropout = nn.Dropout(dropout)
         with seeded():
-            self.head = nn.Linear(width, n_classes)
+            self.head = nn.Linear(width, n_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         # What squares of its weights cost, (D,); kept with the head.

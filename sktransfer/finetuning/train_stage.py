@@ -20,13 +20,13 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from skorch.history import History
-from torch import nn
 
 from sktransfer.adaptation.adversary import reversal_strength
 from sktransfer.finetuning.batches import EpochBatches, PairedBatches
 from sktransfer.finetuning.checkpoint import load_checkpoint, plain, save_checkpoint
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, rate_factor
 from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.finetuning.task import Task
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.progress import StageProgress
 from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded, tune_malloc
@@ -53,6 +53,7 @@ def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict
 
 def make_net(
     suffix: TrainedSuffix,
+    task: Task,
     *,
     device: torch.device,
     optimizer: Any = "adam",
@@ -71,7 +72,7 @@ def make_net(
     groups += [(f"{name}.*", {"name": name}) for name in (PRE_LOGITS, HEAD, ADVERSARY)]
     net = _PenalizedNet(
         suffix,
-        criterion=nn.CrossEntropyLoss,
+        criterion=task.make_loss,
         optimizer=kind,
         optimizer__param_groups=groups,
         optimizer__weight_decay=weight_decay,
@@ -121,7 +122,7 @@ class TrainingState:
         Epochs of it that are done.
     stall : int
         Epochs since the best one.
-    best_loss, best_accuracy : float
+    best_loss, best_metric : float
         On the validation images, of the best weights of this stage.
     best_epoch : int
         The epoch that reached them; 0 is the state in which the stage began.
@@ -136,7 +137,7 @@ class TrainingState:
     epoch: int = 0
     stall: int = 0
     best_loss: float = math.nan
-    best_accuracy: float = math.nan
+    best_metric: float = math.nan
     best_epoch: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -150,6 +151,7 @@ class StageConfig:
     ----------
     number : int
     stage : Stage
+    task : Task
     rates : dict of str to float
         The highest rate of each part.
     train : EpochBatches or PairedBatches
@@ -167,6 +169,7 @@ class StageConfig:
 
     number: int
     stage: Stage
+    task: Task
     rates: dict[str, float]
     train: EpochBatches | PairedBatches
     valid: EpochBatches | None
@@ -211,9 +214,9 @@ def _begin(net: NeuralNet, run: TrainingState, lesson: StageConfig) -> None:
     """Take the state in which the stage begins for its best so far."""
     net.optimizer_.state.clear()
     run.stage, run.epoch, run.stall, run.best_epoch = lesson.number, 0, 0, 0
-    run.best, run.best_loss, run.best_accuracy = {}, math.inf, math.nan
+    run.best, run.best_loss, run.best_metric = {}, math.inf, math.nan
     if lesson.valid is not None:
-        run.best_loss, run.best_accuracy = evaluate(net, lesson.valid)
+        run.best_loss, run.best_metric = evaluate(net, lesson.valid, lesson.task)
         run.best = net.module_.state_of(lesson.kept)
 
 
@@ -241,16 +244,16 @@ def _loop(net: NeuralNet, run: TrainingState, lesson: StageConfig, progress: Sta
 
 
 @torch.no_grad()
-def evaluate(net: NeuralNet, feed: EpochBatches) -> tuple[float, float]:
-    """Give loss and accuracy on a feed."""
+def evaluate(net: NeuralNet, feed: EpochBatches, task: Task) -> tuple[float, float]:
+    """Return the mean loss and the mean metric of the task."""
     net.module_.train(False)
-    loss, right, total = 0.0, 0, 0
+    loss, metric, total = 0.0, 0.0, 0
     for x, targets in feed:
         logits = net.module_(x)
         loss += float(net.criterion_(logits, targets)) * len(x)
-        right += int((logits.argmax(1) == targets.argmax(1)).sum())
+        metric += task.metric(logits, targets)
         total += len(x)
-    return loss / total, right / total
+    return loss / total, metric / total
 
 
 class _StopStage(KeyboardInterrupt):
@@ -266,7 +269,7 @@ class _EpochSetup(Callback):
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.in_callbacks = False
-        self.batch, self.right, self.seen = 0, {True: 0, False: 0}, {True: 0, False: 0}
+        self.batch, self.metric, self.seen = 0, {True: 0.0, False: 0.0}, {True: 0, False: 0}
         self.rival = 0.0
         seed = derive_seed(self.run.seed, self.lesson.number, self.run.epoch)
         torch.default_generator.manual_seed(seed)
@@ -296,17 +299,17 @@ class _EpochSetup(Callback):
             self.rival += float(rival.detach()) * len(targets)
         if training and not math.isfinite(float(kwargs["loss"].detach())):
             self._refuse(net)
-        self.right[training] += int((logits.argmax(1) == targets.argmax(1)).sum())
+        self.metric[training] += self.lesson.task.metric(logits.detach(), targets)
         self.seen[training] += len(targets)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        history = net.history_
+        history, name = net.history_, self.lesson.task.metric_name
         history.record("stage", self.lesson.stage.name)
-        history.record("train_acc", self.right[True] / self.seen[True])
+        history.record(f"train_{name}", self.metric[True] / self.seen[True])
         if net.module_.adversary is not None:
             history.record("domain_loss", self.rival / self.seen[True])
         if self.seen[False]:
-            history.record("valid_acc", self.right[False] / self.seen[False])
+            history.record(f"valid_{name}", self.metric[False] / self.seen[False])
         history.record("lr", {g["name"]: g["lr"] for g in net.optimizer_.param_groups if g["lr"]})
         self.in_callbacks = True
 
@@ -346,13 +349,13 @@ class _BestWeights(Callback):
         run.epoch += 1
         loss = float(row.get("valid_loss", math.nan))
         if loss < run.best_loss or (self.lesson.valid is not None and self.lesson.patience is None):
-            run.best_loss, run.best_accuracy = loss, row["valid_acc"]
+            run.best_loss, run.best_metric = loss, row[f"valid_{self.lesson.task.metric_name}"]
             run.best_epoch, run.stall = run.epoch, 0
             run.best = net.module_.state_of(self.lesson.kept)
         else:
             run.stall += 1
         save_run(self.lesson.checkpoint, net, run, self.lesson.kept)
-        if self.progress.update(_shown(row), self.lesson.attributes):
+        if self.progress.update(_shown(row, self.lesson.task), self.lesson.attributes):
             raise _StopStage
 
     def is_over(self) -> bool:
@@ -362,8 +365,9 @@ class _BestWeights(Callback):
         return stalled or self.run.epoch >= self.lesson.max_epochs
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    names = {"loss": "train_loss", "valid_loss": "valid_loss", "valid_acc": "valid_acc"}
+def _shown(row: dict[str, Any], task: Task) -> dict[str, Any]:
+    metric = f"valid_{task.metric_name}"
+    names = {"loss": "train_loss", "valid_loss": "valid_loss", metric: metric}
     shown = {name: row[key] for name, key in names.items() if key in row}
     rates = row["lr"].values()
     return {**shown, "lr": (max(rates), min(rates))}

@@ -231,7 +231,7 @@ def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monke
     with pytest.warns(UserWarning, match="computed again in every epoch"):
         found = fitted().predict_proba(X_TEST)
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
-    assert asked == [3 * (54 + 40)]  # 6 of the source are held back
+    assert asked == [3 * (54 + 40)]  # 6 of the source are held out
 
 
 def test_the_history_says_how_well_domains_are_told_apart():
