@@ -37,7 +37,7 @@ from sktransfer.finetuning.fit_inputs import (
     find_target,
     find_validation,
 )
-from sktransfer.finetuning.schedule import resolve_stages
+from sktransfer.finetuning.plan import make_plan
 from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import make_net, restore_history
 from sktransfer.finetuning.training_set import TrainingSet
@@ -86,18 +86,20 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         given = find_validation(self, X_val, y_val, self._task)
         checkpoint, seed = find_checkpoint(self, backbone, examples, target, given)
         train, valid = divide(self, examples, given, seed, self._task)
-        stages = resolve_stages(self.unfreeze, [name for name, _ in backbone.block_list.blocks])
-        self._boundary = stages[-1].boundary
+        augmentation = resolve_augmentation(self.augment)
+        block_names = [name for name, _ in backbone.block_list.blocks]
+        plan = make_plan(self, block_names, augmentation)
+        self._boundary = plan.stages[-1].boundary
         fit = FineTuning(
             self,
             self._network(backbone),
             self._task,
-            stages,
+            plan,
             train,
             valid,
             target=target,
             machine=ComputeConfig.of(self),
-            augmentation=resolve_augmentation(self.augment),
+            augmentation=augmentation,
             seed=seed,
             checkpoint=checkpoint,
         )
@@ -105,8 +107,8 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         if sample_domain is not None:  # callbacks can only score what has labels
             fit_params = fit_params and {"sample_weight": labels.sample_weight}
             X, y = (partial(_safe_indexing, values, labels.rows) for values in (X, y))
-        plan = {"n_stages": len(stages), "verbose": self.verbose}
-        with FitProgress(self, X=X, y=y, metadata=fit_params, **plan) as progress:
+        shown = {"n_stages": len(plan.stages), "verbose": self.verbose}
+        with FitProgress(self, X=X, y=y, metadata=fit_params, **shown) as progress:
             net, self.stages_ = fit.run(progress)
         self.interrupted_ = fit.interrupted
         self._net = net

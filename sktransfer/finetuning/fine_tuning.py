@@ -25,6 +25,7 @@ from sktransfer.finetuning.batches import (
 )
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.head import LabeledEmbeddings
+from sktransfer.finetuning.plan import FitPlan
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, peak_rates
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import UNLABELED, Task
@@ -38,7 +39,7 @@ from sktransfer.finetuning.train_stage import (
     train_stage,
 )
 from sktransfer.finetuning.training_set import TrainingSet
-from sktransfer.transforms.augmentation import Augmentation, count_views
+from sktransfer.transforms.augmentation import Augmentation
 from sktransfer.transforms.views import Views
 from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import seeded
@@ -56,7 +57,7 @@ class FineTuning:
         Its parameters are read, and nothing is written.
     network : Network
     task : Task
-    stages : tuple of Stage
+    plan : FitPlan
     train : TrainingSet
     valid : TrainingSet or None
     target : TrainingSet or None
@@ -72,7 +73,7 @@ class FineTuning:
         estimator: Any,
         network: Network,
         task: Task,
-        stages: tuple[Stage, ...],
+        plan: FitPlan,
         train: TrainingSet,
         valid: TrainingSet | None,
         *,
@@ -82,21 +83,18 @@ class FineTuning:
         seed: int,
         checkpoint: Path | None = None,
     ) -> None:
-        self.estimator, self.network, self.task, self.stages = estimator, network, task, stages
+        self.estimator, self.network, self.task = estimator, network, task
+        self.plan, self.stages = plan, plan.stages
         self.train, self.valid, self.target, self.machine = train, valid, target, machine
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
-        self.end = len(network.backbone.block_list.blocks)
         self._judged: Activations | None = None
-        copies = count_views(augmentation, estimator.n_views)
-        self.n_views, self.fresh = copies or 0, copies is None
-        names = {block for stage in stages for block in stage.blocks}
+        names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)
         self.interrupted = False
         self.small = task.is_small(train.y, train.counts)
         self.valid_metric = f"valid_{task.metric_name}"
-        self.adversarial = estimator.domain_adversarial > 0
-        if self.adversarial and not names:
+        if self.plan.adversarial and not names:
             raise ValueError(
                 f"Got domain_adversarial={estimator.domain_adversarial:g} and unfreeze="
                 f"{estimator.unfreeze!r}, but no stage trains blocks that could learn from it; add "
@@ -139,7 +137,7 @@ class FineTuning:
     def _suffix(self) -> TrainedSuffix:
         """Make what is trained, and its adversary where there is one."""
         suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.machine)
-        if self.adversarial:
+        if self.plan.adversarial:
             with seeded(self.seed):
                 adversary = Adversary(suffix.head.in_features, self.estimator.domain_adversarial)
             suffix.meet(adversary)
@@ -170,7 +168,7 @@ class FineTuning:
             lr_drop=options.lr_drop,
             lr_decay=options.lr_decay,
             scratch=options.weights is None,
-            adversarial=self.adversarial,
+            adversarial=self.plan.adversarial,
         )
         net.module_.move_boundary(stage.boundary, rates)
         trainable = net.module_.count_trained()
@@ -200,11 +198,11 @@ class FineTuning:
             return train_stage(net, run, lesson, epochs)
 
     def _fit_head(self, net: Any, run: TrainingState) -> None:
-        train = self._train_at(self.end)
+        train = self._train_at(self.plan.n_blocks)
         embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
         valid = None
         if self.valid is not None:
-            values = self._valid_at(self.end).values
+            values = self._valid_at(self.plan.n_blocks).values
             valid = LabeledEmbeddings(values[:, None], self.valid.y, self.valid.weights)
             warn_of_leak(
                 EmbeddedImages(self.train.images, embeddings[:, 0]),
@@ -230,7 +228,7 @@ class FineTuning:
         smooth = self.estimator.label_smoothing
         targets = SoftTargets(self.train.y, self.train.weights, self.task, smooth)
         feed = self._train_feed(number, self.train, targets, self._train_at)
-        if self.target is None or not self.adversarial:
+        if self.target is None or not self.plan.adversarial:
             return feed
         placeholder = SoftTargets(self.target.y, self.target.weights, UNLABELED)
         other = self._train_feed(number, self.target, placeholder, self._target_at, len(feed))
@@ -248,14 +246,14 @@ class FineTuning:
         options, stage = self.estimator, self.stages[number]
         settings = {"mixup": options.mixup, "length": length}
         common = (targets, options.batch_size, self.machine.device)
-        if stage.boundary > 0 and not self.fresh and self.does_fit:
+        if self.plan.is_cached(stage, self.does_fit):
             values = activations_at(stage.boundary).values
-            values = values.reshape(len(targets.y), 1 + self.n_views, -1)
+            values = values.reshape(len(targets.y), 1 + self.plan.n_views, -1)
             return CachedBatches(values, *common, **settings)
         run = self.network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
         before = sum(not each.head_only for each in self.stages[:number])
         fresh = partial(self._fresh_views, before * options.max_epochs)
-        kind = fresh if self.fresh or stage.boundary == 0 else self._fixed_views
+        kind = fresh if self.plan.fresh or stage.boundary == 0 else self._fixed_views
         return ImageBatches(partial(kind, examples), run, self.machine.threads, *common, **settings)
 
     def _valid_feed(self, stage: Stage) -> EpochBatches | None:
@@ -272,7 +270,7 @@ class FineTuning:
 
     def _fixed_views(self, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
         """Give all views that could be cached."""
-        return self._views(examples, self.n_views), 1 + self.n_views
+        return self._views(examples, self.plan.n_views), 1 + self.plan.n_views
 
     def _fresh_views(self, before: int, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
         """Give a view of each image that no other epoch sees; `before` were in other stages."""
@@ -292,21 +290,16 @@ class FineTuning:
     # What crosses the boundaries.
 
     @cached_property
-    def first_boundary(self) -> int:
-        """The earliest boundary behind which something lies that can be cached."""
-        return min((stage.boundary for stage in self.stages if stage.boundary > 0), default=0)
-
-    @cached_property
     def does_fit(self) -> bool:
         """Whether the activations of all views can be kept; a warning says where they cannot."""
-        recipe = self.network.recipe(self.first_boundary, self.machine)
-        confronted = self.target.y if self.target is not None and self.adversarial else ()
-        count = (len(self.train.y) + len(confronted)) * (1 + self.n_views)
+        recipe = self.network.recipe(self.plan.first_boundary, self.machine)
+        n_target = 0 if self.target is None else len(self.target.y)
+        count = self.plan.count_views(len(self.train.y), n_target)
         problem = fits_on_disk(count, recipe, self.machine.store)
         if problem is not None:
             parts = [*(name for name, _ in self.network.backbone.block_list.blocks), HEAD]
             warnings.warn(
-                f"The activations of {count} views before {parts[self.first_boundary]!r} take "
+                f"The activations of {count} views before {parts[self.plan.first_boundary]!r} take "
                 f"{problem}; "
                 "they are computed again in every epoch. A smaller n_views, later blocks in "
                 "unfreeze, or cache= a store with more room make it fast again",
@@ -317,20 +310,20 @@ class FineTuning:
     @cached_property
     def train_activations(self) -> Activations:
         """What the training views are at the first boundary, or behind all blocks."""
-        boundary = self.first_boundary if self.does_fit and not self.fresh else self.end
-        return self._gather(self._views(self.train, self.n_views), boundary)
+        boundary = self.plan.gathering_boundary(self.does_fit)
+        return self._gather(self._views(self.train, self.plan.n_views), boundary)
 
     @cached_property
     def target_activations(self) -> Activations:
         """What the views of the target are at the first boundary."""
         assert self.target is not None
-        return self._gather(self._views(self.target, self.n_views), self.first_boundary)
+        return self._gather(self._views(self.target, self.plan.n_views), self.plan.first_boundary)
 
     @cached_property
     def valid_activations(self) -> Activations:
         """What the validation images are at the first boundary."""
         assert self.valid is not None
-        return self._gather(self._views(self.valid, 0), self.first_boundary)
+        return self._gather(self._views(self.valid, 0), self.plan.first_boundary)
 
     def _gather(self, views: Views, boundary: int) -> Activations:
         recipe = self.network.recipe(boundary, self.machine)

@@ -22,6 +22,7 @@ from sktransfer.data.labels import EncodedLabels
 from sktransfer.data.validation import check_images
 from sktransfer.engines.choice import ENGINES
 from sktransfer.finetuning.checkpoint import load_checkpoint
+from sktransfer.finetuning.plan import held_out_fraction
 from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import resolve_optimizer
 from sktransfer.finetuning.training_set import TrainingSet, split_validation
@@ -33,8 +34,6 @@ from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_
 
 # How much slower than the head the blocks should learn at least.
 SAFE_DROP = 10.0
-# Images of which a tenth can be spared, with early_stopping="auto".
-ENOUGH_TO_HOLD_BACK = 2000
 # Kind, least and greatest value of the parameters that are numbers.
 _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "max_epochs": (Integral, 1, None),
@@ -143,16 +142,10 @@ def find_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> Train
 def divide(
     estimator: Any, examples: TrainingSet, given: TrainingSet | None, seed: int, task: Task
 ) -> tuple[TrainingSet, TrainingSet | None]:
-    """Find what to train and to validate on: what is given, or what is held out, if asked for."""
+    """Divide into what to train and to validate on: what is given, or what is held out."""
     if given is not None:
         return examples, given
-    asked = estimator.early_stopping
-    enough = asked is True or (
-        len(examples.y) >= ENOUGH_TO_HOLD_BACK
-        # The source's images cannot tell which epoch is best for the target.
-        and not estimator.domain_adversarial
-    )
-    fraction = estimator.validation_fraction if asked and enough else 0
+    fraction = held_out_fraction(estimator, len(examples.y))
     return split_validation(examples, fraction, seed, task)
 
 

@@ -186,7 +186,7 @@ def test_domains_are_confused():
 
 
 def test_the_source_must_not_hold_images_back_to_judge_the_target_by(monkeypatch):
-    monkeypatch.setattr("sktransfer.finetuning.fit_inputs.ENOUGH_TO_HOLD_BACK", 10)
+    monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", 10)
     assert fitted(early_stopping="auto").stages_[-1]["valid_loss"] is None
     assert fitted(early_stopping=True).stages_[-1]["valid_loss"] is not None
     plain = make_classifier(unfreeze=(0, 1), early_stopping="auto").fit(X, Y)
