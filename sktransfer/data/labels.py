@@ -37,7 +37,7 @@ class EncodedLabels:
     rows : ndarray of shape (n,)
         The labeled images that take part: those whose weight is not 0.
     target : ndarray of shape (m,)
-        The images of a target domain that take part; nobody knows their labels.
+        The images of a target domain that take part; they are unlabeled.
     """
 
     classes: np.ndarray

@@ -87,7 +87,7 @@ class FineTuning:
         self.plan, self.stages = plan, plan.stages
         self.train, self.valid, self.target, self.machine = train, valid, target, machine
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
-        self._judged: Activations | None = None
+        self._valid_at_boundary: Activations | None = None
         names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)
@@ -114,13 +114,13 @@ class FineTuning:
             weight_decay=self.weight_decay,
             callbacks=self.estimator.callbacks or (),
         )
-        run = resume_run(self.checkpoint, net) or TrainingState(seed=self.seed)
-        for number in range(len(run.reports), len(self.stages)):
+        state = resume_run(self.checkpoint, net) or TrainingState(seed=self.seed)
+        for number in range(len(state.reports), len(self.stages)):
             start = time.perf_counter()
-            going_on = self._run_stage(net, run, number, progress)
-            run.reports.append(self._report(net, run, number, time.perf_counter() - start))
+            going_on = self._run_stage(net, state, number, progress)
+            state.reports.append(self._report(net, state, number, time.perf_counter() - start))
             if going_on and not progress.stop:  # otherwise, the last epoch is what to resume from
-                save_run(self.checkpoint, net, run, self.kept)
+                save_run(self.checkpoint, net, state, self.kept)
             if not going_on:
                 self.interrupted = True
                 warnings.warn(
@@ -130,9 +130,9 @@ class FineTuning:
                 )
             if not going_on or progress.stop:
                 break
-        net.module_.part_from_adversary()
+        net.module_.detach_adversary()
         net.module_.move_boundary(self.network.boundary, ())
-        return net, run.reports
+        return net, state.reports
 
     def _suffix(self) -> TrainedSuffix:
         """Make what is trained, and its adversary where there is one."""
@@ -140,7 +140,7 @@ class FineTuning:
         if self.plan.adversarial:
             with seeded(self.seed):
                 adversary = Adversary(suffix.head.in_features, self.estimator.domain_adversarial)
-            suffix.meet(adversary)
+            suffix.attach_adversary(adversary)
         return suffix
 
     def attributes(self, net: Any) -> dict[str, Any]:
@@ -160,7 +160,9 @@ class FineTuning:
             return float(asked)
         return SMALL_SET_DECAY if self.small else DECAY
 
-    def _run_stage(self, net: Any, run: TrainingState, number: int, progress: FitProgress) -> bool:
+    def _run_stage(
+        self, net: Any, state: TrainingState, number: int, progress: FitProgress
+    ) -> bool:
         stage, options = self.stages[number], self.estimator
         rates = peak_rates(
             stage,
@@ -175,18 +177,19 @@ class FineTuning:
         attributes = partial(self.attributes, net)
         if stage.head_only:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
-                self._fit_head(net, run)
-                judged = self.valid is not None
-                judgment = {"valid_loss": run.best_loss, self.valid_metric: run.best_metric}
-                epochs.update(judgment if judged else {}, attributes)
+                self._fit_head(net, state)
+                metrics = {}
+                if self.valid is not None:
+                    metrics = {"valid_loss": state.best_loss, self.valid_metric: state.best_metric}
+                epochs.update(metrics, attributes)
             return True
-        lesson = StageConfig(
+        config = StageConfig(
             number=number,
             stage=stage,
             task=self.task,
             rates=rates,
-            train=self._lesson_feed(number),
-            valid=self._valid_feed(stage),
+            train=self._train_batches_of_stage(number),
+            valid=self._valid_batches(stage),
             max_epochs=options.max_epochs,
             patience=options.n_iter_no_change if options.early_stopping else None,
             checkpoint=self.checkpoint,
@@ -194,10 +197,10 @@ class FineTuning:
             attributes=attributes,
         )
         shown = (max(rates.values()), min(rates.values()))
-        with progress.stage(stage.name, lesson.max_epochs, trainable=trainable, lr=shown) as epochs:
-            return train_stage(net, run, lesson, epochs)
+        with progress.stage(stage.name, config.max_epochs, trainable=trainable, lr=shown) as epochs:
+            return train_stage(net, state, config, epochs)
 
-    def _fit_head(self, net: Any, run: TrainingState) -> None:
+    def _fit_head(self, net: Any, state: TrainingState) -> None:
         train = self._train_at(self.plan.n_blocks)
         embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
         valid = None
@@ -217,24 +220,24 @@ class FineTuning:
         )
         net.module_.set_head(head.weight, head.bias, head.penalty)
         self._strength = head.strength
-        feed = self._valid_feed(self.stages[0])
+        feed = self._valid_batches(self.stages[0])
         if feed is not None:
-            run.best_loss, run.best_metric = evaluate(net, feed, self.task)
+            state.best_loss, state.best_metric = evaluate(net, feed, self.task)
 
-    # What a stage learns from, and is judged by.
+    # Batches to train and to validate on.
 
-    def _lesson_feed(self, number: int) -> EpochBatches | PairedBatches:
+    def _train_batches_of_stage(self, number: int) -> EpochBatches | PairedBatches:
         """Give what a stage trains on: the images, and beside them the target's."""
         smooth = self.estimator.label_smoothing
         targets = SoftTargets(self.train.y, self.train.weights, self.task, smooth)
-        feed = self._train_feed(number, self.train, targets, self._train_at)
+        feed = self._view_batches(number, self.train, targets, self._train_at)
         if self.target is None or not self.plan.adversarial:
             return feed
         placeholder = SoftTargets(self.target.y, self.target.weights, UNLABELED)
-        other = self._train_feed(number, self.target, placeholder, self._target_at, len(feed))
+        other = self._view_batches(number, self.target, placeholder, self._target_at, len(feed))
         return PairedBatches(feed, other)
 
-    def _train_feed(
+    def _view_batches(
         self,
         number: int,
         examples: TrainingSet,
@@ -256,7 +259,7 @@ class FineTuning:
         kind = fresh if self.plan.fresh or stage.boundary == 0 else self._fixed_views
         return ImageBatches(partial(kind, examples), run, self.machine.threads, *common, **settings)
 
-    def _valid_feed(self, stage: Stage) -> EpochBatches | None:
+    def _valid_batches(self, stage: Stage) -> EpochBatches | None:
         if self.valid is None:
             return None
         targets = SoftTargets(self.valid.y, self.valid.weights, self.task)
@@ -337,22 +340,24 @@ class FineTuning:
 
     def _valid_at(self, boundary: int) -> Activations:
         """Advance the validation images, once for a boundary: two ask for them there."""
-        if self._judged is None or self._judged.boundary != boundary:
-            self._judged = self.valid_activations.advance(boundary, self.machine.device)
-        return self._judged
+        if self._valid_at_boundary is None or self._valid_at_boundary.boundary != boundary:
+            self._valid_at_boundary = self.valid_activations.advance(boundary, self.machine.device)
+        return self._valid_at_boundary
 
-    def _report(self, net: Any, run: TrainingState, number: int, seconds: float) -> dict[str, Any]:
+    def _report(
+        self, net: Any, state: TrainingState, number: int, seconds: float
+    ) -> dict[str, Any]:
         stage = self.stages[number]
-        epochs = 0 if stage.head_only else run.epoch
+        epochs = 0 if stage.head_only else state.epoch
         return {
             "stage": stage.name,
             "blocks": list(stage.blocks),
             "boundary": stage.boundary,
             "trainable": net.module_.count_trained(),
             "epochs": epochs,
-            "best_epoch": run.best_epoch if epochs and self.valid is not None else epochs,
-            "valid_loss": None if self.valid is None else run.best_loss,
-            self.valid_metric: None if self.valid is None else run.best_metric,
+            "best_epoch": state.best_epoch if epochs and self.valid is not None else epochs,
+            "valid_loss": None if self.valid is None else state.best_loss,
+            self.valid_metric: None if self.valid is None else state.best_metric,
             "C": self._strength if stage.head_only else None,
             "seconds": round(seconds, 2),
         }

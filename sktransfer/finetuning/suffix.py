@@ -80,14 +80,14 @@ class TrainedSuffix(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """Name the parts that can be trained, from the first block to the head."""
         blocks = dict(zip(self.names, self.blocks, strict=True))
-        rival = {} if self.adversary is None else {ADVERSARY: self.adversary}
-        return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **rival}
+        domain_loss = {} if self.adversary is None else {ADVERSARY: self.adversary}
+        return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **domain_loss}
 
-    def meet(self, adversary: Adversary) -> None:
+    def attach_adversary(self, adversary: Adversary) -> None:
         """Let training take an adversary along, from which a target's images are to be hidden."""
         self.adversary = adversary.to(self.device)
 
-    def part_from_adversary(self) -> None:
+    def detach_adversary(self) -> None:
         """Forget the adversary, which only training needs."""
         self.adversary = None
 

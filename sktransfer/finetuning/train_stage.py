@@ -79,7 +79,7 @@ def make_net(
         **{f"optimizer__{name}": value for name, value in settings.items()},
         iterator_train=_own_batches,
         iterator_valid=_own_batches,
-        callbacks=[("conductor", _EpochSetup()), *callbacks, ("keeper", _BestWeights())],
+        callbacks=[("epoch_setup", _EpochSetup()), *callbacks, ("best_weights", _BestWeights())],
         device=device,
         verbose=0,
     )
@@ -97,9 +97,9 @@ class _PenalizedNet(NeuralNet):
             return super().train_step(batch, **fit_params)
 
     def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
-        logits, *rival = y_pred if isinstance(y_pred, tuple) else (y_pred,)
+        logits, *domain_loss = y_pred if isinstance(y_pred, tuple) else (y_pred,)
         loss = super().get_loss(logits, y_true, X, training)
-        return sum(rival, loss + self.module_.penalty()) if training else loss
+        return sum(domain_loss, loss + self.module_.penalty()) if training else loss
 
 
 def _own_batches(
@@ -111,7 +111,7 @@ def _own_batches(
 
 @dataclass
 class TrainingState:
-    """How far a run has come, and the best that it has seen: what a checkpoint keeps.
+    """How far training has come, and the best weights so far: what a checkpoint keeps.
 
     Parameters
     ----------
@@ -181,9 +181,9 @@ class StageConfig:
 
 
 def train_stage(
-    net: NeuralNet, run: TrainingState, lesson: StageConfig, progress: StageProgress
+    net: NeuralNet, state: TrainingState, config: StageConfig, progress: StageProgress
 ) -> bool:
-    """Train one stage, from its beginning or from where `run` says that it was left.
+    """Train one stage, from its beginning or from where `state` says that it was left.
 
     The boundary is where it belongs already. Afterwards the net has the best weights of the stage,
     by validation loss, which may be those that it began with; without patience the last epoch is
@@ -192,7 +192,7 @@ def train_stage(
     Returns
     -------
     bool
-        Whether the run goes on: False where it was interrupted from the keyboard.
+        False if training was interrupted from the keyboard.
 
     Raises
     ------
@@ -200,46 +200,51 @@ def train_stage(
         Where the loss is not finite, and there is nothing good to go back to.
     """
     suffix: TrainedSuffix = net.module_
-    with seeded(run.seed, net.device):
-        if run.stage != lesson.number:
-            _begin(net, run, lesson)
-        going_on = _loop(net, run, lesson, progress)
-    if run.best:
-        suffix.restore(run.best)
+    with seeded(state.seed, net.device):
+        if state.stage != config.number:
+            _begin(net, state, config)
+        going_on = _loop(net, state, config, progress)
+    if state.best:
+        suffix.restore(state.best)
     suffix.train(False)
     return going_on
 
 
-def _begin(net: NeuralNet, run: TrainingState, lesson: StageConfig) -> None:
+def _begin(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
     """Take the state in which the stage begins for its best so far."""
     net.optimizer_.state.clear()
-    run.stage, run.epoch, run.stall, run.best_epoch = lesson.number, 0, 0, 0
-    run.best, run.best_loss, run.best_metric = {}, math.inf, math.nan
-    if lesson.valid is not None:
-        run.best_loss, run.best_metric = evaluate(net, lesson.valid, lesson.task)
-        run.best = net.module_.state_of(lesson.kept)
+    state.stage, state.epoch, state.stall, state.best_epoch = config.number, 0, 0, 0
+    state.best, state.best_loss, state.best_metric = {}, math.inf, math.nan
+    if config.valid is not None:
+        state.best_loss, state.best_metric = evaluate(net, config.valid, config.task)
+        state.best = net.module_.state_of(config.kept)
 
 
-def _loop(net: NeuralNet, run: TrainingState, lesson: StageConfig, progress: StageProgress) -> bool:
+def _loop(
+    net: NeuralNet, state: TrainingState, config: StageConfig, progress: StageProgress
+) -> bool:
     callbacks = dict(net.callbacks_)
-    conductor, keeper = callbacks["conductor"], callbacks["keeper"]
-    conductor.run, conductor.lesson = keeper.run, keeper.lesson = (run, lesson)
-    keeper.progress, keeper.conductor = progress, conductor
-    net.set_params(train_split=lesson.valid and predefined_split(lesson.valid))
-    net.notify("on_train_begin", X=lesson.train, y=None)
+    epoch_setup, best_weights = callbacks["epoch_setup"], callbacks["best_weights"]
+    epoch_setup.state, epoch_setup.config = best_weights.state, best_weights.config = (
+        state,
+        config,
+    )
+    best_weights.progress, best_weights.epoch_setup = progress, epoch_setup
+    net.set_params(train_split=config.valid and predefined_split(config.valid))
+    net.notify("on_train_begin", X=config.train, y=None)
     going_on = True
     try:
-        if not keeper.is_over():
-            net.fit_loop(lesson.train, epochs=lesson.max_epochs - run.epoch)
+        if not best_weights.is_over():
+            net.fit_loop(config.train, epochs=config.max_epochs - state.epoch)
     except _StopStage:
         pass
     except KeyboardInterrupt:
-        if conductor.in_callbacks:  # skorch's way of stopping early
+        if epoch_setup.in_callbacks:  # skorch's way of stopping early
             with contextlib.suppress(_StopStage):
-                keeper.keep(net)
+                best_weights.keep(net)
         else:
             going_on = False
-    net.notify("on_train_end", X=lesson.train, y=None)
+    net.notify("on_train_end", X=config.train, y=None)
     return going_on
 
 
@@ -263,31 +268,31 @@ class _StopStage(KeyboardInterrupt):
 class _EpochSetup(Callback):
     """Comes before the user's callbacks: seeds an epoch, sets rates, counts right answers."""
 
-    run: TrainingState
-    lesson: StageConfig
+    state: TrainingState
+    config: StageConfig
     in_callbacks = False
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.in_callbacks = False
         self.batch, self.metric, self.seen = 0, {True: 0.0, False: 0.0}, {True: 0, False: 0}
-        self.rival = 0.0
-        seed = derive_seed(self.run.seed, self.lesson.number, self.run.epoch)
+        self.domain_loss = 0.0
+        seed = derive_seed(self.state.seed, self.config.number, self.state.epoch)
         torch.default_generator.manual_seed(seed)
         if net.module_.device.type == "cuda":
             with torch.cuda.device(net.module_.device):
                 torch.cuda.manual_seed(seed)
-        self.lesson.train.begin_epoch(seed, self.run.epoch)
+        self.config.train.begin_epoch(seed, self.state.epoch)
 
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
         if training:
-            steps = self.lesson.train.n_batches
-            step = self.run.epoch * steps + self.batch
-            progress = step / (self.lesson.max_epochs * steps)
+            steps = self.config.train.n_batches
+            step = self.state.epoch * steps + self.batch
+            progress = step / (self.config.max_epochs * steps)
             if net.module_.adversary is not None:
                 net.module_.adversary.strength = reversal_strength(progress)
             factor = rate_factor(progress)
             for group in net.optimizer_.param_groups:
-                group["lr"] = self.lesson.rates.get(group["name"], 0.0) * factor
+                group["lr"] = self.config.rates.get(group["name"], 0.0) * factor
             self.batch += 1
 
     def on_batch_end(
@@ -295,19 +300,19 @@ class _EpochSetup(Callback):
     ) -> None:
         logits, targets = kwargs["y_pred"], batch[1]
         if isinstance(logits, tuple):
-            logits, rival = logits
-            self.rival += float(rival.detach()) * len(targets)
+            logits, domain_loss = logits
+            self.domain_loss += float(domain_loss.detach()) * len(targets)
         if training and not math.isfinite(float(kwargs["loss"].detach())):
             self._refuse(net)
-        self.metric[training] += self.lesson.task.metric(logits.detach(), targets)
+        self.metric[training] += self.config.task.metric(logits.detach(), targets)
         self.seen[training] += len(targets)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        history, name = net.history_, self.lesson.task.metric_name
-        history.record("stage", self.lesson.stage.name)
+        history, name = net.history_, self.config.task.metric_name
+        history.record("stage", self.config.stage.name)
         history.record(f"train_{name}", self.metric[True] / self.seen[True])
         if net.module_.adversary is not None:
-            history.record("domain_loss", self.rival / self.seen[True])
+            history.record("domain_loss", self.domain_loss / self.seen[True])
         if self.seen[False]:
             history.record(f"valid_{name}", self.metric[False] / self.seen[False])
         history.record("lr", {g["name"]: g["lr"] for g in net.optimizer_.param_groups if g["lr"]})
@@ -315,12 +320,12 @@ class _EpochSetup(Callback):
 
     def _refuse(self, net: NeuralNet) -> None:
         problem = (
-            f"Got a loss that is not finite in epoch {self.run.epoch + 1} of the stage "
-            f"{self.lesson.stage.name!r}: the rates are too high (lr={self.lesson.rates[HEAD]:g}); "
+            f"Got a loss that is not finite in epoch {self.state.epoch + 1} of the stage "
+            f"{self.config.stage.name!r}: the rates are too high (lr={self.config.rates[HEAD]:g}); "
             "lower lr, raise lr_drop, or look for extreme values in sample_weight"
         )
         net.history_.pop()  # the epoch that came to nothing
-        if not self.run.best:
+        if not self.state.best:
             raise FloatingPointError(problem)
         warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)
         raise _StopStage
@@ -329,40 +334,42 @@ class _EpochSetup(Callback):
 class _BestWeights(Callback):
     """Comes after the user's callbacks: keeps the best weights, saves, reports, and stops."""
 
-    run: TrainingState
-    lesson: StageConfig
+    state: TrainingState
+    config: StageConfig
     progress: StageProgress
-    conductor: _EpochSetup
+    epoch_setup: _EpochSetup
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.progress.begin()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.conductor.in_callbacks = False  # those of the user
+        self.epoch_setup.in_callbacks = False  # those of the user
         self.keep(net)
         if self.is_over():
             raise _StopStage
 
     def keep(self, net: NeuralNet) -> None:
         """Take an epoch as done."""
-        run, row = self.run, net.history_[-1]
-        run.epoch += 1
+        state, row = self.state, net.history_[-1]
+        state.epoch += 1
         loss = float(row.get("valid_loss", math.nan))
-        if loss < run.best_loss or (self.lesson.valid is not None and self.lesson.patience is None):
-            run.best_loss, run.best_metric = loss, row[f"valid_{self.lesson.task.metric_name}"]
-            run.best_epoch, run.stall = run.epoch, 0
-            run.best = net.module_.state_of(self.lesson.kept)
+        if loss < state.best_loss or (
+            self.config.valid is not None and self.config.patience is None
+        ):
+            state.best_loss, state.best_metric = loss, row[f"valid_{self.config.task.metric_name}"]
+            state.best_epoch, state.stall = state.epoch, 0
+            state.best = net.module_.state_of(self.config.kept)
         else:
-            run.stall += 1
-        save_run(self.lesson.checkpoint, net, run, self.lesson.kept)
-        if self.progress.update(_shown(row, self.lesson.task), self.lesson.attributes):
+            state.stall += 1
+        save_run(self.config.checkpoint, net, state, self.config.kept)
+        if self.progress.update(_shown(row, self.config.task), self.config.attributes):
             raise _StopStage
 
     def is_over(self) -> bool:
         """Whether the stage has come to its end; a function of what checkpoints keep."""
-        patience = self.lesson.patience if self.lesson.valid else None
-        stalled = patience is not None and self.run.stall >= patience
-        return stalled or self.run.epoch >= self.lesson.max_epochs
+        patience = self.config.patience if self.config.valid else None
+        stalled = patience is not None and self.state.stall >= patience
+        return stalled or self.state.epoch >= self.config.max_epochs
 
 
 def _shown(row: dict[str, Any], task: Task) -> dict[str, Any]:
@@ -373,12 +380,12 @@ def _shown(row: dict[str, Any], task: Task) -> dict[str, Any]:
     return {**shown, "lr": (max(rates), min(rates))}
 
 
-def save_run(path: Path | None, net: NeuralNet, run: TrainingState, kept: Sequence[str]) -> None:
-    """Save all that a run needs to go on."""
+def save_run(path: Path | None, net: NeuralNet, state: TrainingState, kept: Sequence[str]) -> None:
+    """Save everything needed to resume."""
     if path is None:
         return
     content = {
-        **vars(run),
+        **vars(state),
         "weights": net.module_.state_of(kept),
         "optimizer": net.optimizer_.state_dict(),
         "history": plain(list(net.history_)),
