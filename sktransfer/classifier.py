@@ -95,7 +95,7 @@ default="standard"
     n_iter_no_change : int, default=5
         Epochs without improvement that end a stage.
     checkpoint_dir : path or None, default=None
-        Where the state of the fit is saved after every epoch. The same fit on the same data goes
+        If the state of the fit is saved after every epoch. The same fit on the same data goes
         on from there, to the same result as if nothing had ended it; another fit has a file of its
         own.
     domain_adversarial : float, default=0.0

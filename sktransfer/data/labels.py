@@ -121,7 +121,7 @@ def _known(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
 
 
 def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows of the source and those of the target.
+    """Return the rows of the source and those of the target.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray | float:
-    """Give the weight of each image's class."""
+    """Return the weight of each image's class."""
     if class_weight is None:
         return 1.0
     if not isinstance(class_weight, str):
@@ -181,7 +181,7 @@ def encode(y: Any, classes: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        Where a label is none of the classes.
+        If a label is none of the classes.
     """
     y = _known(column_or_1d(y), "y_val", np.arange(len(y)))
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)

@@ -82,7 +82,7 @@ class Cost:
 def estimate_cost(
     estimator: Any, X: Any, y: Any = None, *, cv: Any = None, sample_domain: Any = None
 ) -> Cost:
-    """Tell what fitting an estimator costs, before it is fitted.
+    """Estimate what fitting an estimator costs, before it is fitted.
 
     Nothing is fitted, and no store is looked into or filled: what it holds already costs less.
 
@@ -186,7 +186,7 @@ class _Part:
         self.store = resolve_store(estimator.cache)
 
     def recipe(self, boundary: int | None) -> Recipe:
-        """Make the recipe of a boundary, or of an extractor's layers."""
+        """Build the recipe of a boundary, or of an extractor's layers."""
         if boundary is not None:
             return self.network.recipe(boundary, self.machine)
         layer = self.estimator.layer
@@ -388,7 +388,7 @@ class _Estimate:
 
 
 def _find_parts(estimator: Any, last: bool = True) -> Iterator[tuple[Any, bool]]:
-    """Find the estimators of this package, and whether each is the last step."""
+    """Return the estimators of this package, and whether each is the last step."""
     if isinstance(estimator, _OURS):
         yield estimator, last
     elif isinstance(estimator, FeatureUnion):
@@ -418,7 +418,7 @@ def _cannot(estimator: Any) -> TypeError:
 
 
 def _candidates(search: Any, n_folds: int, n: int) -> tuple[list[Any], int]:
-    """Make the candidates of a search, and count how often one of them is cross-validated."""
+    """Build the candidates of a search, and count how often one of them is cross-validated."""
     halving = hasattr(search, "factor")
     if hasattr(search, "param_grid"):
         chosen = list(ParameterGrid(search.param_grid))

@@ -46,7 +46,7 @@ class SoftTargets:
     label_smoothing: float = 0.0
 
     def of(self, rows: np.ndarray) -> torch.Tensor:
-        """Give weighted soft targets, float32 of shape (B, K); a row sums to its weight.
+        """Return weighted soft targets, float32 of shape (B, K); a row sums to its weight.
 
         Examples
         --------
@@ -99,14 +99,14 @@ class EpochBatches(Dataset, ABC):
         self.begin_epoch(0, 0)
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
-        """Make all that is random follow from a seed, and the views from the epoch."""
+        """Seed everything that is random, and choose the views of the epoch."""
         self._rng, self._epoch = np.random.default_rng(seed), epoch
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give activations (B, ...) and weighted soft targets (B, K), on the device."""
+        """Yield activations (B, ...) and weighted soft targets (B, K), on the device."""
         order = np.arange(len(self.targets.y))
         if self.shuffle:
             self._rng.shuffle(order)
@@ -116,7 +116,7 @@ class EpochBatches(Dataset, ABC):
 
     @abstractmethod
     def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Give images in this order, as rows (B,) and float32 activations (B, ...)."""
+        """Yield images in this order, as rows (B,) and float32 activations (B, ...)."""
 
     def _mix(self, x: torch.Tensor, targets: torch.Tensor) -> Batch:
         share = float(self._rng.beta(self.mixup, self.mixup))
@@ -195,6 +195,6 @@ class PairedBatches(Dataset):
         return len(self.source)
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        """Give activations (B, ...) of both domains, by name, and the source's soft targets."""
+        """Yield activations (B, ...) of both domains, by name, and the source's soft targets."""
         for (x, targets), (target, _) in zip(self.source, self.target, strict=True):
             yield {"x": x, "target": target}, targets

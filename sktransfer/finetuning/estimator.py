@@ -152,7 +152,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self.net_.history_
 
     def as_backbone(self) -> Backbone:
-        """Give the tuned network: what this classifier is as the `backbone` of another estimator.
+        """Return the tuned network: what this classifier is as the `backbone` of another estimator.
 
         Raises
         ------

@@ -135,7 +135,7 @@ class FineTuning:
         return net, state.reports
 
     def _suffix(self) -> TrainedSuffix:
-        """Make what is trained, and its adversary where there is one."""
+        """Build the trained part, with an adversary if there is one."""
         suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.machine)
         if self.plan.adversarial:
             with seeded(self.seed):
@@ -144,7 +144,7 @@ class FineTuning:
         return suffix
 
     def attributes(self, net: Any) -> dict[str, Any]:
-        """Give what makes a classifier that predicts as the net does now."""
+        """Return the fitted attributes of an estimator that predicts as the net does now."""
         return {
             "_net": None,
             "_tuned": net.module_.state_of(self.trained),
@@ -227,7 +227,7 @@ class FineTuning:
     # Batches to train and to validate on.
 
     def _train_batches_of_stage(self, number: int) -> EpochBatches | PairedBatches:
-        """Give what a stage trains on: the images, and beside them the target's."""
+        """Return the batches of a stage, with those of the target if there is one."""
         smooth = self.estimator.label_smoothing
         targets = SoftTargets(self.train.y, self.train.weights, self.task, smooth)
         feed = self._view_batches(number, self.train, targets, self._train_at)
@@ -245,7 +245,7 @@ class FineTuning:
         activations_at: Callable[[int], Activations],
         length: int | None = None,
     ) -> EpochBatches:
-        """Give the views of images: from what is cached, or else read anew."""
+        """Return batches of the views of images, from cached activations or read anew."""
         options, stage = self.estimator, self.stages[number]
         settings = {"mixup": options.mixup, "length": length}
         common = (targets, options.batch_size, self.machine.device)
@@ -272,11 +272,11 @@ class FineTuning:
         return ImageBatches(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
 
     def _fixed_views(self, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
-        """Give all views that could be cached."""
+        """Return all views that could be cached."""
         return self._views(examples, self.plan.n_views), 1 + self.plan.n_views
 
     def _fresh_views(self, before: int, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
-        """Give a view of each image that no other epoch sees; `before` were in other stages."""
+        """Return a view of each image that no other epoch sees; `before` were in other stages."""
         salt = self.seed.to_bytes(8, "little")
         fresh = Views(
             examples.images,

@@ -102,12 +102,12 @@ def check_parameters(estimator: Any) -> None:
 
 
 def draw_seed(random_state: Any) -> int:
-    """Make a seed of what scikit-learn calls a random state; the global one stays untouched.
+    """Derive a seed from a random state of scikit-learn; the global one stays untouched.
 
     Raises
     ------
     ValueError
-        Where it is none.
+        If it is none.
     """
     if random_state is None:
         return int(np.random.default_rng().integers(2**63))
@@ -122,12 +122,12 @@ def draw_seed(random_state: Any) -> int:
 
 
 def find_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> TrainingSet | None:
-    """Find the images to validate on where they are given.
+    """Return the given validation images, if any.
 
     Raises
     ------
     ValueError
-        Where only one of `X_val` and `y_val` is given, or they do not fit the training data.
+        If only one of `X_val` and `y_val` is given, or they do not fit the training data.
     """
     if (X_val is None) != (y_val is None):
         raise ValueError("Got only one of X_val and y_val, but expected both or neither")
@@ -150,12 +150,12 @@ def divide(
 
 
 def find_target(estimator: Any, images: Images, labels: EncodedLabels) -> TrainingSet | None:
-    """Find the images of the target domain, where there are any and the fit uses them.
+    """Return the images of the target domain, if there are any and the fit uses them.
 
     Raises
     ------
     ValueError
-        Where there are none for `domain_adversarial`.
+        If there are none for `domain_adversarial`.
     """
     weight = estimator.domain_adversarial
     if not len(labels.target):
@@ -199,7 +199,7 @@ def find_backbone(
 def find_checkpoint(
     estimator: Any, backbone: Backbone, *examples: TrainingSet | None
 ) -> tuple[Path | None, int]:
-    """Find the file of a fit in its `checkpoint_dir`, and the seed to use.
+    """Return the file of a fit in its `checkpoint_dir`, and the seed to use.
 
     Other parameters or other data have another file. A fit without a `random_state` goes on with
     the seed that it drew when it began.

@@ -144,7 +144,7 @@ class TrainedSuffix(nn.Module):
     def set_head(
         self, weight: np.ndarray, bias: np.ndarray, penalty: np.ndarray | float = 0.0
     ) -> None:
-        """Give the head its weight (K, D) and bias (K,), and what squares of weights cost (D,)."""
+        """Set weight (K, D), bias (K,) and penalty (D,) of the head."""
         self.head.weight.copy_(torch.from_numpy(weight))
         self.head.bias.copy_(torch.from_numpy(bias))
         self.head.get_buffer("penalty").copy_(torch.as_tensor(penalty))

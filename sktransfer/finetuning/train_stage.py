@@ -38,12 +38,12 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 
 
 def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Find the optimizer class and its settings.
+    """Resolve the optimizer class and its settings.
 
     Raises
     ------
     ValueError
-        Where it is neither a known name nor a class of torch's.
+        If it is neither a known name nor a class of torch's.
     """
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         return optimizer, {}
@@ -60,7 +60,7 @@ def make_net(
     weight_decay: float = 0.0,
     callbacks: Sequence[Any] = (),
 ) -> NeuralNet:
-    """Make the skorch net of a suffix, with one parameter group for each part.
+    """Build the skorch net of a suffix, with one parameter group for each part.
 
     All groups are there from the start; what a stage does not train gets no gradient, and so no
     step. The net takes activations at the suffix's boundary.
@@ -197,7 +197,7 @@ def train_stage(
     Raises
     ------
     FloatingPointError
-        Where the loss is not finite, and there is nothing good to go back to.
+        If the loss is not finite, and there is nothing good to go back to.
     """
     suffix: TrainedSuffix = net.module_
     with seeded(state.seed, net.device):
@@ -405,10 +405,10 @@ def resume_run(path: Path | None, net: NeuralNet) -> TrainingState | None:
 
 
 def restore_history(net: NeuralNet, history: list[dict[str, Any]]) -> None:
-    """Give a net the history of another."""
+    """Set the history of a net."""
     net.history_ = History(history)
 
 
 def derive_seed(*parts: int) -> int:
-    """Make one seed of several numbers."""
+    """Derive one seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -251,7 +251,7 @@ class EmbeddingTable:
         return rows
 
     def _evict(self, connection: Connection, current: int) -> bool:
-        """Make room if need be: in other tables first, least recently used first, oldest first."""
+        """Evict rows if necessary: other tables first, least recently used first, oldest first."""
         tables = connection.execute(
             "SELECT id, images, row_bytes FROM tables ORDER BY id = ?, last_used, id", (current,)
         ).fetchall()
