@@ -31,7 +31,7 @@ _BYTES_PER_READ = 2**23
 
 
 class EmbeddingTable:
-    """One kind of embedding in a store, and one claimant of images.
+    """One kind of embedding in a store, and one owner of claims on images.
 
     Made by `EmbeddingStore.table`. Every `EmbeddingTable` object is an owner of its own, also when
     it is a copy or names the same table. Use it through `embed_once`.
@@ -67,7 +67,7 @@ class EmbeddingTable:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without the token: a copy is another claimant.
+        # Without the token: a copy is another owner.
         kind = (self.digest, self.description, self.width, self.dtype)
         return EmbeddingTable, (self.database, self.max_bytes, *kind)
 
