@@ -34,7 +34,7 @@ import torch
 from _common import command_line, finish, make_probe
 from _sets import SETS, divide, loaded, take
 
-from sktransfer import recommend_strategy
+from sktransfer import PretrainedFeatureExtractor, recommend_strategy
 from sktransfer.diagnostics.strategy import STRATEGIES, make_estimator
 
 BAR = 0.75
@@ -62,11 +62,15 @@ def fit(name: str, size: int, seed: int, strategy: str) -> dict[str, Any]:
     """Fit a strategy, and count what it gets right."""
     X, y, common = training_part(name, size, seed)
     different = not SETS[name].mirrored
-    options = {"different": different, "random_state": seed, **common}
     model = (
         make_probe(**common)
         if strategy == SCALED
-        else make_estimator(strategy, "efficientnet_lite0", **options)
+        else make_estimator(
+            strategy,
+            PretrainedFeatureExtractor(**common),
+            different=different,
+            random_state=seed,
+        )
     )
     start = time.perf_counter()
     model.fit(X, y)
@@ -81,9 +85,11 @@ def fit(name: str, size: int, seed: int, strategy: str) -> dict[str, Any]:
 def choose(name: str, size: int, seed: int) -> dict[str, Any]:
     """Ask for a recommendation."""
     X, y, common = training_part(name, size, seed)
-    report = recommend_strategy(X, y, random_state=seed, **common)
+    report = recommend_strategy(
+        X, y, extractor=PretrainedFeatureExtractor(**common), random_state=seed
+    )
     measured = ("accuracy", "neighbor", "pixels", "mean_interclass_cosine")
-    found = {key: round(getattr(report.evidence, key), 3) for key in measured}
+    found = {key: round(getattr(report.probe_results, key), 3) for key in measured}
     chosen = {"strategy": report.strategy, "many": report.many, "different": report.different}
     return {"set": name, "size": size, "seed": seed} | chosen | found
 

@@ -36,7 +36,8 @@ def main():
         random_state=0,
     )
 
-    report = recommend_strategy(X, y, image_size=SIZE, random_state=0)
+    extractor = PretrainedFeatureExtractor(image_size=SIZE)
+    report = recommend_strategy(X, y, extractor=extractor, random_state=0)
     print(report)  # in a notebook it shows as a page
 
     models = {

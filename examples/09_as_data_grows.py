@@ -71,7 +71,12 @@ def compare(title, X, y, augment, options, axes):
         for name, model in strategies(augment, options.epochs).items():
             score = model.fit(X_rest[rows], y_rest[rows]).score(X_test, y_test)
             found.setdefault(name, []).append(score)
-        report = recommend_strategy(X_rest[rows], y_rest[rows], image_size=SIZE, random_state=0)
+        report = recommend_strategy(
+            X_rest[rows],
+            y_rest[rows],
+            extractor=PretrainedFeatureExtractor(image_size=SIZE),
+            random_state=0,
+        )
         chosen = found[report.strategy][-1]
         axes.plot(size, chosen, "o", color="black", mfc="none", ms=12)
         scores = "  ".join(f"{name} {scores[-1]:.3f}" for name, scores in found.items())
