@@ -74,9 +74,7 @@ def score(paths: list[str], way: str) -> dict:
     """Plant a copy of each image, and look for them."""
     originals = [decode(path) for path in paths]
     copies = [np.asarray(WAYS[way](Image.fromarray(image))) for image in originals]
-    report = find_leaks(
-        [*originals, *copies], extractor=PretrainedFeatureExtractor(cache=None)
-    )
+    report = find_leaks([*originals, *copies], extractor=PretrainedFeatureExtractor(cache=None))
     family = {row: name for row, path in enumerate(paths) for name in FAMILIES if name in path}
     found, planted = set(), {(row, row + len(paths)) for row in range(len(paths))}
     for pair in report.pairs[:, :2].astype(int).tolist():

@@ -53,9 +53,9 @@ def main():
     # Each fit of the search embeds all but one fold to learn and that fold to score; the last
     # one, on the best value, embeds all of X_train, and then X_test is scored.
     without = fits * len(X_train) + len(X_test)
-    print(f"{len(X_train)} digits to learn from, {len(X_test)} held back; {seconds:.0f} s")
+    print(f"{len(X_train)} digits to learn from, {len(X_test)} held out; {seconds:.0f} s")
     print(f"Best C = {best:g}: accuracy {search.best_score_:.3f} in cross-validation")
-    print(f"Accuracy on the digits held back: {accuracy:.3f}")
+    print(f"Accuracy on the digits held out: {accuracy:.3f}")
     print(f"Images through the network: {info.computed} (without the store: {without})")
 
 

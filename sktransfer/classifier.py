@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
+import numpy as np
 from sklearn.base import ClassifierMixin
-from sklearn.utils import Tags, _safe_indexing
+from sklearn.utils import Tags
 
-from sktransfer.data.labels import check_labels
-from sktransfer.data.validation import check_images
-from sktransfer.embedding.compute import ComputeConfig
-from sktransfer.finetuning.fine_tuning import FineTuning
-from sktransfer.finetuning.fit_inputs import (
-    check_parameters,
-    checkpoint_of,
-    divide,
-    find_source,
-    find_target,
-    find_validation,
-)
-from sktransfer.finetuning.prediction import NetworkPrediction
-from sktransfer.finetuning.schedule import resolve_stages
-from sktransfer.finetuning.training_set import TrainingSet
-from sktransfer.transforms.augmentation import resolve_augmentation
-from sktransfer.utils.progress import CallbackSupport, FitProgress, with_callbacks
+from sktransfer.data.images import Images
+from sktransfer.data.labels import EncodedLabels, check_labels
+from sktransfer.finetuning.estimator import FineTunedEstimator
+from sktransfer.finetuning.task import ClassificationTask
+from sktransfer.utils.progress import CallbackSupport, with_callbacks
 
 
-class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPrediction):
+class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstimator):
     """Classify images with a pretrained network, unfrozen from the head on, stage by stage.
 
     Stage 0 solves a new head on cached embeddings. Every later stage moves the boundary toward the
@@ -56,7 +44,7 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, NetworkPredicti
         Highest learning rate of the head. Within a stage all rates rise for a tenth of the epochs,
         and then fall along a half cosine.
     lr_drop : float, default=10.0
-        How much slower than the head the last block learns. Less than 10 warns.
+        How much slower than the head the last block learns. Values below 10 raise a warning.
     lr_decay : float, default=2.6
         How much slower than the block after it each block learns, but the first trained block no
         more than 10 times slower than the last. Source: Howard and Ruder, "Universal Language
@@ -94,7 +82,7 @@ default="standard"
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as everywhere in scikit-learn.
     validation_fraction : float, default=0.1
-        Share of the images of each class that is held back to choose the head's regularization
+        Share of the images of each class that is held out to choose the head's regularization
         and the best epoch; not used where `X_val` is given, or without `early_stopping`.
     early_stopping : bool or "auto", default="auto"
         Ends a stage when the loss on the validation images has not improved for
@@ -107,7 +95,7 @@ default="standard"
     n_iter_no_change : int, default=5
         Epochs without improvement that end a stage.
     checkpoint_dir : path or None, default=None
-        Where the state of the fit is saved after every epoch. The same fit on the same data goes
+        If the state of the fit is saved after every epoch. The same fit on the same data goes
         on from there, to the same result as if nothing had ended it; another fit has a file of its
         own.
     domain_adversarial : float, default=0.0
@@ -141,7 +129,7 @@ default="standard"
     net_ : skorch.NeuralNet
         Trained blocks and head; it takes activations at the last boundary.
     history_ : skorch.history.History
-        What every epoch came to.
+        Metrics of every epoch.
     preprocessing_ : Preprocessing
         How images are resized, cropped and normalized: it comes with the weights.
     pixel_range_ : (float, float) or None
@@ -178,6 +166,8 @@ default="standard"
     >>> [stage["stage"] for stage in classifier.stages_]
     ['head', 'last 2 blocks']
     """
+
+    _task: ClassificationTask
 
     def __init__(
         self,
@@ -278,7 +268,7 @@ default="standard"
             skada's convention.
         X_val, y_val : images and their labels, default=None
             Validation images, of the source where there are two domains; then none of `X` is
-            held back.
+            held out.
 
         Returns
         -------
@@ -294,8 +284,11 @@ default="standard"
         FloatingPointError
             Where the loss is not finite, and there are no validation images by which to go back.
         """
-        check_parameters(self)
-        images = check_images(self, X, reset=True, sample_weight=sample_weight)
+        return self._fit(X, y, sample_weight, sample_domain, X_val, y_val)
+
+    def _encode(
+        self, images: Images, y: Any, sample_weight: Any, sample_domain: Any
+    ) -> tuple[EncodedLabels, ClassificationTask]:
         labels = check_labels(
             images,
             y,
@@ -305,39 +298,40 @@ default="standard"
             sample_domain=sample_domain,
         )
         self.classes_ = labels.classes
-        examples, target = TrainingSet.of(images, labels), find_target(self, images, labels)
-        self._source = find_source(self, examples, target)
-        self.batch_norm_ = self._source.batch_norm
-        self.preprocessing_ = self._source.preprocessing()
-        given = find_validation(self, X_val, y_val)
-        checkpoint, seed = checkpoint_of(self, self._source, examples, target, given)
-        train, valid = divide(self, examples, given, seed)
-        stages = resolve_stages(self.unfreeze, self._source.block_names())
-        self._boundary = stages[-1].boundary
-        fit = FineTuning(
-            self,
-            self._network(),
-            stages,
-            train,
-            valid,
-            target=target,
-            machine=ComputeConfig.of(self),
-            augmentation=resolve_augmentation(self.augment),
-            seed=seed,
-            checkpoint=checkpoint,
-        )
-        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        if sample_domain is not None:  # callbacks can score what has labels
-            metadata = metadata and {"sample_weight": labels.sample_weight}
-            X, y = (partial(_safe_indexing, each, labels.rows) for each in (X, y))
-        plan = {"n_stages": len(stages), "verbose": self.verbose}
-        with FitProgress(self, X=X, y=y, metadata=metadata, **plan) as progress:
-            net, self.stages_ = fit.run(progress)
-        self.interrupted_ = fit.interrupted
-        self.__dict__.update(fit.attributes(net), _net=net)
-        if target is not None and self.batch_norm == "adapt":
-            self._adapt(examples.images, target.images)
-        return self
+        return labels, ClassificationTask(labels.classes)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class of each image.
+
+        Returns
+        -------
+        ndarray of shape (N,)
+            Of `classes_`.
+        """
+        outputs = self._outputs(X)
+        return self._task.predict(outputs)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class.
+
+        Returns
+        -------
+        ndarray of shape (N, K)
+            float32; columns in the order of `classes_`.
+        """
+        outputs = self._outputs(X)
+        return self._task.predict_proba(outputs)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the logits.
+
+        Returns
+        -------
+        ndarray of shape (N, K), or (N,) for two classes
+            float32; for two classes, the log-odds of the second one.
+        """
+        outputs = self._outputs(X)
+        return self._task.decision_function(outputs)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

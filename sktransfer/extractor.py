@@ -86,7 +86,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         Threads that read images, and run torch on a CPU; -1 is one a core, `None` one for each
         thread of torch's (a single one inside a worker of a parallel search).
     cache : "auto", path, EmbeddingStore or None, default="auto"
-        Where embeddings are kept. `"auto"` is one store for this process and the processes that it
+        If embeddings are kept. `"auto"` is one store for this process and the processes that it
         starts, gone at exit; a directory is kept; `None` computes each time.
     on_error : {"raise", "nan"}, default="raise"
         What a broken image does: raise an `ImageError` that names row and file, or give a row of
@@ -180,7 +180,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
 
     @with_callbacks
     def fit(self, X: Any, y: Any = None) -> PretrainedFeatureExtractor:
-        """Find the network, and learn what depends on the data: pixel range, adapted BatchNorm.
+        """Load the network, and learn what depends on the data: pixel range, adapted BatchNorm.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""SelfTrainedImageClassifier: learn from a source, and from one's own surest guesses of a target.
+"""SelfTrainedImageClassifier: learn from a source and from confident predictions on a target.
 
 Shapes: N images, M of them guessed, K classes.
 """

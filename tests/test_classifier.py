@@ -31,6 +31,7 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sktransfer import FineTunedImageClassifier, ImageError
 from sktransfer.backbones.loading import load_backbone
+from sktransfer.data.validation import check_images
 from sktransfer.finetuning.fine_tuning import FineTuning
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.transforms.augmentation import count_views, resolve_augmentation
@@ -422,7 +423,7 @@ def test_without_early_stopping_the_last_epoch_is_kept_and_told():
 def test_callbacks_of_skorch_stop_a_stage():
     stopping = EarlyStopping(monitor="train_loss", patience=1, threshold=1e9)
     classifier = make_classifier(unfreeze=(0, 1, 2), max_epochs=9, callbacks=[stopping]).fit(X, Y)
-    assert [stage["epochs"] for stage in classifier.stages_[1:]] != [9, 9]
+    assert [stage["epochs"] for stage in classifier.stages_[1:]] == [2, 2]
     assert len(classifier.stages_) == 3
 
 
@@ -570,3 +571,26 @@ def test_on_a_gpu_it_learns_the_same():
     np.testing.assert_allclose(
         loaded.predict_proba(X_TEST), gpu.predict_proba(X_TEST), rtol=1e-2, atol=1e-3
     )
+
+
+# Once in a fit
+
+
+def test_fit_resolves_images_and_loads_the_backbone_once(monkeypatch):
+    calls = {"load": 0, "X": 0}
+
+    def counted_load(*arguments):
+        calls["load"] += 1
+        return load_backbone(*arguments)
+
+    def counted_images(*arguments, **options):
+        calls["X"] += 1
+        return check_images(*arguments, **options)
+
+    monkeypatch.setattr("sktransfer.finetuning.fit_inputs.load_backbone", counted_load)
+    monkeypatch.setattr("sktransfer.backbones.source.load_backbone", counted_load)
+    monkeypatch.setattr("sktransfer.finetuning.estimator.check_images", counted_images)
+    classifier = make_classifier(Tiny(), checkpoint_dir=None).fit(X, Y)
+    assert calls == {"load": 1, "X": 1}
+    classifier.predict(X_TEST)
+    assert calls == {"load": 2, "X": 2}

@@ -29,7 +29,7 @@ def counting(log, store, **parameters):
     )
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_search_sends_each_view_through_the_prefix_once_per_boundary(log, store, folder, n_jobs):
     """8 candidates in 3 folds: 25 fits; boundaries behind block 0 and behind block 1."""
     search = GridSearchCV(counting(log, store), GRID, cv=3, n_jobs=n_jobs).fit(X, Y)

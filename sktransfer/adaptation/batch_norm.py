@@ -28,7 +28,7 @@ from sktransfer.transforms.views import Views
 # Images, at most, whose statistics are estimated together.
 _BATCH_SIZE = 32
 # Images of a domain, at most, that a tuned network is matched on: more change nothing.
-_MOST_IMAGES = 1024
+MAX_MATCHED_IMAGES = 1024
 # Fewer images are too few to estimate the statistics of a domain.
 _FEWEST_IMAGES = 10
 
@@ -139,7 +139,7 @@ def match_batch_norm(
             return nnf.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
 
         hooks = [layer.register_forward_hook(record) for layer in layers]
-        for batch in _shuffled(views, threads, ImageErrors("raise"), _MOST_IMAGES):
+        for batch in _shuffled(views, threads, ImageErrors("raise"), MAX_MATCHED_IMAGES):
             blocks(backbone.preprocessing.normalize(batch.to(device)))
         for hook in hooks:
             hook.remove()

@@ -1,1 +1,1 @@
-"""Anything image-like and its labels, validated: a lazy sequence of uint8 images."""
+"""Input images and labels, validated; images are decoded lazily, to uint8 RGB."""

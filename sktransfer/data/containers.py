@@ -106,7 +106,7 @@ def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
     Raises
     ------
     ValueError
-        Where there are no images, one instead of many, or rows that do not fold into
+        If there are no images, one instead of many, or rows that do not fold into
         `image_shape`.
     """
     shape = tuple(getattr(source, "shape", (len(source),)))

@@ -48,7 +48,7 @@ _LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
 def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | None:
-    """Find the channel axis of an image: 0, -1, or None for a gray (H, W) one.
+    """Return the channel axis of an image: 0, -1, or None for a gray (H, W) one.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | 
     Raises
     ------
     ImageError
-        Where no axis can hold channels, or the image has no pixels.
+        If no axis can hold channels, or the image has no pixels.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def decode(
     Raises
     ------
     ImageError
-        Where the image is missing, broken, empty, too large, or out of range.
+        If the image is missing, broken, empty, too large, or out of range.
     """
     if isinstance(raw, np.ndarray):
         return _rgb(_to_uint8(raw, pixel_range))
@@ -311,7 +311,7 @@ def fingerprint(raw: RawImage, pixel_range: PixelRange | None = None) -> bytes:
     Raises
     ------
     ImageError
-        Where a file is missing or an image cannot be loaded.
+        If a file is missing or an image cannot be loaded.
     """
     if isinstance(raw, str):
         return _file_fingerprint(raw)

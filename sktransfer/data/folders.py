@@ -102,9 +102,9 @@ def load_image_folder(
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        Where `root` is no folder.
+        If `root` is no folder.
     ValueError
-        Where there are no class folders, no images, or not the split that was asked for.
+        If there are no class folders, no images, or not the split that was asked for.
 
     Warns
     -----

@@ -128,7 +128,7 @@ class Images(Sequence[np.ndarray]):
         return self._apply(decoding.fingerprint, row)
 
     def order_key(self, row: int) -> bytes:
-        """Give what orders images wherever they lie: a path, or else the content.
+        """Return a key that orders images: the path, or else the content.
 
         The items of a dataset, which would have to be read for it, stay in their order.
         """
@@ -295,7 +295,7 @@ def is_rows(X: Any) -> bool:
 def learn_pixel_range(
     X: Any, *, image_shape: Sequence[int] | None = None
 ) -> tuple[float, float] | None:
-    """Find the range of the pixels that are not uint8.
+    """Return the range of the pixels that are not uint8.
 
     All numbers in memory are looked at, and the first 64 items of a dataset that is read lazily.
     Broken images are passed over here, since reading them tells.
@@ -330,7 +330,7 @@ def learn_pixel_range(
 
 
 def _numbers(images: Images) -> Iterator[np.ndarray]:
-    """Give the arrays whose numbers need a range, in pieces that share the caller's memory."""
+    """Return the arrays whose numbers need a range, in pieces that share the caller's memory."""
     source = images.source
     if is_stack(source) and images.rows is None:
         if str(source.dtype).endswith("uint8"):

@@ -42,7 +42,7 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
     Raises
     ------
     ImageError
-        Where the item is no image.
+        If the item is no image.
     """
     if isinstance(item, str | Encoded | Image.Image):
         return item
@@ -57,7 +57,7 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
 
 
 def looks_like_image(value: object) -> bool:
-    """Tell an image, or something that leads to one, from a plain number or label."""
+    """Return whether a value is an image or leads to one, rather than a number or label."""
     if isinstance(value, Mapping):
         return any(key in value for key in _IMAGE_KEYS)
     if isinstance(value, str | os.PathLike | Encoded | Image.Image):
@@ -120,7 +120,7 @@ def is_missing(item: object) -> bool:
 
 
 def are_missing(items: np.ndarray) -> np.ndarray:
-    """Tell which items are missing, a mask."""
+    """Return which items are missing, a mask."""
     return np.array([is_missing(item) for item in items.tolist()], dtype=bool)
 
 
@@ -130,7 +130,7 @@ def as_array(item: Any) -> np.ndarray:
     Raises
     ------
     ImageError
-        Where the item is nothing of the kind.
+        If the item is nothing of the kind.
     """
     if isinstance(item, torch.Tensor):
         # numpy has no bfloat16.

@@ -21,7 +21,7 @@ from sktransfer.utils.errors import check_choice
 
 
 @dataclass(frozen=True)
-class Labels:
+class EncodedLabels:
     """What `y` says.
 
     Parameters
@@ -37,7 +37,7 @@ class Labels:
     rows : ndarray of shape (n,)
         The labeled images that take part: those whose weight is not 0.
     target : ndarray of shape (m,)
-        The images of a target domain that take part; nobody knows their labels.
+        The images of a target domain that take part; they are unlabeled.
     """
 
     classes: np.ndarray
@@ -55,7 +55,7 @@ def check_labels(
     class_weight: Any = None,
     estimator: str = "fit",
     sample_domain: Any = None,
-) -> Labels:
+) -> EncodedLabels:
     """Validate labels, weights and domains.
 
     Parameters
@@ -103,7 +103,9 @@ def check_labels(
         found = f"1 class in y, {classes.tolist()[0]!r}" if len(classes) else "no weight above 0"
         raise ValueError(f"Got {found}, but a classifier needs at least two classes")
     counts = weights[rows]
-    return Labels(classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target)
+    return EncodedLabels(
+        classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target
+    )
 
 
 def _known(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
@@ -119,7 +121,7 @@ def _known(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
 
 
 def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows of the source and those of the target.
+    """Return the rows of the source and those of the target.
 
     Parameters
     ----------
@@ -156,7 +158,7 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray | float:
-    """Give the weight of each image's class."""
+    """Return the weight of each image's class."""
     if class_weight is None:
         return 1.0
     if not isinstance(class_weight, str):
@@ -179,7 +181,7 @@ def encode(y: Any, classes: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        Where a label is none of the classes.
+        If a label is none of the classes.
     """
     y = _known(column_or_1d(y), "y_val", np.arange(len(y)))
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)

@@ -21,8 +21,10 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
+from sktransfer.adaptation.batch_norm import MAX_MATCHED_IMAGES
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
+from sktransfer.data.labels import split_domains
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
@@ -30,11 +32,13 @@ from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.finetuning.activations import fits_on_disk
 from sktransfer.finetuning.cut_network import Network
-from sktransfer.finetuning.fit_inputs import ENOUGH_TO_HOLD_BACK, check_parameters
-from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS, Stage, resolve_stages
+from sktransfer.finetuning.fit_inputs import check_parameters
+from sktransfer.finetuning.plan import FitPlan, held_out_fraction, make_plan
+from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS, Stage
+from sktransfer.finetuning.task import UNLABELED, ClassificationTask
 from sktransfer.finetuning.train_stage import make_net
 from sktransfer.store.session import resolve_store
-from sktransfer.transforms.augmentation import count_views, resolve_augmentation
+from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.views import Views
 from sktransfer.utils.runtime import seeded
 
@@ -75,8 +79,10 @@ class Cost:
         return "\n".join(["Cost, at most", *lines]) + " in one process, besides solving heads"
 
 
-def estimate_cost(estimator: Any, X: Any, y: Any = None, *, cv: Any = None) -> Cost:
-    """Tell what fitting an estimator costs, before it is fitted.
+def estimate_cost(
+    estimator: Any, X: Any, y: Any = None, *, cv: Any = None, sample_domain: Any = None
+) -> Cost:
+    """Estimate what fitting an estimator costs, before it is fitted.
 
     Nothing is fitted, and no store is looked into or filled: what it holds already costs less.
 
@@ -93,6 +99,9 @@ def estimate_cost(estimator: Any, X: Any, y: Any = None, *, cv: Any = None) -> C
     cv : int, splitter or None, default=None
         The cost of `cross_val_score(estimator, X, y, cv=cv)`; around a search that is a nested
         cross-validation. `None` is the cost of `estimator.fit(X, y)`.
+
+    sample_domain : array-like of shape (N,), int, default=None
+        As `FineTunedImageClassifier.fit` takes it: which images are of the target domain.
 
     Examples
     --------
@@ -115,20 +124,20 @@ def estimate_cost(estimator: Any, X: Any, y: Any = None, *, cv: Any = None) -> C
     state = np.random.get_state()
     try:
         with seeded():
-            return _Estimate(X, y).cost(estimator, cv)
+            return _Estimate(X, y, sample_domain).cost(estimator, cv)
     finally:
         np.random.set_state(state)
 
 
-class _Bill:
+class _CostTally:
     """What fits take: the sums of `Cost`, and what the store shares of which rows, masks (N,)."""
 
     def __init__(self, fits: int = 0) -> None:
         self.sums, self.scratch = np.array([fits, 0, 0, 0.0]), 0  # bytes apart
         self.kept: dict[Hashable, tuple[float, int, np.ndarray]] = {}
 
-    def add(self, other: _Bill, *, most: bool = False) -> None:
-        """Take another bill on; or, with `most`, the larger one of each sum."""
+    def add(self, other: _CostTally, *, most: bool = False) -> None:
+        """Take another tally on; or, with `most`, the larger one of each sum."""
         self.sums = (np.maximum if most else np.add)(self.sums, other.sums)
         self.scratch = max(self.scratch, other.scratch)
         for key, item in other.kept.items():
@@ -139,7 +148,7 @@ class _Bill:
         seen = rows | self.kept[key][2] if key in self.kept else rows
         self.kept[key] = (seconds, size, seen)
 
-    def work(self, count: int, seconds: float, embeds: int = 0, trains: int = 0) -> None:
+    def add_images(self, count: int, seconds: float, embeds: int = 0, trains: int = 0) -> None:
         """Do something to images, each of which takes some seconds."""
         self.sums += (0, count * embeds, count * trains, count * seconds)
 
@@ -147,8 +156,16 @@ class _Bill:
 class _Part:
     """An estimator of this package, and what its fits take."""
 
-    def __init__(self, estimator: Any, X: Any, n_classes: int, times: dict[Any, float]) -> None:
-        self.estimator, self._times = estimator, times
+    def __init__(
+        self,
+        estimator: Any,
+        X: Any,
+        task: ClassificationTask,
+        is_target: np.ndarray,
+        times: dict[Any, float],
+    ) -> None:
+        self.is_target = is_target
+        self.estimator, self.task, self._times = estimator, task, times
         self._images = check_images(clone(estimator), X, reset=True)
         self.tunes = isinstance(estimator, FineTunedImageClassifier)
         if self.tunes:
@@ -156,19 +173,20 @@ class _Part:
         self.backbone = load_backbone(estimator.backbone, estimator.weights)
         names = [name for name, _ in self.backbone.block_list.blocks]
         self.end = len(names)
-        self.stages = resolve_stages(estimator.unfreeze, names) if self.tunes else ()
+        self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
+        self.plan = make_plan(estimator, names, self.augmentation) if self.tunes else None
+        self.stages = self.plan.stages if self.plan else ()
         size = self.backbone.image_size_for(estimator.image_size, self._images)
         seen = self.backbone.preprocessing.with_image_size(size)
         last = self.stages[-1].boundary if self.tunes else self.end
         dropout = estimator.dropout if self.tunes else 0.0
         learns = estimator.batch_norm == "train" or estimator.weights is None
-        self.network = Network(self.backbone, seen, last, n_classes, dropout, learns)
+        self.network = Network(self.backbone, seen, last, task.n_outputs, dropout, learns)
         self.machine = ComputeConfig.of(clone(estimator).set_params(cache=None))
         self.store = resolve_store(estimator.cache)
-        self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
 
     def recipe(self, boundary: int | None) -> Recipe:
-        """Make the recipe of a boundary, or of an extractor's layers."""
+        """Build the recipe of a boundary, or of an extractor's layers."""
         if boundary is not None:
             return self.network.recipe(boundary, self.machine)
         layer = self.estimator.layer
@@ -181,62 +199,76 @@ class _Part:
         recipe = self.recipe(boundary)
         return output_width(recipe) * np.dtype(recipe.dtype).itemsize
 
-    def bill(self, rows: np.ndarray, asked: list[np.ndarray]) -> _Bill:
+    def tally(self, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
         """Count a fit on some rows, and predictions of others; all are masks (N,)."""
-        bill, salt = _Bill(), b""
+        tally, salt = _CostTally(), b""
+        source, target = rows & ~self.is_target, rows & self.is_target
         if self.estimator.batch_norm == "adapt":  # to other images, it is another network
-            bill.work(int(rows.sum()), self._embedding(self.end), embeds=1)
+            adapted = int(source.sum())
+            if self.tunes and target.any():  # both domains are matched when training has ended
+                adapted = sum(min(int(each.sum()), MAX_MATCHED_IMAGES) for each in (source, target))
+            elif not self.tunes:
+                adapted = int(rows.sum())
+            tally.add_images(adapted, self._embedding(self.end), embeds=1)
             salt = rows.tobytes()
-        if not self.tunes:
-            self._embed(bill, None, np.any([rows, *asked], axis=0), 0, salt)
-            return bill
-        self._train(bill, rows, salt)
-        for each in asked:
+        if self.plan is None:
+            self._embed(tally, None, np.any([rows, *predicted], axis=0), 0, salt)
+            return tally
+        self._train(tally, self.plan, source, target, salt)
+        for mask in predicted:
             if not self.stages[-1].head_only:  # prediction takes no more than a training step
-                bill.work(int(each.sum()), self._step(self.stages[-1]))
+                tally.add_images(int(mask.sum()), self._step(self.stages[-1]))
             if self.network.boundary:
-                self._embed(bill, self.network.boundary, each, 0, salt)
-        return bill
+                self._embed(tally, self.network.boundary, mask, 0, salt)
+        return tally
 
     def _embed(
-        self, bill: _Bill, boundary: int | None, rows: np.ndarray, n_views: int, salt: bytes
+        self, tally: _CostTally, boundary: int | None, rows: np.ndarray, n_views: int, salt: bytes
     ) -> None:
         seconds, digest = self._embedding(boundary), self.recipe(boundary).digest
         if self.store is None:
-            bill.work(int(rows.sum()) * (1 + n_views), seconds, embeds=1)
+            tally.add_images(int(rows.sum()) * (1 + n_views), seconds, embeds=1)
             return
         for view in range(1 + n_views):
             copied = self.augmentation.digest if view and self.augmentation else None
             key = (self.store.directory, digest, view, copied, salt)
-            bill.keep(key, seconds, self.bytes_at(boundary), rows)
+            tally.keep(key, seconds, self.bytes_at(boundary), rows)
 
-    def _train(self, bill: _Bill, rows: np.ndarray, salt: bytes) -> None:
-        """Count what `FineTuning` does."""
-        options, n = self.estimator, int(rows.sum())
-        first = min((stage.boundary for stage in self.stages if stage.boundary), default=0)
-        copies = count_views(self.augmentation, options.n_views)
-        n_views, fresh = copies or 0, copies is None
-        views = n * (1 + n_views)
-        kept = (
-            first > 0 and not fresh and fits_on_disk(views, self.recipe(first), self.store) is None
-        )
-        start = first if kept else self.end
-        if kept or self.stages[0].head_only:
-            self._embed(bill, start, rows, n_views, salt)
-            later = {stage.boundary for stage in self.stages if stage.boundary > start}
+    def _train(
+        self,
+        tally: _CostTally,
+        plan: FitPlan,
+        source: np.ndarray,
+        target: np.ndarray,
+        salt: bytes,
+    ) -> None:
+        """Count what `FineTuning` does with images of the source and of the target, masks (N,)."""
+        options, n = self.estimator, int(source.sum())
+        views = plan.count_views(n, int(target.sum()))
+        first = plan.first_boundary
+        fits = first > 0 and fits_on_disk(views, self.recipe(first), self.store) is None
+        start = plan.gathering_boundary(fits)
+        cached = fits and not plan.fresh
+        if cached or plan.stages[0].head_only:
+            self._embed(tally, start, source, plan.n_views, salt)
+            if cached and plan.adversarial:
+                self._embed(tally, start, target, plan.n_views, salt)
+            later = {stage.boundary for stage in plan.stages if stage.boundary > start}
             for boundary in later:
-                bill.work(views, max(0.0, self._embedding(boundary) - self._embedding(start)))
+                between = max(0.0, self._embedding(boundary) - self._embedding(start))
+                tally.add_images(views, between)
             most = max(map(self.bytes_at, later), default=0)
-            bill.scratch = views * (self.bytes_at(start) + most)
-        enough = options.early_stopping is True or n >= ENOUGH_TO_HOLD_BACK
-        if first and not kept and options.early_stopping and enough:
-            held = math.ceil(options.validation_fraction * n) + self.network.n_classes
-            bill.work(held, self._embedding(first), embeds=1)
-        for stage in self.stages[self.stages[0].head_only :]:
-            shown = n * options.max_epochs
-            bill.work(shown, self._step(stage), trains=1)
-            if stage.boundary and not kept:
-                bill.work(shown, self._embedding(stage.boundary), embeds=1)
+            tally.scratch = views * (self.bytes_at(start) + most)
+        fraction = held_out_fraction(options, n)
+        if first and not cached and fraction:
+            held_out = math.ceil(fraction * n) + self.network.n_outputs
+            tally.add_images(held_out, self._embedding(first), embeds=1)
+        # Each image of the source trains beside one of the target.
+        shown = n * options.max_epochs * (2 if plan.adversarial else 1)
+        for stage in plan.trained_stages:
+            tally.add_images(shown, self._step(stage), trains=1)
+            if stage.boundary and not cached:
+                tally.add_images(shown, self._embedding(stage.boundary), embeds=1)
 
     @cached_property
     def _views(self) -> Views:
@@ -257,10 +289,10 @@ class _Part:
         key = (self.recipe(self.end).digest, stage, self.network.boundary, size)
         if key not in self._times:
             suffix = self.network.suffix({stage.boundary}, machine)
-            net = make_net(suffix, device=machine.device, optimizer=options.optimizer)
+            net = make_net(suffix, self.task, device=machine.device, optimizer=options.optimizer)
             suffix.move_boundary(stage.boundary, (*stage.blocks, PRE_LOGITS, HEAD))
             x = torch.rand(size, *suffix.shapes[stage.boundary], device=machine.device)
-            y = torch.ones(size, self.network.n_classes, device=machine.device)
+            y = torch.ones(size, self.network.n_outputs, device=machine.device)
             with seeded(0, machine.device):
                 self._time(key, size, lambda: net.train_step((x, y))["loss"].item())
         # Images that are not cached have to be read too; the first block is on the safe side.
@@ -277,11 +309,14 @@ class _Part:
 
 
 class _Estimate:
-    """The bills of fits, added up, and what they come to."""
+    """The tallies of fits, added up, and what they come to."""
 
-    def __init__(self, X: Any, y: Any) -> None:
+    def __init__(self, X: Any, y: Any, sample_domain: Any) -> None:
         check_consistent_length(X, y)
         self.X, self.n = X, _num_samples(X)
+        self.is_target = np.zeros(self.n, dtype=bool)
+        if sample_domain is not None:
+            self.is_target[split_domains(sample_domain, self.n)[1]] = True
         self.y = None if y is None else np.asarray(y)
         self._parts: dict[Any, list[tuple[_Part, bool]]] = {}
         self._times: dict[Hashable, float] = {}
@@ -289,50 +324,58 @@ class _Estimate:
     def cost(self, estimator: Any, cv: Any) -> Cost:
         rows = np.ones(self.n, dtype=bool)
         folds = [] if cv is None else self._split(cv, estimator, rows)
-        bill = self._cross(estimator, folds) if folds else self._bill(estimator, rows, [])
-        for seconds, _, rows in bill.kept.values():
-            bill.work(int(rows.sum()), seconds, embeds=1)
-        size = sum(size * int(rows.sum()) for _, size, rows in bill.kept.values())
-        fits, embedded, trained, seconds = bill.sums.tolist()
-        return Cost(int(fits), int(embedded), int(trained), size + bill.scratch, seconds)
+        tally = self._cross(estimator, folds) if folds else self._tally(estimator, rows, [])
+        for seconds, _, rows in tally.kept.values():
+            tally.add_images(int(rows.sum()), seconds, embeds=1)
+        size = sum(size * int(rows.sum()) for _, size, rows in tally.kept.values())
+        fits, embedded, trained, seconds = tally.sums.tolist()
+        return Cost(int(fits), int(embedded), int(trained), size + tally.scratch, seconds)
 
-    def _bill(self, estimator: Any, rows: np.ndarray, asked: list[np.ndarray]) -> _Bill:
+    def _tally(self, estimator: Any, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
         """Count a fit on some rows, and predictions of others."""
         if isinstance(estimator, BaseSearchCV):
-            return self._search(estimator, rows, asked)
+            return self._search(estimator, rows, predicted)
         if estimator not in self._parts:
             found = list(_find_parts(estimator))
             if not found:
                 raise _cannot(estimator)
             if self.y is None and any(hasattr(each, "unfreeze") for each, _ in found):
                 raise ValueError("Got y=None, but a FineTunedImageClassifier needs labels")
-            common = (self.X, len(np.unique(self.y)) if self.y is not None else 1, self._times)
+            task = (
+                UNLABELED
+                if self.y is None
+                else ClassificationTask(np.unique(self.y[~self.is_target]))
+            )
+            common = (self.X, task, self.is_target, self._times)
             self._parts[estimator] = [(_Part(each, *common), last) for each, last in found]
-        bill = _Bill(fits=1)
+        tally = _CostTally(fits=1)
         for part, last in self._parts[estimator]:
-            bill.add(part.bill(rows, asked if last else [rows, *asked]))
-        return bill
+            tally.add(part.tally(rows, predicted if last else [rows, *predicted]))
+        return tally
 
-    def _cross(self, estimator: Any, splits: list[Any], *, twice: bool = False) -> _Bill:
+    def _cross(self, estimator: Any, splits: list[Any], *, twice: bool = False) -> _CostTally:
         """Count a cross-validation; with `twice`, training rows are predicted too."""
-        bill = _Bill()
+        tally = _CostTally()
         for train, test in splits:
-            bill.add(self._bill(estimator, train, [test, train] if twice else [test]))
-        return bill
+            tally.add(self._tally(estimator, train, [test, train] if twice else [test]))
+        return tally
 
-    def _search(self, search: Any, rows: np.ndarray, asked: list[np.ndarray]) -> _Bill:
-        bill, dearest, refit = _Bill(), _Bill(), _Bill()
+    def _search(self, search: Any, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
+        tally, most_expensive, refit = _CostTally(), _CostTally(), _CostTally()
         splits = self._split(search.cv, search.estimator, rows)
         candidates, total = _candidates(search, len(splits), int(rows.sum()))
         for candidate in candidates:
             own = self._cross(candidate, splits, twice=search.return_train_score)
-            bill.add(own)
-            dearest.add(own, most=True)
-            if search.refit:  # nobody knows yet which one it will be
-                refit.add(self._bill(candidate, rows, asked), most=True)
-        for more in [refit, *[dearest] * (total - len(candidates))]:  # rounds of a halving search
-            bill.add(more)
-        return bill
+            tally.add(own)
+            most_expensive.add(own, most=True)
+            if search.refit:  # which one it will be is not known yet
+                refit.add(self._tally(candidate, rows, predicted), most=True)
+        for more in [
+            refit,
+            *[most_expensive] * (total - len(candidates)),
+        ]:  # rounds of a halving search
+            tally.add(more)
+        return tally
 
     def _split(self, cv: Any, estimator: Any, rows: np.ndarray) -> list[Any]:
         if isinstance(cv, Iterator):
@@ -345,7 +388,7 @@ class _Estimate:
 
 
 def _find_parts(estimator: Any, last: bool = True) -> Iterator[tuple[Any, bool]]:
-    """Find the estimators of this package, and whether each is the last step."""
+    """Return the estimators of this package, and whether each is the last step."""
     if isinstance(estimator, _OURS):
         yield estimator, last
     elif isinstance(estimator, FeatureUnion):
@@ -375,7 +418,7 @@ def _cannot(estimator: Any) -> TypeError:
 
 
 def _candidates(search: Any, n_folds: int, n: int) -> tuple[list[Any], int]:
-    """Make the candidates of a search, and count how often one of them is cross-validated."""
+    """Build the candidates of a search, and count how often one of them is cross-validated."""
     halving = hasattr(search, "factor")
     if hasattr(search, "param_grid"):
         chosen = list(ParameterGrid(search.param_grid))

@@ -144,8 +144,8 @@ class StrategyReport:
         amount = "Many" if self.many else "Few"
         if self.strategy == "scratch":
             return f"{amount} images, and no weights"
-        likeness = "different from" if self.different else "similar to"
-        return f"{amount} images, {likeness} those of the weights"
+        similarity = "different from" if self.different else "similar to"
+        return f"{amount} images, {similarity} those of the weights"
 
     def __repr__(self) -> str:
         lines = [f"{self.case}: {STRATEGIES[self.strategy]}", ""]

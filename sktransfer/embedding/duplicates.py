@@ -180,7 +180,7 @@ def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None =
     ones, others : Tensor of shape (P, 3, S, S)
         Thumbnails, uint8.
     place : Tensor of shape (P,)
-        Where the partner of each of `others` lies in `ones`, which may then be of any length. None
+        If the partner of each of `others` lies in `ones`, which may then be of any length. None
         takes them as they come.
 
     Examples

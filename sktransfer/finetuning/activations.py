@@ -69,7 +69,7 @@ class Activations:
         return Activations(out, recipe, boundary)
 
     def _batches(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Give all rows as full batches, the last one filled up with zeros."""
+        """Yield all rows as full batches, the last one padded with zeros."""
         for start in range(0, len(self.values), size):
             rows = np.zeros((size, self.values.shape[1]), np.float32)
             part = self.values[start : start + size]
@@ -122,12 +122,12 @@ def run_span(
 
 
 def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
-    """Make an array in a temporary file, which goes when the array goes.
+    """Build an array in a temporary file that is deleted with the array.
 
     Raises
     ------
     OSError
-        Where the disk has no room for it.
+        If the disk has no room for it.
     """
     with tempfile.NamedTemporaryFile(prefix="sktransfer-", delete=False) as file:
         path = Path(file.name)

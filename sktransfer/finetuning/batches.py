@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from sktransfer.finetuning.task import Task
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 
@@ -34,31 +35,30 @@ class SoftTargets:
         Class numbers, 0 to K - 1.
     weights : ndarray of shape (N,)
         How much each image matters; they are scaled to a mean of 1.
-    n_classes : int
+    task : Task
     label_smoothing : float
         Share of the answer that is spread over all classes.
     """
 
     y: np.ndarray
     weights: np.ndarray
-    n_classes: int
+    task: Task
     label_smoothing: float = 0.0
 
     def of(self, rows: np.ndarray) -> torch.Tensor:
-        """Give weighted soft targets, float32 of shape (B, K); a row sums to its weight.
+        """Return weighted soft targets, float32 of shape (B, K); a row sums to its weight.
 
         Examples
         --------
-        >>> targets = SoftTargets(np.array([0, 1]), np.array([1.0, 3.0]), 2, label_smoothing=0.5)
+        >>> from sktransfer.finetuning.task import ClassificationTask
+        >>> task = ClassificationTask(np.array(["cat", "dog"]))
+        >>> targets = SoftTargets(np.array([0, 1]), np.array([1.0, 3.0]), task, label_smoothing=0.5)
         >>> targets.of(np.array([0, 1]))
         tensor([[0.3750, 0.1250],
                 [0.3750, 1.1250]])
         """
-        smooth = self.label_smoothing
-        soft = np.full((len(rows), self.n_classes), smooth / self.n_classes, np.float32)
-        soft[np.arange(len(rows)), self.y[rows]] += 1 - smooth
         weights = self.weights[rows] / self.weights.mean()
-        return torch.from_numpy(soft * weights[:, None].astype(np.float32))
+        return self.task.batch_targets(self.y[rows], weights, self.label_smoothing)
 
 
 class EpochBatches(Dataset, ABC):
@@ -99,14 +99,14 @@ class EpochBatches(Dataset, ABC):
         self.begin_epoch(0, 0)
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
-        """Make all that is random follow from a seed, and the views from the epoch."""
+        """Seed everything that is random, and choose the views of the epoch."""
         self._rng, self._epoch = np.random.default_rng(seed), epoch
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give activations (B, ...) and weighted soft targets (B, K), on the device."""
+        """Yield activations (B, ...) and weighted soft targets (B, K), on the device."""
         order = np.arange(len(self.targets.y))
         if self.shuffle:
             self._rng.shuffle(order)
@@ -116,7 +116,7 @@ class EpochBatches(Dataset, ABC):
 
     @abstractmethod
     def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Give images in this order, as rows (B,) and float32 activations (B, ...)."""
+        """Yield images in this order, as rows (B,) and float32 activations (B, ...)."""
 
     def _mix(self, x: torch.Tensor, targets: torch.Tensor) -> Batch:
         share = float(self._rng.beta(self.mixup, self.mixup))
@@ -195,6 +195,6 @@ class PairedBatches(Dataset):
         return len(self.source)
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        """Give activations (B, ...) of both domains, by name, and the source's soft targets."""
+        """Yield activations (B, ...) of both domains, by name, and the source's soft targets."""
         for (x, targets), (target, _) in zip(self.source, self.target, strict=True):
             yield {"x": x, "target": target}, targets

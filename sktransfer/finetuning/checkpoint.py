@@ -35,7 +35,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        Where the file is something else.
+        If the file is something else.
     """
     for unfinished in path.parent.glob(f"{path.stem}.*.tmp"):
         if not is_running(int(unfinished.suffixes[-2][1:])):

@@ -37,7 +37,7 @@ class Network:
     preprocessing : Preprocessing
     boundary : int
         How many blocks lie before it.
-    n_classes : int
+    n_outputs : int
     dropout : float
     learn_statistics : bool
         Whether BatchNorm of trained blocks moves its statistics.
@@ -46,23 +46,23 @@ class Network:
     backbone: Backbone
     preprocessing: Preprocessing
     boundary: int
-    n_classes: int
+    n_outputs: int
     dropout: float
     learn_statistics: bool
 
     def recipe(self, boundary: int, machine: ComputeConfig) -> Recipe:
-        """Make the recipe of what crosses a boundary, which lies after the first block."""
+        """Build the recipe of what crosses a boundary, which lies after the first block."""
         return recipe_at(self.backbone, self.preprocessing, boundary, machine.precision)
 
     def suffix(self, boundaries: set[int], machine: ComputeConfig) -> TrainedSuffix:
-        """Make what lies after the boundary, ready for activations at some boundaries."""
+        """Build the trained part after the boundary, for activations at some boundaries."""
         end = len(self.backbone.block_list.blocks)
         shapes: dict[int, tuple[int, ...]] = {0: (3, *self.preprocessing.crop)}
         shapes |= {b: map_shape(self.recipe(b, machine)) for b in boundaries if b > 0}
         suffix = TrainedSuffix(
             self.backbone.block_list,
             self.boundary,
-            self.n_classes,
+            self.n_outputs,
             output_width(self.recipe(end, machine)),
             shapes,
             self.dropout,
@@ -74,7 +74,7 @@ class Network:
     def runner(
         self, boundary: int, machine: ComputeConfig, n_images: int
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Make what carries pixels (B, 3, H, W), uint8, to float32 activations on the device."""
+        """Build a function from uint8 pixels (B, 3, H, W) to float32 activations on the device."""
         device = machine.device
         if boundary == 0:
             return lambda batch: self.preprocessing.normalize(batch.to(device))

@@ -28,7 +28,7 @@ def tuned_backbone(
     preprocessing: Preprocessing,
     classes: Sequence[object],
 ) -> Backbone:
-    """Make a backbone of what a fine-tuning came to.
+    """Build a backbone of what a fine-tuning came to.
 
     Parameters
     ----------

@@ -15,15 +15,17 @@ from sklearn.utils.validation import check_consistent_length
 from sktransfer._version import __version__
 from sktransfer.adaptation.batch_norm import adapt_batch_norm
 from sktransfer.backbones.batch_norm import check_batch_norm
-from sktransfer.backbones.loading import load_backbone
+from sktransfer.backbones.loading import Backbone, load_backbone
 from sktransfer.backbones.source import BackboneSource
 from sktransfer.data.images import Images
-from sktransfer.data.labels import Labels, encode
+from sktransfer.data.labels import EncodedLabels
 from sktransfer.data.validation import check_images
 from sktransfer.engines.choice import ENGINES
 from sktransfer.finetuning.checkpoint import load_checkpoint
+from sktransfer.finetuning.plan import held_out_fraction
+from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import resolve_optimizer
-from sktransfer.finetuning.training_set import TrainingSet, hold_back
+from sktransfer.finetuning.training_set import TrainingSet, split_validation
 from sktransfer.transforms.augmentation import Augmentation, resolve_augmentation
 from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
@@ -32,8 +34,6 @@ from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_
 
 # How much slower than the head the blocks should learn at least.
 SAFE_DROP = 10.0
-# Images of which a tenth can be spared, with early_stopping="auto".
-ENOUGH_TO_HOLD_BACK = 2000
 # Kind, least and greatest value of the parameters that are numbers.
 _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "max_epochs": (Integral, 1, None),
@@ -102,12 +102,12 @@ def check_parameters(estimator: Any) -> None:
 
 
 def draw_seed(random_state: Any) -> int:
-    """Make a seed of what scikit-learn calls a random state; the global one stays untouched.
+    """Derive a seed from a random state of scikit-learn; the global one stays untouched.
 
     Raises
     ------
     ValueError
-        Where it is none.
+        If it is none.
     """
     if random_state is None:
         return int(np.random.default_rng().integers(2**63))
@@ -121,47 +121,41 @@ def draw_seed(random_state: Any) -> int:
     )
 
 
-def find_validation(estimator: Any, X_val: Any, y_val: Any) -> TrainingSet | None:
-    """Find the images to validate on where they are given.
+def find_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> TrainingSet | None:
+    """Return the given validation images, if any.
 
     Raises
     ------
     ValueError
-        Where only one of `X_val` and `y_val` is given, or they do not fit the training data.
+        If only one of `X_val` and `y_val` is given, or they do not fit the training data.
     """
     if (X_val is None) != (y_val is None):
-        raise ValueError("Got only one of X_val and y_val, but expected both or none of them")
+        raise ValueError("Got only one of X_val and y_val, but expected both or neither")
     if X_val is None:
         return None
     images = check_images(estimator, X_val, reset=False)
     check_consistent_length(images, y_val)
     ones = np.ones(len(images))
-    return TrainingSet(images, encode(y_val, estimator.classes_), ones, ones)
+    return TrainingSet(images, task.encode(y_val), ones, ones)
 
 
 def divide(
-    estimator: Any, examples: TrainingSet, given: TrainingSet | None, seed: int
+    estimator: Any, examples: TrainingSet, given: TrainingSet | None, seed: int, task: Task
 ) -> tuple[TrainingSet, TrainingSet | None]:
-    """Find what to train and to validate on: what is given, or what is held back, if asked for."""
+    """Divide into what to train and to validate on: what is given, or what is held out."""
     if given is not None:
         return examples, given
-    asked = estimator.early_stopping
-    enough = asked is True or (
-        len(examples.y) >= ENOUGH_TO_HOLD_BACK
-        # The source's images cannot tell which epoch is best for the target.
-        and not estimator.domain_adversarial
-    )
-    fraction = estimator.validation_fraction if asked and enough else 0
-    return hold_back(examples, fraction, seed, estimator.classes_)
+    fraction = held_out_fraction(estimator, len(examples.y))
+    return split_validation(examples, fraction, seed, task)
 
 
-def find_target(estimator: Any, images: Images, labels: Labels) -> TrainingSet | None:
-    """Find the images of the target domain, where there are any and the fit uses them.
+def find_target(estimator: Any, images: Images, labels: EncodedLabels) -> TrainingSet | None:
+    """Return the images of the target domain, if there are any and the fit uses them.
 
     Raises
     ------
     ValueError
-        Where there are none for `domain_adversarial`.
+        If there are none for `domain_adversarial`.
     """
     weight = estimator.domain_adversarial
     if not len(labels.target):
@@ -176,35 +170,36 @@ def find_target(estimator: Any, images: Images, labels: Labels) -> TrainingSet |
     return TrainingSet.unlabeled(images, labels.target) if used else None
 
 
-def find_source(
+def find_backbone(
     estimator: Any, examples: TrainingSet, target: TrainingSet | None
-) -> BackboneSource:
-    """Find the backbone to train with, its BatchNorm as asked.
+) -> tuple[Backbone, BackboneSource]:
+    """Load the backbone to train with, with adapted BatchNorm if asked for.
 
-    A target, if any, is adapted to when all is learned.
+    A target, if any, is adapted to when training has ended.
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
     size = backbone.image_size_for(estimator.image_size, examples.images)
     source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
     if estimator.batch_norm != "adapt":
-        return source
+        return backbone, source
     check_batch_norm(backbone)
     if target is not None:
-        return source
+        return backbone, source
     adapted = adapt_batch_norm(
         backbone,
-        Views(examples.images, source.preprocessing()),
+        Views(examples.images, source.preprocessing_of(backbone)),
         resolve_device(estimator.device),
         resolve_threads(estimator.n_jobs),
         ImageErrors("raise"),
     )
-    return replace(source, batch_norm=adapted)
+    source = replace(source, batch_norm=adapted)
+    return source.adapted(backbone), source
 
 
-def checkpoint_of(
-    estimator: Any, source: BackboneSource, *examples: TrainingSet | None
+def find_checkpoint(
+    estimator: Any, backbone: Backbone, *examples: TrainingSet | None
 ) -> tuple[Path | None, int]:
-    """Find the file of a fit in its `checkpoint_dir`, and the seed to use.
+    """Return the file of a fit in its `checkpoint_dir`, and the seed to use.
 
     Other parameters or other data have another file. A fit without a `random_state` goes on with
     the seed that it drew when it began.
@@ -217,7 +212,7 @@ def checkpoint_of(
     parts = [
         __version__,
         repr(sorted((name, str(value)) for name, value in ours.items() if name not in _APART)),
-        source.load().digest.hex(),
+        backbone.digest.hex(),
         "" if augmentation is None else _identify(estimator.augment, augmentation),
         "" if estimator.random_state is None else str(seed),
         *("" if each is None else each.digest() for each in examples),

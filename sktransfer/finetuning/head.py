@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
 # The greatest of them for a tiny set.
 _TINY_BOUND = 0.1
-# What is taken where nothing can be held back to choose by.
+# What is taken where nothing can be held out to choose by.
 _UNCHOSEN = 0.03
 _FOLDS = 3
 _ITERATIONS = 1000
@@ -108,7 +108,7 @@ def fit_head(
     tiny : bool
         Regularizes more: C is at most 0.1.
     device : torch.device
-        Where the problem is solved if it is large, and scikit-learn's array API is switched on
+        If the problem is solved if it is large, and scikit-learn's array API is switched on
         (`SCIPY_ARRAY_API=1` in the environment before Python starts); otherwise on the CPU.
     """
     where = _solver_device(device, train.embeddings.size)
@@ -154,7 +154,7 @@ def _choose(
     strengths: np.ndarray,
     where: torch.device | None,
 ) -> float:
-    """Find the strength with the least log-loss on what each division holds back."""
+    """Return the strength with the least log-loss on what each division holds back."""
     if not divisions:
         return min(_UNCHOSEN, strengths[-1])
     models = [_model(warm_start=True) for _ in divisions]

@@ -62,7 +62,7 @@ def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
     Raises
     ------
     ValueError
-        Where a block is unknown, a stage trains nothing, or the head is to be solved after
+        If a block is unknown, a stage trains nothing, or the head is to be solved after
         blocks were trained.
 
     Examples
@@ -133,7 +133,7 @@ def peak_rates(
     scratch: bool = False,
     adversarial: bool = False,
 ) -> dict[str, float]:
-    """Give the highest learning rate of each part that a stage trains.
+    """Return the highest learning rate of each part that a stage trains.
 
     The last block learns `lr_drop` times slower than the head, and every block before it
     `lr_decay` times slower than the one after it (Howard and Ruder, "Universal Language Model

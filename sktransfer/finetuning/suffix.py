@@ -31,7 +31,7 @@ class TrainedSuffix(nn.Module):
     block_list : BlockList
     boundary : int
         How many blocks lie before the suffix; all of them leaves the head alone.
-    n_classes : int
+    n_outputs : int
         Number of logits, K.
     width : int
         Of the penultimate vector, D.
@@ -50,7 +50,7 @@ class TrainedSuffix(nn.Module):
         self,
         block_list: BlockList,
         boundary: int,
-        n_classes: int,
+        n_outputs: int,
         width: int,
         shapes: dict[int, tuple[int, ...]],
         dropout: float = 0.0,
@@ -66,7 +66,7 @@ class TrainedSuffix(nn.Module):
         self.pre_logits = nn.Identity() if boundary == end else copy.deepcopy(block_list.pre_logits)
         self.dropout = nn.Dropout(dropout)
         with seeded():
-            self.head = nn.Linear(width, n_classes)
+            self.head = nn.Linear(width, n_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         # What squares of its weights cost, (D,); kept with the head.
@@ -80,14 +80,14 @@ class TrainedSuffix(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """Name the parts that can be trained, from the first block to the head."""
         blocks = dict(zip(self.names, self.blocks, strict=True))
-        rival = {} if self.adversary is None else {ADVERSARY: self.adversary}
-        return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **rival}
+        domain_loss = {} if self.adversary is None else {ADVERSARY: self.adversary}
+        return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **domain_loss}
 
-    def meet(self, adversary: Adversary) -> None:
+    def attach_adversary(self, adversary: Adversary) -> None:
         """Let training take an adversary along, from which a target's images are to be hidden."""
         self.adversary = adversary.to(self.device)
 
-    def part_from_adversary(self) -> None:
+    def detach_adversary(self) -> None:
         """Forget the adversary, which only training needs."""
         self.adversary = None
 
@@ -144,7 +144,7 @@ class TrainedSuffix(nn.Module):
     def set_head(
         self, weight: np.ndarray, bias: np.ndarray, penalty: np.ndarray | float = 0.0
     ) -> None:
-        """Give the head its weight (K, D) and bias (K,), and what squares of weights cost (D,)."""
+        """Set weight (K, D), bias (K,) and penalty (D,) of the head."""
         self.head.weight.copy_(torch.from_numpy(weight))
         self.head.bias.copy_(torch.from_numpy(bias))
         self.head.get_buffer("penalty").copy_(torch.as_tensor(penalty))

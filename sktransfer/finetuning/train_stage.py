@@ -20,13 +20,13 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from skorch.history import History
-from torch import nn
 
 from sktransfer.adaptation.adversary import reversal_strength
 from sktransfer.finetuning.batches import EpochBatches, PairedBatches
 from sktransfer.finetuning.checkpoint import load_checkpoint, plain, save_checkpoint
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, rate_factor
 from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.finetuning.task import Task
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.progress import StageProgress
 from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded, tune_malloc
@@ -38,12 +38,12 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 
 
 def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Find the optimizer class and its settings.
+    """Resolve the optimizer class and its settings.
 
     Raises
     ------
     ValueError
-        Where it is neither a known name nor a class of torch's.
+        If it is neither a known name nor a class of torch's.
     """
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         return optimizer, {}
@@ -53,13 +53,14 @@ def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict
 
 def make_net(
     suffix: TrainedSuffix,
+    task: Task,
     *,
     device: torch.device,
     optimizer: Any = "adam",
     weight_decay: float = 0.0,
     callbacks: Sequence[Any] = (),
 ) -> NeuralNet:
-    """Make the skorch net of a suffix, with one parameter group for each part.
+    """Build the skorch net of a suffix, with one parameter group for each part.
 
     All groups are there from the start; what a stage does not train gets no gradient, and so no
     step. The net takes activations at the suffix's boundary.
@@ -71,14 +72,14 @@ def make_net(
     groups += [(f"{name}.*", {"name": name}) for name in (PRE_LOGITS, HEAD, ADVERSARY)]
     net = _PenalizedNet(
         suffix,
-        criterion=nn.CrossEntropyLoss,
+        criterion=task.make_loss,
         optimizer=kind,
         optimizer__param_groups=groups,
         optimizer__weight_decay=weight_decay,
         **{f"optimizer__{name}": value for name, value in settings.items()},
         iterator_train=_own_batches,
         iterator_valid=_own_batches,
-        callbacks=[("conductor", _EpochSetup()), *callbacks, ("keeper", _BestWeights())],
+        callbacks=[("epoch_setup", _EpochSetup()), *callbacks, ("best_weights", _BestWeights())],
         device=device,
         verbose=0,
     )
@@ -96,9 +97,9 @@ class _PenalizedNet(NeuralNet):
             return super().train_step(batch, **fit_params)
 
     def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
-        logits, *rival = y_pred if isinstance(y_pred, tuple) else (y_pred,)
+        logits, *domain_loss = y_pred if isinstance(y_pred, tuple) else (y_pred,)
         loss = super().get_loss(logits, y_true, X, training)
-        return sum(rival, loss + self.module_.penalty()) if training else loss
+        return sum(domain_loss, loss + self.module_.penalty()) if training else loss
 
 
 def _own_batches(
@@ -110,7 +111,7 @@ def _own_batches(
 
 @dataclass
 class TrainingState:
-    """How far a run has come, and the best that it has seen: what a checkpoint keeps.
+    """How far training has come, and the best weights so far: what a checkpoint keeps.
 
     Parameters
     ----------
@@ -121,7 +122,7 @@ class TrainingState:
         Epochs of it that are done.
     stall : int
         Epochs since the best one.
-    best_loss, best_accuracy : float
+    best_loss, best_metric : float
         On the validation images, of the best weights of this stage.
     best_epoch : int
         The epoch that reached them; 0 is the state in which the stage began.
@@ -136,7 +137,7 @@ class TrainingState:
     epoch: int = 0
     stall: int = 0
     best_loss: float = math.nan
-    best_accuracy: float = math.nan
+    best_metric: float = math.nan
     best_epoch: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -150,6 +151,7 @@ class StageConfig:
     ----------
     number : int
     stage : Stage
+    task : Task
     rates : dict of str to float
         The highest rate of each part.
     train : EpochBatches or PairedBatches
@@ -167,6 +169,7 @@ class StageConfig:
 
     number: int
     stage: Stage
+    task: Task
     rates: dict[str, float]
     train: EpochBatches | PairedBatches
     valid: EpochBatches | None
@@ -178,9 +181,9 @@ class StageConfig:
 
 
 def train_stage(
-    net: NeuralNet, run: TrainingState, lesson: StageConfig, progress: StageProgress
+    net: NeuralNet, state: TrainingState, config: StageConfig, progress: StageProgress
 ) -> bool:
-    """Train one stage, from its beginning or from where `run` says that it was left.
+    """Train one stage, from its beginning or from where `state` says that it was left.
 
     The boundary is where it belongs already. Afterwards the net has the best weights of the stage,
     by validation loss, which may be those that it began with; without patience the last epoch is
@@ -189,68 +192,73 @@ def train_stage(
     Returns
     -------
     bool
-        Whether the run goes on: False where it was interrupted from the keyboard.
+        False if training was interrupted from the keyboard.
 
     Raises
     ------
     FloatingPointError
-        Where the loss is not finite, and there is nothing good to go back to.
+        If the loss is not finite, and there is nothing good to go back to.
     """
     suffix: TrainedSuffix = net.module_
-    with seeded(run.seed, net.device):
-        if run.stage != lesson.number:
-            _begin(net, run, lesson)
-        going_on = _loop(net, run, lesson, progress)
-    if run.best:
-        suffix.restore(run.best)
+    with seeded(state.seed, net.device):
+        if state.stage != config.number:
+            _begin(net, state, config)
+        going_on = _loop(net, state, config, progress)
+    if state.best:
+        suffix.restore(state.best)
     suffix.train(False)
     return going_on
 
 
-def _begin(net: NeuralNet, run: TrainingState, lesson: StageConfig) -> None:
+def _begin(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
     """Take the state in which the stage begins for its best so far."""
     net.optimizer_.state.clear()
-    run.stage, run.epoch, run.stall, run.best_epoch = lesson.number, 0, 0, 0
-    run.best, run.best_loss, run.best_accuracy = {}, math.inf, math.nan
-    if lesson.valid is not None:
-        run.best_loss, run.best_accuracy = evaluate(net, lesson.valid)
-        run.best = net.module_.state_of(lesson.kept)
+    state.stage, state.epoch, state.stall, state.best_epoch = config.number, 0, 0, 0
+    state.best, state.best_loss, state.best_metric = {}, math.inf, math.nan
+    if config.valid is not None:
+        state.best_loss, state.best_metric = evaluate(net, config.valid, config.task)
+        state.best = net.module_.state_of(config.kept)
 
 
-def _loop(net: NeuralNet, run: TrainingState, lesson: StageConfig, progress: StageProgress) -> bool:
+def _loop(
+    net: NeuralNet, state: TrainingState, config: StageConfig, progress: StageProgress
+) -> bool:
     callbacks = dict(net.callbacks_)
-    conductor, keeper = callbacks["conductor"], callbacks["keeper"]
-    conductor.run, conductor.lesson = keeper.run, keeper.lesson = (run, lesson)
-    keeper.progress, keeper.conductor = progress, conductor
-    net.set_params(train_split=lesson.valid and predefined_split(lesson.valid))
-    net.notify("on_train_begin", X=lesson.train, y=None)
+    epoch_setup, best_weights = callbacks["epoch_setup"], callbacks["best_weights"]
+    epoch_setup.state, epoch_setup.config = best_weights.state, best_weights.config = (
+        state,
+        config,
+    )
+    best_weights.progress, best_weights.epoch_setup = progress, epoch_setup
+    net.set_params(train_split=config.valid and predefined_split(config.valid))
+    net.notify("on_train_begin", X=config.train, y=None)
     going_on = True
     try:
-        if not keeper.is_over():
-            net.fit_loop(lesson.train, epochs=lesson.max_epochs - run.epoch)
+        if not best_weights.is_over():
+            net.fit_loop(config.train, epochs=config.max_epochs - state.epoch)
     except _StopStage:
         pass
     except KeyboardInterrupt:
-        if conductor.in_callbacks:  # skorch's way of stopping early
+        if epoch_setup.in_callbacks:  # skorch's way of stopping early
             with contextlib.suppress(_StopStage):
-                keeper.keep(net)
+                best_weights.keep(net)
         else:
             going_on = False
-    net.notify("on_train_end", X=lesson.train, y=None)
+    net.notify("on_train_end", X=config.train, y=None)
     return going_on
 
 
 @torch.no_grad()
-def evaluate(net: NeuralNet, feed: EpochBatches) -> tuple[float, float]:
-    """Give loss and accuracy on a feed."""
+def evaluate(net: NeuralNet, feed: EpochBatches, task: Task) -> tuple[float, float]:
+    """Return the mean loss and the mean metric of the task."""
     net.module_.train(False)
-    loss, right, total = 0.0, 0, 0
+    loss, metric, total = 0.0, 0.0, 0
     for x, targets in feed:
         logits = net.module_(x)
         loss += float(net.criterion_(logits, targets)) * len(x)
-        right += int((logits.argmax(1) == targets.argmax(1)).sum())
+        metric += task.metric(logits, targets)
         total += len(x)
-    return loss / total, right / total
+    return loss / total, metric / total
 
 
 class _StopStage(KeyboardInterrupt):
@@ -260,31 +268,31 @@ class _StopStage(KeyboardInterrupt):
 class _EpochSetup(Callback):
     """Comes before the user's callbacks: seeds an epoch, sets rates, counts right answers."""
 
-    run: TrainingState
-    lesson: StageConfig
+    state: TrainingState
+    config: StageConfig
     in_callbacks = False
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.in_callbacks = False
-        self.batch, self.right, self.seen = 0, {True: 0, False: 0}, {True: 0, False: 0}
-        self.rival = 0.0
-        seed = derive_seed(self.run.seed, self.lesson.number, self.run.epoch)
+        self.batch, self.metric, self.seen = 0, {True: 0.0, False: 0.0}, {True: 0, False: 0}
+        self.domain_loss = 0.0
+        seed = derive_seed(self.state.seed, self.config.number, self.state.epoch)
         torch.default_generator.manual_seed(seed)
         if net.module_.device.type == "cuda":
             with torch.cuda.device(net.module_.device):
                 torch.cuda.manual_seed(seed)
-        self.lesson.train.begin_epoch(seed, self.run.epoch)
+        self.config.train.begin_epoch(seed, self.state.epoch)
 
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
         if training:
-            steps = self.lesson.train.n_batches
-            step = self.run.epoch * steps + self.batch
-            progress = step / (self.lesson.max_epochs * steps)
+            steps = self.config.train.n_batches
+            step = self.state.epoch * steps + self.batch
+            progress = step / (self.config.max_epochs * steps)
             if net.module_.adversary is not None:
                 net.module_.adversary.strength = reversal_strength(progress)
             factor = rate_factor(progress)
             for group in net.optimizer_.param_groups:
-                group["lr"] = self.lesson.rates.get(group["name"], 0.0) * factor
+                group["lr"] = self.config.rates.get(group["name"], 0.0) * factor
             self.batch += 1
 
     def on_batch_end(
@@ -292,32 +300,32 @@ class _EpochSetup(Callback):
     ) -> None:
         logits, targets = kwargs["y_pred"], batch[1]
         if isinstance(logits, tuple):
-            logits, rival = logits
-            self.rival += float(rival.detach()) * len(targets)
+            logits, domain_loss = logits
+            self.domain_loss += float(domain_loss.detach()) * len(targets)
         if training and not math.isfinite(float(kwargs["loss"].detach())):
             self._refuse(net)
-        self.right[training] += int((logits.argmax(1) == targets.argmax(1)).sum())
+        self.metric[training] += self.config.task.metric(logits.detach(), targets)
         self.seen[training] += len(targets)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        history = net.history_
-        history.record("stage", self.lesson.stage.name)
-        history.record("train_acc", self.right[True] / self.seen[True])
+        history, name = net.history_, self.config.task.metric_name
+        history.record("stage", self.config.stage.name)
+        history.record(f"train_{name}", self.metric[True] / self.seen[True])
         if net.module_.adversary is not None:
-            history.record("domain_loss", self.rival / self.seen[True])
+            history.record("domain_loss", self.domain_loss / self.seen[True])
         if self.seen[False]:
-            history.record("valid_acc", self.right[False] / self.seen[False])
+            history.record(f"valid_{name}", self.metric[False] / self.seen[False])
         history.record("lr", {g["name"]: g["lr"] for g in net.optimizer_.param_groups if g["lr"]})
         self.in_callbacks = True
 
     def _refuse(self, net: NeuralNet) -> None:
         problem = (
-            f"Got a loss that is not finite in epoch {self.run.epoch + 1} of the stage "
-            f"{self.lesson.stage.name!r}: the rates are too high (lr={self.lesson.rates[HEAD]:g}); "
+            f"Got a loss that is not finite in epoch {self.state.epoch + 1} of the stage "
+            f"{self.config.stage.name!r}: the rates are too high (lr={self.config.rates[HEAD]:g}); "
             "lower lr, raise lr_drop, or look for extreme values in sample_weight"
         )
         net.history_.pop()  # the epoch that came to nothing
-        if not self.run.best:
+        if not self.state.best:
             raise FloatingPointError(problem)
         warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)
         raise _StopStage
@@ -326,55 +334,58 @@ class _EpochSetup(Callback):
 class _BestWeights(Callback):
     """Comes after the user's callbacks: keeps the best weights, saves, reports, and stops."""
 
-    run: TrainingState
-    lesson: StageConfig
+    state: TrainingState
+    config: StageConfig
     progress: StageProgress
-    conductor: _EpochSetup
+    epoch_setup: _EpochSetup
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.progress.begin()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.conductor.in_callbacks = False  # those of the user
+        self.epoch_setup.in_callbacks = False  # those of the user
         self.keep(net)
         if self.is_over():
             raise _StopStage
 
     def keep(self, net: NeuralNet) -> None:
         """Take an epoch as done."""
-        run, row = self.run, net.history_[-1]
-        run.epoch += 1
+        state, row = self.state, net.history_[-1]
+        state.epoch += 1
         loss = float(row.get("valid_loss", math.nan))
-        if loss < run.best_loss or (self.lesson.valid is not None and self.lesson.patience is None):
-            run.best_loss, run.best_accuracy = loss, row["valid_acc"]
-            run.best_epoch, run.stall = run.epoch, 0
-            run.best = net.module_.state_of(self.lesson.kept)
+        if loss < state.best_loss or (
+            self.config.valid is not None and self.config.patience is None
+        ):
+            state.best_loss, state.best_metric = loss, row[f"valid_{self.config.task.metric_name}"]
+            state.best_epoch, state.stall = state.epoch, 0
+            state.best = net.module_.state_of(self.config.kept)
         else:
-            run.stall += 1
-        save_run(self.lesson.checkpoint, net, run, self.lesson.kept)
-        if self.progress.update(_shown(row), self.lesson.attributes):
+            state.stall += 1
+        save_run(self.config.checkpoint, net, state, self.config.kept)
+        if self.progress.update(_shown(row, self.config.task), self.config.attributes):
             raise _StopStage
 
     def is_over(self) -> bool:
         """Whether the stage has come to its end; a function of what checkpoints keep."""
-        patience = self.lesson.patience if self.lesson.valid else None
-        stalled = patience is not None and self.run.stall >= patience
-        return stalled or self.run.epoch >= self.lesson.max_epochs
+        patience = self.config.patience if self.config.valid else None
+        stalled = patience is not None and self.state.stall >= patience
+        return stalled or self.state.epoch >= self.config.max_epochs
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    names = {"loss": "train_loss", "valid_loss": "valid_loss", "valid_acc": "valid_acc"}
+def _shown(row: dict[str, Any], task: Task) -> dict[str, Any]:
+    metric = f"valid_{task.metric_name}"
+    names = {"loss": "train_loss", "valid_loss": "valid_loss", metric: metric}
     shown = {name: row[key] for name, key in names.items() if key in row}
     rates = row["lr"].values()
     return {**shown, "lr": (max(rates), min(rates))}
 
 
-def save_run(path: Path | None, net: NeuralNet, run: TrainingState, kept: Sequence[str]) -> None:
-    """Save all that a run needs to go on."""
+def save_run(path: Path | None, net: NeuralNet, state: TrainingState, kept: Sequence[str]) -> None:
+    """Save everything needed to resume."""
     if path is None:
         return
     content = {
-        **vars(run),
+        **vars(state),
         "weights": net.module_.state_of(kept),
         "optimizer": net.optimizer_.state_dict(),
         "history": plain(list(net.history_)),
@@ -394,10 +405,10 @@ def resume_run(path: Path | None, net: NeuralNet) -> TrainingState | None:
 
 
 def restore_history(net: NeuralNet, history: list[dict[str, Any]]) -> None:
-    """Give a net the history of another."""
+    """Set the history of a net."""
     net.history_ = History(history)
 
 
 def derive_seed(*parts: int) -> int:
-    """Make one seed of several numbers."""
+    """Derive one seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

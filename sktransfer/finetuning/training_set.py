@@ -1,4 +1,4 @@
-"""Labeled images: in an order of their own, each once, and what is held back of them.
+"""Labeled images: in an order of their own, each once, and what is held out of them.
 
 Shapes: N images, K classes.
 """
@@ -13,12 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sktransfer.data.images import Images
-from sktransfer.data.labels import Labels
-
-# Images of a class that stay in training at least; a class with no more gives none away.
-_KEPT = 2
-# A class of fewer images makes a set tiny.
-_TINY = 10
+from sktransfer.data.labels import EncodedLabels
+from sktransfer.finetuning.task import Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class TrainingSet:
     weights: np.ndarray
 
     @classmethod
-    def of(cls, images: Images, labels: Labels) -> TrainingSet:
+    def of(cls, images: Images, labels: EncodedLabels) -> TrainingSet:
         """Put images in an order that follows from what they are, and merge equal ones.
 
         A weight of 2 is then the same as an image that comes twice, and the order of the rows
@@ -70,7 +66,7 @@ class TrainingSet:
     def unlabeled(cls, images: Images, rows: np.ndarray) -> TrainingSet:
         """Put images in the same kind of order, each once; their class is 0, and says nothing."""
         zeros, ones = np.zeros(len(rows), int), np.ones(len(rows))
-        merged = cls.of(images, Labels(np.array([0]), zeros, ones, ones, rows))
+        merged = cls.of(images, EncodedLabels(np.array([0]), zeros, ones, ones, rows))
         ones = np.ones(len(merged.y))
         return cls(merged.images, merged.y, ones, ones)
 
@@ -78,11 +74,6 @@ class TrainingSet:
         """Select images."""
         images = self.images.take(rows)
         return TrainingSet(images, self.y[rows], self.counts[rows], self.weights[rows])
-
-    @property
-    def tiny(self) -> bool:
-        """Whether some class has fewer than 10 images, so that defaults regularize more."""
-        return bool(np.bincount(self.y, weights=self.counts).min() < _TINY)
 
     def digest(self) -> str:
         """Identify images, labels and weights."""
@@ -92,45 +83,34 @@ class TrainingSet:
         return digest.hexdigest()
 
 
-def hold_back(
-    examples: TrainingSet, fraction: float, seed: int, classes: np.ndarray
+def split_validation(
+    examples: TrainingSet, fraction: float, seed: int, task: Task
 ) -> tuple[TrainingSet, TrainingSet | None]:
-    """Choose images for validation: of each class the same share, and at least one.
-
-    A class of no more than two images gives none away, with a warning.
+    """Split off a validation set, as the task divides its targets.
 
     Parameters
     ----------
     examples : TrainingSet
     fraction : float
-        0 holds nothing back.
+        0 holds nothing out.
     seed : int
-    classes : ndarray of shape (K,)
-        The labels, for the warning.
+    task : Task
 
     Returns
     -------
     train : TrainingSet
     valid : TrainingSet or None
+
+    Warns
+    -----
+    UserWarning
+        If some class has too few images to hold any out.
     """
     if fraction == 0:
         return examples, None
-    rng = np.random.default_rng(seed)
-    held, small = [], []
-    for number, label in enumerate(classes.tolist()):
-        rows = rng.permutation(np.flatnonzero(examples.y == number))
-        count = min(max(1, round(fraction * len(rows))), len(rows) - _KEPT)
-        if count < 1:
-            small.append(repr(label))
-        held.append(rows[: max(0, count)])
-    if small:
-        warnings.warn(
-            f"Got no more than {_KEPT} images of the classes {', '.join(small)}: too few to hold "
-            "one back, so validation does without these classes. Give more images, pass X_val "
-            "and y_val, or set early_stopping=False to train on everything",
-            stacklevel=3,
-        )
-    valid = np.sort(np.concatenate(held))
+    valid, problem = task.validation_rows(examples.y, fraction, seed)
+    if problem:
+        warnings.warn(problem, stacklevel=3)
     if not len(valid):
         return examples, None
     return examples.take(np.setdiff1d(np.arange(len(examples.y)), valid)), examples.take(valid)

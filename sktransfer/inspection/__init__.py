@@ -1,1 +1,1 @@
-"""Displays."""
+"""Displays: plots of images and of their augmented views."""

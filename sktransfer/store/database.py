@@ -83,7 +83,7 @@ class Database:
                 return self._attempt(operation, write)
 
     def shrink(self, spare: int = 0) -> None:
-        """Give what deletions left free back to the disk, but for `spare` bytes."""
+        """Release free pages to the disk, all but `spare` bytes."""
         with self._lock:
             connection = self._open()
             (free,) = connection.execute("PRAGMA freelist_count").fetchone()

@@ -31,7 +31,7 @@ _BYTES_PER_READ = 2**23
 
 
 class EmbeddingTable:
-    """One kind of embedding in a store, and one claimant of images.
+    """One kind of embedding in a store, and one owner of claims on images.
 
     Made by `EmbeddingStore.table`. Every `EmbeddingTable` object is an owner of its own, also when
     it is a copy or names the same table. Use it through `embed_once`.
@@ -67,7 +67,7 @@ class EmbeddingTable:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without the token: a copy is another claimant.
+        # Without the token: a copy is another owner.
         kind = (self.digest, self.description, self.width, self.dtype)
         return EmbeddingTable, (self.database, self.max_bytes, *kind)
 
@@ -251,7 +251,7 @@ class EmbeddingTable:
         return rows
 
     def _evict(self, connection: Connection, current: int) -> bool:
-        """Make room if need be: in other tables first, least recently used first, oldest first."""
+        """Evict rows if necessary: other tables first, least recently used first, oldest first."""
         tables = connection.execute(
             "SELECT id, images, row_bytes FROM tables ORDER BY id = ?, last_used, id", (current,)
         ).fetchall()

@@ -55,7 +55,7 @@ class EmbeddingStore:
     Parameters
     ----------
     directory : str or Path
-        Where ``embeddings.sqlite`` lies; made when first needed. Best on a local disk: SQLite
+        If ``embeddings.sqlite`` lies; made when first needed. Best on a local disk: SQLite
         cannot coordinate several machines that write to one network directory.
     max_bytes : int, default=32 GiB
         Limit on the stored values. Beyond it the oldest rows of the least recently used table
@@ -132,7 +132,7 @@ class EmbeddingStore:
             self._database.shrink()
 
     def info(self) -> StoreInfo:
-        """Tell what is stored and how often it was of use."""
+        """Return what is stored and how often it was read."""
         path = self._database.path
         query = """SELECT description, images, images * row_bytes, last_used, computed, read
             FROM tables ORDER BY last_used DESC"""
@@ -191,7 +191,7 @@ def embed_once(
     batch_size : int
         Images in a batch, as a measure for how much to claim at once.
     out : ndarray of shape (N, D) or None
-        Where to put the embeddings; `None` makes an array that is filled with NaN.
+        If to put the embeddings; `None` makes an array that is filled with NaN.
 
     Returns
     -------
@@ -259,7 +259,7 @@ class _Call:
             pause = min(2 * pause, _LAST_PAUSE) if idle else _FIRST_PAUSE
 
     def repeat(self) -> None:
-        """Give the rows whose image came before the same embedding."""
+        """Return the rows whose image came before the same embedding."""
         rows = np.flatnonzero(self.source != np.arange(len(self.keys)))
         self.result[rows] = self.result[self.source[rows]]
 

@@ -35,7 +35,7 @@ class Part(v2.Transform):
         self.p, self._amounts = p, amounts
 
     def extra_repr(self) -> str:
-        """Give what is drawn, and from where; it is part of the digest."""
+        """Return the ranges that are drawn from; they are part of the digest."""
         return ", ".join([f"p={self.p}", *(f"{name}={x}" for name, x in self._amounts.items())])
 
     def draw(self, generator: torch.Generator) -> dict[str, float]:
@@ -63,7 +63,7 @@ class Part(v2.Transform):
         return tv_tensors.wrap(changed.round_().clamp_(0, 255).to(torch.uint8), like=inpt)
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
-        """Give float32, 0-255, not yet rounded and clipped."""
+        """Return float32, 0-255, not yet rounded and clipped."""
         raise NotImplementedError
 
 

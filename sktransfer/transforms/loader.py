@@ -43,7 +43,7 @@ class ImageErrors:
         self._errors[row] = error
 
     def copy_to_duplicates(self, rows: Sequence[int], keys: Sequence[bytes]) -> None:
-        """Give the error of a broken image to the other rows that hold the same image."""
+        """Copy the error of a broken image to the other rows that hold the same image."""
         if not self._errors:
             return
         broken = {
@@ -56,7 +56,7 @@ class ImageErrors:
                 self._errors[row] = ImageError(broken[key].reason, row, broken[key].source)
 
     def sorted(self) -> list[ImageError]:
-        """Give the errors that were kept, by row."""
+        """Return the errors that were kept, by row."""
         return [self._errors[row] for row in sorted(self._errors)]
 
 
@@ -75,7 +75,7 @@ class ImageReader:
     image_errors : ImageErrors
         Takes the errors of broken images.
     device : torch.device or None
-        Where `map` decodes JPEGs, many at once; `None` decodes on the threads.
+        If `map` decodes JPEGs, many at once; `None` decodes on the threads.
     """
 
     def __init__(

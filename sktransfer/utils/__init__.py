@@ -1,1 +1,1 @@
-"""What every package uses: errors, runtime settings, progress, tables, plots."""
+"""Shared helpers: errors, runtime settings, progress, tables, plots."""

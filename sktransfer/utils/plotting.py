@@ -8,12 +8,12 @@ from sktransfer.utils.errors import import_optional
 
 
 def new_axes(ax: Any, purpose: str) -> Any:
-    """Give the axes to draw on: those given, or those of a new figure outside pyplot.
+    """Return the axes to draw on: those given, or those of a new figure outside pyplot.
 
     Raises
     ------
     ImportError
-        Where matplotlib is missing.
+        If matplotlib is missing.
     """
     figure_class = import_figure(purpose)
     return figure_class(layout="constrained").subplots() if ax is None else ax

@@ -49,7 +49,7 @@ except ImportError:  # scikit-learn before 1.9
 
 
 class FitProgress:
-    """Tell callbacks, and a bar where `verbose` is not 0, how far a fit is.
+    """Report the progress of a fit to callbacks, and to a bar if `verbose` is not 0.
 
     For a `fit` that `with_callbacks` decorates. Every task that begins ends, on exceptions too.
 
@@ -232,13 +232,13 @@ def _abbreviated(count: float) -> str:
 
 
 def _is_followed(task: Any) -> bool:
-    """Find whether a callback that estimators hand on, as those that draw are, hears of a task."""
+    """Return whether a propagated callback, such as one that draws, follows a task."""
     followers = [each for each in task._callbacks if hasattr(each, "max_propagation_depth")]
     return bool(followers) or (task.parent is not None and _is_followed(task.parent))
 
 
 def _is_one_of_many() -> bool:
-    """Find whether this fit is one of several, whose bars would tell nothing.
+    """Return whether this fit is one of several, so that it shows no bar of its own.
 
     Searches, ensembles and cross-validation fit through joblib, with n_jobs=1 too; refits do not.
     """

@@ -33,7 +33,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Make the same table in HTML; cells may be `Html` themselves."""
+    """Build the same table in HTML; cells may be `Html` themselves."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ["left" if column in left else "right" for column in range(len(cells))]
@@ -48,7 +48,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
 
 
 def html_list(items: Sequence[str]) -> str:
-    """Make a list of sentences."""
+    """Build a list of sentences."""
     return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>"
 
 
@@ -67,5 +67,5 @@ def _inside(cell: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Make text of any kind HTML: names of files need not be UTF-8."""
+    """Escape text for HTML; file names need not be UTF-8."""
     return html.escape(text.encode(errors="replace").decode(), quote=True)

@@ -186,7 +186,7 @@ def test_domains_are_confused():
 
 
 def test_the_source_must_not_hold_images_back_to_judge_the_target_by(monkeypatch):
-    monkeypatch.setattr("sktransfer.finetuning.fit_inputs.ENOUGH_TO_HOLD_BACK", 10)
+    monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", 10)
     assert fitted(early_stopping="auto").stages_[-1]["valid_loss"] is None
     assert fitted(early_stopping=True).stages_[-1]["valid_loss"] is not None
     plain = make_classifier(unfreeze=(0, 1), early_stopping="auto").fit(X, Y)
@@ -231,7 +231,7 @@ def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monke
     with pytest.warns(UserWarning, match="computed again in every epoch"):
         found = fitted().predict_proba(X_TEST)
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
-    assert asked == [3 * (54 + 40)]  # 6 of the source are held back
+    assert asked == [3 * (54 + 40)]  # 6 of the source are held out
 
 
 def test_the_history_says_how_well_domains_are_told_apart():

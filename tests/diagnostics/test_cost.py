@@ -74,6 +74,62 @@ def test_a_search_of_classifiers(log, store, parameters):
     assert cost.bytes_cached == kept + 4 * views * (first + later)
 
 
+BOTH_DOMAINS = np.concatenate([X, images(30, seed=7)])
+DOMAIN = np.repeat([1, -2], [N, 30])
+BOTH_LABELS = np.concatenate([Y, np.full(30, Y[0])])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"domain_adversarial": 1.0},
+        {"domain_adversarial": 1.0, "unfreeze": (0, 1, 2)},
+        {"domain_adversarial": 1.0, "n_views": None},
+        {"domain_adversarial": 1.0, "unfreeze": "all"},
+        {"batch_norm": "adapt"},
+    ],
+)
+def test_estimate_cost_counts_the_images_of_a_target(log, store, parameters):
+    estimator = classifier(CountingTiny(log), cache=store, early_stopping=False, **parameters)
+    cost = estimate_cost(estimator, BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
+    source_only = estimate_cost(estimator, X, Y) if "batch_norm" in parameters else None
+    log.unlink(missing_ok=True)
+    estimator.fit(BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
+    matched = 0 if source_only is None else N + 30  # not in inference mode, so not in the log
+    assert cost.images_embedded - matched == counted(log)
+    domains = 2 if "domain_adversarial" in parameters else 1
+    assert cost.images_trained == domains * N * len(estimator.history_)
+
+
+@pytest.mark.parametrize("early_stopping", [True, "auto", False])
+@pytest.mark.parametrize("n_views", [2, None])
+def test_estimate_cost_holds_out_what_the_fit_holds_out(
+    log, store, monkeypatch, early_stopping, n_views
+):
+    monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", N)
+    estimator = classifier(
+        CountingTiny(log), cache=store, early_stopping=early_stopping, n_views=n_views
+    )
+    cost = estimate_cost(estimator, X, Y)
+    log.unlink(missing_ok=True)
+    estimator.fit(X, Y)
+    held_out = 0 if early_stopping is False else 6
+    assert (estimator.stages_[0]["valid_loss"] is None) == (not held_out)
+    # At most: an image that is held out has no augmented views, and trains in no epoch.
+    spared = held_out * (2 if n_views else 1 + estimator.max_epochs)
+    assert 0 <= cost.images_embedded - counted(log) - spared <= len(np.unique(Y))
+    assert cost.images_trained == N * estimator.max_epochs
+
+
+def test_estimate_cost_of_an_adversary_holds_nothing_out_by_itself(log, store, monkeypatch):
+    monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", N)
+    estimator = classifier(CountingTiny(log), cache=store, domain_adversarial=1.0)
+    cost = estimate_cost(estimator, BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
+    log.unlink(missing_ok=True)
+    estimator.fit(BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
+    assert cost.images_embedded == counted(log)
+
+
 def test_a_whole_network_is_trained_on_all_images_and_keeps_nothing(log, store):
     cost = estimate_cost(classifier(CountingTiny(log), unfreeze="all", cache=store), X, Y, cv=3)
     assert (cost.fits, cost.images_embedded, cost.bytes_cached) == (3, 0, 0)

@@ -5,6 +5,7 @@ from helpers import SIZE, images
 
 from sktransfer.data.images import as_images
 from sktransfer.finetuning.batches import CachedBatches, ImageBatches, PairedBatches, SoftTargets
+from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 
@@ -23,7 +24,9 @@ class Brighter:
 
 def targets(n, classes=3, **options):
     weights = np.random.RandomState(0).rand(n) + 0.5
-    return SoftTargets(np.arange(n) % classes, weights, classes, **options)
+    return SoftTargets(
+        np.arange(n) % classes, weights, ClassificationTask(np.arange(classes)), **options
+    )
 
 
 def cached(n=10, views=3, batch_size=4, **options):
@@ -53,7 +56,9 @@ def test_a_row_of_targets_sums_to_its_weight():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3, 1.0])
 def test_label_smoothing_spreads_its_share_over_all_classes(smoothing):
-    ours = SoftTargets(np.array([2, 0]), np.array([4.0, 4.0]), 4, smoothing)
+    ours = SoftTargets(
+        np.array([2, 0]), np.array([4.0, 4.0]), ClassificationTask(np.arange(4)), smoothing
+    )
     expected = np.full((2, 4), smoothing / 4)
     expected[0, 2] += 1 - smoothing
     expected[1, 0] += 1 - smoothing
@@ -151,7 +156,7 @@ def test_mixup_mixes_targets_as_it_mixes_inputs():
     """An image that is its own target shows in what share, and with which other, it is mixed."""
     n = 12
     values = torch.eye(n).numpy()[:, None]
-    ours = SoftTargets(np.arange(n), np.ones(n), n)
+    ours = SoftTargets(np.arange(n), np.ones(n), ClassificationTask(np.arange(n)))
     feed = CachedBatches(values, ours, 6, CPU, mixup=0.5)
     shares = set()
     for number in range(4):

@@ -251,7 +251,7 @@ def test_making_a_suffix_draws_no_random_numbers():
 
 def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
     suffix = suffix_of(Wide())
-    suffix.meet(Adversary(7, 1.0))
+    suffix.attach_adversary(Adversary(7, 1.0))
     suffix.move_boundary(0, [*PARTS, ADVERSARY])
     generator = torch.Generator().manual_seed(0)
     x, target = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
@@ -268,8 +268,8 @@ def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
 
 def test_an_adversary_can_be_forgotten():
     suffix = suffix_of(Wide())
-    suffix.meet(Adversary(7, 1.0))
+    suffix.attach_adversary(Adversary(7, 1.0))
     assert [*suffix.parts()] == [*PARTS, ADVERSARY]
-    suffix.part_from_adversary()
+    suffix.detach_adversary()
     assert [*suffix.parts()] == [*PARTS]
     assert torch.is_tensor(suffix(torch.rand(2, 3, 16, 16)))

@@ -10,7 +10,8 @@ from PIL import Image
 
 from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
-from sktransfer.finetuning.training_set import TrainingSet, hold_back
+from sktransfer.finetuning.task import ClassificationTask
+from sktransfer.finetuning.training_set import TrainingSet, split_validation
 from sktransfer.utils.errors import ImageError
 
 
@@ -132,16 +133,21 @@ def test_a_missing_file_is_named_at_once(tmp_path):
     assert caught.value.row == 2
 
 
+def is_small(training_set):
+    task = ClassificationTask(np.array(["class0", "class1"]))
+    return task.is_small(training_set.y, training_set.counts)
+
+
 @pytest.mark.parametrize(("counts", "tiny"), [((10, 10), False), ((10, 9), True)])
 def test_a_set_is_tiny_where_a_class_has_fewer_than_10_images(counts, tiny):
     X, y = balanced_images(*counts)
-    assert examples(X, y).tiny is tiny
+    assert is_small(examples(X, y)) is tiny
 
 
 def test_a_image_that_counts_for_two_is_two_images():
     X, y = balanced_images(10, 9)
-    assert not examples(X, y, [1] * 18 + [2]).tiny
-    assert examples(X, y, class_weight={"class1": 2}).tiny
+    assert not is_small(examples(X, y, [1] * 18 + [2]))
+    assert is_small(examples(X, y, class_weight={"class1": 2}))
 
 
 def test_the_digest_tells_images_labels_and_weights_apart():
@@ -165,7 +171,7 @@ def test_the_digest_tells_images_labels_and_weights_apart():
 def test_each_class_gives_its_share_and_at_least_one():
     X, y = balanced_images(40, 20, 12, 3)
     ours = examples(X, y)
-    train, valid = hold_back(ours, 0.1, 0, np.unique(y))
+    train, valid = split_validation(ours, 0.1, 0, ClassificationTask(np.unique(y)))
     assert np.bincount(valid.y).tolist() == [4, 2, 1, 1]
     assert np.bincount(train.y).tolist() == [36, 18, 11, 2]
     rows = [part.images.fingerprint(i) for part in (train, valid) for i in range(len(part.y))]
@@ -174,7 +180,7 @@ def test_each_class_gives_its_share_and_at_least_one():
 
 def test_two_images_of_a_class_stay_in_training_whatever_the_share():
     X, y = balanced_images(5, 3)
-    train, valid = hold_back(examples(X, y), 1.0, 0, np.unique(y))
+    train, valid = split_validation(examples(X, y), 1.0, 0, ClassificationTask(np.unique(y)))
     assert np.bincount(train.y).tolist() == [2, 2]
     assert np.bincount(valid.y).tolist() == [3, 1]
 
@@ -183,17 +189,21 @@ def test_what_is_held_back_follows_from_the_seed():
     X, y = balanced_images(20, 20)
     ours, classes = examples(X, y), np.unique(y)
     again = examples(X[::-1], y[::-1])
-    parts = hold_back(ours, 0.2, 3, classes)
-    for part, same in zip(parts, hold_back(again, 0.2, 3, classes), strict=True):
+    parts = split_validation(ours, 0.2, 3, ClassificationTask(classes))
+    for part, same in zip(
+        parts, split_validation(again, 0.2, 3, ClassificationTask(classes)), strict=True
+    ):
         assert_equal(part, same)
-    assert hold_back(ours, 0.2, 4, classes)[1].digest() != parts[1].digest()
+    assert (
+        split_validation(ours, 0.2, 4, ClassificationTask(classes))[1].digest() != parts[1].digest()
+    )
 
 
 def test_what_is_held_back_keeps_its_weights():
     X, y = balanced_images(6, 6)
     weight = dict(zip([x.tobytes() for x in X], np.arange(1.0, 13), strict=True))
     ours = examples(X, y, list(weight.values()), {"class1": 10})
-    for part in hold_back(ours, 0.3, 0, np.unique(y)):
+    for part in split_validation(ours, 0.3, 0, ClassificationTask(np.unique(y))):
         for row, number in enumerate(part.y):
             expected = weight[part.images[row].tobytes()]
             assert part.counts[row] == expected
@@ -203,10 +213,10 @@ def test_what_is_held_back_keeps_its_weights():
 def test_tiny_classes_give_none_away_and_are_named():
     X, y = balanced_images(10, 2, 1, 5)
     with pytest.warns(UserWarning, match=r"^Got no more than 2 images") as caught:
-        train, valid = hold_back(examples(X, y), 0.1, 0, np.unique(y))
+        train, valid = split_validation(examples(X, y), 0.1, 0, ClassificationTask(np.unique(y)))
     assert [str(warning.message) for warning in caught] == [
-        "Got no more than 2 images of the classes 'class1', 'class2': too few to hold one back, "
-        "so validation does without these classes. Give more images, pass X_val and y_val, or "
+        "Got no more than 2 images of the classes 'class1', 'class2': too few to hold any out, "
+        "so these classes are missing from validation. Give more images, pass X_val and y_val, or "
         "set early_stopping=False to train on everything"
     ]
     assert np.bincount(valid.y, minlength=4).tolist() == [1, 0, 0, 1]
@@ -217,7 +227,7 @@ def test_nothing_is_held_back_where_every_class_is_tiny():
     X, y = balanced_images(2, 1)
     ours = examples(X, y)
     with pytest.warns(UserWarning, match="'class0', 'class1'"):
-        train, valid = hold_back(ours, 0.5, 0, np.unique(y))
+        train, valid = split_validation(ours, 0.5, 0, ClassificationTask(np.unique(y)))
     assert valid is None
     assert train is ours
 
@@ -225,4 +235,4 @@ def test_nothing_is_held_back_where_every_class_is_tiny():
 def test_a_share_of_0_holds_nothing_back_and_says_nothing():
     X, y = balanced_images(2, 1)
     ours = examples(X, y)
-    assert hold_back(ours, 0, 0, np.unique(y)) == (ours, None)
+    assert split_validation(ours, 0, 0, ClassificationTask(np.unique(y))) == (ours, None)

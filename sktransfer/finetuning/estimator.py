@@ -1,19 +1,21 @@
-"""Prediction: what a classifier does with the network that its fit has tuned.
+"""FineTunedEstimator: what fine-tuned estimators share, whatever their targets are.
 
-Shapes: N images, D features, K classes.
+Shapes: N images, D features, K outputs.
 """
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.adaptation.batch_norm import match_batch_norm
@@ -21,63 +23,101 @@ from sktransfer.backbones.batch_norm import BatchNormState
 from sktransfer.backbones.loading import Backbone
 from sktransfer.backbones.source import BackboneSource
 from sktransfer.data.images import Images
+from sktransfer.data.labels import EncodedLabels
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.export import save_weights, tuned_backbone
+from sktransfer.finetuning.fine_tuning import FineTuning
+from sktransfer.finetuning.fit_inputs import (
+    check_parameters,
+    divide,
+    find_backbone,
+    find_checkpoint,
+    find_target,
+    find_validation,
+)
+from sktransfer.finetuning.plan import make_plan
+from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import make_net, restore_history
+from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.store.session import share_session
+from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
+from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import resolve_device
 
 
-class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """The half of a classifier that predicts; the other half is its parameters and `fit`.
+class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """What fine-tuned estimators share: a subclass has the parameters, `fit`, and the predictions.
 
     It is a transformer itself, since scikit-learn wraps `transform` in the class that defines it.
     """
 
-    classes_: np.ndarray
+    stages_: list[dict[str, Any]]
+    interrupted_: bool
     preprocessing_: Preprocessing
     batch_norm_: BatchNormState | None
     _source: BackboneSource
+    _task: Task
     _boundary: int
+    _n_features_out: int
     _net: Any
     _history: list[dict[str, Any]]
     _tuned: dict[str, torch.Tensor]
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Give the most probable class of each image.
+    @abstractmethod
+    def _encode(
+        self, images: Images, y: Any, sample_weight: Any, sample_domain: Any
+    ) -> tuple[EncodedLabels, Task]:
+        """Validate the targets of `fit`: encoded, and the task that knows what they mean."""
 
-        Returns
-        -------
-        ndarray of shape (N,)
-            Of `classes_`.
-        """
-        logits = self._logits(X)
-        return self.classes_[logits.argmax(axis=1)]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Give the probability of each class.
-
-        Returns
-        -------
-        ndarray of shape (N, K)
-            float32; columns in the order of `classes_`.
-        """
-        return softmax(self._logits(X), axis=1)
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Give the logits.
-
-        Returns
-        -------
-        ndarray of shape (N, K), or (N,) for two classes
-            float32; for two classes, the log-odds of the second one.
-        """
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, sample_domain: Any, X_val: Any, y_val: Any
+    ) -> Any:
+        check_parameters(self)
+        images = check_images(self, X, reset=True, sample_weight=sample_weight)
+        labels, self._task = self._encode(images, y, sample_weight, sample_domain)
+        examples, target = TrainingSet.of(images, labels), find_target(self, images, labels)
+        backbone, self._source = find_backbone(self, examples, target)
+        self.batch_norm_ = self._source.batch_norm
+        self.preprocessing_ = self._source.preprocessing_of(backbone)
+        given = find_validation(self, X_val, y_val, self._task)
+        checkpoint, seed = find_checkpoint(self, backbone, examples, target, given)
+        train, valid = divide(self, examples, given, seed, self._task)
+        augmentation = resolve_augmentation(self.augment)
+        block_names = [name for name, _ in backbone.block_list.blocks]
+        plan = make_plan(self, block_names, augmentation)
+        self._boundary = plan.stages[-1].boundary
+        fit = FineTuning(
+            self,
+            self._network(backbone),
+            self._task,
+            plan,
+            train,
+            valid,
+            target=target,
+            machine=ComputeConfig.of(self),
+            augmentation=augmentation,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+        fit_params = None if sample_weight is None else {"sample_weight": sample_weight}
+        if sample_domain is not None:  # callbacks can only score what has labels
+            fit_params = fit_params and {"sample_weight": labels.sample_weight}
+            X, y = (partial(_safe_indexing, values, labels.rows) for values in (X, y))
+        shown = {"n_stages": len(plan.stages), "verbose": self.verbose}
+        with FitProgress(self, X=X, y=y, metadata=fit_params, **shown) as progress:
+            net, self.stages_ = fit.run(progress)
+        self.interrupted_ = fit.interrupted
+        self._net = net
+        self._tuned = net.module_.state_of(fit.trained)
+        self._history = list(net.history_)
+        self._n_features_out = net.module_.head.in_features
+        if target is not None and self.batch_norm == "adapt":
+            self._adapt(examples.images, target.images)
+        return self
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed images with the tuned network: the penultimate vectors.
@@ -98,9 +138,11 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         device = resolve_device(self.device)
         if self._net is None or _differ(self._net.module_.device, device):
             machine = ComputeConfig.of(self)
-            suffix = self._network().suffix({self._boundary}, machine)
+            suffix = self._network(self._source.load()).suffix({self._boundary}, machine)
             suffix.restore(self._tuned)
-            self._net = make_net(suffix, device=machine.device, optimizer=self.optimizer)
+            self._net = make_net(
+                suffix, self._task, device=machine.device, optimizer=self.optimizer
+            )
             restore_history(self._net, self._history)
         return self._net
 
@@ -110,7 +152,7 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self.net_.history_
 
     def as_backbone(self) -> Backbone:
-        """Give the tuned network: what this classifier is as the `backbone` of another estimator.
+        """Return the tuned network: what this classifier is as the `backbone` of another estimator.
 
         Raises
         ------
@@ -121,8 +163,8 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             msg="Got a %(name)s as backbone that is not fitted. Where scikit-learn clones what it "
             "is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator",
         )
-        classes = self.classes_.tolist()
-        return tuned_backbone(self._source, self._tuned, self.preprocessing_, classes)
+        names = self._task.output_names()
+        return tuned_backbone(self._source, self._tuned, self.preprocessing_, names)
 
     def save_weights(self, path: str | os.PathLike[str]) -> None:
         """Write the tuned network as a state dict, to be the `weights` of the same `backbone`.
@@ -154,21 +196,21 @@ class NetworkPrediction(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self._tuned = {name: statistics.get(name, each) for name, each in self._tuned.items()}
         self.net_.module_.restore({**statistics, **self._tuned})
 
-    def _logits(self, X: Any) -> np.ndarray:
+    def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         return self._apply(X, self.net_.module_)
 
     def _apply(self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         images = check_images(self, X, reset=False)
-        network = self._network()
+        network = self._network(self._source.load())
         return network.apply(images, layer, ComputeConfig.of(self), self.verbose)
 
-    def _network(self) -> Network:
+    def _network(self, backbone: Backbone) -> Network:
         return Network(
-            self._source.load(),
+            backbone,
             self.preprocessing_,
             self._boundary,
-            len(self.classes_),
+            self._task.n_outputs,
             self.dropout,
             # Random weights come with no statistics worth keeping.
             self.batch_norm == "train" or self.weights is None,

@@ -1,0 +1,205 @@
+"""The seam between training and the kind of target that an estimator learns.
+
+Only a `Task` knows what a target is: how it is encoded and held out, what the network should
+output, how outputs are scored, and what they mean. Another kind of target is another task and a
+thin estimator.
+
+Shapes: N images, B images in a batch, K outputs of the network.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import nn
+
+from sktransfer.data.labels import encode
+from sktransfer.finetuning.head import Head, LabeledEmbeddings, fit_head
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Images of a class that stay in the training set at least; a class with no more gives none away.
+_MIN_TRAIN_IMAGES = 2
+# A class of fewer images makes a training set small.
+_SMALL_CLASS = 10
+
+
+class Task(ABC):
+    """What a fine-tuned estimator learns.
+
+    Targets are encoded as an array of shape (N,) when an estimator is fitted; all methods take
+    them so.
+    """
+
+    metric_name: ClassVar[str]
+    """Suffix of the metric in the history, as in `"valid_acc"`."""
+
+    @property
+    @abstractmethod
+    def n_outputs(self) -> int:
+        """Number of outputs of the network, K."""
+
+    @abstractmethod
+    def output_names(self) -> Sequence[object]:
+        """Return the names of the K outputs."""
+
+    @abstractmethod
+    def encode(self, y: Any) -> np.ndarray:
+        """Return the encoded targets (N,) of validation images, or raise a ValueError."""
+
+    @abstractmethod
+    def is_small(self, targets: np.ndarray, counts: np.ndarray) -> bool:
+        """Return whether so few images call for more regularization by default.
+
+        Parameters
+        ----------
+        targets : ndarray of shape (N,)
+        counts : ndarray of shape (N,)
+            Images that each row stands for.
+        """
+
+    @abstractmethod
+    def validation_rows(
+        self, targets: np.ndarray, fraction: float, seed: int
+    ) -> tuple[np.ndarray, str]:
+        """Choose the rows to hold out.
+
+        Returns
+        -------
+        rows : ndarray of int
+            Sorted.
+        problem : str
+            What the split cannot do, for a warning; empty if nothing.
+        """
+
+    @abstractmethod
+    def batch_targets(
+        self, targets: np.ndarray, weights: np.ndarray, label_smoothing: float
+    ) -> torch.Tensor:
+        """Return what `loss` compares outputs with, float32 of shape (B, ...), weights included."""
+
+    @abstractmethod
+    def fit_head(
+        self,
+        train: LabeledEmbeddings,
+        valid: LabeledEmbeddings | None,
+        *,
+        small: bool,
+        device: torch.device,
+    ) -> Head:
+        """Fit the linear head on embeddings; a convex problem."""
+
+    @abstractmethod
+    def make_loss(self) -> nn.Module:
+        """Build the loss: outputs (B, K) and batch targets to a scalar, a mean over images."""
+
+    @abstractmethod
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """Return the sum of the metric over a batch; higher is better."""
+
+    @abstractmethod
+    def predict(self, outputs: np.ndarray) -> np.ndarray:
+        """Decode outputs (N, K) into predictions (N,)."""
+
+
+@dataclass(frozen=True)
+class ClassificationTask(Task):
+    """Each image belongs to one class; targets are class numbers, outputs are logits.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (K,)
+        The labels, sorted.
+    """
+
+    classes: np.ndarray
+    metric_name: ClassVar[str] = "acc"
+
+    @property
+    def n_outputs(self) -> int:
+        """See `Task.n_outputs`."""
+        return len(self.classes)
+
+    def output_names(self) -> list[object]:
+        """Return the labels."""
+        return self.classes.tolist()
+
+    def encode(self, y: Any) -> np.ndarray:
+        """Return class numbers; a label that is no class raises a ValueError."""
+        return encode(y, self.classes)
+
+    def is_small(self, targets: np.ndarray, counts: np.ndarray) -> bool:
+        """Return whether some class has fewer than 10 images."""
+        return bool(np.bincount(targets, weights=counts).min() < _SMALL_CLASS)
+
+    def validation_rows(
+        self, targets: np.ndarray, fraction: float, seed: int
+    ) -> tuple[np.ndarray, str]:
+        """Choose the same share of each class, and at least one image of each.
+
+        A class of no more than two images gives none away.
+        """
+        rng = np.random.default_rng(seed)
+        held_out, small = [], []
+        for number, label in enumerate(self.classes.tolist()):
+            rows = rng.permutation(np.flatnonzero(targets == number))
+            count = min(max(1, round(fraction * len(rows))), len(rows) - _MIN_TRAIN_IMAGES)
+            if count < 1:
+                small.append(repr(label))
+            held_out.append(rows[: max(0, count)])
+        problem = (
+            f"Got no more than {_MIN_TRAIN_IMAGES} images of the classes {', '.join(small)}: too "
+            "few to hold any out, so these classes are missing from validation. Give more "
+            "images, pass X_val and y_val, or set early_stopping=False to train on everything"
+        )
+        return np.sort(np.concatenate(held_out)), problem if small else ""
+
+    def batch_targets(
+        self, targets: np.ndarray, weights: np.ndarray, label_smoothing: float
+    ) -> torch.Tensor:
+        """Return weighted soft targets (B, K); a row sums to its weight."""
+        share = label_smoothing / self.n_outputs
+        soft = np.full((len(targets), self.n_outputs), share, np.float32)
+        soft[np.arange(len(targets)), targets] += 1 - label_smoothing
+        return torch.from_numpy(soft * weights[:, None].astype(np.float32))
+
+    def fit_head(
+        self,
+        train: LabeledEmbeddings,
+        valid: LabeledEmbeddings | None,
+        *,
+        small: bool,
+        device: torch.device,
+    ) -> Head:
+        """Fit a logistic regression."""
+        return fit_head(train, valid, self.n_outputs, tiny=small, device=device)
+
+    def make_loss(self) -> nn.Module:
+        """Build the cross-entropy of soft targets."""
+        return nn.CrossEntropyLoss()
+
+    def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> int:
+        """Count the right answers."""
+        return int((outputs.argmax(1) == targets.argmax(1)).sum())
+
+    def predict(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the label with the largest logit."""
+        return self.classes[outputs.argmax(axis=1)]
+
+    def predict_proba(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, (N, K)."""
+        return softmax(outputs, axis=1)
+
+    def decision_function(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the logits (N, K); for two classes, the log-odds (N,) of the second one."""
+        return outputs[:, 1] - outputs[:, 0] if self.n_outputs == 2 else outputs
+
+
+# Unlabeled images: no target says anything.
+UNLABELED = ClassificationTask(np.array([0]))
