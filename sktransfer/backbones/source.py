@@ -53,14 +53,6 @@ class BackboneSource:
         """Return a loaded backbone with the adapted BatchNorm statistics, if any."""
         return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
 
-    def block_names(self) -> list[str]:
-        """Return the names of the blocks, from the image on."""
-        return [name for name, _ in self.load().block_list.blocks]
-
-    def preprocessing(self) -> Preprocessing:
-        """Return how images are resized, cropped and normalized."""
-        return self.preprocessing_of(self.load())
-
     def preprocessing_of(self, backbone: Backbone) -> Preprocessing:
-        """Return the same for a backbone that is loaded already."""
+        """Return how images are resized, cropped and normalized for the loaded backbone."""
         return backbone.preprocessing.with_image_size(self.image_size)

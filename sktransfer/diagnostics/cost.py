@@ -99,7 +99,6 @@ def estimate_cost(
     cv : int, splitter or None, default=None
         The cost of `cross_val_score(estimator, X, y, cv=cv)`; around a search that is a nested
         cross-validation. `None` is the cost of `estimator.fit(X, y)`.
-
     sample_domain : array-like of shape (N,), int, default=None
         As `FineTunedImageClassifier.fit` takes it: which images are of the target domain.
 
@@ -370,10 +369,8 @@ class _Estimate:
             most_expensive.add(own, most=True)
             if search.refit:  # which one it will be is not known yet
                 refit.add(self._tally(candidate, rows, predicted), most=True)
-        for more in [
-            refit,
-            *[most_expensive] * (total - len(candidates)),
-        ]:  # rounds of a halving search
+        rounds = [most_expensive] * (total - len(candidates))  # of a halving search
+        for more in [refit, *rounds]:
             tally.add(more)
         return tally
 
