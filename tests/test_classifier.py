@@ -34,7 +34,7 @@ from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.validation import check_images
 from sktransfer.finetuning.fine_tuning import FineTuning
 from sktransfer.finetuning.suffix import TrainedSuffix
-from sktransfer.transforms.augmentation import count_views, resolve_augmentation
+from sktransfer.transforms.augmentation import resolve_augmentation, resolve_n_views
 from sktransfer.utils.progress import StageProgress
 
 # scikit-learn means scikit-learn
@@ -273,7 +273,7 @@ def test_a_function_may_be_called_as_a_policy_is():
     def industrial(image):
         return image
 
-    assert count_views(resolve_augmentation(industrial), "auto") == 3
+    assert resolve_n_views(resolve_augmentation(industrial), "auto") == 3
 
 
 # Guards
@@ -560,7 +560,7 @@ def test_a_pickle_carries_the_trained_blocks_alone_and_predicts_the_same_elsewhe
 def test_a_pickle_holds_no_tensor_of_another_device():
     state = make_classifier().fit(X, Y).__getstate__()
     assert state["_net"] is None
-    assert {tensor.device.type for tensor in state["_tuned"].values()} == {"cpu"}
+    assert {tensor.device.type for tensor in state["_tuned"].weights.values()} == {"cpu"}
 
 
 @pytest.mark.gpu

@@ -181,16 +181,16 @@ class _Part:
         dropout = estimator.dropout if self.tunes else 0.0
         learns = estimator.batch_norm == "train" or estimator.weights is None
         self.network = Network(self.backbone, seen, last, task.n_outputs, dropout, learns)
-        self.machine = ComputeConfig.of(clone(estimator).set_params(cache=None))
+        self.compute = ComputeConfig.of(clone(estimator).set_params(cache=None))
         self.store = resolve_store(estimator.cache)
 
     def recipe(self, boundary: int | None) -> Recipe:
         """Build the recipe of a boundary, or of an extractor's layers."""
         if boundary is not None:
-            return self.network.recipe(boundary, self.machine)
+            return self.network.recipe(boundary, self.compute)
         layer = self.estimator.layer
         layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
-        recipe = self.network.recipe(self.end, self.machine)
+        recipe = self.network.recipe(self.end, self.compute)
         return replace(recipe, layers=layers, pooling=self.estimator.pooling)
 
     def bytes_at(self, boundary: int | None) -> int:
@@ -243,14 +243,13 @@ class _Part:
     ) -> None:
         """Count what `FineTuning` does with images of the source and of the target, masks (N,)."""
         options, n = self.estimator, int(source.sum())
-        views = plan.count_views(n, int(target.sum()))
-        first = plan.first_boundary
-        fits = first > 0 and fits_on_disk(views, self.recipe(first), self.store) is None
-        start = plan.gathering_boundary(fits)
-        cached = fits and not plan.fresh
-        if cached or plan.stages[0].head_only:
+        views, first = plan.count_cached_views(n, int(target.sum())), plan.first_boundary
+        if plan.cached and fits_on_disk(views, self.recipe(first), self.store) is not None:
+            plan = plan.without_cache()
+        start = plan.gathering_boundary
+        if plan.cached or plan.stages[0].head_only:
             self._embed(tally, start, source, plan.n_views, salt)
-            if cached and plan.adversarial:
+            if plan.cached and plan.adversarial:
                 self._embed(tally, start, target, plan.n_views, salt)
             later = {stage.boundary for stage in plan.stages if stage.boundary > start}
             for boundary in later:
@@ -259,40 +258,40 @@ class _Part:
             most = max(map(self.bytes_at, later), default=0)
             tally.scratch = views * (self.bytes_at(start) + most)
         fraction = held_out_fraction(options, n)
-        if first and not cached and fraction:
+        if first and not plan.cached and fraction:
             held_out = math.ceil(fraction * n) + self.network.n_outputs
             tally.add_images(held_out, self._embedding(first), embeds=1)
         # Each image of the source trains beside one of the target.
         shown = n * options.max_epochs * (2 if plan.adversarial else 1)
         for stage in plan.trained_stages:
             tally.add_images(shown, self._step(stage), trains=1)
-            if stage.boundary and not cached:
+            if stage.boundary and not plan.cached:
                 tally.add_images(shown, self._embedding(stage.boundary), embeds=1)
 
     @cached_property
     def _views(self) -> Views:
         """A few images, from everywhere in `X`, augmented where copies are made."""
-        few = self._images.sample(_FEW if self.machine.device.type == "cpu" else _MANY)
+        few = self._images.sample(_FEW if self.compute.device.type == "cpu" else _MANY)
         return Views(few, self.network.preprocessing, self.augmentation, only=1)
 
     def _embedding(self, boundary: int | None) -> float:
         """Measure the seconds that an image takes from the file to a boundary."""
         recipe = self.recipe(boundary)
-        run = partial(embed, self._views, recipe, self.machine, n_images=len(self._images))
+        run = partial(embed, self._views, recipe, self.compute, n_images=len(self._images))
         return self._time(recipe.digest, len(self._views), run)
 
     def _step(self, stage: Stage) -> float:
         """Measure the seconds that an image takes in a training step."""
-        options, machine = self.estimator, self.machine
+        options, compute = self.estimator, self.compute
         size = min(options.batch_size, len(self._views))
         key = (self.recipe(self.end).digest, stage, self.network.boundary, size)
         if key not in self._times:
-            suffix = self.network.suffix({stage.boundary}, machine)
-            net = make_net(suffix, self.task, device=machine.device, optimizer=options.optimizer)
+            suffix = self.network.suffix({stage.boundary}, compute)
+            net = make_net(suffix, self.task, device=compute.device, optimizer=options.optimizer)
             suffix.move_boundary(stage.boundary, (*stage.blocks, PRE_LOGITS, HEAD))
-            x = torch.rand(size, *suffix.shapes[stage.boundary], device=machine.device)
-            y = torch.ones(size, self.network.n_outputs, device=machine.device)
-            with seeded(0, machine.device):
+            x = torch.rand(size, *suffix.shapes[stage.boundary], device=compute.device)
+            y = torch.ones(size, self.network.n_outputs, device=compute.device)
+            with seeded(0, compute.device):
                 self._time(key, size, lambda: net.train_step((x, y))["loss"].item())
         # Images that are not cached have to be read too; the first block is on the safe side.
         return self._times[key] + (0 if stage.boundary else self._embedding(1))

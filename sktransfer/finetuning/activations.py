@@ -12,7 +12,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -77,11 +78,45 @@ class Activations:
             yield start, torch.from_numpy(rows).reshape(size, *self.shape)
 
 
+class ViewActivations:
+    """Activations of the same views at one boundary after another.
+
+    They are gathered at the first boundary when they are needed, and carried on from there. Two
+    sets are kept at most: the first, and the one that was last asked for.
+
+    Parameters
+    ----------
+    views : Views of length N
+    recipe_at : callable
+        Returns the recipe of a boundary.
+    first : int
+        The earliest boundary.
+    compute : ComputeConfig
+    """
+
+    def __init__(
+        self, views: Views, recipe_at: Callable[[int], Recipe], first: int, compute: ComputeConfig
+    ) -> None:
+        self._views, self._recipe_at, self._first, self._compute = views, recipe_at, first, compute
+        self._last: Activations | None = None
+
+    @cached_property
+    def _gathered(self) -> Activations:
+        return gather(self._views, self._recipe_at(self._first), self._first, self._compute)
+
+    def at(self, boundary: int) -> Activations:
+        """Return the activations at a boundary, which is not before the first one."""
+        if self._last is None or self._last.boundary != boundary:
+            self._last = None  # its file goes before another one comes
+            self._last = self._gathered.advance(boundary, self._compute.device)
+        return self._last
+
+
 def gather(
     views: Views,
     recipe: Recipe,
     boundary: int,
-    machine: ComputeConfig,
+    compute: ComputeConfig,
 ) -> Activations:
     """Send views through the frozen blocks before a boundary, each of them once.
 
@@ -91,7 +126,7 @@ def gather(
         At the first broken image.
     """
     out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
-    embed(views, recipe, machine, pad_batches=True, out=out)
+    embed(views, recipe, compute, pad_batches=True, out=out)
     return Activations(out, recipe, boundary)
 
 

@@ -50,42 +50,42 @@ class Network:
     dropout: float
     learn_statistics: bool
 
-    def recipe(self, boundary: int, machine: ComputeConfig) -> Recipe:
+    def recipe(self, boundary: int, compute: ComputeConfig) -> Recipe:
         """Build the recipe of what crosses a boundary, which lies after the first block."""
-        return recipe_at(self.backbone, self.preprocessing, boundary, machine.precision)
+        return recipe_at(self.backbone, self.preprocessing, boundary, compute.precision)
 
-    def suffix(self, boundaries: set[int], machine: ComputeConfig) -> TrainedSuffix:
+    def suffix(self, boundaries: set[int], compute: ComputeConfig) -> TrainedSuffix:
         """Build the trained part after the boundary, for activations at some boundaries."""
         end = len(self.backbone.block_list.blocks)
         shapes: dict[int, tuple[int, ...]] = {0: (3, *self.preprocessing.crop)}
-        shapes |= {b: map_shape(self.recipe(b, machine)) for b in boundaries if b > 0}
+        shapes |= {b: map_shape(self.recipe(b, compute)) for b in boundaries if b > 0}
         suffix = TrainedSuffix(
             self.backbone.block_list,
             self.boundary,
             self.n_outputs,
-            output_width(self.recipe(end, machine)),
+            output_width(self.recipe(end, compute)),
             shapes,
             self.dropout,
             self.learn_statistics,
-            training_precision(machine.precision, machine.device),
+            training_precision(compute.precision, compute.device),
         )
-        return suffix.to(machine.device).to(memory_format=torch.channels_last)
+        return suffix.to(compute.device).to(memory_format=torch.channels_last)
 
     def runner(
-        self, boundary: int, machine: ComputeConfig, n_images: int
+        self, boundary: int, compute: ComputeConfig, n_images: int
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Build a function from uint8 pixels (B, 3, H, W) to float32 activations on the device."""
-        device = machine.device
+        device = compute.device
         if boundary == 0:
             return lambda batch: self.preprocessing.normalize(batch.to(device))
-        engine = engine_for(self.recipe(boundary, machine), machine, n_images)
+        engine = engine_for(self.recipe(boundary, compute), compute, n_images)
         return lambda batch: torch.from_numpy(engine.run(batch)).to(device)
 
     def apply(
         self,
         images: Images,
         layer: Callable[[torch.Tensor], torch.Tensor],
-        machine: ComputeConfig,
+        compute: ComputeConfig,
         verbose: int,
     ) -> np.ndarray:
         """Send images through the whole network: what `layer` makes of their activations.
@@ -95,7 +95,7 @@ class Network:
         images : Images of length N
         layer : callable
             Maps activations at the boundary to a tensor (B, ...).
-        machine : ComputeConfig
+        compute : ComputeConfig
         verbose : int
 
         Returns
@@ -103,34 +103,34 @@ class Network:
         ndarray of shape (N, ...)
             float32.
         """
-        size = auto_batch_size(machine.device, self.preprocessing.crop)
+        size = auto_batch_size(compute.device, self.preprocessing.crop)
         outputs = []
 
         @torch.inference_mode()
         def run(part: torch.Tensor) -> torch.Tensor:
-            return layer(part.to(machine.device).float()).float().cpu()
+            return layer(part.to(compute.device).float()).float().cpu()
 
         for start in range(0, len(images), _CHUNK):
             views = Views(images[start : start + _CHUNK], self.preprocessing)
-            for x in self._activations(views, len(images), size, machine, verbose):
+            for x in self._activations(views, len(images), size, compute, verbose):
                 outputs.append(in_parts(run, x)[0])
         return np.concatenate(outputs)
 
     def _activations(
-        self, views: Views, n_images: int, size: int, machine: ComputeConfig, verbose: int
+        self, views: Views, n_images: int, size: int, compute: ComputeConfig, verbose: int
     ) -> Iterator[torch.Tensor]:
         if self.boundary == 0:
-            run = self.runner(0, machine, n_images)
-            reader = ImageReader(views, machine.threads, ImageErrors("raise"))
+            run = self.runner(0, compute, n_images)
+            reader = ImageReader(views, compute.threads, ImageErrors("raise"))
             yield from (run(batch) for _, batch in reader.batches(range(len(views)), size))
             return
         values, *_ = embed(
             views,
-            self.recipe(self.boundary, machine),
-            machine,
+            self.recipe(self.boundary, compute),
+            compute,
             n_images=n_images,
             verbose=verbose,
-            pad_batches=machine.store
+            pad_batches=compute.store
             is not None,  # what others read must not depend on who wrote it
         )
         for start in range(0, len(values), 4 * size):

@@ -28,7 +28,7 @@ from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.export import save_weights, tuned_backbone
-from sktransfer.finetuning.fine_tuning import FineTuning
+from sktransfer.finetuning.fine_tuning import FineTuning, TunedState
 from sktransfer.finetuning.fit_inputs import (
     check_parameters,
     divide,
@@ -38,6 +38,7 @@ from sktransfer.finetuning.fit_inputs import (
     find_validation,
 )
 from sktransfer.finetuning.plan import make_plan
+from sktransfer.finetuning.schedule import HEAD
 from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import make_net, restore_history
 from sktransfer.finetuning.training_set import TrainingSet
@@ -62,10 +63,8 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     _source: BackboneSource
     _task: Task
     _boundary: int
-    _n_features_out: int
     _net: Any
-    _history: list[dict[str, Any]]
-    _tuned: dict[str, torch.Tensor]
+    _tuned: TunedState
 
     @abstractmethod
     def _encode(
@@ -98,7 +97,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             train,
             valid,
             target=target,
-            machine=ComputeConfig.of(self),
+            compute=ComputeConfig.of(self),
             augmentation=augmentation,
             seed=seed,
             checkpoint=checkpoint,
@@ -111,10 +110,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         with FitProgress(self, X=X, y=y, metadata=fit_params, **shown) as progress:
             net, self.stages_ = fit.run(progress)
         self.interrupted_ = fit.interrupted
-        self._net = net
-        self._tuned = net.module_.state_of(fit.trained)
-        self._history = list(net.history_)
-        self._n_features_out = net.module_.head.in_features
+        self._net, self._tuned = net, fit.tuned_state(net)
         if target is not None and self.batch_norm == "adapt":
             self._adapt(examples.images, target.images)
         return self
@@ -137,18 +133,22 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             raise AttributeError(f"This {type(self).__name__} is not fitted yet")
         device = resolve_device(self.device)
         if self._net is None or _differ(self._net.module_.device, device):
-            machine = ComputeConfig.of(self)
-            suffix = self._network(self._source.load()).suffix({self._boundary}, machine)
-            suffix.restore(self._tuned)
+            compute = ComputeConfig.of(self)
+            suffix = self._network(self._source.load()).suffix({self._boundary}, compute)
+            suffix.restore(self._tuned.weights)
             self._net = make_net(
-                suffix, self._task, device=machine.device, optimizer=self.optimizer
+                suffix, self._task, device=compute.device, optimizer=self.optimizer
             )
-            restore_history(self._net, self._history)
+            restore_history(self._net, self._tuned.history)
         return self._net
 
     @property
+    def _n_features_out(self) -> int:
+        return self._tuned.weights[f"{HEAD}.weight"].shape[1]
+
+    @property
     def history_(self) -> Any:
-        """What every epoch came to: the history of `net_`."""
+        """The history of `net_`, one row for each epoch."""
         return self.net_.history_
 
     def as_backbone(self) -> Backbone:
@@ -164,7 +164,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             "is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator",
         )
         names = self._task.output_names()
-        return tuned_backbone(self._source, self._tuned, self.preprocessing_, names)
+        return tuned_backbone(self._source, self._tuned.weights, self.preprocessing_, names)
 
     def save_weights(self, path: str | os.PathLike[str]) -> None:
         """Write the tuned network as a state dict, to be the `weights` of the same `backbone`.
@@ -188,13 +188,18 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def _adapt(self, source: Images, target: Images) -> None:
         """Let the target look to each BatchNorm layer as the source did while it was learned."""
-        ours, theirs = (Views(domain, self.preprocessing_) for domain in (source, target))
-        machine = ComputeConfig.of(self)
-        found = match_batch_norm(self.as_backbone(), ours, theirs, machine.device, machine.threads)
-        self.batch_norm_, self._source = found, replace(self._source, batch_norm=found)
-        statistics = found.statistics
-        self._tuned = {name: statistics.get(name, each) for name, each in self._tuned.items()}
-        self.net_.module_.restore({**statistics, **self._tuned})
+        source_views, target_views = (
+            Views(images, self.preprocessing_) for images in (source, target)
+        )
+        compute = ComputeConfig.of(self)
+        self.batch_norm_ = match_batch_norm(
+            self.as_backbone(), source_views, target_views, compute.device, compute.threads
+        )
+        self._source = replace(self._source, batch_norm=self.batch_norm_)
+        statistics, weights = self.batch_norm_.statistics, self._tuned.weights
+        weights = {name: statistics.get(name, tensor) for name, tensor in weights.items()}
+        self._tuned = replace(self._tuned, weights=weights)
+        self.net_.module_.restore({**statistics, **weights})
 
     def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

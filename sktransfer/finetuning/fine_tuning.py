@@ -1,4 +1,4 @@
-"""Fine-tuning: for each stage, move the boundary, bring what crosses it, and train.
+"""Fine-tuning: for each stage, move the boundary, gather the activations there, and train.
 
 Shapes: N images, V views of each, W values at a boundary, D features, K classes.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sktransfer.adaptation.adversary import Adversary
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.duplicates import EmbeddedImages, warn_of_leak
-from sktransfer.finetuning.activations import Activations, fits_on_disk, gather
+from sktransfer.finetuning.activations import ViewActivations, fits_on_disk
 from sktransfer.finetuning.batches import (
     CachedBatches,
     EpochBatches,
@@ -44,25 +47,41 @@ from sktransfer.transforms.views import Views
 from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import seeded
 
-# Weight decay where the estimator leaves it open; more where some class has few images.
+# Weight decay by default, and the larger one if some class has few images.
 DECAY, SMALL_SET_DECAY = 0.01, 0.1
 
 
-class FineTuning:
-    """One fit of a classifier.
+@dataclass(frozen=True)
+class TunedState:
+    """The result of a fit, from which the tuned network is rebuilt.
 
     Parameters
     ----------
-    estimator : FineTunedImageClassifier
-        Its parameters are read, and nothing is written.
+    weights : dict of str to Tensor
+        Of all parts that were trained, on the CPU, as `TrainedSuffix.state_of` returns them.
+    history : list of dict
+        One for each epoch.
+    """
+
+    weights: dict[str, torch.Tensor]
+    history: list[dict[str, Any]]
+
+
+class FineTuning:
+    """One fit of a fine-tuned estimator.
+
+    Parameters
+    ----------
+    estimator : FineTunedEstimator
+        Only its parameters are read; nothing is set.
     network : Network
     task : Task
     plan : FitPlan
     train : TrainingSet
     valid : TrainingSet or None
     target : TrainingSet or None
-        Unlabeled, of the domain that the classifier is for.
-    machine : ComputeConfig
+        Unlabeled images of the domain that the estimator is for.
+    compute : ComputeConfig
     augmentation : Augmentation or None
     seed : int
     checkpoint : Path or None
@@ -78,16 +97,15 @@ class FineTuning:
         valid: TrainingSet | None,
         *,
         target: TrainingSet | None = None,
-        machine: ComputeConfig,
+        compute: ComputeConfig,
         augmentation: Augmentation | None,
         seed: int,
         checkpoint: Path | None = None,
     ) -> None:
         self.estimator, self.network, self.task = estimator, network, task
-        self.plan, self.stages = plan, plan.stages
-        self.train, self.valid, self.target, self.machine = train, valid, target, machine
+        self.train, self.valid, self.target, self.compute = train, valid, target, compute
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
-        self._valid_at_boundary: Activations | None = None
+        self.plan, self.stages = self._limit_to_disk(plan), plan.stages
         names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)
@@ -105,11 +123,11 @@ class FineTuning:
         return [name for name, _ in self.network.backbone.block_list.blocks].index(block)
 
     def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
-        """Train all stages; give the net, and what each stage did."""
+        """Train all stages; return the net and a report of each stage."""
         net = make_net(
             self._suffix(),
             self.task,
-            device=self.machine.device,
+            device=self.compute.device,
             optimizer=self.estimator.optimizer,
             weight_decay=self.weight_decay,
             callbacks=self.estimator.callbacks or (),
@@ -119,13 +137,13 @@ class FineTuning:
             start = time.perf_counter()
             going_on = self._run_stage(net, state, number, progress)
             state.reports.append(self._report(net, state, number, time.perf_counter() - start))
-            if going_on and not progress.stop:  # otherwise, the last epoch is what to resume from
+            if going_on and not progress.stop:  # otherwise a fit resumes from the last epoch
                 save_run(self.checkpoint, net, state, self.kept)
             if not going_on:
                 self.interrupted = True
                 warnings.warn(
-                    f"Interrupted in stage {self.stages[number].name!r}; the classifier has the "
-                    "best weights up to there",
+                    f"Interrupted in stage {self.stages[number].name!r}; the estimator has the "
+                    "best weights so far",
                     stacklevel=2,
                 )
             if not going_on or progress.stop:
@@ -136,29 +154,23 @@ class FineTuning:
 
     def _suffix(self) -> TrainedSuffix:
         """Build the trained part, with an adversary if there is one."""
-        suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.machine)
+        suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.compute)
         if self.plan.adversarial:
             with seeded(self.seed):
                 adversary = Adversary(suffix.head.in_features, self.estimator.domain_adversarial)
             suffix.attach_adversary(adversary)
         return suffix
 
-    def attributes(self, net: Any) -> dict[str, Any]:
-        """Return the fitted attributes of an estimator that predicts as the net does now."""
-        return {
-            "_net": None,
-            "_tuned": net.module_.state_of(self.trained),
-            "_history": list(net.history_),
-            "_n_features_out": net.module_.head.in_features,
-        }
+    def tuned_state(self, net: Any) -> TunedState:
+        """Return the state from which an estimator predicts as the net does now."""
+        return TunedState(net.module_.state_of(self.trained), list(net.history_))
 
     @property
     def weight_decay(self) -> float:
         """The weight decay in use."""
-        asked = self.estimator.weight_decay
-        if asked != "auto":
-            return float(asked)
-        return SMALL_SET_DECAY if self.small else DECAY
+        if self.estimator.weight_decay == "auto":
+            return SMALL_SET_DECAY if self.small else DECAY
+        return float(self.estimator.weight_decay)
 
     def _run_stage(
         self, net: Any, state: TrainingState, number: int, progress: FitProgress
@@ -174,14 +186,13 @@ class FineTuning:
         )
         net.module_.move_boundary(stage.boundary, rates)
         trainable = net.module_.count_trained()
-        attributes = partial(self.attributes, net)
         if stage.head_only:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
                 self._fit_head(net, state)
                 metrics = {}
                 if self.valid is not None:
                     metrics = {"valid_loss": state.best_loss, self.valid_metric: state.best_metric}
-                epochs.update(metrics, attributes)
+                epochs.update(metrics, self._reconstruction(net))
             return True
         config = StageConfig(
             number=number,
@@ -194,155 +205,150 @@ class FineTuning:
             patience=options.n_iter_no_change if options.early_stopping else None,
             checkpoint=self.checkpoint,
             kept=self.kept,
-            attributes=attributes,
+            reconstruction=self._reconstruction(net),
         )
         shown = (max(rates.values()), min(rates.values()))
         with progress.stage(stage.name, config.max_epochs, trainable=trainable, lr=shown) as epochs:
             return train_stage(net, state, config, epochs)
 
+    def _reconstruction(self, net: Any) -> Callable[[], dict[str, Any]]:
+        """Return a function to the fitted attributes of a copy that predicts as the net does."""
+        return lambda: {"_net": None, "_tuned": self.tuned_state(net)}
+
     def _fit_head(self, net: Any, state: TrainingState) -> None:
-        train = self._train_at(self.plan.n_blocks)
+        train = self._activations["train"].at(self.plan.n_blocks)
         embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
         valid = None
         if self.valid is not None:
-            values = self._valid_at(self.plan.n_blocks).values
+            values = self._activations["valid"].at(self.plan.n_blocks).values
             valid = LabeledEmbeddings(values[:, None], self.valid.y, self.valid.weights)
             warn_of_leak(
                 EmbeddedImages(self.train.images, embeddings[:, 0]),
                 EmbeddedImages(self.valid.images, values),
-                self.machine.threads,
+                self.compute.threads,
             )
         head = self.task.fit_head(
             LabeledEmbeddings(embeddings, self.train.y, self.train.weights),
             valid,
             small=self.small,
-            device=self.machine.device,
+            device=self.compute.device,
         )
         net.module_.set_head(head.weight, head.bias, head.penalty)
         self._strength = head.strength
-        feed = self._valid_batches(self.stages[0])
-        if feed is not None:
-            state.best_loss, state.best_metric = evaluate(net, feed, self.task)
+        valid_batches = self._valid_batches(self.stages[0])
+        if valid_batches is not None:
+            state.best_loss, state.best_metric = evaluate(net, valid_batches, self.task)
 
     # Batches to train and to validate on.
 
     def _train_batches_of_stage(self, number: int) -> EpochBatches | PairedBatches:
-        """Return the batches of a stage, with those of the target if there is one."""
-        smooth = self.estimator.label_smoothing
-        targets = SoftTargets(self.train.y, self.train.weights, self.task, smooth)
-        feed = self._view_batches(number, self.train, targets, self._train_at)
+        """Return the batches of a stage, paired with target images if it is adversarial."""
+        targets = SoftTargets(
+            self.train.y, self.train.weights, self.task, self.estimator.label_smoothing
+        )
+        batches = self._view_batches(number, self.train, targets, "train")
         if self.target is None or not self.plan.adversarial:
-            return feed
+            return batches
         placeholder = SoftTargets(self.target.y, self.target.weights, UNLABELED)
-        other = self._view_batches(number, self.target, placeholder, self._target_at, len(feed))
-        return PairedBatches(feed, other)
+        target = self._view_batches(number, self.target, placeholder, "target", len(batches))
+        return PairedBatches(batches, target)
 
     def _view_batches(
         self,
         number: int,
-        examples: TrainingSet,
+        images: TrainingSet,
         targets: SoftTargets,
-        activations_at: Callable[[int], Activations],
+        name: str,
         length: int | None = None,
     ) -> EpochBatches:
-        """Return batches of the views of images, from cached activations or read anew."""
+        """Return batches of the views of images, cached or read again in each epoch."""
         options, stage = self.estimator, self.stages[number]
         settings = {"mixup": options.mixup, "length": length}
-        common = (targets, options.batch_size, self.machine.device)
-        if self.plan.is_cached(stage, self.does_fit):
-            values = activations_at(stage.boundary).values
+        common = (targets, options.batch_size, self.compute.device)
+        if self.plan.is_cached(stage):
+            values = self._activations[name].at(stage.boundary).values
             values = values.reshape(len(targets.y), 1 + self.plan.n_views, -1)
             return CachedBatches(values, *common, **settings)
-        run = self.network.runner(stage.boundary, self.machine, len(targets.y) * options.max_epochs)
-        before = sum(not each.head_only for each in self.stages[:number])
-        fresh = partial(self._fresh_views, before * options.max_epochs)
-        kind = fresh if self.plan.fresh or stage.boundary == 0 else self._fixed_views
-        return ImageBatches(partial(kind, examples), run, self.machine.threads, *common, **settings)
+        run = self.network.runner(stage.boundary, self.compute, len(targets.y) * options.max_epochs)
+        if self.plan.fresh or stage.boundary == 0:
+            n_earlier = sum(not earlier.head_only for earlier in self.stages[:number])
+            views_of = partial(self._fresh_views, images, n_earlier * options.max_epochs)
+        else:
+            views_of = partial(self._fixed_views, images)
+        return ImageBatches(views_of, run, self.compute.threads, *common, **settings)
 
     def _valid_batches(self, stage: Stage) -> EpochBatches | None:
         if self.valid is None:
             return None
         targets = SoftTargets(self.valid.y, self.valid.weights, self.task)
-        common = (targets, self.estimator.batch_size, self.machine.device)
+        common = (targets, self.estimator.batch_size, self.compute.device)
         if stage.boundary > 0:
-            values = self._valid_at(stage.boundary).values
+            values = self._activations["valid"].at(stage.boundary).values
             return CachedBatches(values[:, None], *common, shuffle=False)
         views = Views(self.valid.images, self.network.preprocessing)
-        run = self.network.runner(0, self.machine, len(targets.y))
-        return ImageBatches(lambda _: (views, 1), run, self.machine.threads, *common, shuffle=False)
+        run = self.network.runner(0, self.compute, len(targets.y))
+        return ImageBatches(lambda _: (views, 1), run, self.compute.threads, *common, shuffle=False)
 
-    def _fixed_views(self, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
-        """Return all views that could be cached."""
-        return self._views(examples, self.plan.n_views), 1 + self.plan.n_views
+    def _fixed_views(self, images: TrainingSet, epoch: int) -> tuple[Views, int]:
+        """Return the views that every epoch draws from, and their number per image."""
+        return self._views(images, self.plan.n_views), 1 + self.plan.n_views
 
-    def _fresh_views(self, before: int, examples: TrainingSet, epoch: int) -> tuple[Views, int]:
-        """Return a view of each image that no other epoch sees; `before` were in other stages."""
-        salt = self.seed.to_bytes(8, "little")
-        fresh = Views(
-            examples.images,
+    def _fresh_views(
+        self, images: TrainingSet, n_earlier_epochs: int, epoch: int
+    ) -> tuple[Views, int]:
+        """Return one view of each image, different in each epoch of each stage."""
+        views = Views(
+            images.images,
             self.network.preprocessing,
             self.augmentation,
-            only=1 + before + epoch,
-            salt=salt,
+            only=1 + n_earlier_epochs + epoch,
+            salt=self.seed.to_bytes(8, "little"),
         )
-        return fresh, 1
+        return views, 1
 
-    def _views(self, examples: TrainingSet, n_views: int) -> Views:
-        return Views(examples.images, self.network.preprocessing, self.augmentation, n_views)
+    def _views(self, images: TrainingSet, n_views: int) -> Views:
+        return Views(images.images, self.network.preprocessing, self.augmentation, n_views)
 
-    # What crosses the boundaries.
+    # Activations at the boundaries.
 
-    @cached_property
-    def does_fit(self) -> bool:
-        """Whether the activations of all views can be kept; a warning says where they cannot."""
-        recipe = self.network.recipe(self.plan.first_boundary, self.machine)
+    def _limit_to_disk(self, plan: FitPlan) -> FitPlan:
+        """Return the plan without cached activations, after a warning, if they do not fit."""
+        if not plan.cached:
+            return plan
         n_target = 0 if self.target is None else len(self.target.y)
-        count = self.plan.count_views(len(self.train.y), n_target)
-        problem = fits_on_disk(count, recipe, self.machine.store)
-        if problem is not None:
-            parts = [*(name for name, _ in self.network.backbone.block_list.blocks), HEAD]
-            warnings.warn(
-                f"The activations of {count} views before {parts[self.plan.first_boundary]!r} take "
-                f"{problem}; "
-                "they are computed again in every epoch. A smaller n_views, later blocks in "
-                "unfreeze, or cache= a store with more room make it fast again",
-                stacklevel=2,
+        count = plan.count_cached_views(len(self.train.y), n_target)
+        recipe = self.network.recipe(plan.first_boundary, self.compute)
+        problem = fits_on_disk(count, recipe, self.compute.store)
+        if problem is None:
+            return plan
+        parts = [*(name for name, _ in self.network.backbone.block_list.blocks), HEAD]
+        warnings.warn(
+            f"The activations of {count} views before {parts[plan.first_boundary]!r} take "
+            f"{problem}; they are computed again in every epoch. A smaller n_views, later blocks "
+            "in unfreeze, or cache= a store with more room make it fast again",
+            stacklevel=2,
+        )
+        return plan.without_cache()
+
+    @cached_property
+    def _activations(self) -> dict[str, ViewActivations]:
+        """The activations of each set of images, gathered when they are first needed."""
+        first, n_views = self.plan.first_boundary, self.plan.n_views
+        wanted = {
+            "train": (self.train, n_views, self.plan.gathering_boundary),
+            "valid": (self.valid, 0, first),
+            "target": (self.target, n_views, first),
+        }
+        return {
+            name: ViewActivations(
+                self._views(images, count),
+                partial(self.network.recipe, compute=self.compute),
+                boundary,
+                self.compute,
             )
-        return problem is None
-
-    @cached_property
-    def train_activations(self) -> Activations:
-        """What the training views are at the first boundary, or behind all blocks."""
-        boundary = self.plan.gathering_boundary(self.does_fit)
-        return self._gather(self._views(self.train, self.plan.n_views), boundary)
-
-    @cached_property
-    def target_activations(self) -> Activations:
-        """What the views of the target are at the first boundary."""
-        assert self.target is not None
-        return self._gather(self._views(self.target, self.plan.n_views), self.plan.first_boundary)
-
-    @cached_property
-    def valid_activations(self) -> Activations:
-        """What the validation images are at the first boundary."""
-        assert self.valid is not None
-        return self._gather(self._views(self.valid, 0), self.plan.first_boundary)
-
-    def _gather(self, views: Views, boundary: int) -> Activations:
-        recipe = self.network.recipe(boundary, self.machine)
-        return gather(views, recipe, boundary, self.machine)
-
-    def _train_at(self, boundary: int) -> Activations:
-        return self.train_activations.advance(boundary, self.machine.device)
-
-    def _target_at(self, boundary: int) -> Activations:
-        return self.target_activations.advance(boundary, self.machine.device)
-
-    def _valid_at(self, boundary: int) -> Activations:
-        """Advance the validation images, once for a boundary: two ask for them there."""
-        if self._valid_at_boundary is None or self._valid_at_boundary.boundary != boundary:
-            self._valid_at_boundary = self.valid_activations.advance(boundary, self.machine.device)
-        return self._valid_at_boundary
+            for name, (images, count, boundary) in wanted.items()
+            if images is not None
+        }
 
     def _report(
         self, net: Any, state: TrainingState, number: int, seconds: float

@@ -1,4 +1,4 @@
-"""The plan of a fit: what follows from the parameters alone, before anything is computed.
+"""The plan of a fit: stages, boundaries, views, and which activations are cached.
 
 The fit and `estimate_cost` read the same plan.
 """
@@ -6,11 +6,11 @@ The fit and `estimate_cost` read the same plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sktransfer.finetuning.schedule import Stage, resolve_stages
-from sktransfer.transforms.augmentation import Augmentation, count_views
+from sktransfer.transforms.augmentation import Augmentation, resolve_n_views
 
 # Images of which a tenth can be spared for validation, with early_stopping="auto".
 MIN_IMAGES_TO_HOLD_OUT = 2000
@@ -18,19 +18,21 @@ MIN_IMAGES_TO_HOLD_OUT = 2000
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What a fit does.
+    """What a fit does, as far as it follows from the parameters.
 
     Parameters
     ----------
     stages : tuple of Stage
     n_blocks : int
-        Of the backbone: the boundary behind all of them.
+        Number of blocks of the backbone.
     n_views : int
-        Augmented views that are cached for each training image, besides the image itself.
+        Augmented views of each training image that are cached, in addition to the image itself.
     fresh : bool
-        Whether every epoch makes new views instead.
+        Whether each epoch draws new views instead.
     adversarial : bool
-        Whether images of the target train along, against an adversary.
+        Whether unlabeled target images are trained on too, against an adversary.
+    cached : bool
+        Whether the activations of all views are computed once and kept. A boundary of 0 has none.
     """
 
     stages: tuple[Stage, ...]
@@ -38,28 +40,34 @@ class FitPlan:
     n_views: int
     fresh: bool
     adversarial: bool
+    cached: bool
 
     @property
     def first_boundary(self) -> int:
         """The earliest boundary whose activations can be cached; 0 if there is none."""
-        return min((stage.boundary for stage in self.stages if stage.boundary > 0), default=0)
+        return _first_boundary(self.stages)
 
     @property
     def trained_stages(self) -> tuple[Stage, ...]:
         """The stages that train blocks."""
         return self.stages[self.stages[0].head_only :]
 
-    def count_views(self, n_train: int, n_target: int) -> int:
-        """Count the views whose activations are cached."""
+    @property
+    def gathering_boundary(self) -> int:
+        """The boundary at which training images are gathered: for the head alone, the last one."""
+        return self.first_boundary if self.cached else self.n_blocks
+
+    def count_cached_views(self, n_train: int, n_target: int) -> int:
+        """Count the views whose activations are kept, if any are."""
         return (n_train + (n_target if self.adversarial else 0)) * (1 + self.n_views)
 
-    def gathering_boundary(self, fits: bool) -> int:
-        """Return the boundary at which training views are gathered, if their activations fit."""
-        return self.first_boundary if fits and not self.fresh else self.n_blocks
+    def is_cached(self, stage: Stage) -> bool:
+        """Return whether a stage trains on cached activations."""
+        return self.cached and stage.boundary > 0
 
-    def is_cached(self, stage: Stage, fits: bool) -> bool:
-        """Return whether a stage trains on cached activations, if they fit."""
-        return stage.boundary > 0 and not self.fresh and fits
+    def without_cache(self) -> FitPlan:
+        """Return the plan of the same fit if the disk has no room for the activations."""
+        return replace(self, cached=False)
 
 
 def make_plan(
@@ -72,14 +80,21 @@ def make_plan(
     ValueError
         If `unfreeze` names no valid stages.
     """
-    n_views = count_views(augmentation, estimator.n_views)
+    n_views = resolve_n_views(augmentation, estimator.n_views)
+    stages = resolve_stages(estimator.unfreeze, block_names)
+    fresh = n_views is None
     return FitPlan(
-        resolve_stages(estimator.unfreeze, block_names),
+        stages,
         len(block_names),
         n_views or 0,
-        n_views is None,
+        fresh,
         estimator.domain_adversarial > 0,
+        cached=not fresh and _first_boundary(stages) > 0,
     )
+
+
+def _first_boundary(stages: Sequence[Stage]) -> int:
+    return min((stage.boundary for stage in stages if stage.boundary > 0), default=0)
 
 
 def held_out_fraction(estimator: Any, n_images: int) -> float:

@@ -163,8 +163,8 @@ class StageConfig:
         The file that is replaced after each epoch.
     kept : tuple of str
         The parts that any stage trains, which a checkpoint keeps.
-    attributes : callable
-        Gives what a classifier is made of that predicts as the net does.
+    reconstruction : callable
+        Returns the fitted attributes of an estimator that predicts as the net does.
     """
 
     number: int
@@ -177,7 +177,7 @@ class StageConfig:
     patience: int | None
     checkpoint: Path | None
     kept: tuple[str, ...]
-    attributes: Callable[[], dict[str, Any]]
+    reconstruction: Callable[[], dict[str, Any]]
 
 
 def train_stage(
@@ -362,7 +362,7 @@ class _BestWeights(Callback):
         else:
             state.stall += 1
         save_run(self.config.checkpoint, net, state, self.config.kept)
-        if self.progress.update(_shown(row, self.config.task), self.config.attributes):
+        if self.progress.update(_shown(row, self.config.task), self.config.reconstruction):
             raise _StopStage
 
     def is_over(self) -> bool:

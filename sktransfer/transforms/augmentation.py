@@ -261,14 +261,14 @@ if resolve_augmentation.__doc__:  # Python leaves docstrings out with -OO
     resolve_augmentation.__doc__ = _list_policies(resolve_augmentation.__doc__)
 
 
-def count_views(augmentation: Augmentation | None, n_views: Any) -> int | None:
+def resolve_n_views(augmentation: Augmentation | None, n_views: Any) -> int | None:
     """Return how many augmented views of each image are cached; `None`: new ones in every epoch.
 
     Examples
     --------
-    >>> count_views(resolve_augmentation("industrial"), "auto")
+    >>> resolve_n_views(resolve_augmentation("industrial"), "auto")
     7
-    >>> count_views(None, 5)
+    >>> resolve_n_views(None, 5)
     0
     """
     if augmentation is None:

@@ -313,7 +313,7 @@ def test_adapting_to_the_target_takes_in_blocks_that_were_not_trained(unfreeze):
 
 def test_the_adversary_is_no_part_of_the_pickle():
     classifier = fitted()
-    assert not any("adversary" in name for name in classifier._tuned)
+    assert not any("adversary" in name for name in classifier._tuned.weights)
     assert not any("adversary" in name for name in net_state(classifier))
     plain = make_classifier(unfreeze=(0, 1)).fit(X, Y)
     assert len(pickle.dumps(classifier)) < len(pickle.dumps(plain)) + 2000

@@ -55,7 +55,7 @@ classifier = make_classifier(
 classifier.fit(X, Y)
 stages = [{{k: v for k, v in s.items() if k != "seconds"}} for s in classifier.stages_]
 losses = [float(row["train_loss"]) for row in classifier.history_]
-save([classifier._tuned, stages, losses], {result!r})
+save([classifier._tuned.weights, stages, losses], {result!r})
 """
 
 
