@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -31,7 +32,6 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sktransfer import FineTunedImageClassifier, ImageError
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.validation import check_images
 from sktransfer.finetuning.fine_tuning import FineTuning
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.transforms.augmentation import resolve_augmentation, resolve_n_views
@@ -576,21 +576,31 @@ def test_on_a_gpu_it_learns_the_same():
 # Once in a fit
 
 
-def test_fit_resolves_images_and_loads_the_backbone_once(monkeypatch):
-    calls = {"load": 0, "X": 0}
+def test_fit_resolves_images_loads_the_backbone_and_chooses_the_engine_once(monkeypatch):
+    from sktransfer.backbones import loading, source
+    from sktransfer.embedding import compute
+    from sktransfer.finetuning import estimator, fit_inputs
 
-    def counted_load(*arguments):
-        calls["load"] += 1
-        return load_backbone(*arguments)
+    calls = Counter()
 
-    def counted_images(*arguments, **options):
-        calls["X"] += 1
-        return check_images(*arguments, **options)
+    def count(name, *modules):
+        function = getattr(modules[0], name)
 
-    monkeypatch.setattr("sktransfer.finetuning.fit_inputs.load_backbone", counted_load)
-    monkeypatch.setattr("sktransfer.backbones.source.load_backbone", counted_load)
-    monkeypatch.setattr("sktransfer.finetuning.estimator.check_images", counted_images)
-    classifier = make_classifier(Tiny(), checkpoint_dir=None).fit(X, Y)
-    assert calls == {"load": 1, "X": 1}
+        def counting(*arguments, **options):
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        for module in modules:
+            monkeypatch.setattr(module, name, counting)
+
+    count("load_backbone", fit_inputs, source)
+    count("digest_tensors", loading)
+    count("check_images", estimator)
+    count("choose_engine", compute)
+    once = dict.fromkeys(("load_backbone", "digest_tensors", "check_images", "choose_engine"), 1)
+    classifier = make_classifier(Tiny(), n_views=2, early_stopping=True, checkpoint_dir=None)
+    classifier.fit(X, Y)
+    assert calls == once
+    calls.clear()
     classifier.predict(X_TEST)
-    assert calls == {"load": 2, "X": 2}
+    assert calls == once

@@ -356,7 +356,7 @@ def calls(monkeypatch):
     from sktransfer.backbones import loading, source
     from sktransfer.data import images as data_images
     from sktransfer.data import validation
-    from sktransfer.embedding import embed
+    from sktransfer.embedding import compute
 
     calls = Counter()
 
@@ -374,7 +374,7 @@ def calls(monkeypatch):
     count("check_source", data_images)
     count("load_backbone", extractor, source)
     count("digest_tensors", loading)
-    count("choose_engine", embed)
+    count("choose_engine", compute)
     return calls
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from sktransfer.engines.choice import choose_engine
 from sktransfer.store.session import resolve_store
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
@@ -20,11 +21,14 @@ class ComputeConfig:
     ----------
     device : torch.device
     engine : str
+        `"auto"` or the name of an engine.
     precision : torch.dtype
         Of the frozen blocks.
     threads : int
         Threads that decode images.
     store : EmbeddingStore or None
+    chosen_engine : str or None
+        The engine of all parts of a job; None chooses one for each part.
     """
 
     device: torch.device
@@ -32,6 +36,7 @@ class ComputeConfig:
     precision: torch.dtype
     threads: int
     store: EmbeddingStore | None
+    chosen_engine: str | None = None
 
     @classmethod
     def of(cls, estimator: Any) -> ComputeConfig:
@@ -44,3 +49,18 @@ class ComputeConfig:
             resolve_threads(estimator.n_jobs),
             resolve_store(estimator.cache),
         )
+
+    def for_job(self, n_images: int, *, from_library: bool) -> ComputeConfig:
+        """Choose one engine for all parts of a job.
+
+        Parameters
+        ----------
+        n_images : int
+            Images of the whole job, stored or not.
+        from_library : bool
+            Whether a library built the network.
+        """
+        chosen = choose_engine(
+            self.engine, self.device, self.precision, n_images, from_library=from_library
+        )
+        return replace(self, chosen_engine=chosen)

@@ -19,7 +19,7 @@ import torch
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.engines.base import FrozenEngine, pad
-from sktransfer.engines.choice import choose_engine, create_engine, engine_batch_size
+from sktransfer.engines.choice import create_engine, engine_batch_size
 from sktransfer.store.embedding_table import chunks
 from sktransfer.store.store import embed_once
 from sktransfer.transforms.gpu_decoding import decodes_on
@@ -69,7 +69,7 @@ def embed(
         Its engine is not part of the key: all engines give the same embedding. Embeddings are read
         from its store and written to it.
     n_images : int or None
-        Number of images of the whole job, which decides on the engine; `None`: `len(views)`.
+        Number of images of the whole job, by which the engine is chosen; `None`: `len(views)`.
     batch_size : int or None
         Images per forward pass; `None` chooses by device.
     on_error : {"raise", "nan"}
@@ -180,12 +180,11 @@ _torch_only: set[bytes] = set()
 
 
 def engine_name(recipe: Recipe, compute: ComputeConfig, n_images: int) -> str:
-    """Choose the engine for a number of images."""
-    device, from_library = compute.device, recipe.backbone.from_library
-    name = choose_engine(
-        compute.engine, device, recipe.precision, n_images, from_library=from_library
-    )
-    return "torch" if compute.engine == "auto" and recipe.digest in _torch_only else name
+    """Return the engine of the job, or choose one for a number of images."""
+    if compute.chosen_engine is None:
+        compute = compute.for_job(n_images, from_library=recipe.backbone.from_library)
+    fails = compute.engine == "auto" and recipe.digest in _torch_only
+    return "torch" if fails else str(compute.chosen_engine)
 
 
 def engine_for(recipe: Recipe, compute: ComputeConfig, n_images: int) -> FrozenEngine:

@@ -1,4 +1,4 @@
-"""A backbone that is cut at a boundary, and the way of an image through all of it.
+"""A backbone that is cut at a boundary, into frozen blocks and a trained suffix.
 
 Shapes: N images, B in a batch, W values at a boundary, K classes.
 """
@@ -36,11 +36,11 @@ class Network:
     backbone : Backbone
     preprocessing : Preprocessing
     boundary : int
-        How many blocks lie before it.
+        Number of blocks before it.
     n_outputs : int
     dropout : float
     learn_statistics : bool
-        Whether BatchNorm of trained blocks moves its statistics.
+        Whether trained BatchNorm layers update their statistics.
     """
 
     backbone: Backbone
@@ -51,14 +51,19 @@ class Network:
     learn_statistics: bool
 
     def recipe(self, boundary: int, compute: ComputeConfig) -> Recipe:
-        """Build the recipe of what crosses a boundary, which lies after the first block."""
+        """Build the recipe of the activations at a boundary, which is at least 1."""
         return recipe_at(self.backbone, self.preprocessing, boundary, compute.precision)
+
+    def shape_at(self, boundary: int, compute: ComputeConfig) -> tuple[int, ...]:
+        """Return the shape of one image's activations at a boundary."""
+        if boundary == 0:
+            return (3, *self.preprocessing.crop)
+        return map_shape(self.recipe(boundary, compute))
 
     def suffix(self, boundaries: set[int], compute: ComputeConfig) -> TrainedSuffix:
         """Build the trained part after the boundary, for activations at some boundaries."""
         end = len(self.backbone.block_list.blocks)
-        shapes: dict[int, tuple[int, ...]] = {0: (3, *self.preprocessing.crop)}
-        shapes |= {b: map_shape(self.recipe(b, compute)) for b in boundaries if b > 0}
+        shapes = {boundary: self.shape_at(boundary, compute) for boundary in {0, *boundaries}}
         suffix = TrainedSuffix(
             self.backbone.block_list,
             self.boundary,
@@ -88,13 +93,13 @@ class Network:
         compute: ComputeConfig,
         verbose: int,
     ) -> np.ndarray:
-        """Send images through the whole network: what `layer` makes of their activations.
+        """Send images through the frozen blocks and a part of the suffix.
 
         Parameters
         ----------
         images : Images of length N
         layer : callable
-            Maps activations at the boundary to a tensor (B, ...).
+            Maps activations at the boundary to a tensor (B, ...), such as logits.
         compute : ComputeConfig
         verbose : int
 
@@ -103,6 +108,7 @@ class Network:
         ndarray of shape (N, ...)
             float32.
         """
+        compute = compute.for_job(len(images), from_library=self.backbone.from_library)
         size = auto_batch_size(compute.device, self.preprocessing.crop)
         outputs = []
 
@@ -130,8 +136,8 @@ class Network:
             compute,
             n_images=n_images,
             verbose=verbose,
-            pad_batches=compute.store
-            is not None,  # what others read must not depend on who wrote it
+            # A stored embedding must not depend on the batch that it was computed in.
+            pad_batches=compute.store is not None,
         )
         for start in range(0, len(values), 4 * size):
             yield torch.from_numpy(values[start : start + 4 * size])

@@ -106,6 +106,10 @@ class FineTuning:
         self.train, self.valid, self.target, self.compute = train, valid, target, compute
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
         self.plan, self.stages = self._limit_to_disk(plan), plan.stages
+        n_passes = 1 + plan.n_views if self.plan.cached else estimator.max_epochs
+        self.compute = compute.for_job(
+            n_passes * len(train.y), from_library=network.backbone.from_library
+        )
         names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.kept = (*self.trained, ADVERSARY)
