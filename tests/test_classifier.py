@@ -309,7 +309,7 @@ def test_a_class_too_small_to_hold_back_is_warned_of():
         ({"unfreeze": (0, 3)}, "Got 3 in unfreeze, but the backbone has 2 blocks"),
         ({"unfreeze": (0, "layer")}, "Got 'layer' in unfreeze, but the backbone has blocks 0, 1"),
         ({"unfreeze": ()}, "Got unfreeze=(), but expected one entry a stage"),
-        ({"unfreeze": (1, 0)}, "0, which solves the head, can only come first"),
+        ({"unfreeze": (1, 0)}, "0, which fits the head alone, can only come first"),
         ({"lr": -1}, "Got lr=-1, but expected a number of at least 0"),
         ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
         ({"dropout": 2}, "Got dropout=2, but expected a number from 0 to 1"),

@@ -1,4 +1,4 @@
-"""What crosses a boundary: activations of many views, in a memory-mapped file.
+"""Activations of many views at a boundary, in a memory-mapped file.
 
 Shapes: N views, W values of one view's activations.
 """
@@ -28,21 +28,21 @@ from sktransfer.engines.torch_engine import run_frozen
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.transforms.views import Views
 
-# Share of the free disk that the activations of one fit may take.
+# Share of the free disk space that the activations of one fit may take.
 _DISK_SHARE = 0.5
 
 
 class Activations:
-    """Activations of views at a boundary, in a file of their own that goes with the object.
+    """Activations of views at a boundary, in a temporary file that is deleted with the object.
 
     Parameters
     ----------
     values : ndarray of shape (N, W)
         Memory-mapped.
     recipe : Recipe
-        What made them.
+        Recipe that computed them.
     boundary : int
-        How many blocks lie before them.
+        Number of blocks before them.
     """
 
     def __init__(self, values: np.ndarray, recipe: Recipe, boundary: int) -> None:
@@ -50,11 +50,11 @@ class Activations:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one view's activations, of which a row is the flattened form."""
+        """Shape of one view's activations; a row of `values` is flattened."""
         return map_shape(self.recipe)
 
     def advance(self, boundary: int, device: torch.device) -> Activations:
-        """Carry the activations through the frozen blocks to a later boundary."""
+        """Compute the activations at a later boundary."""
         if boundary == self.boundary:
             return self
         old = self.recipe
@@ -70,7 +70,7 @@ class Activations:
         return Activations(out, recipe, boundary)
 
     def _batches(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield all rows as full batches, the last one padded with zeros."""
+        """Yield all rows in batches of equal size, the last one padded with zeros."""
         for start in range(0, len(self.values), size):
             rows = np.zeros((size, self.values.shape[1]), np.float32)
             part = self.values[start : start + size]
@@ -118,7 +118,7 @@ def gather(
     boundary: int,
     compute: ComputeConfig,
 ) -> Activations:
-    """Send views through the frozen blocks before a boundary, each of them once.
+    """Compute the activations of views at a boundary.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def gather(
 
 
 def fits_on_disk(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> str | None:
-    """Say why the activations of so many views cannot be kept, or None where they can."""
+    """Return why the activations of so many views cannot be kept, or None if they can."""
     wanted = n_views * output_width(recipe) * np.dtype(recipe.dtype).itemsize
     free = _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
     if wanted > free:
@@ -145,7 +145,7 @@ def fits_on_disk(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> 
 def run_span(
     span: FrozenSpan, x: torch.Tensor, device: torch.device, precision: torch.dtype
 ) -> np.ndarray:
-    """Carry a batch of activations (N, ...) through frozen blocks: float32 of shape (N, W)."""
+    """Run frozen blocks on a batch of activations (N, ...): float32 of shape (N, W)."""
 
     def run(part: torch.Tensor) -> torch.Tensor:
         part = part.to(device)
@@ -162,7 +162,7 @@ def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
     Raises
     ------
     OSError
-        If the disk has no room for it.
+        If there is not enough space on the disk.
     """
     with tempfile.NamedTemporaryFile(prefix="sktransfer-", delete=False) as file:
         path = Path(file.name)
@@ -172,7 +172,7 @@ def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # Windows keeps the name as long as the file is open
+    with contextlib.suppress(OSError):  # Windows cannot delete a file that is open
         path.unlink()
         return array
     weakref.finalize(array, path.unlink, missing_ok=True)
@@ -180,7 +180,7 @@ def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Take the room on the disk now: a mapped file that finds none later ends the process."""
+    """Allocate the space now: a mapped file that runs out of space later kills the process."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -189,6 +189,7 @@ def _reserve(path: Path, size: int) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"Got no room for {size:,} bytes of activations in {path.parent} ({error.strerror}); "
-            "free disk space, let TMPDIR name a folder on another disk, or lower n_views",
+            f"Got {size:,} bytes of activations, for which {path.parent} has no space "
+            f"({error.strerror}); free disk space, set TMPDIR to a folder on another disk, or "
+            "lower n_views",
         ) from error

@@ -1,8 +1,7 @@
-"""Feeds: what a stage trains on, batch by batch, in an order that follows from the epoch.
+"""The batches of one epoch after another, in an order that depends on the seed and the epoch.
 
-An epoch shows each image once, in one of its views. Where the activations of all views are
-cached it costs only the suffix; otherwise images are read, augmented and sent through the frozen
-blocks again.
+An epoch has each image once, as one of its views. If the activations of all views are cached, only
+the suffix runs; otherwise images are read, augmented and sent through the frozen blocks again.
 
 Shapes: N images, V views of each, K classes, B images in a batch.
 """
@@ -27,17 +26,17 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What the network should answer: the classes, and how much each image counts.
+    """Targets of the loss, with sample weights and label smoothing.
 
     Parameters
     ----------
     y : ndarray of shape (N,)
         Class numbers, 0 to K - 1.
     weights : ndarray of shape (N,)
-        How much each image matters; they are scaled to a mean of 1.
+        Sample weights, which are scaled to a mean of 1.
     task : Task
     label_smoothing : float
-        Share of the answer that is spread over all classes.
+        Share of each target that is spread over all classes.
     """
 
     y: np.ndarray
@@ -68,17 +67,17 @@ class EpochBatches(Dataset, ABC):
     ----------
     targets : SoftTargets
     batch_size : int
-        Batches are made equal, and no larger than this.
+        Maximum size; batches are of equal size.
     device : torch.device
     mixup : float
-        Parameter of the Beta distribution by which pairs of images are mixed; 0 mixes none.
-        Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, applied to
-        what crosses the boundary (Verma et al., "Manifold Mixup", ICML 2019).
+        Parameter of the Beta distribution from which the mixing ratio of two images is drawn; 0
+        does not mix. Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
+        applied to the activations at the boundary (Verma et al., "Manifold Mixup", ICML 2019).
     shuffle : bool
-        Whether the order, and the views, change from epoch to epoch.
+        Whether the order changes from epoch to epoch.
     length : int or None
-        Images of an epoch: where there are fewer they come again, where there are more, others
-        come in other epochs. None is all of them, once.
+        Images per epoch. If there are fewer images, they repeat; if there are more, each epoch
+        takes some of them. None takes each image once.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class EpochBatches(Dataset, ABC):
         self.begin_epoch(0, 0)
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
-        """Seed everything that is random, and choose the views of the epoch."""
+        """Seed the random numbers of an epoch and select its views."""
         self._rng, self._epoch = np.random.default_rng(seed), epoch
 
     def __len__(self) -> int:
@@ -125,7 +124,7 @@ class EpochBatches(Dataset, ABC):
 
 
 class CachedBatches(EpochBatches):
-    """A feed from cached activations (N, V, W): an image shows another view each epoch."""
+    """Batches of cached activations (N, V, W); each epoch takes the next view of an image."""
 
     def __init__(self, values: np.ndarray, targets: SoftTargets, *args: object, **options: object):
         super().__init__(targets, *args, **options)  # type: ignore[arg-type]
@@ -139,14 +138,14 @@ class CachedBatches(EpochBatches):
 
 
 class ImageBatches(EpochBatches):
-    """A feed that reads images anew.
+    """Batches of images that are read in each epoch.
 
     Parameters
     ----------
     views_of : callable
-        Gives, for an epoch, the views to read, and how many there are of each image.
+        Returns the views of an epoch, and their number per image.
     run : callable
-        Carries pixels (B, 3, H, W), uint8, to float32 activations (B, ...) on the device.
+        Maps pixels (B, 3, H, W), uint8, to float32 activations (B, ...) on the device.
     threads : int
     """
 
@@ -173,13 +172,13 @@ class ImageBatches(EpochBatches):
 
 
 class PairedBatches(Dataset):
-    """Batches of a source, each beside as many images of a target.
+    """Batches of a source, each with as many images of a target.
 
     Parameters
     ----------
     source : EpochBatches
     target : EpochBatches
-        Of the same length and batch size; its own targets are not looked at.
+        Of the same length and batch size; its targets are ignored.
     """
 
     def __init__(self, source: EpochBatches, target: EpochBatches) -> None:

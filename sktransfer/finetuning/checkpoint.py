@@ -1,4 +1,4 @@
-"""Checkpoints: one file, replaced in one step, so that at every moment a whole one is there."""
+"""Checkpoints: one file, replaced atomically, so that a complete one exists at any time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sktransfer.store.embedding_table import is_running
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values; until all of it is on the disk the old file stays."""
+    """Write tensors and plain values; replace the old file once everything is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -28,14 +28,14 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Read what `save_checkpoint` wrote, tensors on the CPU; None where nothing was written.
+    """Load a checkpoint with tensors on the CPU; return None if there is no file.
 
-    No code of the file is run.
+    Code in the file is never run.
 
     Raises
     ------
     ValueError
-        If the file is something else.
+        If the file is not a checkpoint, or damaged.
     """
     for unfinished in path.parent.glob(f"{path.stem}.*.tmp"):
         if not is_running(int(unfinished.suffixes[-2][1:])):
@@ -46,13 +46,13 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"Got {str(path)!r}, which is no checkpoint of sktransfer's, or a damaged one; delete "
-            "it to start anew"
+            f"Got {str(path)!r}, which is not a checkpoint of sktransfer, or is damaged; delete it "
+            "to start from the beginning"
         ) from error
 
 
 def plain(value: Any) -> Any:
-    """Turn numpy's numbers, which a checkpoint cannot hold, into Python's; in lists and dicts too.
+    """Convert numpy scalars, which a checkpoint cannot hold, to Python's, also in lists and dicts.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
     {'loss': 0.5, 'sizes': [3]}
     """
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value

@@ -1,4 +1,4 @@
-"""FineTunedEstimator: what fine-tuned estimators share, whatever their targets are.
+"""FineTunedEstimator: the base class of fine-tuned estimators, whatever their task.
 
 Shapes: N images, D features, K outputs.
 """
@@ -31,11 +31,11 @@ from sktransfer.finetuning.export import save_weights, tuned_backbone
 from sktransfer.finetuning.fine_tuning import FineTuning, TunedState
 from sktransfer.finetuning.fit_inputs import (
     check_parameters,
-    divide,
-    find_backbone,
-    find_checkpoint,
-    find_target,
-    find_validation,
+    load_fit_backbone,
+    resolve_checkpoint,
+    resolve_target,
+    resolve_validation,
+    train_and_valid,
 )
 from sktransfer.finetuning.plan import make_plan
 from sktransfer.finetuning.schedule import HEAD
@@ -51,9 +51,9 @@ from sktransfer.utils.runtime import resolve_device
 
 
 class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """What fine-tuned estimators share: a subclass has the parameters, `fit`, and the predictions.
+    """Base class of fine-tuned estimators; a subclass adds parameters, `fit` and predictions.
 
-    It is a transformer itself, since scikit-learn wraps `transform` in the class that defines it.
+    It is a TransformerMixin because scikit-learn wraps `transform` in the class that defines it.
     """
 
     stages_: list[dict[str, Any]]
@@ -70,7 +70,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def _encode(
         self, images: Images, y: Any, sample_weight: Any, sample_domain: Any
     ) -> tuple[EncodedLabels, Task]:
-        """Validate the targets of `fit`: encoded, and the task that knows what they mean."""
+        """Validate the targets of `fit`; return them encoded, and their task."""
 
     def _fit(
         self, X: Any, y: Any, sample_weight: Any, sample_domain: Any, X_val: Any, y_val: Any
@@ -78,13 +78,13 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         check_parameters(self)
         images = check_images(self, X, reset=True, sample_weight=sample_weight)
         labels, self._task = self._encode(images, y, sample_weight, sample_domain)
-        examples, target = TrainingSet.of(images, labels), find_target(self, images, labels)
-        backbone, self._source = find_backbone(self, examples, target)
+        labeled, target = TrainingSet.of(images, labels), resolve_target(self, images, labels)
+        backbone, self._source = load_fit_backbone(self, labeled, target)
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing_of(backbone)
-        given = find_validation(self, X_val, y_val, self._task)
-        checkpoint, seed = find_checkpoint(self, backbone, examples, target, given)
-        train, valid = divide(self, examples, given, seed, self._task)
+        valid = resolve_validation(self, X_val, y_val, self._task)
+        checkpoint, seed = resolve_checkpoint(self, backbone, labeled, target, valid)
+        train, valid = train_and_valid(self, labeled, valid, seed, self._task)
         augmentation = resolve_augmentation(self.augment)
         block_names = [name for name, _ in backbone.block_list.blocks]
         plan = make_plan(self, block_names, augmentation)
@@ -103,7 +103,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             checkpoint=checkpoint,
         )
         fit_params = None if sample_weight is None else {"sample_weight": sample_weight}
-        if sample_domain is not None:  # callbacks can only score what has labels
+        if sample_domain is not None:  # callbacks can only score labeled images
             fit_params = fit_params and {"sample_weight": labels.sample_weight}
             X, y = (partial(_safe_indexing, values, labels.rows) for values in (X, y))
         shown = {"n_stages": len(plan.stages), "verbose": self.verbose}
@@ -112,7 +112,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.interrupted_ = fit.interrupted
         self._net, self._tuned = net, fit.tuned_state(net)
         if target is not None and self.batch_norm == "adapt":
-            self._adapt(examples.images, target.images)
+            self._adapt(labeled.images, target.images)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -128,7 +128,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     @property
     def net_(self) -> Any:
-        """The skorch net, which takes activations at the last boundary."""
+        """The skorch net. It takes activations at the last boundary."""
         if "_tuned" not in vars(self):
             raise AttributeError(f"This {type(self).__name__} is not fitted yet")
         device = resolve_device(self.device)
@@ -152,7 +152,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self.net_.history_
 
     def as_backbone(self) -> Backbone:
-        """Return the tuned network: what this classifier is as the `backbone` of another estimator.
+        """Return the tuned network, for use as the `backbone` of another estimator.
 
         Raises
         ------
@@ -160,25 +160,26 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         """
         check_is_fitted(
             self,
-            msg="Got a %(name)s as backbone that is not fitted. Where scikit-learn clones what it "
-            "is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator",
+            msg="Got a %(name)s as backbone that is not fitted. Call fit first; if scikit-learn "
+            "clones the estimator around it, as searches do, wrap it in a "
+            "sklearn.frozen.FrozenEstimator",
         )
         names = self._task.output_names()
         return tuned_backbone(self._source, self._tuned.weights, self.preprocessing_, names)
 
     def save_weights(self, path: str | os.PathLike[str]) -> None:
-        """Write the tuned network as a state dict, to be the `weights` of the same `backbone`.
+        """Save the tuned network as a state dict, for use as `weights` of the same `backbone`.
 
         Parameters
         ----------
         path : path
-            Ends in `.safetensors`. The network's own classifying layer is in the file as it was;
-            the head is not.
+            Must end in `.safetensors`. The file has the network's original classification layer,
+            and not the fitted head.
 
         Raises
         ------
         ValueError
-            Where the name ends in something else.
+            If the name ends in something else.
         """
         save_weights(self.as_backbone(), path)
 
@@ -187,7 +188,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return f"{shown} <{self.preprocessing_}>" if "preprocessing_" in vars(self) else shown
 
     def _adapt(self, source: Images, target: Images) -> None:
-        """Let the target look to each BatchNorm layer as the source did while it was learned."""
+        """Match the moments of the target at each BatchNorm layer to those of the source."""
         source_views, target_views = (
             Views(images, self.preprocessing_) for images in (source, target)
         )
@@ -217,12 +218,12 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self._boundary,
             self._task.n_outputs,
             self.dropout,
-            # Random weights come with no statistics worth keeping.
+            # Random weights have no pretrained statistics to keep.
             self.batch_norm == "train" or self.weights is None,
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy that is pickled may wake up in a worker, which then looks for this process's store.
+        # A worker process that unpickles a copy uses this process's store.
         if isinstance(self.cache, str) and self.cache == "auto":
             share_session()
         state = super().__getstate__()
@@ -231,6 +232,6 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return state
 
 
-def _differ(one: torch.device, other: torch.device) -> bool:
-    """Whether these are two devices: without a number it is the first."""
-    return (one.type, one.index or 0) != (other.type, other.index or 0)
+def _differ(first: torch.device, second: torch.device) -> bool:
+    """Return whether two devices differ; a missing index means 0."""
+    return (first.type, first.index or 0) != (second.type, second.index or 0)

@@ -1,4 +1,4 @@
-"""A tuned network as the source of the next: as a backbone, and as a file of weights.
+"""Export a tuned network, as a backbone or as a file of weights.
 
 Shapes: D features, K classes.
 """
@@ -28,16 +28,16 @@ def tuned_backbone(
     preprocessing: Preprocessing,
     classes: Sequence[object],
 ) -> Backbone:
-    """Build a backbone of what a fine-tuning came to.
+    """Build a backbone from the weights of a fit.
 
     Parameters
     ----------
     source : BackboneSource
-        What it began with.
+        Source of the backbone that was tuned.
     tuned : dict of str to Tensor
-        The tensors of trained blocks, pre_logits and head, as `TrainedSuffix.state_of` gives them.
+        The tensors of trained blocks, pre_logits and head, from `TrainedSuffix.state_of`.
     preprocessing : Preprocessing
-        What was done to the images, whose size may differ from the source's.
+        Preprocessing of the fit; its image size may differ from the source's.
     classes : sequence of length K
         Names of the logits.
     """
@@ -49,10 +49,10 @@ def tuned_backbone(
     def make() -> Backbone:
         block_list = copy.deepcopy(backbone.block_list)
         for name, part in (*block_list.blocks, (PRE_LOGITS, block_list.pre_logits)):
-            _put(tuned, name, part)
+            _load_part(tuned, name, part)
         n_classes, width = tuned[f"{HEAD}.weight"].shape
         head = nn.Linear(width, n_classes)
-        _put(tuned, HEAD, head)
+        _load_part(tuned, HEAD, head)
         block_list = replace(block_list, logits=freeze(nn.Sequential(block_list.pre_logits, head)))
         return replace(
             backbone,
@@ -61,22 +61,22 @@ def tuned_backbone(
             preprocessing=preprocessing,
             digest=digest,
             categories=tuple(map(str, classes)),
-            pretrained=False,  # it was tuned for the size that it has
+            pretrained=False,  # the image size is the one it was tuned for
         )
 
     return keep_backbone(digest, make)
 
 
 def save_weights(backbone: Backbone, path: str | os.PathLike[str]) -> None:
-    """Write the state dict of a tuned network, in the names of its architecture.
+    """Save the state dict of a tuned network, with the keys of its architecture.
 
-    Its own classifying layer is in it too, and is the source's: the head is none of its parts.
+    The classification layer is the source's; the fitted head is not saved.
 
     Parameters
     ----------
     backbone : Backbone
     path : path
-        Ends in `.safetensors`.
+        Must end in `.safetensors`.
     """
     model = backbone.build()
     block_list = split_into_blocks(freeze(model))
@@ -87,8 +87,8 @@ def save_weights(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 @torch.no_grad()
-def _put(tuned: dict[str, torch.Tensor], name: str, part: nn.Module) -> None:
-    """Put the tensors of a part in, where it was trained."""
+def _load_part(tuned: dict[str, torch.Tensor], name: str, part: nn.Module) -> None:
+    """Copy the trained tensors of a part into it."""
     for key, tensor in part.state_dict().items():
         if f"{name}.{key}" in tuned:
             tensor.copy_(tuned[f"{name}.{key}"])

@@ -112,7 +112,7 @@ class FineTuning:
         )
         names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
-        self.kept = (*self.trained, ADVERSARY)
+        self.saved_parts = (*self.trained, ADVERSARY)
         self.interrupted = False
         self.small = task.is_small(train.y, train.counts)
         self.valid_metric = f"valid_{task.metric_name}"
@@ -139,18 +139,18 @@ class FineTuning:
         state = resume_run(self.checkpoint, net) or TrainingState(seed=self.seed)
         for number in range(len(state.reports), len(self.stages)):
             start = time.perf_counter()
-            going_on = self._run_stage(net, state, number, progress)
+            completed = self._run_stage(net, state, number, progress)
             state.reports.append(self._report(net, state, number, time.perf_counter() - start))
-            if going_on and not progress.stop:  # otherwise a fit resumes from the last epoch
-                save_run(self.checkpoint, net, state, self.kept)
-            if not going_on:
+            if completed and not progress.stop:  # otherwise a fit resumes from the last epoch
+                save_run(self.checkpoint, net, state, self.saved_parts)
+            if not completed:
                 self.interrupted = True
                 warnings.warn(
                     f"Interrupted in stage {self.stages[number].name!r}; the estimator has the "
                     "best weights so far",
                     stacklevel=2,
                 )
-            if not going_on or progress.stop:
+            if not completed or progress.stop:
                 break
         net.module_.detach_adversary()
         net.module_.move_boundary(self.network.boundary, ())
@@ -208,7 +208,7 @@ class FineTuning:
             max_epochs=options.max_epochs,
             patience=options.n_iter_no_change if options.early_stopping else None,
             checkpoint=self.checkpoint,
-            kept=self.kept,
+            saved_parts=self.saved_parts,
             reconstruction=self._reconstruction(net),
         )
         shown = (max(rates.values()), min(rates.values()))

@@ -1,4 +1,4 @@
-"""What the parameters of `FineTunedImageClassifier` may be, and what follows from them alone."""
+"""Inputs of a fit: checked parameters, backbone, validation images, target images, checkpoint."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import check_choice, check_number
 from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
 
-# How much slower than the head the blocks should learn at least.
+# Recommended minimum of lr_drop.
 SAFE_DROP = 10.0
-# Kind, least and greatest value of the parameters that are numbers.
+# Type, minimum and maximum of the numeric parameters.
 _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "max_epochs": (Integral, 1, None),
     "batch_size": (Integral, 1, None),
@@ -49,8 +49,8 @@ _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "validation_fraction": (Real, 0, 1),
 }
 
-# What a fit does not depend on, or what its checkpoint knows by other means.
-_APART = {
+# Parameters that do not change a fit, or that its checkpoint identifies in another way.
+_NOT_IN_DIGEST = {
     "augment",
     "backbone",
     "cache",
@@ -68,12 +68,12 @@ _APART = {
 
 
 def check_parameters(estimator: Any) -> None:
-    """Validate what does not depend on the data, and warn of rates that destroy features.
+    """Check parameters that do not depend on the data; warn about rates that destroy features.
 
     Raises
     ------
     ValueError
-        Naming the parameter, what it is, and what it may be.
+        If a parameter has a value that it cannot have.
     """
     check_choice("batch_norm", estimator.batch_norm, ["frozen", "adapt", "train"])
     check_choice("engine", estimator.engine, ["auto", *ENGINES])
@@ -102,12 +102,12 @@ def check_parameters(estimator: Any) -> None:
 
 
 def draw_seed(random_state: Any) -> int:
-    """Derive a seed from a random state of scikit-learn; the global one stays untouched.
+    """Derive a seed from `random_state`, without use of the global random state.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If it is neither None, an int nor a RandomState.
     """
     if random_state is None:
         return int(np.random.default_rng().integers(2**63))
@@ -121,8 +121,8 @@ def draw_seed(random_state: Any) -> int:
     )
 
 
-def find_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> TrainingSet | None:
-    """Return the given validation images, if any.
+def resolve_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> TrainingSet | None:
+    """Resolve the validation images given to `fit`, if any.
 
     Raises
     ------
@@ -139,18 +139,18 @@ def find_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> Train
     return TrainingSet(images, task.encode(y_val), ones, ones)
 
 
-def divide(
-    estimator: Any, examples: TrainingSet, given: TrainingSet | None, seed: int, task: Task
+def train_and_valid(
+    estimator: Any, labeled: TrainingSet, valid: TrainingSet | None, seed: int, task: Task
 ) -> tuple[TrainingSet, TrainingSet | None]:
-    """Divide into what to train and to validate on: what is given, or what is held out."""
-    if given is not None:
-        return examples, given
-    fraction = held_out_fraction(estimator, len(examples.y))
-    return split_validation(examples, fraction, seed, task)
+    """Return training and validation images; hold some out if no validation images are given."""
+    if valid is not None:
+        return labeled, valid
+    fraction = held_out_fraction(estimator, len(labeled.y))
+    return split_validation(labeled, fraction, seed, task)
 
 
-def find_target(estimator: Any, images: Images, labels: EncodedLabels) -> TrainingSet | None:
-    """Return the images of the target domain, if there are any and the fit uses them.
+def resolve_target(estimator: Any, images: Images, labels: EncodedLabels) -> TrainingSet | None:
+    """Resolve the images of the target domain, if the fit uses them.
 
     Raises
     ------
@@ -166,19 +166,20 @@ def find_target(estimator: Any, images: Images, labels: EncodedLabels) -> Traini
             "sample_domain with numbers above 0 for labeled images of the source and below 0 "
             "for unlabeled ones of the target, or set domain_adversarial=0"
         )
-    used = weight or estimator.batch_norm == "adapt"
-    return TrainingSet.unlabeled(images, labels.target) if used else None
+    if weight or estimator.batch_norm == "adapt":
+        return TrainingSet.unlabeled(images, labels.target)
+    return None
 
 
-def find_backbone(
-    estimator: Any, examples: TrainingSet, target: TrainingSet | None
+def load_fit_backbone(
+    estimator: Any, labeled: TrainingSet, target: TrainingSet | None
 ) -> tuple[Backbone, BackboneSource]:
-    """Load the backbone to train with, with adapted BatchNorm if asked for.
+    """Load the backbone of a fit, and adapt its BatchNorm statistics if asked for.
 
-    A target, if any, is adapted to when training has ended.
+    If there are target images, the statistics are adapted after training instead.
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
-    size = backbone.image_size_for(estimator.image_size, examples.images)
+    size = backbone.image_size_for(estimator.image_size, labeled.images)
     source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
     if estimator.batch_norm != "adapt":
         return backbone, source
@@ -187,7 +188,7 @@ def find_backbone(
         return backbone, source
     adapted = adapt_batch_norm(
         backbone,
-        Views(examples.images, source.preprocessing_of(backbone)),
+        Views(labeled.images, source.preprocessing_of(backbone)),
         resolve_device(estimator.device),
         resolve_threads(estimator.n_jobs),
         ImageErrors("raise"),
@@ -196,34 +197,40 @@ def find_backbone(
     return source.adapted(backbone), source
 
 
-def find_checkpoint(
-    estimator: Any, backbone: Backbone, *examples: TrainingSet | None
+def resolve_checkpoint(
+    estimator: Any, backbone: Backbone, *image_sets: TrainingSet | None
 ) -> tuple[Path | None, int]:
     """Return the file of a fit in its `checkpoint_dir`, and the seed to use.
 
-    Other parameters or other data have another file. A fit without a `random_state` goes on with
-    the seed that it drew when it began.
+    The file's name depends on parameters and data. A resumed fit without a `random_state` takes
+    the seed that it drew at its start.
     """
     seed = draw_seed(estimator.random_state)
     if estimator.checkpoint_dir is None:
         return None, seed
-    ours = estimator.get_params(deep=False)
+    parameters = estimator.get_params(deep=False)
     augmentation = resolve_augmentation(estimator.augment)
     parts = [
         __version__,
-        repr(sorted((name, str(value)) for name, value in ours.items() if name not in _APART)),
+        repr(
+            sorted(
+                (name, str(value))
+                for name, value in parameters.items()
+                if name not in _NOT_IN_DIGEST
+            )
+        ),
         backbone.digest.hex(),
         "" if augmentation is None else _identify(estimator.augment, augmentation),
         "" if estimator.random_state is None else str(seed),
-        *("" if each is None else each.digest() for each in examples),
+        *("" if images is None else images.digest() for images in image_sets),
     ]
     name = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
     path = Path(estimator.checkpoint_dir).expanduser() / f"{name}.pt"
-    begun = load_checkpoint(path) if estimator.random_state is None else None
-    return path, begun["seed"] if begun else seed
+    checkpoint = load_checkpoint(path) if estimator.random_state is None else None
+    return path, checkpoint["seed"] if checkpoint else seed
 
 
 def _identify(augment: Any, augmentation: Augmentation) -> str:
-    """Name an augmentation; a function of the user's own, by its name, in whatever process."""
+    """Return a digest, or the name of a user's function, which is the same in every process."""
     known = isinstance(augment, str) or resolve_augmentation(augment) == augmentation
     return augmentation.digest.hex() if known else augmentation.name

@@ -1,4 +1,4 @@
-"""Stage 0: the head is a convex problem, solved by scikit-learn's LogisticRegression.
+"""The head fit: a logistic regression on embeddings, a convex problem.
 
 Shapes: N images, V views of each, D features, K classes.
 """
@@ -18,20 +18,20 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-# Inverse strengths of the regularization that are tried, from strong to weak.
+# Values of C that are tried, from strong to weak regularization.
 STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
-# The greatest of them for a tiny set.
-_TINY_BOUND = 0.1
-# What is taken where nothing can be held out to choose by.
-_UNCHOSEN = 0.03
-_FOLDS = 3
-_ITERATIONS = 1000
-_TOLERANCE = 1e-4
-# Numbers in the embeddings below which one thread is many times faster than several, which would
-# spend their time waiting for each other.
-_SMALL = 2**24
-# The search ends where the loss has risen twice, to this many times the least one.
-_CLEARLY = 1.1
+# The largest of them for a small training set.
+_MAX_C_OF_SMALL_SET = 0.1
+# C if some class has too few images for cross-validation.
+_DEFAULT_C = 0.03
+_N_FOLDS = 3
+_MAX_ITER = 1000
+_TOL = 1e-4
+# Size of the embeddings below which one thread is many times faster than several, which would
+# mostly wait for each other.
+_SINGLE_THREAD_SIZE = 2**24
+# The search ends once the loss has risen twice, to this multiple of the lowest loss.
+_STOP_FACTOR = 1.1
 
 _CPU = torch.device("cpu")
 
@@ -45,9 +45,9 @@ class Head:
     weight : ndarray of shape (K, D)
     bias : ndarray of shape (K,)
     strength : float
-        The inverse strength of regularization, C, that was chosen.
+        The chosen C, the inverse strength of the regularization.
     penalty : ndarray of shape (D,)
-        What the square of each weight costs, where the loss is a mean over images.
+        L2 penalty on the weights of each feature, for a loss that is a mean over images.
     """
 
     weight: np.ndarray
@@ -58,7 +58,7 @@ class Head:
 
 @dataclass(frozen=True)
 class LabeledEmbeddings:
-    """Embeddings with what is known about them.
+    """Embeddings with targets and sample weights.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class LabeledEmbeddings:
         return LabeledEmbeddings(self.embeddings[rows], self.y[rows], self.weights[rows])
 
     def originals(self) -> LabeledEmbeddings:
-        """Leave out the augmented copies."""
+        """Select the first view of each image, which is not augmented."""
         return LabeledEmbeddings(self.embeddings[:, :1], self.y, self.weights)
 
 
@@ -89,27 +89,27 @@ def fit_head(
     tiny: bool = False,
     device: torch.device = _CPU,
 ) -> Head:
-    """Solve the head.
+    """Fit the head.
 
-    The embeddings are centered, and scaled by ``sqrt(sd**2 + (0.5 * mean(sd))**2)``: without that
-    floor, a dimension which is all but constant in training would explode once the blocks before
-    it move. Center and scale are then folded into weight and bias.
+    The embeddings are centered, and scaled by ``sqrt(sd**2 + (0.5 * mean(sd))**2)``. The second
+    term is a lower bound: without it, a feature that is almost constant in training would explode
+    once the blocks before it change. Center and scale are then folded into weight and bias.
 
-    The regularization is the one with the least log-loss on `valid`, or by cross-validation on the
-    images of `train` where there is none.
+    C is the value with the lowest log-loss on `valid`, or in a cross-validation on the images of
+    `train` if there are no validation images.
 
     Parameters
     ----------
     train : LabeledEmbeddings
-        Every view counts as a V-th of its image.
+        Each view has 1/V of its image's weight.
     valid : LabeledEmbeddings or None
     n_classes : int
-        All of which occur in `train`.
+        Number of classes; all of them occur in `train`.
     tiny : bool
-        Regularizes more: C is at most 0.1.
+        Whether C is limited to 0.1.
     device : torch.device
-        If the problem is solved if it is large, and scikit-learn's array API is switched on
-        (`SCIPY_ARRAY_API=1` in the environment before Python starts); otherwise on the CPU.
+        Device for a large problem, if scikit-learn's array API is switched on
+        (`SCIPY_ARRAY_API=1` in the environment before Python starts). Otherwise the CPU is used.
     """
     where = _solver_device(device, train.embeddings.size)
     flat = train.embeddings.reshape(-1, train.embeddings.shape[-1])
@@ -117,7 +117,7 @@ def fit_head(
     weights = np.repeat(train.weights / views, views)
     center = np.average(flat, axis=0, weights=weights)
     deviation = np.sqrt(np.average((flat - center) ** 2, axis=0, weights=weights))
-    # What does not vary is not to be told from its rounding.
+    # Deviations within rounding error count as zero.
     deviation[deviation <= np.finfo(np.float32).eps * np.abs(center)] = 0
     scale = np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
     scale[scale == 0] = 1.0
@@ -126,48 +126,48 @@ def fit_head(
         return LabeledEmbeddings((data.embeddings - center) / scale, data.y, data.weights)
 
     originals = train.originals()
-    divisions = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
-    divisions = [(scaled(one), scaled(other)) for one, other in divisions]
+    splits = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
+    splits = [(scaled(fold_train), scaled(fold_valid)) for fold_train, fold_valid in splits]
     train = scaled(train)
     strengths = np.array(STRENGTHS)
     if tiny:
-        strengths = strengths[strengths <= _TINY_BOUND * 1.001]
-    strength = _choose(divisions, strengths, where)
+        strengths = strengths[strengths <= _MAX_C_OF_SMALL_SET * 1.001]
+    strength = _choose(splits, strengths, where)
     model = _fit(_model(), train, strength, where)
     weight, bias = _numpy(model.coef_), _numpy(model.intercept_)
     if n_classes == 2:  # one logit for two classes
         weight, bias = np.vstack([-weight / 2, weight / 2]), np.hstack([-bias / 2, bias / 2])
     weight = weight / scale
-    # Of two rows that are one, each other's negative, every square counts twice.
+    # The two rows are halves of one, so their squares sum to half of its square.
     penalty = scale**2 / (2 * strength * train.weights.sum()) * (2 if n_classes == 2 else 1)
     return Head(weight, bias - weight @ center, float(strength), penalty)
 
 
-def _solver_device(device: torch.device, numbers: int) -> torch.device | None:
-    """Choose where a problem of so many numbers is solved; None is numpy."""
+def _solver_device(device: torch.device, size: int) -> torch.device | None:
+    """Choose the device for a problem of a size, or None for numpy."""
     switched_on = os.environ.get("SCIPY_ARRAY_API") == "1"
-    return device if switched_on and device.type == "cuda" and numbers >= _SMALL else None
+    return device if switched_on and device.type == "cuda" and size >= _SINGLE_THREAD_SIZE else None
 
 
 def _choose(
-    divisions: list[tuple[LabeledEmbeddings, LabeledEmbeddings]],
+    splits: list[tuple[LabeledEmbeddings, LabeledEmbeddings]],
     strengths: np.ndarray,
     where: torch.device | None,
 ) -> float:
-    """Return the strength with the least log-loss on what each division holds back."""
-    if not divisions:
-        return min(_UNCHOSEN, strengths[-1])
-    models = [_model(warm_start=True) for _ in divisions]
+    """Return the C with the lowest log-loss on the held-out images of all splits."""
+    if not splits:
+        return min(_DEFAULT_C, strengths[-1])
+    models = [_model(warm_start=True) for _ in splits]
     losses: list[float] = []
     for strength in strengths:
         losses.append(
             sum(
                 _log_loss(_fit(model, train, strength, where), valid, where)
-                for model, (train, valid) in zip(models, divisions, strict=True)
+                for model, (train, valid) in zip(models, splits, strict=True)
             )
         )
         rising = len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]
-        if rising and losses[-1] > _CLEARLY * min(losses):
+        if rising and losses[-1] > _STOP_FACTOR * min(losses):
             break
     return float(strengths[int(np.argmin(losses))])
 
@@ -185,24 +185,24 @@ def _log_loss(
 def _folds(
     data: LabeledEmbeddings, n_classes: int
 ) -> list[tuple[LabeledEmbeddings, LabeledEmbeddings]]:
-    """Divide the images of each class by content, so that copies stay together.
+    """Split the images of each class by content, so that duplicates stay together.
 
-    Gives nothing where some class has too few images to be in every part.
+    Return no splits if some class has fewer than two different images.
     """
     fold_of = np.zeros(len(data.y), dtype=int)
     names = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in data.embeddings]
     for label in range(n_classes):
         rows = np.flatnonzero(data.y == label)
-        rank = {name: place for place, name in enumerate(sorted({names[row] for row in rows}))}
+        rank = {name: index for index, name in enumerate(sorted({names[row] for row in rows}))}
         if len(rank) < 2:
             return []
-        fold_of[rows] = [(rank[names[row]] + label) % _FOLDS for row in rows]
-    parts = [(data.take(fold_of != fold), data.take(fold_of == fold)) for fold in range(_FOLDS)]
+        fold_of[rows] = [(rank[names[row]] + label) % _N_FOLDS for row in rows]
+    parts = [(data.take(fold_of != fold), data.take(fold_of == fold)) for fold in range(_N_FOLDS)]
     return [(train, valid) for train, valid in parts if len(valid.y)]
 
 
 def _model(*, warm_start: bool = False) -> LogisticRegression:
-    return LogisticRegression(max_iter=_ITERATIONS, tol=_TOLERANCE, warm_start=warm_start)
+    return LogisticRegression(max_iter=_MAX_ITER, tol=_TOL, warm_start=warm_start)
 
 
 def _fit(
@@ -211,23 +211,23 @@ def _fit(
     views = data.embeddings.shape[1]
     x = data.embeddings.reshape(-1, data.embeddings.shape[-1])
     y, weights = np.repeat(data.y, views), np.repeat(data.weights / views, views)
-    threads = 1 if x.size < _SMALL else None
+    threads = 1 if x.size < _SINGLE_THREAD_SIZE else None
     with (
         warnings.catch_warnings(),
         threadpool_limits(threads),
         sklearn.config_context(array_api_dispatch=where is not None),
     ):
-        # What is left to gain is less than what the later stages gain.
+        # The later stages gain more than full convergence would.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        arrays = (_array(each, where) for each in (x, y, weights.astype(x.dtype)))
+        arrays = (_array(values, where) for values in (x, y, weights.astype(x.dtype)))
         return model.set_params(C=strength).fit(*arrays)
 
 
 def _array(values: np.ndarray, where: torch.device | None) -> Any:
-    """Put an array where the problem is solved."""
+    """Move an array to the solver's device."""
     return values if where is None else torch.from_numpy(values).to(where)
 
 
 def _numpy(values: Any) -> np.ndarray:
-    """Bring an array back."""
+    """Convert the solver's array to numpy."""
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else values

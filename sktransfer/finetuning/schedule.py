@@ -1,7 +1,7 @@
-"""Which blocks each stage trains, from where, and how fast: pure functions of stage and progress.
+"""Blocks, boundary and learning rates of each stage: pure functions of the stage and its progress.
 
-Nothing here knows the state of a training run, so that a run that is resumed cannot freeze or
-forget anything: the boundary and every rate follow from the stage and from how far it has come.
+Nothing here depends on the state of a fit, so a resumed fit has the same boundary and rates as one
+that was never interrupted.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from sktransfer.utils.errors import did_you_mean
 
 HEAD, PRE_LOGITS, ADVERSARY = "head", "pre_logits", "adversary"
 
-# Share of a stage in which the rates rise, and the share of itself to which a rate falls.
+# Share of a stage in which the rates rise.
 _WARM_UP = 0.1
-_LAST = 0.01
-# All trained blocks together: the first one learns at no less than this share of the last one.
-_SPREAD = 0.1
+# The final rate, as a share of the peak rate.
+_FINAL_RATE = 0.01
+# The lowest peak rate of a trained block, as a share of that of the last block.
+_MIN_BLOCK_RATE = 0.1
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage trains.
+    """One stage of a fit.
 
     Parameters
     ----------
     name : str
         Such as "head", "last 2 blocks", "all", "stem + block3".
     blocks : tuple of str
-        The trained blocks, from the image on; none where the head alone is solved.
+        The trained blocks, in network order; empty if only the head is fitted.
     boundary : int
-        How many blocks lie before everything that this and earlier stages train: they are as
-        pretrained, and what crosses the boundary can be cached.
+        Number of blocks before the first one that this or an earlier stage trains. Those blocks
+        are as pretrained, so the activations after them can be cached.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Stage:
 
     @property
     def head_only(self) -> bool:
-        """Whether this is stage 0, which is convex."""
+        """Whether only the head is fitted, as a logistic regression."""
         return not self.blocks
 
 
@@ -57,13 +58,12 @@ def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
         For each stage: how many blocks to train, counted from the head (0: the head alone),
         `"all"`, the name of a block, or several names.
     names : sequence of str
-        The backbone's blocks, from the image on.
+        The backbone's blocks, in network order.
 
     Raises
     ------
     ValueError
-        If a block is unknown, a stage trains nothing, or the head is to be solved after
-        blocks were trained.
+        If a block is unknown, a stage trains nothing, or 0 comes after other stages.
 
     Examples
     --------
@@ -86,8 +86,8 @@ def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
         name, blocks = _blocks_of(entry, names)
         if not blocks and stages:
             raise ValueError(
-                f"Got unfreeze={unfreeze!r}, but 0, which solves the head, can only come first: "
-                "after other stages the head is trained with the blocks"
+                f"Got unfreeze={unfreeze!r}, but 0, which fits the head alone, can only come "
+                "first: after other stages the head is trained with the blocks"
             )
         boundary = min([boundary, *(names.index(block) for block in blocks)])
         stages.append(Stage(name, blocks, boundary))
@@ -133,7 +133,7 @@ def peak_rates(
     scratch: bool = False,
     adversarial: bool = False,
 ) -> dict[str, float]:
-    """Return the highest learning rate of each part that a stage trains.
+    """Return the peak learning rate of each part that a stage trains.
 
     The last block learns `lr_drop` times slower than the head, and every block before it
     `lr_decay` times slower than the one after it (Howard and Ruder, "Universal Language Model
@@ -144,12 +144,12 @@ def peak_rates(
     ----------
     stage : Stage
     lr : float
-        Of the head.
+        Rate of the head.
     lr_drop, lr_decay : float
     scratch : bool
-        Whether the blocks hold nothing worth protecting: then everything learns at `lr`.
+        Whether the weights are random; all parts then learn at `lr`.
     adversarial : bool
-        Whether an adversary learns beside the blocks, at the head's rate.
+        Whether an adversary is trained too, at the head's rate.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def peak_rates(
     count = len(stage.blocks)
     drop, decay = (1.0, 1.0) if scratch else (lr_drop, lr_decay)
     if decay > 1 and count > 1:
-        decay = min(decay, (1 / _SPREAD) ** (1 / (count - 1)))
+        decay = min(decay, (1 / _MIN_BLOCK_RATE) ** (1 / (count - 1)))
     rates = {HEAD: lr}
     if count:
         rates[PRE_LOGITS] = lr / drop
@@ -171,12 +171,12 @@ def peak_rates(
 
 
 def rate_factor(progress: float) -> float:
-    """Scale the rates: a linear rise, then half a cosine.
+    """Return the factor on the peak rates: a linear warm-up, then half a cosine.
 
     Parameters
     ----------
     progress : float
-        How far the stage has come, 0 to 1.
+        Completed share of the stage, 0 to 1.
 
     Examples
     --------
@@ -184,6 +184,6 @@ def rate_factor(progress: float) -> float:
     [0.01, 0.505, 1.0, 0.505, 0.01]
     """
     if progress < _WARM_UP:
-        return _LAST + (1 - _LAST) * progress / _WARM_UP
+        return _FINAL_RATE + (1 - _FINAL_RATE) * progress / _WARM_UP
     passed = (progress - _WARM_UP) / (1 - _WARM_UP)
-    return _LAST + (1 - _LAST) * (1 + math.cos(math.pi * passed)) / 2
+    return _FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * passed)) / 2

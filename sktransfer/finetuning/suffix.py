@@ -1,4 +1,4 @@
-"""What is trained after the boundary: blocks, pre_logits and a new head.
+"""The trained part of a network: the blocks after the boundary, pre_logits and a new head.
 
 Shapes: N images, C channels, H x W positions or L tokens of a feature map, D features.
 """
@@ -21,27 +21,27 @@ from sktransfer.utils.runtime import autocast, seeded
 
 
 class TrainedSuffix(nn.Module):
-    """What lies after the last boundary of a fine-tuning: blocks, pre_logits and a new head.
+    """The part of a network after the last boundary: blocks, pre_logits and a new head.
 
-    The blocks are copies; the backbone stays as it is. `move_boundary` says which of them are
-    trained, and from where the activations come; all others stay frozen whatever mode is set.
+    The blocks are copies, so the backbone does not change. `move_boundary` sets where activations
+    enter and which parts are trained; all other parts stay frozen in every mode.
 
     Parameters
     ----------
     block_list : BlockList
     boundary : int
-        How many blocks lie before the suffix; all of them leaves the head alone.
+        Number of blocks before the suffix; with all of them, only the head is left.
     n_outputs : int
         Number of logits, K.
     width : int
-        Of the penultimate vector, D.
+        Size of the penultimate vector, D.
     shapes : dict of int to tuple of int
-        Shape of the activations at each boundary where they may come in, flattened or not.
+        Shape of the activations at each boundary where they may enter; they may be flattened.
     dropout : float
-        Share of the penultimate vector that training drops.
+        Dropout rate on the penultimate vector.
     learn_statistics : bool
-        Whether BatchNorm of trained blocks normalizes by the batch and moves its statistics;
-        otherwise it keeps those that it has.
+        Whether trained BatchNorm layers normalize by the batch and update their statistics;
+        otherwise they keep the pretrained ones.
     precision : torch.dtype
         float32, or bfloat16 for mixed precision while training.
     """
@@ -69,7 +69,7 @@ class TrainedSuffix(nn.Module):
             self.head = nn.Linear(width, n_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        # What squares of its weights cost, (D,); kept with the head.
+        # L2 penalty on the weights of each feature, (D,); saved with the head.
         self.head.register_buffer("penalty", torch.zeros(width))
         self.boundary, self.end, self.shapes = boundary, end, shapes
         self.learn_statistics, self.precision = learn_statistics, precision
@@ -78,28 +78,28 @@ class TrainedSuffix(nn.Module):
         self.move_boundary(boundary, ())
 
     def parts(self) -> dict[str, nn.Module]:
-        """Name the parts that can be trained, from the first block to the head."""
+        """Return the parts that can be trained by name, from the first block to the head."""
         blocks = dict(zip(self.names, self.blocks, strict=True))
         domain_loss = {} if self.adversary is None else {ADVERSARY: self.adversary}
         return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **domain_loss}
 
     def attach_adversary(self, adversary: Adversary) -> None:
-        """Let training take an adversary along, from which a target's images are to be hidden."""
+        """Attach a domain adversary for training."""
         self.adversary = adversary.to(self.device)
 
     def detach_adversary(self) -> None:
-        """Forget the adversary, which only training needs."""
+        """Remove the adversary, which only training needs."""
         self.adversary = None
 
     def move_boundary(self, boundary: int, trained: Collection[str]) -> None:
-        """Let activations come in at `boundary`, and train just the parts named in `trained`."""
+        """Set the boundary where activations enter, and the names of the trained parts."""
         self.start, self.trained = boundary, frozenset(trained)
         for name, part in self.parts().items():
             part.requires_grad_(name in self.trained)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TrainedSuffix:
-        """Set the mode of the trained parts; frozen ones have only one."""
+        """Set the mode of the trained parts; frozen parts stay in evaluation mode."""
         super().train(mode)
         for name, part in self.parts().items():
             if name not in self.trained:
@@ -126,7 +126,7 @@ class TrainedSuffix(nn.Module):
     def forward(self, x: torch.Tensor, target: torch.Tensor | None = None) -> Any:
         """Map activations at the boundary, (N, ...), to logits (N, K), float32.
 
-        With activations of the target beside them, as many, also gives the adversary's loss.
+        Given activations of as many target images, also return the adversary's loss.
         """
         with autocast(x.device, self.precision if self.training else torch.float32):
             embeddings = self.embed(x)
@@ -137,7 +137,7 @@ class TrainedSuffix(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the suffix lies."""
+        """Device of the suffix."""
         return self.head.weight.device
 
     @torch.no_grad()
@@ -150,15 +150,15 @@ class TrainedSuffix(nn.Module):
         self.head.get_buffer("penalty").copy_(torch.as_tensor(penalty))
 
     def penalty(self) -> torch.Tensor:
-        """Compute what the head's weights cost, in addition to the mean loss."""
+        """Compute the penalty on the head's weights, which is added to the mean loss."""
         return (self.head.get_buffer("penalty") * self.head.weight.square()).sum()
 
     def count_trained(self) -> int:
-        """Count the parameters that are trained."""
-        return sum(each.numel() for each in self.parameters() if each.requires_grad)
+        """Count the trainable parameters."""
+        return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
 
     def state_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """Copy all tensors of some parts, to the CPU."""
+        """Copy all tensors of some parts to the CPU."""
         return {
             f"{name}.{key}": tensor.detach().to("cpu", copy=True)
             for name, part in self.parts().items()
@@ -168,7 +168,7 @@ class TrainedSuffix(nn.Module):
 
     @torch.no_grad()
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Put back what `state_of` gave."""
+        """Load tensors that `state_of` returned."""
         for name, part in self.parts().items():
             for key, tensor in part.state_dict().items():
                 if f"{name}.{key}" in state:

@@ -1,7 +1,7 @@
 """The seam between training and the kind of target that an estimator learns.
 
-Only a `Task` knows what a target is: how it is encoded and held out, what the network should
-output, how outputs are scored, and what they mean. Another kind of target is another task and a
+Only a `Task` knows the targets: how they are encoded and held out, how the head, the loss and the
+metric are computed, and how outputs are decoded. Another kind of target needs another task and a
 thin estimator.
 
 Shapes: N images, B images in a batch, K outputs of the network.
@@ -24,17 +24,16 @@ from sktransfer.finetuning.head import Head, LabeledEmbeddings, fit_head
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Images of a class that stay in the training set at least; a class with no more gives none away.
+# Minimum number of training images of a class when others are held out.
 _MIN_TRAIN_IMAGES = 2
-# A class of fewer images makes a training set small.
+# A training set with fewer images of some class is small.
 _SMALL_CLASS = 10
 
 
 class Task(ABC):
-    """What a fine-tuned estimator learns.
+    """The kind of target of a fine-tuned estimator.
 
-    Targets are encoded as an array of shape (N,) when an estimator is fitted; all methods take
-    them so.
+    An estimator encodes its targets as an array of shape (N,); all methods take encoded targets.
     """
 
     metric_name: ClassVar[str]
@@ -55,7 +54,7 @@ class Task(ABC):
 
     @abstractmethod
     def is_small(self, targets: np.ndarray, counts: np.ndarray) -> bool:
-        """Return whether so few images call for more regularization by default.
+        """Return whether there are so few images that the defaults regularize more.
 
         Parameters
         ----------
@@ -75,14 +74,14 @@ class Task(ABC):
         rows : ndarray of int
             Sorted.
         problem : str
-            What the split cannot do, for a warning; empty if nothing.
+            Text of a warning about the split; empty if there is none.
         """
 
     @abstractmethod
     def batch_targets(
         self, targets: np.ndarray, weights: np.ndarray, label_smoothing: float
     ) -> torch.Tensor:
-        """Return what `loss` compares outputs with, float32 of shape (B, ...), weights included."""
+        """Return the targets of the loss with weights applied, float32 of shape (B, ...)."""
 
     @abstractmethod
     def fit_head(
@@ -93,7 +92,7 @@ class Task(ABC):
         small: bool,
         device: torch.device,
     ) -> Head:
-        """Fit the linear head on embeddings; a convex problem."""
+        """Fit a linear head on embeddings."""
 
     @abstractmethod
     def make_loss(self) -> nn.Module:
@@ -131,7 +130,7 @@ class ClassificationTask(Task):
         return self.classes.tolist()
 
     def encode(self, y: Any) -> np.ndarray:
-        """Return class numbers; a label that is no class raises a ValueError."""
+        """Return class numbers; raise a ValueError for an unknown label."""
         return encode(y, self.classes)
 
     def is_small(self, targets: np.ndarray, counts: np.ndarray) -> bool:
@@ -143,7 +142,7 @@ class ClassificationTask(Task):
     ) -> tuple[np.ndarray, str]:
         """Choose the same share of each class, and at least one image of each.
 
-        A class of no more than two images gives none away.
+        A class of one or two images stays in the training set.
         """
         rng = np.random.default_rng(seed)
         held_out, small = [], []
@@ -185,7 +184,7 @@ class ClassificationTask(Task):
         return nn.CrossEntropyLoss()
 
     def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> int:
-        """Count the right answers."""
+        """Count the correct predictions."""
         return int((outputs.argmax(1) == targets.argmax(1)).sum())
 
     def predict(self, outputs: np.ndarray) -> np.ndarray:
@@ -201,5 +200,5 @@ class ClassificationTask(Task):
         return outputs[:, 1] - outputs[:, 0] if self.n_outputs == 2 else outputs
 
 
-# Unlabeled images: no target says anything.
+# The task of unlabeled images, whose targets are ignored.
 UNLABELED = ClassificationTask(np.array([0]))

@@ -1,7 +1,7 @@
-"""Training one stage after another; the only room that knows skorch.
+"""Train one stage after another. This is the only module that uses skorch.
 
-A run is resumed by its last epoch: whatever is random in an epoch follows from the seed, the stage
-and the epoch, and boundary and rates follow from stage and progress.
+A fit resumes after its last complete epoch: the random numbers of an epoch depend only on the seed,
+the stage and the epoch, and the boundary and the rates only on the stage and its progress.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict
     Raises
     ------
     ValueError
-        If it is neither a known name nor a class of torch's.
+        If it is neither a known name nor an optimizer class of torch.
     """
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         return optimizer, {}
@@ -62,7 +62,7 @@ def make_net(
 ) -> NeuralNet:
     """Build the skorch net of a suffix, with one parameter group for each part.
 
-    All groups are there from the start; what a stage does not train gets no gradient, and so no
+    All groups exist from the start; parts that a stage does not train get no gradient, and so no
     step. The net takes activations at the suffix's boundary.
     """
     if torch.device(device).type == "cpu":
@@ -77,8 +77,8 @@ def make_net(
         optimizer__param_groups=groups,
         optimizer__weight_decay=weight_decay,
         **{f"optimizer__{name}": value for name, value in settings.items()},
-        iterator_train=_own_batches,
-        iterator_valid=_own_batches,
+        iterator_train=_iterate_batches,
+        iterator_valid=_iterate_batches,
         callbacks=[("epoch_setup", _EpochSetup()), *callbacks, ("best_weights", _BestWeights())],
         device=device,
         verbose=0,
@@ -87,13 +87,13 @@ def make_net(
 
 
 class _PenalizedNet(NeuralNet):
-    """Goes on minimizing what stage 0 minimized: the mean loss, and the penalty on the head.
+    """Minimize the mean loss plus the penalty on the head, the same objective as the head fit.
 
-    Where the module has met an adversary, its loss comes on top.
+    If an adversary is attached, its loss is added.
     """
 
     def train_step(self, batch: Any, **fit_params: Any) -> Any:
-        with GLOBAL_GENERATORS:  # dropout draws from them, while images are read ahead
+        with GLOBAL_GENERATORS:  # dropout draws from them while other threads read images
             return super().train_step(batch, **fit_params)
 
     def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
@@ -102,34 +102,34 @@ class _PenalizedNet(NeuralNet):
         return sum(domain_loss, loss + self.module_.penalty()) if training else loss
 
 
-def _own_batches(
-    feed: EpochBatches | PairedBatches, batch_size: int
+def _iterate_batches(
+    batches: EpochBatches | PairedBatches, batch_size: int
 ) -> EpochBatches | PairedBatches:
-    """Stand in for a DataLoader: a feed makes its own batches."""
-    return feed
+    """Replace a DataLoader: the dataset yields batches itself."""
+    return batches
 
 
 @dataclass
 class TrainingState:
-    """How far training has come, and the best weights so far: what a checkpoint keeps.
+    """The progress of a fit and its best weights so far, as a checkpoint stores them.
 
     Parameters
     ----------
     seed : int
     stage : int
-        Number of the stage at hand.
+        Index of the current stage.
     epoch : int
-        Epochs of it that are done.
+        Completed epochs of that stage.
     stall : int
         Epochs since the best one.
     best_loss, best_metric : float
-        On the validation images, of the best weights of this stage.
+        Validation metrics of the best weights of this stage.
     best_epoch : int
-        The epoch that reached them; 0 is the state in which the stage began.
+        Epoch of the best weights; 0 is the state before the stage.
     best : dict of str to Tensor
-        The weights that reached them; empty where there is no validation.
+        The best weights; empty without validation images.
     reports : list of dict
-        What the stages before have done.
+        Reports of the completed stages.
     """
 
     seed: int
@@ -145,7 +145,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """All that a stage needs to know; nothing in it changes while it trains.
+    """The settings of one stage, constant while it trains.
 
     Parameters
     ----------
@@ -153,16 +153,16 @@ class StageConfig:
     stage : Stage
     task : Task
     rates : dict of str to float
-        The highest rate of each part.
+        Peak learning rate of each part.
     train : EpochBatches or PairedBatches
     valid : EpochBatches or None
     max_epochs : int
     patience : int or None
-        Epochs without improvement after which the stage ends; None trains them all.
+        Epochs without improvement after which the stage ends; None trains all epochs.
     checkpoint : Path or None
-        The file that is replaced after each epoch.
-    kept : tuple of str
-        The parts that any stage trains, which a checkpoint keeps.
+        File that is replaced after each epoch.
+    saved_parts : tuple of str
+        The parts that any stage trains, which a checkpoint stores.
     reconstruction : callable
         Returns the fitted attributes of an estimator that predicts as the net does.
     """
@@ -176,18 +176,18 @@ class StageConfig:
     max_epochs: int
     patience: int | None
     checkpoint: Path | None
-    kept: tuple[str, ...]
+    saved_parts: tuple[str, ...]
     reconstruction: Callable[[], dict[str, Any]]
 
 
 def train_stage(
     net: NeuralNet, state: TrainingState, config: StageConfig, progress: StageProgress
 ) -> bool:
-    """Train one stage, from its beginning or from where `state` says that it was left.
+    """Train one stage, from its start or from the state of an interrupted fit.
 
-    The boundary is where it belongs already. Afterwards the net has the best weights of the stage,
-    by validation loss, which may be those that it began with; without patience the last epoch is
-    taken for the best, and without validation there is no other.
+    The suffix's boundary must be set. Afterwards the net has the best weights of the stage by
+    validation loss, possibly those from before the stage. Without patience, and without validation
+    images, it has the weights of the last epoch.
 
     Returns
     -------
@@ -197,27 +197,27 @@ def train_stage(
     Raises
     ------
     FloatingPointError
-        If the loss is not finite, and there is nothing good to go back to.
+        If the loss is not finite and there are no earlier weights to return to.
     """
     suffix: TrainedSuffix = net.module_
     with seeded(state.seed, net.device):
         if state.stage != config.number:
             _begin(net, state, config)
-        going_on = _loop(net, state, config, progress)
+        completed = _loop(net, state, config, progress)
     if state.best:
         suffix.restore(state.best)
     suffix.train(False)
-    return going_on
+    return completed
 
 
 def _begin(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
-    """Take the state in which the stage begins for its best so far."""
+    """Record the state before the stage as the best so far."""
     net.optimizer_.state.clear()
     state.stage, state.epoch, state.stall, state.best_epoch = config.number, 0, 0, 0
     state.best, state.best_loss, state.best_metric = {}, math.inf, math.nan
     if config.valid is not None:
         state.best_loss, state.best_metric = evaluate(net, config.valid, config.task)
-        state.best = net.module_.state_of(config.kept)
+        state.best = net.module_.state_of(config.saved_parts)
 
 
 def _loop(
@@ -232,7 +232,7 @@ def _loop(
     best_weights.progress, best_weights.epoch_setup = progress, epoch_setup
     net.set_params(train_split=config.valid and predefined_split(config.valid))
     net.notify("on_train_begin", X=config.train, y=None)
-    going_on = True
+    completed = True
     try:
         if not best_weights.is_over():
             net.fit_loop(config.train, epochs=config.max_epochs - state.epoch)
@@ -241,19 +241,19 @@ def _loop(
     except KeyboardInterrupt:
         if epoch_setup.in_callbacks:  # skorch's way of stopping early
             with contextlib.suppress(_StopStage):
-                best_weights.keep(net)
+                best_weights.record_epoch(net)
         else:
-            going_on = False
+            completed = False
     net.notify("on_train_end", X=config.train, y=None)
-    return going_on
+    return completed
 
 
 @torch.no_grad()
-def evaluate(net: NeuralNet, feed: EpochBatches, task: Task) -> tuple[float, float]:
+def evaluate(net: NeuralNet, batches: EpochBatches, task: Task) -> tuple[float, float]:
     """Return the mean loss and the mean metric of the task."""
     net.module_.train(False)
     loss, metric, total = 0.0, 0.0, 0
-    for x, targets in feed:
+    for x, targets in batches:
         logits = net.module_(x)
         loss += float(net.criterion_(logits, targets)) * len(x)
         metric += task.metric(logits, targets)
@@ -262,11 +262,11 @@ def evaluate(net: NeuralNet, feed: EpochBatches, task: Task) -> tuple[float, flo
 
 
 class _StopStage(KeyboardInterrupt):
-    """Ends the loop over epochs, in the way in which skorch's callbacks do."""
+    """End the loop over epochs, as skorch's own callbacks do."""
 
 
 class _EpochSetup(Callback):
-    """Comes before the user's callbacks: seeds an epoch, sets rates, counts right answers."""
+    """Runs before the user's callbacks: seeds an epoch, sets rates, sums the metric."""
 
     state: TrainingState
     config: StageConfig
@@ -303,7 +303,7 @@ class _EpochSetup(Callback):
             logits, domain_loss = logits
             self.domain_loss += float(domain_loss.detach()) * len(targets)
         if training and not math.isfinite(float(kwargs["loss"].detach())):
-            self._refuse(net)
+            self._stop_on_divergence(net)
         self.metric[training] += self.config.task.metric(logits.detach(), targets)
         self.seen[training] += len(targets)
 
@@ -318,13 +318,13 @@ class _EpochSetup(Callback):
         history.record("lr", {g["name"]: g["lr"] for g in net.optimizer_.param_groups if g["lr"]})
         self.in_callbacks = True
 
-    def _refuse(self, net: NeuralNet) -> None:
+    def _stop_on_divergence(self, net: NeuralNet) -> None:
         problem = (
             f"Got a loss that is not finite in epoch {self.state.epoch + 1} of the stage "
             f"{self.config.stage.name!r}: the rates are too high (lr={self.config.rates[HEAD]:g}); "
             "lower lr, raise lr_drop, or look for extreme values in sample_weight"
         )
-        net.history_.pop()  # the epoch that came to nothing
+        net.history_.pop()  # the epoch that failed
         if not self.state.best:
             raise FloatingPointError(problem)
         warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)
@@ -332,7 +332,7 @@ class _EpochSetup(Callback):
 
 
 class _BestWeights(Callback):
-    """Comes after the user's callbacks: keeps the best weights, saves, reports, and stops."""
+    """Runs after the user's callbacks: keeps the best weights, saves, reports and stops."""
 
     state: TrainingState
     config: StageConfig
@@ -343,13 +343,13 @@ class _BestWeights(Callback):
         self.progress.begin()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.epoch_setup.in_callbacks = False  # those of the user
-        self.keep(net)
+        self.epoch_setup.in_callbacks = False
+        self.record_epoch(net)
         if self.is_over():
             raise _StopStage
 
-    def keep(self, net: NeuralNet) -> None:
-        """Take an epoch as done."""
+    def record_epoch(self, net: NeuralNet) -> None:
+        """Record a completed epoch."""
         state, row = self.state, net.history_[-1]
         state.epoch += 1
         loss = float(row.get("valid_loss", math.nan))
@@ -358,15 +358,15 @@ class _BestWeights(Callback):
         ):
             state.best_loss, state.best_metric = loss, row[f"valid_{self.config.task.metric_name}"]
             state.best_epoch, state.stall = state.epoch, 0
-            state.best = net.module_.state_of(self.config.kept)
+            state.best = net.module_.state_of(self.config.saved_parts)
         else:
             state.stall += 1
-        save_run(self.config.checkpoint, net, state, self.config.kept)
+        save_run(self.config.checkpoint, net, state, self.config.saved_parts)
         if self.progress.update(_shown(row, self.config.task), self.config.reconstruction):
             raise _StopStage
 
     def is_over(self) -> bool:
-        """Whether the stage has come to its end; a function of what checkpoints keep."""
+        """Return whether the stage has ended, from what a checkpoint stores."""
         patience = self.config.patience if self.config.valid else None
         stalled = patience is not None and self.state.stall >= patience
         return stalled or self.state.epoch >= self.config.max_epochs
@@ -380,13 +380,13 @@ def _shown(row: dict[str, Any], task: Task) -> dict[str, Any]:
     return {**shown, "lr": (max(rates), min(rates))}
 
 
-def save_run(path: Path | None, net: NeuralNet, state: TrainingState, kept: Sequence[str]) -> None:
-    """Save everything needed to resume."""
+def save_run(path: Path | None, net: NeuralNet, state: TrainingState, parts: Sequence[str]) -> None:
+    """Save everything needed to resume a fit."""
     if path is None:
         return
     content = {
         **vars(state),
-        "weights": net.module_.state_of(kept),
+        "weights": net.module_.state_of(parts),
         "optimizer": net.optimizer_.state_dict(),
         "history": plain(list(net.history_)),
     }
@@ -394,7 +394,7 @@ def save_run(path: Path | None, net: NeuralNet, state: TrainingState, kept: Sequ
 
 
 def resume_run(path: Path | None, net: NeuralNet) -> TrainingState | None:
-    """Bring a net to where its checkpoint left it; None where there is no checkpoint."""
+    """Restore a net from its checkpoint; return None if there is none."""
     content = load_checkpoint(path) if path is not None else None
     if content is None:
         return None

@@ -1,4 +1,4 @@
-"""Labeled images: in an order of their own, each once, and what is held out of them.
+"""Training sets: labeled images without duplicates, in a fixed order, and the validation split.
 
 Shapes: N images, K classes.
 """
@@ -19,7 +19,7 @@ from sktransfer.finetuning.task import Task
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Labeled images.
+    """Labeled images without duplicates.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ class TrainingSet:
     y : ndarray of shape (N,)
         Class numbers, 0 to K - 1.
     counts : ndarray of shape (N,)
-        How many images each stands for: its sample weight.
+        Sum of the sample weights of each image's duplicates.
     weights : ndarray of shape (N,)
-        How much each matters: the same, times the weight of its class.
+        The same, multiplied by the weight of the class.
     """
 
     images: Images
@@ -39,32 +39,32 @@ class TrainingSet:
 
     @classmethod
     def of(cls, images: Images, labels: EncodedLabels) -> TrainingSet:
-        """Put images in an order that follows from what they are, and merge equal ones.
+        """Sort images by content and merge identical ones that have the same label.
 
-        A weight of 2 is then the same as an image that comes twice, and the order of the rows
-        does not matter: a fit is the same, to the last bit.
+        A sample weight of 2 is then equivalent to an image that occurs twice, and a fit does not
+        depend on the order of the rows, bit for bit.
 
         Raises
         ------
         ImageError
-            For a missing file or an item that is no image.
+            If a file is missing or an item is not an image.
         """
         keys = [
             (images.order_key(row), number)
             for row, number in zip(labels.rows, labels.y, strict=True)
         ]
         merged: dict[tuple[bytes, int], list[int]] = {}
-        for place, key in enumerate(keys):
-            merged.setdefault(key, []).append(place)
-        places = [merged[key] for key in sorted(merged)]
-        first = np.array([same[0] for same in places])
-        counts = np.array([math.fsum(labels.sample_weight[same]) for same in places])
+        for index, key in enumerate(keys):
+            merged.setdefault(key, []).append(index)
+        duplicates = [merged[key] for key in sorted(merged)]
+        first = np.array([indices[0] for indices in duplicates])
+        counts = np.array([math.fsum(labels.sample_weight[indices]) for indices in duplicates])
         weights = counts * (labels.weights / labels.sample_weight)[first]
         return cls(images.take(labels.rows[first]), labels.y[first], counts, weights)
 
     @classmethod
     def unlabeled(cls, images: Images, rows: np.ndarray) -> TrainingSet:
-        """Put images in the same kind of order, each once; their class is 0, and says nothing."""
+        """Sort and merge images without labels; their class number is 0."""
         zeros, ones = np.zeros(len(rows), int), np.ones(len(rows))
         merged = cls.of(images, EncodedLabels(np.array([0]), zeros, ones, ones, rows))
         ones = np.ones(len(merged.y))
@@ -76,7 +76,7 @@ class TrainingSet:
         return TrainingSet(images, self.y[rows], self.counts[rows], self.weights[rows])
 
     def digest(self) -> str:
-        """Identify images, labels and weights."""
+        """Return a digest of images, labels and weights."""
         digest = hashlib.blake2b(self.y.tobytes() + self.weights.tobytes(), digest_size=16)
         for row in range(len(self.images)):
             digest.update(self.images.fingerprint(row))
@@ -86,13 +86,13 @@ class TrainingSet:
 def split_validation(
     examples: TrainingSet, fraction: float, seed: int, task: Task
 ) -> tuple[TrainingSet, TrainingSet | None]:
-    """Split off a validation set, as the task divides its targets.
+    """Split off a validation set.
 
     Parameters
     ----------
     examples : TrainingSet
     fraction : float
-        0 holds nothing out.
+        Share of the images to hold out; 0 holds none out.
     seed : int
     task : Task
 
@@ -104,7 +104,7 @@ def split_validation(
     Warns
     -----
     UserWarning
-        If some class has too few images to hold any out.
+        If some class has too few images to hold any of them out.
     """
     if fraction == 0:
         return examples, None

@@ -135,6 +135,6 @@ def test_no_code_of_a_file_is_run(path, tmp_path, kind):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content["loss"], protocol=2))
-    with pytest.raises(ValueError, match="is no checkpoint of sktransfer's"):
+    with pytest.raises(ValueError, match="is not a checkpoint of sktransfer"):
         load_checkpoint(path)
     assert not (tmp_path / "proof").exists()

@@ -120,7 +120,7 @@ with_numpy = fit_head(data, None, CLASSES)
 seen = []
 fit = head.LogisticRegression.fit
 head.LogisticRegression.fit = lambda self, X, *rest: seen.append(type(X)) or fit(self, X, *rest)
-head._solver_device = lambda device, numbers: device
+head._solver_device = lambda device, size: device
 with_torch = fit_head(data, None, CLASSES)
 assert set(seen) == {torch.Tensor}
 assert with_numpy.strength == with_torch.strength
