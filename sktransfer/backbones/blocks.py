@@ -154,12 +154,12 @@ def split_unknown_into_blocks(network: nn.Module, image_size: int | None) -> Blo
     with _evaluating(network):
         probe, expected = _probe(network, image_size)
         layout = _layout(expected)
-        whole = BlockList((("model", network),), _Average(layout), nn.Identity(), layout)
+        single_block = BlockList((("model", network),), _Average(layout), nn.Identity(), layout)
         if _same(expected[:1], expected[1:]) and not is_sequential(network):
             # If the output does not depend on the image, equal outputs prove nothing.
-            return whole
+            return single_block
         chain = _chain(network, probe, expected)
-        return _cut_chain(chain, probe) or _trunk(network, probe) or whole
+        return _cut_chain(chain, probe) or _trunk(network, probe) or single_block
 
 
 @contextlib.contextmanager

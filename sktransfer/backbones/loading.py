@@ -77,12 +77,11 @@ class Backbone:
     def image_size_for(self, image_size: Any, images: Images) -> Any:
         """Resolve the image size: `image_size` itself, unless it is `"auto"`.
 
-        Pretraining enlarges crops of images, so objects look larger than in the center crop of a
-        whole image, which the preprocessing of most weights takes. Whole images at 9/7 of the
-        size, 288 x 288 instead of 224 x 224, compensate for that. `"auto"` is None for weights
-        with a narrow margin around the crop, which fit their own size, and for small images, which
-        have too little detail. Source: Touvron et al., "Fixing the train-test resolution
-        discrepancy", NeurIPS 2019.
+        Pretraining enlarges crops of images, so objects look larger than in a center crop, the
+        usual preprocessing of weights. Larger images, by a factor of 9/7, compensate for that:
+        288 x 288 instead of 224 x 224. `"auto"` is None for weights whose preprocessing leaves a
+        narrow margin around the crop, and for small images, which have too little detail. Source:
+        Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
 
         Raises
         ------

@@ -83,9 +83,9 @@ def build_on_meta(
 ) -> nn.Module:
     """Build the structure of a torchvision network in milliseconds.
 
-    Parameters and statistics have no values: they are on the meta device, until
-    `load_state_dict(..., assign=True)`. The parameters are those of `build_torchvision`, but for
-    the number of classes, K.
+    Parameters and statistics are on the meta device, without values, until
+    `load_state_dict(..., assign=True)`. `num_classes` is the number of logits, K; for `name` and
+    `image_size`, see `build_torchvision`.
 
     Examples
     --------

@@ -132,7 +132,7 @@ def require_reachable(url: str, missing: str, remedy: str) -> None:
     url : str
         Address of the file.
     missing : str
-        The beginning of the message: the missing file, and where it was looked for.
+        The beginning of the message: the missing file, and the searched folder.
     remedy : str
         How to use the file after it has been downloaded elsewhere.
 

@@ -237,8 +237,8 @@ def as_images(
     --------
     >>> from sklearn.datasets import load_digits
     >>> images = as_images(load_digits().data, image_shape=(8, 8), pixel_range=(0, 16))
-    >>> len(images), images[0].shape, images[0].dtype, images[0].max()
-    (1797, (8, 8, 3), dtype('uint8'), np.uint8(239))
+    >>> len(images), images[0].shape, int(images[0].max())
+    (1797, (8, 8, 3), 239)
     """
     shape, limits = _check_image_shape(image_shape), _check_pixel_range(pixel_range)
     if isinstance(X, Images):

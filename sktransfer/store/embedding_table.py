@@ -82,10 +82,10 @@ class EmbeddingTable:
 
         Returns
         -------
-        found : ndarray of shape (N,), bool
+        is_stored : ndarray of shape (N,), bool
         """
         first, source = first_rows(keys)
-        found = np.zeros(len(keys), bool)
+        is_stored = np.zeros(len(keys), bool)
         # In the order of the file: shuffled rows would read each page many times.
         select_ids = "SELECT id FROM embeddings WHERE table_id = ? AND key IN"
         select_values = "SELECT key, value FROM embeddings WHERE table_id = ? AND id IN"
@@ -96,15 +96,15 @@ class EmbeddingTable:
             rows = [first[key] for key, _ in stored]
             values = np.frombuffer(b"".join(value for _, value in stored), self.dtype)
             out[rows] = values.reshape(len(rows), self.width)
-            found[rows] = True
-        count = int(found.sum())
-        found = found[source]
-        repeats = np.flatnonzero(found & (source != np.arange(len(keys))))
+            is_stored[rows] = True
+        count = int(is_stored.sum())
+        is_stored = is_stored[source]
+        repeats = np.flatnonzero(is_stored & (source != np.arange(len(keys))))
         out[repeats] = out[source[repeats]]
         if count:
             with contextlib.suppress(*FAILURES):  # only the counter fails; the rows were read
                 self.database.transact(lambda c: self._count(c, "read", count))
-        return found
+        return is_stored
 
     def as_rows(self, rows: np.ndarray, count: int) -> np.ndarray:
         """Check that `rows` are `count` embeddings of this table, and convert them to its dtype."""

@@ -30,8 +30,8 @@ class Preprocessing:
     Parameters
     ----------
     resize : int or (int, int)
-        The shorter side after resizing, in pixels (the aspect ratio is kept), or height and width
-        (it is not kept).
+        The shorter side after resizing, in pixels, which keeps the aspect ratio; or height and
+        width, which does not.
     crop : (int, int)
         Height and width of the center crop, in pixels.
     interpolation : {"nearest", "bilinear", "bicubic"}
@@ -97,8 +97,8 @@ class Preprocessing:
         if image_size is None:
             return self
         sides = image_size if isinstance(image_size, (tuple, list)) else (image_size,)
-        whole = all(isinstance(side, (int, np.integer)) and side > 0 for side in sides)
-        if len(sides) not in (1, 2) or not whole:
+        valid = all(isinstance(side, (int, np.integer)) and side > 0 for side in sides)
+        if len(sides) not in (1, 2) or not valid:
             raise ValueError(
                 f"Got image_size={image_size!r}, but expected a side in pixels such as 224, "
                 "(height, width), or None for the size of the weights"

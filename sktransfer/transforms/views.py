@@ -1,4 +1,4 @@
-"""Views of images: each image unchanged, and augmented, prepared for a backbone.
+"""Views of images, unchanged or augmented, prepared for a backbone.
 
 Shapes: N images, V augmented views of each, H x W pixels.
 """
