@@ -35,9 +35,9 @@ class Images(Sequence[np.ndarray]):
     """N images, decoded one at a time on access.
 
     Built by `as_images`. It references the caller's container and keeps no decoded image, so
-    memory does not grow with N. Several threads may read from it at once. Every access to a torch
-    or Hugging Face dataset reads the item again, `fingerprint` included, and by one thread at a
-    time, since few datasets are thread-safe. Paths are decoded in parallel.
+    memory does not grow with N. Several threads may read from it at once. Every access to an item
+    of a torch or Hugging Face dataset reads the item again, even for its `fingerprint`, and only
+    one thread reads at a time, since few datasets are thread-safe. Paths are decoded in parallel.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def as_images(
     Returns
     -------
     Images
-        Of length N; nothing is decoded yet. If `X` is `Images`, settings that it has are kept.
+        Of length N; nothing is decoded yet. If `X` is `Images`, its own settings take precedence.
 
     Raises
     ------

@@ -172,7 +172,7 @@ class EmbeddingTable:
         if not fits:
             self.database.warn_once(
                 f"One embedding takes {self.row_bytes} bytes, but the embedding store "
-                f"{self.database.path} is limited to {self.max_bytes}, so none is stored; "
+                f"{self.database.path} is limited to {self.max_bytes} bytes, so none is stored; "
                 "raise max_bytes."
             )
 

@@ -182,7 +182,7 @@ register_policy(
             Erase(p=0.4),
         ),
         n_views=_DEFAULT_N_VIEWS,
-        doc="even larger ones, and shear, color changes, blur and erasing. For few images.",
+        doc="even larger changes, and shear, color, blur and erased parts. For few images.",
     ),
 )
 register_policy(

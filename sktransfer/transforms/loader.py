@@ -109,7 +109,7 @@ class ImageReader:
         batches: Iterable[Sequence[int]],
         threads_per_core: int = 1,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield the readable rows and the function of their pixels, batch by batch, in order.
+        """Yield the readable rows and the result of a function of their pixels, batch by batch.
 
         The function is called on several threads at once, `threads_per_core` for each core. On each
         of them, torch uses no further threads.

@@ -72,7 +72,7 @@ class FitProgress:
     Attributes
     ----------
     stop : bool
-        Whether a callback requested, at the end of the last epoch or stage, that the fit stops.
+        Whether a callback requested a stop at the end of the last epoch or stage.
 
     Examples
     --------
@@ -196,7 +196,7 @@ class StageProgress:
         Returns
         -------
         stop : bool
-            Whether a callback requested that the stage stops.
+            Whether a callback requested a stop.
         """
         self.begin()
         self._epoch.metrics, self._epoch = dict(metrics), None
