@@ -297,7 +297,7 @@ def test_weights_that_changed_since_fit_are_an_error(tmp_path):
     extractor = PretrainedFeatureExtractor(module).fit(images(2))
     with torch.no_grad():
         module[0][0].weight += 1
-    with pytest.raises(ValueError, match=r"they changed since\. Call fit again"):
+    with pytest.raises(ValueError, match=r"they have changed since\. Call fit again"):
         extractor.transform(images(2))
 
 

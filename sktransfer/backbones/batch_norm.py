@@ -18,12 +18,12 @@ from sktransfer.backbones.weights import digest_tensors
 
 @dataclass(frozen=True, eq=False)
 class BatchNormState:
-    """Statistics of all BatchNorm layers of a backbone, estimated on other images.
+    """BatchNorm statistics of a backbone, estimated on images other than the pretraining ones.
 
     Parameters
     ----------
     statistics : dict of str to Tensor
-        Running means and variances by the name of their buffer.
+        Running means and variances by the names of their buffers.
     """
 
     statistics: dict[str, torch.Tensor]
@@ -40,7 +40,7 @@ def check_batch_norm(backbone: Backbone) -> None:
 
 @lru_cache(maxsize=2)
 def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
-    """Copy a backbone, with other BatchNorm statistics."""
+    """Return a copy of a backbone with other BatchNorm statistics."""
     block_list = copy.deepcopy(backbone.block_list)
     for name, buffer in named_statistics(block_list):
         buffer.copy_(state.statistics[name])
@@ -51,7 +51,7 @@ def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
 
 
 def batch_norms(block_list: BlockList) -> Iterator[tuple[str, _BatchNorm]]:
-    """Yield all BatchNorm layers that keep statistics, with their names."""
+    """Yield the names and modules of all BatchNorm layers that keep statistics."""
     for block_name, block in block_list.blocks:
         for name, module in block.named_modules(prefix=block_name):
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
@@ -59,7 +59,7 @@ def batch_norms(block_list: BlockList) -> Iterator[tuple[str, _BatchNorm]]:
 
 
 def named_statistics(block_list: BlockList) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield running means and variances of all BatchNorm layers, by the name of their buffer."""
+    """Yield the running means and variances of all BatchNorm layers, with their buffer names."""
     for name, layer in batch_norms(block_list):
         for kind in ("running_mean", "running_var"):
             yield f"{name}.{kind}", getattr(layer, kind)

@@ -1,4 +1,4 @@
-"""An ordered list of blocks, and how to split a network of any class into one.
+"""An ordered list of blocks, and functions that split a network of any class into blocks.
 
 Shapes: N images of H x W pixels, C channels, L tokens, D features, K classes.
 """
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from sktransfer.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-# Sizes at which an unknown network is tried; most take the first.
+# Image sizes that are tried on an unknown network; most networks accept the first.
 _PROBE_SIZES = (224, 64, 32, 128, 96, 256, 299, 384, 512)
-# The axes of a feature map, in each layout, that are positions in the image.
+# The axes of a feature map that are positions in the image, for each layout.
 POSITIONS: dict[str, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "vector": ()}
 
 
 @dataclass(frozen=True, eq=False)
 class BlockList:
-    """An ordered list of blocks, from image to last feature map, and what follows.
+    """An ordered list of blocks, from image to last feature map, and the layers after them.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ class BlockList:
         Composed in order, they map normalized float images (N, 3, H, W) to the last feature
         map. No two share a parameter, and none writes into its input.
     pre_logits : nn.Module
-        Last feature map -> penultimate vector (N, D): the network's own pooling and what it
-        computes before its last layer, without dropout.
+        Maps the last feature map to the penultimate vector (N, D): the network's pooling and all
+        layers before its last one, without dropout.
     logits : nn.Module
-        Last feature map -> logits (N, K), as the network computes them in eval mode.
+        Maps the last feature map to logits (N, K), as the network does in eval mode.
     layout : str
         Of the feature maps between blocks: "NCHW", "NHWC", "NLC", or "vector" for (N, D).
     prefix_tokens : int
         Number of class tokens before the tokens of the image, in layout "NLC".
     image_size : int or None
-        The only H = W that the network takes, if its structure fixes it.
+        The only H = W that the network accepts, if its structure fixes it.
     """
 
     blocks: tuple[tuple[str, nn.Module], ...]
@@ -61,7 +61,7 @@ def assemble(
     layout: str = "NCHW",
     **facts: int,
 ) -> BlockList:
-    """Assemble a block list; the layers of `head` before its last linear one are pre-logits."""
+    """Assemble a block list; the layers of `head` before its last linear layer are pre-logits."""
     layers = [layer for _, layer in unroll(head)]
     linear = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     last = linear[-1] if linear else 0
@@ -73,7 +73,7 @@ def assemble(
 
 
 def unroll(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Name the parts of nested Sequentials, in order."""
+    """Yield the names and parts of nested Sequentials, in order."""
     if not is_sequential(network):
         yield name, network
         return
@@ -83,20 +83,20 @@ def unroll(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def is_sequential(network: nn.Module) -> bool:
-    """Return whether a network declares that it runs its children in order."""
+    """Return whether a network is a Sequential that runs its children in order."""
     return type(network).forward is nn.Sequential.forward
 
 
 class ClassToken(nn.Module):
-    """Leave only the first token: (N, L, C) -> (N, C)."""
+    """Select the first token: (N, L, C) to (N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Select it."""
+        """Select the token."""
         return x[:, 0]
 
 
 class Rescale(nn.Module):
-    """From ImageNet's mean and standard deviation to images in -1..1."""
+    """Convert images normalized by ImageNet's mean and standard deviation to -1..1."""
 
     scale: Tensor
     shift: Tensor
@@ -125,41 +125,41 @@ def register_blocks(cls: type[nn.Module], split: Callable[[Any], BlockList]) -> 
     ----------
     cls : subclass of nn.Module
     split : callable
-        Maps a network to a `BlockList` that shares its parameters; `assemble` builds one. A later
-        function replaces an earlier one for the same class.
+        Maps a network to a `BlockList` that shares its parameters; `assemble` builds one. It
+        replaces a function that was registered before for the same class.
     """
     _SPLITTERS[cls] = split
 
 
 def split_known_into_blocks(network: nn.Module) -> BlockList | None:
-    """Split a network by its class, without running it; return None if the class is unknown."""
+    """Split a network by its class without running it; return None if the class is unknown."""
     for cls, split in _SPLITTERS.items():
         methods = ("forward", "_forward_impl", "_forward")
-        same = all(getattr(type(network), m, 0) is getattr(cls, m, 0) for m in methods)
-        if isinstance(network, cls) and same and "forward" not in vars(network):
+        same_forward = all(getattr(type(network), m, 0) is getattr(cls, m, 0) for m in methods)
+        if isinstance(network, cls) and same_forward and "forward" not in vars(network):
             return split(network)
     return None
 
 
 def split_unknown_into_blocks(network: nn.Module, image_size: int | None) -> BlockList:
-    """Split a network in the finest way whose outputs on two images equal its own.
+    """Split a network as finely as possible with the same outputs on two images.
 
     Parameters
     ----------
     network : nn.Module
-        Is run in eval mode, and left as it was.
+        Runs in eval mode, and is not changed.
     image_size : int or None
-        H = W at which it is run first.
+        H = W of the images that are tried first.
     """
     with _evaluating(network):
         probe, expected = _probe(network, image_size)
         layout = _layout(expected)
-        whole = BlockList((("model", network),), _Average(layout), nn.Identity(), layout)
+        single_block = BlockList((("model", network),), _Average(layout), nn.Identity(), layout)
         if _same(expected[:1], expected[1:]) and not is_sequential(network):
-            # Outputs that do not depend on the image prove nothing.
-            return whole
+            # If the output does not depend on the image, equal outputs prove nothing.
+            return single_block
         chain = _chain(network, probe, expected)
-        return _cut_chain(chain, probe) or _trunk(network, probe) or whole
+        return _cut_chain(chain, probe) or _trunk(network, probe) or single_block
 
 
 @contextlib.contextmanager
@@ -175,13 +175,13 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _probe(network: nn.Module, image_size: int | None) -> tuple[Tensor, Tensor]:
-    """Return two coarse random images (2, 3, S, S) that the network takes, and its outputs."""
-    like = next(network.parameters(), torch.zeros(()))
+    """Return two coarse random images (2, 3, S, S) that the network accepts, and its outputs."""
+    parameter = next(network.parameters(), torch.zeros(()))  # for its device and dtype
     coarse = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     sizes = _PROBE_SIZES if image_size is None else (image_size, *_PROBE_SIZES)
     errors = []
     for size in sizes:
-        probe = nn.functional.interpolate(coarse, (size, size)).to(like)
+        probe = nn.functional.interpolate(coarse, (size, size)).to(parameter)
         try:
             expected = network(probe.clone())
             _layout(expected)
@@ -211,7 +211,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Link:
-    """A part of a chain, and what its run showed."""
+    """A part of a chain, with properties that its run showed."""
 
     name: str
     module: nn.Module
@@ -221,7 +221,7 @@ class _Link:
 
     @property
     def learns(self) -> bool:
-        """Whether it holds a convolution or a matrix, and not only scales."""
+        """Whether the part has a convolution or a matrix, and not only scales."""
         return any(parameter.ndim > 1 for parameter in self.module.parameters())
 
     @property
@@ -230,7 +230,7 @@ class _Link:
 
 
 def _chain(network: nn.Module, probe: Tensor, expected: Tensor) -> list[_Link]:
-    """Run the parts of a network in order; return no link if that computes something else."""
+    """Run the parts of a network in order; return [] if the output differs from the network's."""
     links = []
     x = probe.clone()
     try:
@@ -244,7 +244,7 @@ def _chain(network: nn.Module, probe: Tensor, expected: Tensor) -> list[_Link]:
             links.append(_Link(name, module, layout, gives_map, x._version != version))
             x = y
     except Exception:
-        # Whatever a part raises for an input that is not meant for it.
+        # A part may raise anything for an input that it does not expect.
         return []
     return links if _same(x, expected) else []
 
@@ -261,7 +261,7 @@ def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _cut_chain(links: list[_Link], probe: Tensor) -> BlockList | None:
-    """Cut a chain before every convolution or matrix, and end it with the last feature map."""
+    """Cut a chain before every convolution or matrix, up to the last feature map."""
     end = _end_of_blocks(links)
     if end == 0:
         return None
@@ -269,20 +269,20 @@ def _cut_chain(links: list[_Link], probe: Tensor) -> BlockList | None:
     groups = [links[:1]]
     for before, link in pairwise(links[:end]):
         # Norms, activations and pooling stay with the convolution before them.
-        complete = before.layout == layout and any(other.learns for other in groups[-1])
+        complete = before.layout == layout and any(part.learns for part in groups[-1])
         if complete and link.learns and not link.writes_into_input:
             groups.append([])
         groups[-1].append(link)
     blocks = tuple((_name(group, links), _join(group)) for group in groups)
     logits = _join(links[end:])
-    owned = [set(module.parameters()) for module in (*dict(blocks).values(), logits)]
-    if sum(map(len, owned)) != len(set().union(*owned)):
-        return None
+    parameters = [set(module.parameters()) for module in (*dict(blocks).values(), logits)]
+    if sum(map(len, parameters)) != len(set().union(*parameters)):
+        return None  # two blocks share a parameter
     return BlockList(blocks, _pre_logits(links[end:], blocks, probe), logits, layout)
 
 
 def _end_of_blocks(links: list[_Link]) -> int:
-    """Count the links up to the last feature map, or else up to the last linear layer."""
+    """Count the links up to the last feature map, or without one up to the last linear layer."""
     first = next((i for i, link in enumerate(links) if link.learns), len(links))
     maps = [i for i, link in enumerate(links) if link.gives_map and i >= first]
     linear = [i for i, link in enumerate(links) if link.has_linear]
@@ -292,7 +292,7 @@ def _end_of_blocks(links: list[_Link]) -> int:
 
 
 def _name(group: list[_Link], links: list[_Link]) -> str:
-    """Name a block after the child that it is, or else after its first part that learns."""
+    """Name a block after the child that it consists of, or after its first part that learns."""
     name = next((link.name for link in group if link.learns), group[0].name)
     while "." in name:
         parent = name.rpartition(".")[0]
@@ -323,7 +323,7 @@ def _pre_logits(
 
 
 def _trunk(network: nn.Module, probe: Tensor) -> BlockList | None:
-    """Build one block of all but the last linear layer."""
+    """Build a single block of all layers but the last linear one."""
     trunk = _headless(network, probe)
     if trunk is None:
         return None
@@ -332,21 +332,21 @@ def _trunk(network: nn.Module, probe: Tensor) -> BlockList | None:
 
 
 def _headless(network: nn.Module, x: Tensor) -> nn.Module | None:
-    """Copy all of `network` but its tensors, without its last linear layer, if that ends it."""
+    """Copy `network` without its last linear layer, if that is at the end; share its tensors."""
     network = nn.Sequential(network)
     last = _last_linear(network)
     if last is None:
         return None
     try:
         tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-        twin = copy.deepcopy(network, tensors)
-        twin.set_submodule(last, nn.Identity())
-        features = twin(x.clone())
+        headless = copy.deepcopy(network, tensors)
+        headless.set_submodule(last, nn.Identity())
+        features = headless(x.clone())
         logits = network.get_submodule(last)(features)
     except Exception:
         # Not every module can be copied, or works without its last layer.
         return None
-    return twin if features.ndim == 2 and _same(logits, network(x.clone())) else None
+    return headless if features.ndim == 2 and _same(logits, network(x.clone())) else None
 
 
 def _last_linear(network: nn.Module) -> str | None:
@@ -355,7 +355,7 @@ def _last_linear(network: nn.Module) -> str | None:
 
 
 class _Average(nn.Module):
-    """Average a feature map over its positions; leave a vector as it is."""
+    """Average a feature map over its positions; return a vector unchanged."""
 
     def __init__(self, layout: str) -> None:
         super().__init__()

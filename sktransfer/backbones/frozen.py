@@ -1,7 +1,7 @@
-"""The boundary: what is frozen before it, and what is trained after it.
+"""The frozen part of a backbone: the blocks before a boundary.
 
-A backbone is an ordered list of blocks, and the boundary divides it. "Frozen" means one thing: no
-gradient, no moving BatchNorm statistics and no dropout, whatever mode is set later.
+A backbone is an ordered list of blocks, and a boundary divides it into a frozen and a trained part.
+"Frozen" means no gradient, no changing BatchNorm statistics and no dropout in any mode.
 
 Shapes: N images, C channels, H x W positions or L tokens of a feature map, D features.
 """
@@ -20,12 +20,12 @@ POOLINGS = ("avg", "max", "avgmax")
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Freeze a module for good: inference behavior, and no gradient for any parameter."""
+    """Put a module in eval mode, without gradients for its parameters."""
     return module.eval().requires_grad_(False)
 
 
 class FrozenPrefix(nn.Module):
-    """The frozen part of a backbone, with its boundary at the deepest of the emitted layers.
+    """The frozen part of a backbone, up to the deepest of the emitted layers.
 
     Parameters
     ----------
@@ -35,13 +35,13 @@ class FrozenPrefix(nn.Module):
         Outputs to concatenate: names of blocks, `"logits"`, or `None` for the penultimate
         vector.
     pooling : {"avg", "max", "avgmax"} or None
-        How a feature map becomes a vector. `"avg"` of the last map is the network's own pooling
-        with whatever it computes on it before its classifying layer; `None` flattens the map.
+        Reduction of a feature map to a vector. For the last map, `"avg"` is the network's own
+        pooling, followed by its layers up to the classification layer. `None` flattens the map.
 
     Raises
     ------
     ValueError
-        If a name is no block of the backbone.
+        If a name is not a block of the backbone.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FrozenPrefix(nn.Module):
         freeze(self)
 
     def train(self, mode: bool = True) -> FrozenPrefix:
-        """Stay frozen: a frozen prefix has no training mode."""
+        """Stay in eval mode; a frozen prefix has no training mode."""
         return super().train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,13 +93,13 @@ class FrozenPrefix(nn.Module):
 def pool(
     x: torch.Tensor, pooling: str | None, layout: str = "NCHW", prefix_tokens: int = 0
 ) -> torch.Tensor:
-    """Reduce feature maps to vectors; a vector stays as it is.
+    """Reduce feature maps to vectors; return vectors unchanged.
 
     Parameters
     ----------
     x : Tensor of shape (N, C, H, W), (N, H, W, C), (N, L, C) or (N, D)
     pooling : {"avg", "max", "avgmax"} or None
-        Mean or maximum over positions, both side by side, or every value of the map.
+        Mean or maximum over positions, both concatenated, or every value of the map.
     layout : {"NCHW", "NHWC", "NLC"}
         The axes of `x`.
     prefix_tokens : int
@@ -123,26 +123,27 @@ def pool(
 
 
 def _depth(layer: str | None, names: list[str]) -> int:
-    """Count the blocks that a layer needs."""
+    """Return the number of blocks up to a layer."""
     if layer is None or layer == "logits":
         return len(names)
     if layer not in names:
         raise ValueError(
-            f"Got layer={layer!r}, but the backbone has blocks {', '.join(names)}, besides "
-            f"'logits' and None for the penultimate vector{did_you_mean(layer, [*names, 'logits'])}"
+            f"Got layer={layer!r}, but the backbone has blocks {', '.join(names)}; expected one of "
+            "them, 'logits', or None for the penultimate vector"
+            f"{did_you_mean(layer, [*names, 'logits'])}"
         )
     return names.index(layer) + 1
 
 
 class FrozenSpan(nn.Module):
-    """The blocks between two boundaries, frozen: activations at the one -> those at the other.
+    """The frozen blocks between two boundaries; maps activations at `start` to those at `stop`.
 
     Parameters
     ----------
     block_list : BlockList
     start, stop : int
-        Boundaries, as numbers of blocks before them. A span up to the last block ends with the
-        pre-logits layers, and returns the penultimate vector.
+        Boundaries, as numbers of blocks before them. A span up to the last block also includes
+        the pre-logits layers, and returns the penultimate vector.
     """
 
     def __init__(self, block_list: BlockList, start: int, stop: int) -> None:
@@ -154,7 +155,7 @@ class FrozenSpan(nn.Module):
         freeze(self)
 
     def train(self, mode: bool = True) -> FrozenSpan:
-        """Stay frozen."""
+        """Stay in eval mode."""
         return super().train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

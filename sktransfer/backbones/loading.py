@@ -31,11 +31,11 @@ from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.runtime import limit_threads_after_fork
 
-# In pretraining things look larger, by this factor, than in the middle of a whole image ...
+# Objects look larger in pretraining than in the center crop of a whole image, by this factor, ...
 _WHOLE_IMAGE_SCALE = 9 / 7
-# ... if that image's size is at least so many times the size of the crop. And images whose size
-# is less than the network's own divided by this hold too little to be enlarged further.
+# ... if images are resized to at least this many times the size of the crop.
 _USUAL_MARGIN = 8 / 7
+# Images smaller than the size of the network divided by this are not enlarged further.
 _THUMBNAIL_DIVISOR = 4
 
 # Backbones that a process keeps in memory, so that clones and folds share one copy.
@@ -44,25 +44,25 @@ _MAX_BACKBONES = 3
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen network as an ordered list of blocks, and what it expects of an image.
+    """A frozen network as an ordered list of blocks, with its preprocessing.
 
     Parameters
     ----------
     name : str
     block_list : BlockList
-        Blocks from image to last feature map, and what follows.
+        Blocks from image to last feature map, and the layers after them.
     preprocessing : Preprocessing
-        Comes with the weights.
+        The preprocessing of the weights.
     digest : bytes
         16 bytes that identify architecture and weights, BatchNorm statistics included.
     build : callable
-        Builds the whole network anew, with the state dict that its files have.
+        Builds a new copy of the whole network, with the state dict of its weights file.
     categories : tuple of str
         Names of the logits; empty if unknown.
     from_library : bool
-        Whether a library built the network, rather than a user's code.
+        Whether the network comes from a library rather than from a user's code.
     pretrained : bool
-        Whether the weights are those that the preprocessing came with.
+        Whether the weights are those that the preprocessing belongs to.
     """
 
     name: str
@@ -74,24 +74,23 @@ class Backbone:
     from_library: bool = True
     pretrained: bool = False
 
-    def image_size_for(self, asked: Any, images: Images) -> Any:
-        """Resolve the size that images should have: `asked` itself, unless it is `"auto"`.
+    def image_size_for(self, image_size: Any, images: Images) -> Any:
+        """Resolve the image size: `image_size` itself, unless it is `"auto"`.
 
-        Pretraining crops parts of images and enlarges them, so things look larger in it than in
-        the middle of a whole image, which is what most weights' preprocessing shows. Whole images
-        in 9/7 of the size, 288 x 288 for 224 x 224, make up for that. Weights with a narrow
-        margin were made for their own size, and small images hold too little: `"auto"` is None
-        for these. Source: Touvron et al., "Fixing the train-test resolution discrepancy",
-        NeurIPS 2019.
+        Pretraining enlarges crops of images, so objects look larger than in a center crop, the
+        usual preprocessing of weights. Larger images, by a factor of 9/7, compensate for that:
+        288 x 288 instead of 224 x 224. `"auto"` is None for weights whose preprocessing leaves a
+        narrow margin around the crop, and for small images, which have too little detail. Source:
+        Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
 
         Raises
         ------
         ValueError
-            If `asked` is a word other than `"auto"`.
+            If `image_size` is a string other than `"auto"`.
         """
-        if not isinstance(asked, str):
-            return asked
-        check_choice("image_size", asked, ["auto"])
+        if not isinstance(image_size, str):
+            return image_size
+        check_choice("image_size", image_size, ["auto"])
         resize, crop = self.preprocessing.resize, self.preprocessing.crop
         if not self.pretrained or self.block_list.image_size is not None:
             return None
@@ -103,24 +102,24 @@ class Backbone:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the network up to its penultimate vector."""
+        """Memory of the network up to its penultimate vector, in bytes."""
         parts = [*(block for _, block in self.block_list.blocks), self.block_list.pre_logits]
         return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
 
 
 def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
-    """Load a backbone, or return the one that this process has loaded before.
+    """Load a backbone, or return the same one if this process has loaded it before.
 
     Parameters
     ----------
     backbone : str, Module, callable or fitted classifier
         A name of `list_backbones`, `"timm:NAME"`, `"PREFIX:NAME"` of a registered source, a module
-        (which is copied and left as it is), or a callable that builds one. A module may have an
-        attribute `preprocessing` (a `Preprocessing`); otherwise it gets ImageNet's. A fitted
-        `FineTunedImageClassifier`, itself or in a `FrozenEstimator`, is its tuned network.
+        (which is copied, never changed), or a callable that builds one. A module may have an
+        attribute `preprocessing` (a `Preprocessing`); otherwise ImageNet's is used. A fitted
+        `FineTunedImageClassifier`, also in a `FrozenEstimator`, stands for its tuned network.
     weights : str, path or None
         `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
-        file, or `None` for random values, the same ones every time.
+        file, or `None` for random values, which are the same every time.
 
     Returns
     -------
@@ -129,7 +128,7 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     Raises
     ------
     ValueError
-        If backbone or weights are unknown, or do not fit each other.
+        If the backbone or the weights are unknown, or do not fit each other.
     WeightsNotFoundError
         Within a second, if the weights are neither on this machine nor reachable.
 
@@ -145,8 +144,8 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     if hasattr(backbone, "as_backbone"):
         if weights != "default":
             raise ValueError(
-                f"Got weights={weights!r} with a fitted classifier as backbone, which brings its "
-                "own; leave weights at 'default'"
+                f"Got weights={weights!r} with a fitted classifier as backbone, which has its "
+                "own weights; leave weights at 'default'"
             )
         return backbone.as_backbone()
     loaded = load_user_network(backbone, weights)
@@ -154,37 +153,37 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     digest = digest_tensors(loaded.model.state_dict().items(), *described)
 
     def assemble() -> Backbone:
-        own = loaded._replace(model=copy.deepcopy(loaded.model).cpu())
-        build = partial(copy.deepcopy, own.model)
-        return replace(_assemble(own, digest, build), from_library=False)
+        copied = loaded._replace(model=copy.deepcopy(loaded.model).cpu())
+        build = partial(copy.deepcopy, copied.model)
+        return replace(_assemble(copied, digest, build), from_library=False)
 
     return keep_backbone(digest, assemble)
 
 
 def keep_backbone(digest: bytes, make: Callable[[], Backbone]) -> Backbone:
-    """Build a backbone, or return the one that this process has built before."""
-    with _making:
-        found = _made.pop(digest, None) or make()
-        _made[digest] = found  # the most recently used
-        while len(_made) > _MAX_BACKBONES:
-            _made.popitem(last=False)
-    return found
+    """Build a backbone, or return the same one if this process has built it before."""
+    with _cache_lock:
+        backbone = _cache.pop(digest, None) or make()
+        _cache[digest] = backbone  # the most recently used
+        while len(_cache) > _MAX_BACKBONES:
+            _cache.popitem(last=False)
+    return backbone
 
 
-_made: OrderedDict[bytes, Backbone] = OrderedDict()
-_making = threading.RLock()
+_cache: OrderedDict[bytes, Backbone] = OrderedDict()
+_cache_lock = threading.RLock()
 
 
 @lru_cache(maxsize=_MAX_BACKBONES)
 def _load_named(name: str, weights: str | None, stamp: tuple[int, int] | None) -> Backbone:
-    """Load by name; `stamp` tells a weights file that changed from the old one."""
+    """Load a backbone by name; `stamp` changes when a weights file changes."""
     loaded = load_named(name, weights)
     digest = digest_tensors(loaded.model.state_dict().items(), name)
     return _assemble(loaded, digest, lambda: load_named(name, weights).model)
 
 
 def _stamp(weights: Any) -> tuple[str | None, tuple[int, int] | None]:
-    """Return a key for weights: their name, and size and time if they are a file."""
+    """Return a key for weights: their name, and the size and modification time of a file."""
     if weights is None:
         return None, None
     if not isinstance(weights, (str, os.PathLike)):
@@ -208,10 +207,10 @@ def _assemble(loaded: LoadedNetwork, digest: bytes, build: Callable[[], nn.Modul
         block_list.pre_logits,
         block_list.logits,
     ):
-        freeze(part)  # the modules that group others into blocks are new
+        freeze(part)  # new modules group the layers into blocks
     preprocessing = loaded.preprocessing
     if block_list.image_size not in (None, *preprocessing.crop):
-        # A vision transformer of another size than the one that is usual under its name.
+        # A vision transformer with another image size than usual for its name.
         preprocessing = preprocessing.with_image_size(block_list.image_size)
     return Backbone(
         loaded.name,

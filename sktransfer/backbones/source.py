@@ -1,4 +1,4 @@
-"""How a fitted estimator refers to its backbone."""
+"""The reference of a fitted estimator to its backbone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class BackboneSource:
     Parameters
     ----------
     backbone, weights
-        As `load_backbone` takes them.
+        See `load_backbone`.
     image_size : int, (int, int) or None
     batch_norm : BatchNormState or None
         The statistics that replace those of the weights.
     digest : bytes
-        Of the weights that `fit` saw.
+        Digest of the weights that `fit` used.
     """
 
     backbone: Any
@@ -32,20 +32,20 @@ class BackboneSource:
     digest: bytes
 
     def load(self) -> Backbone:
-        """Load the backbone, or return the one that this process has loaded before.
+        """Load the backbone, or return the same one if this process has loaded it before.
 
-        For a user's module this hashes all weights, so callers load once and pass the result on.
+        For a user's module, this hashes all weights, so callers load once and pass the result on.
 
         Raises
         ------
         ValueError
-            If the weights are not those that `fit` saw.
+            If the weights are not those that `fit` used.
         """
         backbone = load_backbone(self.backbone, self.weights)
         if backbone.digest != self.digest:
             raise ValueError(
                 f"Got weights of {backbone.name} with digest {backbone.digest.hex()}, but fit saw "
-                f"{self.digest.hex()}: they changed since. Call fit again, or bring them back"
+                f"{self.digest.hex()}: they have changed since. Call fit again, or restore them"
             )
         return self.adapted(backbone)
 
@@ -54,5 +54,5 @@ class BackboneSource:
         return with_batch_norm(backbone, self.batch_norm) if self.batch_norm else backbone
 
     def preprocessing_of(self, backbone: Backbone) -> Preprocessing:
-        """Return how images are resized, cropped and normalized for the loaded backbone."""
+        """Return the preprocessing for the loaded backbone."""
         return backbone.preprocessing.with_image_size(self.image_size)

@@ -34,12 +34,12 @@ class LoadedNetwork(NamedTuple):
     model : nn.Module
         Maps normalized float images (N, 3, H, W) to logits (N, K).
     preprocessing : Preprocessing
-        Comes with the weights.
+        The preprocessing of the weights.
     categories : tuple of str
         Names of the logits; empty if unknown.
     pretrained : bool
-        Whether the weights are those that the preprocessing came with, and the `"auto"` image
-        size applies to them.
+        Whether the weights are those that the preprocessing belongs to, so that the `"auto"`
+        image size applies.
     """
 
     name: str
@@ -57,7 +57,7 @@ def load_named(name: str, weights: str | None) -> LoadedNetwork:
     name : str
         A name of `list_backbones`, or `"PREFIX:NAME"` with the prefix of a source.
     weights : str or None
-        `"default"`, a name of torchvision's, a file, or `None` for random values.
+        `"default"`, the name of torchvision weights, a file, or `None` for random values.
 
     Raises
     ------
@@ -79,12 +79,12 @@ def load_named(name: str, weights: str | None) -> LoadedNetwork:
 
 
 def list_names() -> list[str]:
-    """List the names of the networks that take no prefix."""
+    """List the names of the networks without a prefix."""
     return [*LITE_VARIANTS, *list_torchvision()]
 
 
 def register_source(prefix: str, load: Callable[[str, str | None], LoadedNetwork]) -> None:
-    """Register a source, whose networks the estimators take as `backbone="PREFIX:NAME"`.
+    """Register a source of networks for `backbone="PREFIX:NAME"`.
 
     Every process that loads such a backbone must register it, workers of a parallel search
     included.
@@ -99,37 +99,37 @@ def register_source(prefix: str, load: Callable[[str, str | None], LoadedNetwork
     Raises
     ------
     ValueError
-        If the prefix holds a colon, or another source has it.
+        If the prefix contains a colon, or belongs to another source.
     """
     if not prefix or ":" in prefix or SOURCES.get(prefix, load) is not load:
         raise ValueError(
-            f"Got the prefix {prefix!r}, but expected a word without a colon that is none of "
-            f"{', '.join(map(repr, SOURCES))}; choose another one"
+            f"Got the prefix {prefix!r}, but expected a word without a colon other than "
+            f"{', '.join(map(repr, SOURCES))}; choose another prefix"
         )
     SOURCES[prefix] = load
 
 
 def load_user_network(source: Any, weights: Any) -> LoadedNetwork:
-    """Load a user's module, or call what builds one.
+    """Load a user's module, or call a function that builds one.
 
     Parameters
     ----------
     source : Module or callable
-        A module may have an attribute `preprocessing`; otherwise it gets ImageNet's.
+        A module may have an attribute `preprocessing`; otherwise ImageNet's is used.
     weights : "default" or path
-        `"default"` leaves the weights as they are.
+        `"default"` keeps the weights of the module.
 
     Raises
     ------
     TypeError
-        If `source` is neither, or builds something else.
+        If `source` is neither, or does not build a module.
     ValueError
-        If the weights are no file, or do not fit.
+        If the weights are not a file, or do not fit.
     """
     if not callable(source):
         raise TypeError(
             f"Got backbone={source!r}, but expected a name (see list_backbones()), 'timm:NAME', a "
-            "torch.nn.Module, a callable that makes one, or a fitted FineTunedImageClassifier"
+            "torch.nn.Module, a callable that builds one, or a fitted FineTunedImageClassifier"
         )
     name = getattr(source, "__name__", type(source).__name__).lower()
     if isinstance(source, nn.Module):
@@ -139,7 +139,7 @@ def load_user_network(source: Any, weights: Any) -> LoadedNetwork:
             model = source()
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"Got backbone={source!r}, which made a {type(model).__name__}, but expected a "
+            f"Got backbone={source!r}, which built a {type(model).__name__}, but expected a "
             "torch.nn.Module"
         )
     if weights != "default":
@@ -148,7 +148,7 @@ def load_user_network(source: Any, weights: Any) -> LoadedNetwork:
 
 
 def describe_code(model: nn.Module) -> list[str]:
-    """Describe what a user's modules compute: their code, their layout, their plain settings."""
+    """Describe the computation of a user's modules: their code, structure and plain settings."""
     described = [repr(model)]
     for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: repr(kind)):
         if kind.__module__.split(".")[0] not in ("torch", "torchvision", "timm"):
@@ -164,7 +164,7 @@ _parsing = threading.Lock()
 
 
 def _source(kind: type) -> str:
-    """Return the code of a class, or its name if there is no code."""
+    """Return the source code of a class, or its name if there is none."""
     try:
         with _parsing:
             return inspect.getsource(kind)
@@ -173,7 +173,7 @@ def _source(kind: type) -> str:
 
 
 def is_weights_file(weights: str | os.PathLike[str]) -> bool:
-    """Return whether weights are the path of a file, rather than a name."""
+    """Return whether weights are the path of a file rather than a name."""
     path = Path(weights)
     return isinstance(weights, os.PathLike) or path.suffix in (".safetensors", ".pth", ".pt")
 
@@ -188,7 +188,7 @@ def _load_lite(name: str, weights: str | None) -> LoadedNetwork:
         resize=size + 32,
         crop=(size, size),
         interpolation="bicubic",
-        # (x - 127) / 128 on pixels of 0-255.
+        # This is (x - 127) / 128 on pixels of 0-255.
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
     )
@@ -198,14 +198,14 @@ def _load_lite(name: str, weights: str | None) -> LoadedNetwork:
 
 
 def _load_torchvision(name: str, weights: str | None) -> LoadedNetwork:
-    own_file = weights is not None and is_weights_file(weights)
-    member = torchvision_weights(name, "default" if weights is None or own_file else weights)
+    is_file = weights is not None and is_weights_file(weights)
+    member = torchvision_weights(name, "default" if weights is None or is_file else weights)
     preprocessing = Preprocessing.from_torchvision(member.transforms())
     if weights is None:
         return LoadedNetwork(name, build_torchvision(name), preprocessing)
-    state = load_state_dict(weights if own_file else fetch(member.url, name))
+    state = load_state_dict(weights if is_file else fetch(member.url, name))
     model = build_torchvision(name, state_dict=state)
-    categories = () if own_file else tuple(member.meta["categories"] or ())
+    categories = () if is_file else tuple(member.meta["categories"] or ())
     return LoadedNetwork(name, model, preprocessing, categories, pretrained=True)
 
 
@@ -245,7 +245,7 @@ def _timm_file(name: str, config: Any) -> Path:
     if not repository:
         raise ValueError(
             f"Got backbone={name!r} with weights='default', but timm has no pretrained weights "
-            "for it; give a file (weights='model.safetensors') or weights=None"
+            "for it; pass a file (weights='model.safetensors') or weights=None"
         )
     cached = hub.try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
@@ -273,5 +273,5 @@ def _imagenet_categories() -> tuple[str, ...]:
     return tuple(torchvision_weights("resnet50", "default").meta["categories"])
 
 
-# By prefix.
+# Functions that load a network, by prefix.
 SOURCES: dict[str, Callable[[str, str | None], LoadedNetwork]] = {"timm": _load_timm}

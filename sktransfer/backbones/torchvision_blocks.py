@@ -1,4 +1,4 @@
-"""Torchvision's networks as ordered lists of blocks; the only import of its models.
+"""Torchvision's networks as ordered lists of blocks; only this module imports its models.
 
 Shapes: N images of H x W pixels, C channels, L tokens, D features, K classes.
 """
@@ -40,7 +40,7 @@ __all__ = [
 
 _INCEPTIONS = ("googlenet", "inception_v3")
 _AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
-# densenet's published files say "norm.1.weight" where the modules are now called "norm1".
+# densenet's published files have "norm.1.weight"; the modules are now called "norm1".
 _OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 
@@ -64,7 +64,7 @@ def torchvision_weights(name: str, weights: str = "default") -> models.WeightsEn
     Raises
     ------
     ValueError
-        If there is no such network, or no such weights for it.
+        If the network is unknown, or has no such weights.
 
     Examples
     --------
@@ -83,9 +83,9 @@ def build_on_meta(
 ) -> nn.Module:
     """Build the structure of a torchvision network in milliseconds.
 
-    Parameters and statistics have no values: they are on the meta device, until
-    `load_state_dict(..., assign=True)`. The parameters are those of `build_torchvision`, but for
-    the number of classes, K.
+    Parameters and statistics are on the meta device, without values, until
+    `load_state_dict(..., assign=True)`. `num_classes` is the number of logits, K; for `name` and
+    `image_size`, see `build_torchvision`.
 
     Examples
     --------
@@ -110,23 +110,23 @@ def build_torchvision(
     name : str
         One of `list_torchvision()`.
     state_dict : mapping of str to Tensor or None, default=None
-        The content of a weights file of this network, old spellings included. The number of classes
-        and the image size follow from it. Its float32 tensors are taken over, not copied.
-        `None` gives random weights.
+        The content of a weights file of this network; old key names are supported. It determines
+        the number of classes and the image size. Its float32 tensors are used without a copy.
+        `None` is random weights.
     image_size : int or None, default=None
         H = W of the images, for networks tied to one size (vit, maxvit) with random weights.
     seed : int, default=0
-        Seed of the random weights; the global random state stays as it is.
+        Seed of the random weights; the global random state does not change.
 
     Returns
     -------
     nn.Module
-        On the CPU, in training mode as every new module.
+        On the CPU, in training mode like every new module.
 
     Raises
     ------
     ValueError
-        If there is no such network, or `state_dict` does not fit it.
+        If the network is unknown, or `state_dict` does not fit it.
 
     Examples
     --------
@@ -156,14 +156,14 @@ def _build_from(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     if options:
         network = build_on_meta(name, **options)
     if name in _INCEPTIONS:
-        # Their weights were trained on images scaled to -1..1; this turns ours into those.
+        # Their weights were trained on images scaled to -1..1; this rescales normalized images.
         network.transform_input = True
     load_strictly(network, tensors, name, getattr(state_dict, "_metadata", None))
     return network
 
 
 def _options_in(tensors: Mapping[str, Tensor], network: Any) -> dict[str, int]:
-    """Return the number of classes and the image size, if they are not the usual ones."""
+    """Return the number of classes and the image size, if they differ from the defaults."""
     options = {}
     layers = (nn.Linear, nn.Conv2d)
     last = [name for name, m in network.named_modules() if isinstance(m, layers)][-1]
@@ -183,7 +183,7 @@ def _construct(name: str, image_size: int | None, num_classes: int = 1000) -> nn
     _check_name(name)
     options: dict[str, Any] = {"num_classes": num_classes}
     if name in _INCEPTIONS:
-        # Auxiliary heads only serve training from scratch; the usual initialization is slow.
+        # Auxiliary heads are only for training from scratch; the default initialization is slow.
         options |= {"aux_logits": False, "init_weights": False}
     if image_size is not None and name.startswith("vit"):
         options["image_size"] = image_size
@@ -215,12 +215,12 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> BlockList:
-    """Cut a network into blocks that share its parameters.
+    """Split a network into blocks that share its parameters.
 
-    Torchvision's networks, fine-tuned or not, and classes of `register_blocks` are split by their
-    class, without running them. Any other network is split in the first of these ways whose
-    outputs on two probe images equal its own: its children in order; all but its last linear
-    layer as one block; the whole network as one block. The network stays as it is.
+    Torchvision's networks, fine-tuned or not, and classes registered with `register_blocks` are
+    split by their class, without running them. Any other network is split in the first of these
+    ways that reproduces its outputs on two probe images: its children in order; all but its last
+    linear layer as one block; the whole network as one block. The network is not changed.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> B
     Raises
     ------
     ValueError
-        If an unknown network takes none of the sizes tried, or returns no usual tensor.
+        If an unknown network accepts none of the tried sizes, or returns no usual tensor.
 
     Examples
     --------
@@ -266,7 +266,7 @@ def _densenet(net: models.DenseNet) -> BlockList:
     names = list(net.features._modules)
     starts = [i for i, name in enumerate(names) if name.startswith("denseblock")]
     parts = _cut(net.features, starts)
-    # In place, as the network does it, it would overwrite the block's output.
+    # In place, as in the network, it would overwrite the output of the block.
     parts[-1].add_module("relu5", nn.ReLU())
     blocks = zip(["stem", *(names[i] for i in starts)], parts, strict=True)
     return assemble(blocks, _pooling(net), net.classifier)
@@ -387,7 +387,7 @@ for _cls, _split in (
 
 
 class _VitStem(nn.Module):
-    """Images to tokens with positions: the part of vit that lies in its forward."""
+    """Map images to tokens with positions, as the forward method of vit does."""
 
     def __init__(self, net: models.VisionTransformer) -> None:
         super().__init__()

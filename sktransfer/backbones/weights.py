@@ -1,4 +1,4 @@
-"""Where weights come from: a file, torch's hub folder, or the network; and their digest."""
+"""Loading of weights from a file, torch's hub folder or the internet; and their digest."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     Parameters
     ----------
     path : path
-        A `.safetensors` file, or a `.pth` or `.pt` that torch reads with ``weights_only=True``. A
-        checkpoint that holds its weights under `"state_dict"` or `"model"` is unwrapped.
+        A `.safetensors` file, or a `.pth` or `.pt` that torch reads with ``weights_only=True``. If
+        the file is a checkpoint with weights under `"state_dict"` or `"model"`, these are returned.
 
     Raises
     ------
     WeightsNotFoundError
         If the file does not exist.
     ValueError
-        If the file holds something other than a state dict.
+        If the file does not contain a state dict.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -50,7 +50,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     except Exception as error:
         raise ValueError(
             f"Got weights={str(path)!r}, but the file could not be read as a state dict: it is "
-            "damaged, or holds objects whose code would have to be run "
+            "damaged, or contains objects that would have to run code "
             f"({type(error).__name__}). Save one with torch.save(model.state_dict(), path) or "
             "safetensors.torch.save_file(model.state_dict(), path)"
         ) from error
@@ -60,19 +60,19 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     tensors = isinstance(content, Mapping) and all(torch.is_tensor(v) for v in content.values())
     if not tensors:
         raise ValueError(
-            f"Got weights={str(path)!r}, which holds a {type(content).__name__}, but expected a "
+            f"Got weights={str(path)!r}, which contains a {type(content).__name__}, but expected a "
             "state dict (names to tensors), as torch.save(model.state_dict(), path) writes it"
         )
     return dict(content)
 
 
 def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a `.safetensors` file; until all of it is on the disk an old file stays.
+    """Write a `.safetensors` file; an old file stays until the new one is complete.
 
     Raises
     ------
     ValueError
-        If the name ends in something else.
+        If the path does not end in .safetensors.
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
@@ -80,9 +80,9 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        # Tensors that share memory, or are not contiguous, are copied first.
-        own = {name: each.cpu().contiguous().clone() for name, each in state.items()}
-        save_file(own, unfinished)
+        # safetensors refuses tensors that share memory or are not contiguous.
+        copies = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
+        save_file(copies, unfinished)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -90,19 +90,19 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
 
 
 def hub_path(url: str) -> Path:
-    """Return the path at which torch's hub keeps the file of an address, below `TORCH_HOME`."""
+    """Return the path of a downloaded file in torch's hub folder, below `TORCH_HOME`."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
 def fetch(url: str, name: str) -> Path:
-    """Return weights in torch's hub folder; download them if missing, in one process only.
+    """Return the path of weights in torch's hub folder; download them once if missing.
 
     Parameters
     ----------
     url : str
-        Address of the file; its name ends in the beginning of its SHA-256, which is checked.
+        Address of the file; its name ends in the first digits of its SHA-256, which are checked.
     name : str
-        Of the backbone, for the message.
+        Name of the backbone, for the error message.
 
     Raises
     ------
@@ -132,9 +132,9 @@ def require_reachable(url: str, missing: str, remedy: str) -> None:
     url : str
         Address of the file.
     missing : str
-        The beginning of the message: the missing file, and where it was looked for.
+        The beginning of the message: the missing file, and the searched folder.
     remedy : str
-        How to use the file once it was downloaded elsewhere.
+        How to use the file after it has been downloaded elsewhere.
 
     Raises
     ------
@@ -142,15 +142,15 @@ def require_reachable(url: str, missing: str, remedy: str) -> None:
     """
     if not _reachable(url):
         raise WeightsNotFoundError(
-            f"{missing}, and {urlparse(url).hostname} cannot be reached to fetch it. On a machine "
-            f"with a network, download {url} and {remedy}; or take random values (weights=None), "
-            "or the backbone whose weights come with the installation "
+            f"{missing}, and {urlparse(url).hostname} cannot be reached to download it. On a "
+            f"machine with a network, download {url} and {remedy}; or use random values "
+            "(weights=None), or the backbone whose weights come with the installation "
             "(backbone='efficientnet_lite0')"
         )
 
 
 def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *more: str) -> bytes:
-    """Identify a set of weights: 16 bytes of BLAKE2b over names, shapes, dtypes and values."""
+    """Compute 16 bytes of BLAKE2b over the names, shapes, dtypes and values of weights."""
     digest = hashlib.blake2b(digest_size=16)
     for text in more:
         digest.update(text.encode() + b"\0")
@@ -173,7 +173,7 @@ def _download(url: str, path: Path, name: str) -> None:
 
 
 def _reachable(url: str) -> bool:
-    """Try to connect to the host of `url`, or to the proxy on the way, in a bounded time."""
+    """Try to connect to the host of `url`, or to its proxy, within a time limit."""
     target = urlparse(url)
     proxy = urllib.request.getproxies().get(target.scheme)
     if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
@@ -188,7 +188,7 @@ def _reachable(url: str) -> bool:
             return
         answered.set()
 
-    # In a thread, since DNS lookup ignores the timeout.
+    # In a thread, because DNS lookup ignores the timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)

@@ -1,4 +1,4 @@
-"""What `X` can be: containers of N items that are read by row; what is none is refused.
+"""The containers that `X` can be: N items that are read by row.
 
 Shapes: N images of H x W pixels with C channels.
 """
@@ -25,10 +25,10 @@ _EXPECTED = "expected a list, array, Series, one-column DataFrame or dataset of 
 
 
 class DatasetSource:
-    """A container that is not in memory: read item by item, and by one thread at a time.
+    """A dataset that is not in memory: read item by item, and by one thread at a time.
 
-    Few datasets are thread-safe, and two threads that share an open file would mix up images
-    without any error.
+    Few datasets are thread-safe. Two threads that share an open file would mix up images without
+    an error.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -42,7 +42,7 @@ class DatasetSource:
         try:
             with self._lock:
                 return self.dataset[row]
-        except Exception as error:  # The dataset is the caller's own code.
+        except Exception as error:  # A user's dataset may raise anything.
             raise ImageError(f"The dataset cannot read it: {error!r}.") from error
 
     def __reduce__(self) -> tuple[type[DatasetSource], tuple[Any]]:
@@ -53,20 +53,20 @@ class DatasetSource:
 
 
 def source_of(X: Any) -> Any:
-    """Bring `X` into a form that is read by row: `source[row]` is an item for `items.resolve`.
+    """Convert `X` to a form that is read by row: `source[row]` is an item for `items.resolve`.
 
     Returns
     -------
     list, tuple, ndarray, torch.Tensor, values of a Series, or DatasetSource
-        A 2-D array or tensor of numbers holds flat rows. Only numbers in nested lists,
-        DataFrames and arrays of objects are copied.
+        A 2-D array or tensor of numbers holds flat rows. Numbers in nested lists, DataFrames and
+        object arrays are copied; everything else is shared.
 
     Raises
     ------
     TypeError
-        For sparse matrices, and for what has no length or cannot be read by row.
+        If `X` is sparse, has no length or cannot be read by row.
     ValueError
-        For a single image, and for tables of several columns.
+        If `X` is a single image or a table of several columns.
     """
     _refuse_single(X)
     if hasattr(X, "tocsr") or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
@@ -81,33 +81,32 @@ def source_of(X: Any) -> Any:
     if hasattr(X, "columns") and hasattr(X, "head"):
         return _from_frame(X)
     if hasattr(X, "to_numpy") and getattr(X, "ndim", 1) == 1:
-        return getattr(X, "array", X)  # pandas gives single values faster from its array.
-    # Larger arrays that are not numpy's (HDF5, Zarr, ...) may be on disk, and stay there.
+        return getattr(X, "array", X)  # pandas reads single values faster from its array.
+    # Stacks of images that are not numpy arrays (HDF5, Zarr, ...) may be on disk and stay there.
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and getattr(X, "ndim", 2) < 3):
         return _from_array(np.asarray(X))
     return _from_dataset(X)
 
 
 def holds_rows(source: Any) -> bool:
-    """Whether a source is numbers of shape (N, n_features)."""
+    """Return whether a source holds numbers of shape (N, n_features)."""
     return is_stack(source) and source.ndim == 2
 
 
 def is_stack(source: Any) -> bool:
-    """Whether a source is one array or tensor of numbers."""
+    """Return whether a source is a single array or tensor of numbers."""
     if isinstance(source, np.ndarray):
         return source.dtype.kind in NUMERIC_KINDS + "c"
     return isinstance(source, torch.Tensor)
 
 
 def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
-    """Refuse a source that as a whole cannot be images; single items are not looked at.
+    """Check that a source as a whole can be images; its items are not read.
 
     Raises
     ------
     ValueError
-        If there are no images, one instead of many, or rows that do not fold into
-        `image_shape`.
+        If there are no images, a single image, or rows that do not fit `image_shape`.
     """
     shape = tuple(getattr(source, "shape", (len(source),)))
     if shape[:1] == (0,):
@@ -160,42 +159,45 @@ def _check_rows(shape: tuple[int, ...], image_shape: Sequence[int] | None) -> No
     if image_shape is None:
         raise ValueError(
             f"Got rows of {n_features} numbers (X of shape {shape}), but expected images. "
-            f"Say how a row folds into one: image_shape=(H, W) or (H, W, C){_likely(n_features)}. "
+            "Pass the shape of one image: image_shape=(H, W) or (H, W, C)"
+            f"{_suggest_shape(n_features)}. "
             "If X is a single gray image, wrap it in a list: [image]."
         )
-    known = math.prod(size for size in image_shape if size != -1)
-    if n_features % known or (-1 not in image_shape and n_features != known):
-        needed = f"a multiple of {known}" if -1 in image_shape else str(known)
+    known_size = math.prod(size for size in image_shape if size != -1)
+    if n_features % known_size or (-1 not in image_shape and n_features != known_size):
+        needed = f"a multiple of {known_size}" if -1 in image_shape else str(known_size)
         raise ValueError(
             f"Got rows of {n_features} numbers, but image_shape={tuple(image_shape)} needs "
-            f"{needed}{_likely(n_features)}."
+            f"{needed}{_suggest_shape(n_features)}."
         )
-    channel_axis(tuple(n_features // known if size == -1 else size for size in image_shape))
+    channel_axis(tuple(n_features // known_size if size == -1 else size for size in image_shape))
 
 
-def _likely(n_features: int) -> str:
+def _suggest_shape(n_features: int) -> str:
+    """Suggest an `image_shape`, as the end of an error message."""
     for channels in (1, 3):
         side = math.isqrt(n_features // channels)
         if side * side * channels == n_features:
             shape = (side, side) if channels == 1 else (side, side, 3)
-            return f", here probably image_shape={shape}"
-    return "; image_shape=(1, -1) takes any row as a strip"
+            return f"; here, image_shape={shape} probably fits"
+    return "; image_shape=(1, -1) reads each row as an image of height 1"
 
 
 def _check_stack(shape: tuple[int, ...], is_tensor: bool) -> None:
-    first, last = (shape[0] in (3, 4) and is_tensor), shape[-1] in (3, 4)
-    if len(shape) == 3 and ((last and min(shape[:2]) > 4) or (first and min(shape[1:]) > 4)):
+    channels_first, channels_last = (shape[0] in (3, 4) and is_tensor), shape[-1] in (3, 4)
+    is_image = (channels_last and min(shape[:2]) > 4) or (channels_first and min(shape[1:]) > 4)
+    if len(shape) == 3 and is_image:
         kind = "tensor" if is_tensor else "array"
         raise ValueError(
             f"Got a single image ({kind} of shape {shape}), but {_EXPECTED}; wrap it in a "
-            "list: [image]. If these are gray images, give them a channel axis: "
+            "list: [image]. If these are gray images, add a channel axis: "
             f"{'X[:, None]' if is_tensor else 'X[..., None]'}."
         )
     channel_axis(shape[1:], is_tensor)
 
 
 def _from_list(X: Sequence[Any]) -> Any:
-    """Stack a list of flat rows; any other list is taken as it is."""
+    """Stack a list of flat rows; return any other list unchanged."""
     first: Any = X[0] if len(X) else None
     nested = isinstance(first, list | tuple)
     if nested and len(first) > 0 and not isinstance(first[0], Number | np.bool_):
@@ -205,11 +207,11 @@ def _from_list(X: Sequence[Any]) -> Any:
     try:
         return _from_array(np.stack([as_array(row) for row in X]))
     except ValueError as error:
-        raise ValueError(f"Got rows that form no array: {error}.") from error
+        raise ValueError(f"Got rows that do not form an array: {error}.") from error
 
 
 def _from_frame(X: Any) -> Any:
-    """Take the numbers of a pandas or polars DataFrame, or its one column of images."""
+    """Return the numbers of a pandas or polars DataFrame, or its only column of images."""
     if _is_number_table(np.asarray(X.head(1))):
         return _from_array(np.asarray(X))
     if len(X.columns) != 1:
@@ -228,7 +230,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 
 def _is_number_table(array: np.ndarray) -> bool:
-    """Whether a 2-D array holds numbers, also as objects, rather than images."""
+    """Return whether a 2-D array holds numbers, possibly as objects, rather than images."""
     if array.dtype.kind != "O" or len(array) == 0:
         return array.dtype.kind in NUMERIC_KINDS + "c"
     if array.shape[1] == 1:
@@ -239,7 +241,7 @@ def _is_number_table(array: np.ndarray) -> bool:
 def _refuse_columns(columns: list[Any], example: str) -> None:
     raise ValueError(
         f"Got a table with columns {', '.join(map(repr, columns))}, but expected one column of "
-        f"images. Which one? Select it, for example {example}."
+        f"images. Select the column, for example {example}."
     )
 
 
@@ -249,7 +251,7 @@ def _from_dataset(X: Any) -> DatasetSource:
         raise TypeError(f"Got X of type {name}, but {_EXPECTED}. Pass its dataset: X.dataset.")
     for method in ("__len__", "__getitem__"):
         if not hasattr(X, method) or isinstance(X, IterableDataset):
-            remedy = " Collect it first: list(X)." if hasattr(X, "__iter__") else ""
+            remedy = " Convert it to a list first: list(X)." if hasattr(X, "__iter__") else ""
             raise TypeError(
                 f"Got X of type {name}, which has no {method}, but {_EXPECTED}.{remedy}"
             )

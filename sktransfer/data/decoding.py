@@ -1,6 +1,6 @@
-"""One image -> uint8 RGB, and its fingerprint. The only room that opens image files.
+"""Decoding of one image to uint8 RGB, and its fingerprint; only this module opens image files.
 
-An image is a path, encoded bytes, a PIL image or an array here; `items` reduces others to these.
+Here, an image is a path, encoded bytes, a PIL image or an array; `items` resolves items to these.
 Shapes: H x W pixels, C channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA).
 """
 
@@ -25,7 +25,7 @@ PixelRange = tuple[float, float]
 Encoded = bytes | bytearray | memoryview
 RawImage = str | Encoded | Image.Image | np.ndarray
 
-# From narrow to wide: the first one that holds the data is the one that is meant.
+# From narrow to wide: the first range that contains the data is assumed.
 USUAL_RANGES: tuple[PixelRange, ...] = (
     (0.0, 1.0),
     (-1.0, 1.0),
@@ -33,18 +33,18 @@ USUAL_RANGES: tuple[PixelRange, ...] = (
     (0.0, 255.0),
     (0.0, 65535.0),
 )
-# What the modes of PIL that are not 8-bit can mean; the others among them are 16-bit.
+# Possible ranges of PIL's modes that are not 8-bit; a mode that is not listed is 16-bit.
 _RANGES_OF_MODE = {"F": USUAL_RANGES, "I": USUAL_RANGES[3:]}
 
-# How many times as long as in the end the sides of an image stay that is decoded smaller.
+# An image decoded at a reduced size keeps sides at least this many times the requested length.
 _DRAFT_MARGIN = 2
 
-# One PIL image can sit in several rows and is not safe to load from two threads at once.
-# A few locks, shared by address, let different images still decode side by side.
+# The same PIL image can be in several rows, and two threads must not load it at once. Images are
+# assigned to locks by their address, so that different images can still decode in parallel.
 _LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
-# Numbers -> uint8
+# Numbers to uint8
 
 
 def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | None:
@@ -55,7 +55,7 @@ def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | 
     shape : tuple of int
         The shape of one image.
     channels_first : bool
-        Prefer (C, H, W) where both readings are possible, as for torch tensors.
+        Prefer (C, H, W) if both readings are possible, as for torch tensors.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def channel_axis(shape: tuple[int, ...], channels_first: bool = False) -> int | 
 
 
 def extent(array: np.ndarray) -> PixelRange | None:
-    """Return the smallest and the largest finite number, or None where there is none.
+    """Return the smallest and the largest finite number, or None if there is none.
 
     Examples
     --------
@@ -102,19 +102,19 @@ def extent(array: np.ndarray) -> PixelRange | None:
     low, high = float(array.min()), float(array.max())
     if math.isfinite(low) and math.isfinite(high):
         return low, high
-    # Only now, since the mask and the selection are copies.
+    # Only if necessary, since the mask and the selection take memory.
     return extent(array[np.isfinite(array)])
 
 
 def usual_range(low: float, high: float, among: Sequence[PixelRange] = USUAL_RANGES) -> PixelRange:
-    """Return the first usual range that holds the values to a 1000th, or the values' own.
+    """Return the first usual range that contains the values within 0.001, or their own range.
 
     Examples
     --------
     >>> usual_range(0, 0.8), usual_range(-0.9, 0.8), usual_range(0, 15), usual_range(-3, 5)
     ((0.0, 1.0), (-1.0, 1.0), (0.0, 16.0), (-3, 5))
     """
-    # Rounding of earlier steps may leave 1.0000001, which must not mean "0 to 16".
+    # Rounding in earlier steps can leave 1.0000001, which must not select (0, 16).
     return next((usual for usual in among if _holds(usual, low, high, 1e-3)), (low, high))
 
 
@@ -123,7 +123,7 @@ def _holds(pixel_range: PixelRange, low: float, high: float, slack: float) -> bo
 
 
 def _to_uint8(array: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:
-    """Map `pixel_range` linearly to 0-255; None takes the usual range of this image."""
+    """Map `pixel_range` linearly to 0-255; None uses the usual range of this image."""
     if array.dtype == np.uint8:
         return array
     low, high = float(array.min()), float(array.max())
@@ -133,8 +133,8 @@ def _to_uint8(array: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:
     if (lo, hi) in USUAL_RANGES and not _holds((lo, hi), low, high, 1e-3 * (hi - lo)):
         excess = f"up to {high:g}" if high > hi else f"down to {low:g}"
         raise ImageError(
-            f"Got pixel values {excess}, but the range is {lo:g} to {hi:g} (given, or learned "
-            "by fit). Pass pixel_range=(lo, hi) that holds all images."
+            f"Got pixel values {excess}, but the pixel range is {lo:g} to {hi:g} (passed, or "
+            "learned by fit). Pass a pixel_range=(lo, hi) that covers all images."
         )
     levels = array.astype(np.result_type(array.dtype, np.float32))
     levels -= lo
@@ -144,7 +144,7 @@ def _to_uint8(array: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:
 
 
 def _rgb(array: np.ndarray) -> np.ndarray:
-    """Turn uint8 (H, W, C) into uint8 (H, W, 3) of its own memory, on a white ground."""
+    """Convert uint8 (H, W, C) to a new uint8 array (H, W, 3), on a white background."""
     if array.shape[2] in (2, 4):
         return _on_white(Image.fromarray(array))
     if array.shape[2] == 1:
@@ -152,7 +152,7 @@ def _rgb(array: np.ndarray) -> np.ndarray:
     return np.array(array, order="C")
 
 
-# Images -> uint8
+# Images to uint8
 
 
 def decode(
@@ -164,20 +164,20 @@ def decode(
     ----------
     raw : str, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
         A path, an encoded image, a PIL image, or pixels. EXIF orientation is applied, alpha is
-        composited on white, and an animation gives its first frame. uint8 pixels are taken as
-        they are; 16-bit PIL modes have the range 0 to 65535.
+        composited on white, and only the first frame of an animation is used. uint8 pixels stay
+        unchanged; 16-bit PIL modes have the range 0 to 65535.
     pixel_range : (float, float) or None
-        Range of the pixels of an array other than uint8, mapped to 0-255. None takes the usual
+        Range of the pixels of an array other than uint8, mapped to 0-255. None uses the usual
         range of this image.
     side : int or None
-        Length of the shorter side to which the image will be resized. A JPEG that has far more
-        pixels than that is decoded at a half, a quarter or an eighth of its size, which leaves
-        twice that length. None decodes all pixels.
+        Length of the shorter side to which the image will be resized. A far larger JPEG is decoded
+        at a half, a quarter or an eighth of its size, which is still at least twice that length.
+        None decodes all pixels.
 
     Returns
     -------
     ndarray of shape (H, W, 3), uint8, 0-255, RGB, C-contiguous
-        Always memory of its own.
+        Always a new array.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def decode(
 
 
 def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
-    """Read an encoded image that any decoder of JPEGs can take over from `decode`.
+    """Return the bytes of a JPEG that any JPEG decoder decodes in the same way as `decode`.
 
     Parameters
     ----------
@@ -209,8 +209,8 @@ def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
     Returns
     -------
     bytes or None
-        None where it is no JPEG, cannot be read, is not RGB or gray, is to be turned, is to be
-        decoded smaller, or has too many pixels: all that is left to `decode`.
+        None if the image is not a JPEG, cannot be read, is not RGB or gray, must be rotated, would
+        be decoded at a reduced size, or has too many pixels. Only `decode` handles these.
     """
     if isinstance(raw, (np.ndarray, Image.Image)):
         return None
@@ -219,8 +219,8 @@ def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
         with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
             _refuse_bomb(image)
             upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            whole = min(image.size) < 2 * _DRAFT_MARGIN * side
-            return encoded if upright and whole and image.mode in ("RGB", "L") else None
+            full_size = min(image.size) < 2 * _DRAFT_MARGIN * side
+            return encoded if upright and full_size and image.mode in ("RGB", "L") else None
     except Exception:  # Pillow's plugins raise nearly anything on a broken file.
         return None
 
@@ -238,10 +238,10 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)[:, :, np.newaxis]
         low, high = extent(values) or (0.0, 0.0)
-        among = _RANGES_OF_MODE.get(image.mode, USUAL_RANGES[4:])
-        return _rgb(_to_uint8(values, usual_range(low, high, among)))
+        ranges = _RANGES_OF_MODE.get(image.mode, USUAL_RANGES[4:])
+        return _rgb(_to_uint8(values, usual_range(low, high, ranges)))
     if image.has_transparency_data:
-        # Pillow converts premultiplied gray to nothing but plain gray and alpha.
+        # Pillow can convert premultiplied gray only to gray with alpha.
         image = image.convert("LA") if image.mode == "La" else image
         return _on_white(image)
     return np.array(image.convert("RGB"))
@@ -249,22 +249,22 @@ def _from_pil(image: Image.Image) -> np.ndarray:
 
 def _on_white(image: Image.Image) -> np.ndarray:
     transparent = image if image.mode == "RGBA" else image.convert("RGBA")
-    ground = Image.new("RGB", image.size, "white")
-    ground.paste(transparent, mask=transparent)
-    return np.array(ground)
+    background = Image.new("RGB", image.size, "white")
+    background.paste(transparent, mask=transparent)
+    return np.array(background)
 
 
 def _upright_copy(image: Image.Image) -> Image.Image:
-    """Copy the caller's image, safely from any thread, and apply its EXIF orientation."""
-    # It may still be lazy, and its file broken.
+    """Copy the caller's image, from any thread, and apply its EXIF orientation."""
+    # The image may not be loaded yet, and its file may be broken.
     with _explained(image), _LOCKS[id(image) // 64 % len(_LOCKS)]:
         copy = ImageOps.exif_transpose(image)
-    assert copy is not None  # Only in_place=True gives None.
+    assert copy is not None  # Only in_place=True returns None.
     return copy
 
 
 def _refuse_bomb(image: Image.Image) -> None:
-    # Pillow itself only warns up to twice its limit.
+    # Pillow itself only warns up to twice the limit.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError
@@ -272,7 +272,7 @@ def _refuse_bomb(image: Image.Image) -> None:
 
 @contextmanager
 def _explained(raw: RawImage) -> Iterator[None]:
-    """Turn what Pillow or the system raises into an ImageError with a remedy."""
+    """Convert errors of Pillow and of the system to an ImageError with a remedy."""
     try:
         yield
     except (ImageError, MemoryError):
@@ -283,13 +283,14 @@ def _explained(raw: RawImage) -> Iterator[None]:
 
 def _why(error: Exception, raw: RawImage) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"There is no such file. Relative paths start at {os.getcwd()}."
+        return f"There is no such file. Relative paths are resolved from {os.getcwd()}."
     if isinstance(raw, str) and os.path.isdir(raw):
-        return "Got a folder, but expected an image. load_image_folder lists those below a folder."
+        return "Got a folder, but expected an image. load_image_folder lists the images in it."
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (
-            f"Refused as a possible decompression bomb: it has more pixels than "
-            f"PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}. Raise that if you trust it."
+            f"Refused as a possible decompression bomb: the image has more pixels than "
+            f"PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}. Raise the limit if you trust "
+            "the image."
         )
     if isinstance(error, UnidentifiedImageError):
         return "Pillow cannot identify this as an image."
@@ -299,10 +300,10 @@ def _why(error: Exception, raw: RawImage) -> str:
 
 
 def fingerprint(raw: RawImage, pixel_range: PixelRange | None = None) -> bytes:
-    """Identify the content of an image, for a cache.
+    """Compute a digest that identifies the content of an image in a cache.
 
-    A file is told by its absolute path, size and time of change, without being opened;
-    everything else by its content and by all that changes how it decodes.
+    A file is identified by its absolute path, size and modification time, without being opened;
+    any other image by its content and by everything that affects how it is decoded.
 
     Returns
     -------
@@ -316,14 +317,14 @@ def fingerprint(raw: RawImage, pixel_range: PixelRange | None = None) -> bytes:
     if isinstance(raw, str):
         return _file_fingerprint(raw)
     if isinstance(raw, np.ndarray):
-        applies = None if raw.dtype == np.uint8 else pixel_range
-        header = ("array", raw.dtype.str, raw.shape, applies)
+        applied_range = None if raw.dtype == np.uint8 else pixel_range
+        header = ("array", raw.dtype.str, raw.shape, applied_range)
         return _digest(header, np.ascontiguousarray(raw).reshape(-1).data)
     if isinstance(raw, Image.Image):
         image = _upright_copy(raw)
         transparency = image.info.get("transparency")
-        look = ("PIL", image.mode, image.size, transparency, image.getpalette(None))
-        return _digest(look, image.tobytes())
+        properties = ("PIL", image.mode, image.size, transparency, image.getpalette(None))
+        return _digest(properties, image.tobytes())
     return _digest(("encoded",), bytes(raw))
 
 
@@ -337,7 +338,7 @@ def _file_fingerprint(path: str) -> bytes:
 
 
 def _digest(header: tuple[object, ...], content: Encoded = b"") -> bytes:
-    # A tuple's text ends at its own bracket, so no header can run into another's content.
+    # The repr of a tuple ends at its closing bracket, so header and content cannot be confused.
     digest = hashlib.blake2b(repr(header).encode(), digest_size=16)
     digest.update(content)
     return digest.digest()

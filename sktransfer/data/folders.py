@@ -1,4 +1,4 @@
-"""Folders of images -> paths and labels; nothing is decoded."""
+"""Paths and labels from folders of images, without decoding them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SPLIT_OF_FOLDER = {**{name: name for name in SPLITS}, "valid": "val", "validati
 
 @dataclass
 class _Scan:
-    """What the folders hold.
+    """Contents of the folders.
 
     Parameters
     ----------
     images : list of (class name, path, split)
     ignored : list of (path, split)
-        Files that are in no class folder, or no images by their extension.
+        Files outside any class folder, or without an image extension.
     empty : list of (path, split)
         Class folders without images.
     """
@@ -66,17 +66,17 @@ def load_image_folder(
     """List the images of a folder that has one folder for each class.
 
     Class folders lie directly in `root`, or in folders named train, val (or valid, validation)
-    and test in it; images lie anywhere below a class folder. Hidden files and folders are
-    passed over, links are followed, and nothing is opened or decoded.
+    and test in it; images may be anywhere below a class folder. Hidden files and folders are
+    skipped, links are followed, and no file is opened.
 
     Parameters
     ----------
     root : path
         The folder.
     split : {"train", "val", "test"} or None
-        The split to list, where there are such folders; None lists all of them.
+        The split to list, if there are such folders; None lists all of them.
     extensions : iterable of str
-        What an image's name ends with, in lower or upper case.
+        Extensions of image files, in lower or upper case.
     return_X_y : bool
         Return `(data, target)` only.
 
@@ -90,27 +90,27 @@ def load_image_folder(
         target : ndarray of shape (N,), int64
             Index into `target_names`.
         target_names : list of str
-            Names of the class folders that hold images, sorted; of all splits together, so
-            that `target` means the same in each.
+            Sorted names of the class folders that hold images, from all splits together, so
+            that `target` means the same in each split.
         split : ndarray of shape (N,), str, or None
-            "train", "val" or "test", where there are such folders.
+            "train", "val" or "test", if there are such folders.
         ignored : list of str
-            Files that are in no class folder, or no images by their extension.
+            Files outside any class folder, or without an image extension.
         DESCR : str
-            How many images of which class there are.
+            Number of images of each class.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If `root` is no folder.
+        If `root` is not a folder.
     ValueError
-        If there are no class folders, no images, or not the split that was asked for.
+        If there are no class folders or no images, or if the requested split is missing.
 
     Warns
     -----
     UserWarning
-        Of files that were ignored, of class folders without images, and of classes that have
-        images in val or test but none in train.
+        If files are ignored, if class folders have no images, or if classes have images in val or
+        test but none in train.
 
     Examples
     --------
@@ -129,24 +129,24 @@ def load_image_folder(
     """
     top = Path(root)
     _check_root(top)
-    endings = _check_extensions(extensions)
-    splits = _split_folders(top, endings)
+    lowercase_extensions = _check_extensions(extensions)
+    splits = _split_folders(top, lowercase_extensions)
     _check_split(split, top, splits)
-    scan = _scan(top, splits, endings)
-    _check_found(scan, split, top, splits)
-    _warn(scan, split)
+    scan = _scan(top, splits, lowercase_extensions)
+    _check_not_empty(scan, split, top, splits)
+    _warn_about(scan, split)
     bunch = _bunch(top, scan, split)
     return (bunch.data, bunch.target) if return_X_y else bunch
 
 
-# Looking around
+# Scanning
 
 
 def _check_root(root: Path) -> None:
     if not root.exists():
         raise FileNotFoundError(
             f"Got root={str(root)!r}, but there is no such folder. "
-            f"Relative paths start at {os.getcwd()}."
+            f"Relative paths are resolved from {os.getcwd()}."
         )
     if not root.is_dir():
         raise NotADirectoryError(
@@ -155,16 +155,16 @@ def _check_root(root: Path) -> None:
 
 
 def _check_extensions(extensions: Iterable[str]) -> tuple[str, ...]:
-    endings = () if isinstance(extensions, str) else tuple(extensions)
-    if not endings or not all(isinstance(end, str) and end.startswith(".") for end in endings):
+    names = () if isinstance(extensions, str) else tuple(extensions)
+    if not names or not all(isinstance(name, str) and name.startswith(".") for name in names):
         raise ValueError(
-            f"Got extensions={extensions!r}, but expected names such as ('.jpg', '.png')."
+            f"Got extensions={extensions!r}, but expected extensions such as ('.jpg', '.png')."
         )
-    return tuple(end.lower() for end in endings)
+    return tuple(name.lower() for name in names)
 
 
 def _visible(folder: Path) -> tuple[list[Path], list[str]]:
-    """List the folders and the files of a folder, sorted, without hidden ones."""
+    """List the subfolders and files of a folder, sorted, without hidden ones."""
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -172,49 +172,49 @@ def _visible(folder: Path) -> tuple[list[Path], list[str]]:
                 continue
             if entry.is_dir():
                 folders.append(Path(entry.path))
-            else:  # A dangling link too, so that it is not dropped in silence.
+            else:  # Including dangling links, so that they are not dropped silently.
                 files.append(entry.path)
     return folders, files
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Walk a class folder through links, but into no folder twice and never back up."""
-    home = folder.parent.resolve()
-    seen = {home, *home.parents}
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        real = here.resolve()
-        if real not in seen:
-            seen.add(real)
-            folders, files = _visible(here)
+    """Yield all files below a folder; follow links, but visit no folder twice and no parent."""
+    parent = folder.parent.resolve()
+    visited = {parent, *parent.parents}
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        resolved = current.resolve()
+        if resolved not in visited:
+            visited.add(resolved)
+            subfolders, files = _visible(current)
             yield from files
-            waiting += folders
+            pending += subfolders
 
 
-def _split_folders(root: Path, endings: tuple[str, ...]) -> dict[Path, str]:
-    """Tell folders that are splits from classes that happen to be called "train" or "test"."""
+def _split_folders(root: Path, extensions: tuple[str, ...]) -> dict[Path, str]:
+    """Return the split of each split folder; none if "train" or "test" is one of the classes."""
     folders, _ = _visible(root)
     splits = {
         folder: _SPLIT_OF_FOLDER[folder.name.lower()]
         for folder in folders
         if folder.name.lower() in _SPLIT_OF_FOLDER
     }
-    others = [
+    class_folders = [
         folder
         for folder in folders
         if splits
         and folder not in splits
-        and any(file.lower().endswith(endings) for file in _files_below(folder))
+        and any(file.lower().endswith(extensions) for file in _files_below(folder))
     ]
-    if not others:
+    if not class_folders:
         return splits
     if len(splits) == 1:
-        return {}  # One class of several, such as trains beside cars.
+        return {}  # A class among others, such as "train" next to "car".
     raise ValueError(
-        f"Got splits {', '.join(repr(folder.name) for folder in splits)} in {str(root)!r} beside "
-        f"other folders of images, {', '.join(repr(folder.name) for folder in others)}, but "
-        "expected either splits or classes there. Move the ones or the others away."
+        f"Got the splits {', '.join(repr(folder.name) for folder in splits)} in {str(root)!r} next "
+        f"to other folders of images, {', '.join(repr(folder.name) for folder in class_folders)}, "
+        "but expected either splits or classes. Move the splits or the other folders away."
     )
 
 
@@ -225,75 +225,77 @@ def _check_split(split: str | None, root: Path, splits: dict[Path, str]) -> None
     if not splits:
         raise ValueError(
             f"Got split={split!r}, but {str(root)!r} has no folders named train, val or test. "
-            "Leave split=None."
+            "Pass split=None."
         )
     check_choice("split", split, [name for name in SPLITS if name in splits.values()])
 
 
-def _scan(root: Path, splits: dict[Path, str], endings: tuple[str, ...]) -> _Scan:
+def _scan(root: Path, splits: dict[Path, str], extensions: tuple[str, ...]) -> _Scan:
     scan = _Scan()
     if not splits:
-        _scan_classes(scan, root, None, endings)
+        _scan_classes(scan, root, None, extensions)
         return scan
     folders, files = _visible(root)
     for folder in folders:
         if folder in splits:
-            _scan_classes(scan, folder, splits[folder], endings)
+            _scan_classes(scan, folder, splits[folder], extensions)
         else:
             scan.ignored += [(path, None) for path in sorted(_files_below(folder))]
     scan.ignored += [(path, None) for path in files]
     return scan
 
 
-def _scan_classes(scan: _Scan, folder: Path, split: str | None, endings: tuple[str, ...]) -> None:
+def _scan_classes(
+    scan: _Scan, folder: Path, split: str | None, extensions: tuple[str, ...]
+) -> None:
     classes, files = _visible(folder)
     scan.ignored += [(path, split) for path in files]
     for class_folder in classes:
-        found = len(scan.images)
+        n_before = len(scan.images)
         for path in sorted(_files_below(class_folder)):
-            if path.lower().endswith(endings):
+            if path.lower().endswith(extensions):
                 scan.images.append((class_folder.name, path, split))
             else:
                 scan.ignored.append((path, split))
-        if len(scan.images) == found:
+        if len(scan.images) == n_before:
             scan.empty.append((str(class_folder), split))
 
 
-def _check_found(scan: _Scan, split: str | None, root: Path, splits: dict[Path, str]) -> None:
-    if any(split in (None, of) for _, _, of in scan.images):
+def _check_not_empty(scan: _Scan, split: str | None, root: Path, splits: dict[Path, str]) -> None:
+    if any(split in (None, image_split) for _, _, image_split in scan.images):
         return
     chosen = [str(folder) for folder, name in splits.items() if split in (None, name)]
     where = " and ".join(map(repr, chosen or [str(root)]))
     raise ValueError(
-        f"Found no class folders with images in {where}. Expected one folder for each class "
-        "there, and the images of the class in it."
+        f"Found no class folders with images in {where}. Expected one folder for each class, "
+        "with the images of that class in it."
     )
 
 
-# Telling what was found
+# Reporting
 
 
-def _warn(scan: _Scan, split: str | None) -> None:
-    ignored = [path for path, of in scan.ignored if split in (None, of)]
+def _warn_about(scan: _Scan, split: str | None) -> None:
+    ignored = [path for path, file_split in scan.ignored if split in (None, file_split)]
     if ignored:
         more = ", ..." if len(ignored) > 3 else ""
-        _say(
-            f"Ignored {len(ignored)} file(s) that are in no class folder, or no images by their "
-            f"extension: {', '.join(ignored[:3])}{more}. All of them are in bunch.ignored."
+        _warn_caller(
+            f"Ignored {len(ignored)} file(s) outside any class folder or without an image "
+            f"extension: {', '.join(ignored[:3])}{more}. bunch.ignored lists all of them."
         )
-    for folder, of in scan.empty:
-        if split in (None, of):
-            _say(f"The class folder {folder!r} holds no images.")
-    trained = {name for name, _, of in scan.images if of == "train"}
-    unseen = {name for name, _, of in scan.images} - trained
-    if trained and unseen:
-        _say(
+    for folder, folder_split in scan.empty:
+        if split in (None, folder_split):
+            _warn_caller(f"The class folder {folder!r} holds no images.")
+    train_classes = {name for name, _, image_split in scan.images if image_split == "train"}
+    untrained_classes = {name for name, _, _ in scan.images} - train_classes
+    if train_classes and untrained_classes:
+        _warn_caller(
             f"Some classes have images in val or test but none in train: "
-            f"{', '.join(repr(name) for name in sorted(unseen))}."
+            f"{', '.join(repr(name) for name in sorted(untrained_classes))}."
         )
 
 
-def _say(message: str) -> None:
+def _warn_caller(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
 
 
@@ -310,7 +312,7 @@ def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
         filenames=data,
         target=target,
         target_names=target_names,
-        split=None if rows[0][2] is None else np.array([of for _, _, of in rows]),
-        ignored=[path for path, of in scan.ignored if split in (None, of)],
+        split=None if rows[0][2] is None else np.array([row[2] for row in rows]),
+        ignored=[path for path, file_split in scan.ignored if split in (None, file_split)],
         DESCR=f"{len(data)} images below {root}\n\n" + "\n".join(lines),
     )

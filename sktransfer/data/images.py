@@ -1,4 +1,4 @@
-"""Anything image-like -> a lazy sequence of uint8 RGB images; all validation of `X`.
+"""Anything image-like as a lazy sequence of uint8 RGB images.
 
 Shapes: N images of H x W pixels with C channels.
 """
@@ -21,34 +21,35 @@ from sktransfer.data.decoding import PixelRange, RawImage
 from sktransfer.data.items import as_array, describe, resolve
 from sktransfer.utils.errors import ImageError
 
-# How many items tell the pixel range of a dataset that is read lazily, how many tell whether
-# images are large, and how large a piece of an array is looked at in one go.
+# Items of a lazily read dataset from which its pixel range is learned.
 _N_ITEMS_FOR_PIXEL_RANGE = 64
+# Images from which it is estimated whether most images are large.
 _N_IMAGES_FOR_SIZE = 16
+# Bytes of an array that are scanned at once.
 _BLOCK_BYTES = 2**26
 
 _Result = TypeVar("_Result")
 
 
 class Images(Sequence[np.ndarray]):
-    """N images, decoded one by one when they are asked for.
+    """N images, decoded one at a time on access.
 
-    Made by `as_images`. It holds a reference to the caller's container, never a decoded
-    image, so that memory does not grow with N, and it may be read from several threads at
-    once. A torch or Hugging Face dataset is read anew by each access, `fingerprint` included,
-    and by one thread at a time, since few datasets are thread-safe; paths decode in parallel.
+    Built by `as_images`. It references the caller's container and keeps no decoded image, so
+    memory does not grow with N. Several threads may read from it at once. Every access to an item
+    of a torch or Hugging Face dataset reads the item again, even for its `fingerprint`, and only
+    one thread reads at a time, since few datasets are thread-safe. Paths are decoded in parallel.
 
     Parameters
     ----------
     source : object
         Anything with a length whose items `sktransfer.data.items.resolve` understands.
     image_shape : tuple of int or None
-        Shape into which an item that is a flat row of numbers folds.
+        Shape of an image that is given as a flat row of numbers.
     pixel_range : (float, float) or None
-        Range of the numbers that are not uint8, mapped to 0-255. None takes, for each image
-        alone, the first usual range that holds it.
+        Range of pixels other than uint8, mapped to 0-255. None uses, for each image separately,
+        the first usual range that contains it.
     rows : ndarray of int or None
-        Which items of `source` these are; None means all.
+        Indices of these images in `source`; None means all.
     """
 
     def __init__(
@@ -81,28 +82,28 @@ class Images(Sequence[np.ndarray]):
         Raises
         ------
         ImageError
-            Naming row and source of an image that cannot be read.
+            If the image cannot be read; the message names its row and source.
         """
         if isinstance(row, slice):
             return self.take(range(len(self))[row])
         return self.decode(row)
 
     def decode(self, row: int, side: int | None = None) -> np.ndarray:
-        """Decode one image, as indexing does, or only as large as its use needs.
+        """Decode one image as indexing does, optionally at a reduced size.
 
         Parameters
         ----------
         row : int
         side : int or None
-            Length of the shorter side to which it will be resized; the image may come with
-            fewer pixels than it has, but not with so few. None gives all of them.
+            Length of the shorter side to which the image will be resized. A far larger image may
+            be decoded at a reduced size, but not below this length. None decodes all pixels.
         """
         return self._apply(partial(decoding.decode, side=side), row)
 
     def plain_jpeg(self, row: int, side: int) -> bytes | None:
-        """Read one image as it is encoded where any decoder of JPEGs can take it, else `None`.
+        """Return the bytes of one image if any JPEG decoder can decode it, else `None`.
 
-        Items of datasets are not looked at, and what is wrong with an image `decode` tells.
+        Items of datasets are not read, and broken images raise no error here, but in `decode`.
         """
         if isinstance(self.source, DatasetSource):
             return None
@@ -111,10 +112,10 @@ class Images(Sequence[np.ndarray]):
         return None
 
     def fingerprint(self, row: int) -> bytes:
-        """Identify the content of one image, for a cache.
+        """Compute a digest that identifies the content of one image in a cache.
 
-        A path is told by its absolute form, size and time of change, and not opened; everything
-        else by content, including the pixel range where one applies.
+        A file is identified by its absolute path, size and modification time, without being opened;
+        any other image by its content, including the pixel range if one applies.
 
         Returns
         -------
@@ -123,14 +124,14 @@ class Images(Sequence[np.ndarray]):
         Raises
         ------
         ImageError
-            For a missing file or an item that is no image.
+            If a file is missing or an item is not an image.
         """
         return self._apply(decoding.fingerprint, row)
 
     def order_key(self, row: int) -> bytes:
-        """Return a key that orders images: the path, or else the content.
+        """Return a key for sorting images: the path, or else the content.
 
-        The items of a dataset, which would have to be read for it, stay in their order.
+        Items of a dataset keep their order, since their content would have to be read.
         """
         if isinstance(self.source, DatasetSource):
             return self._origin(row).to_bytes(8, "big")
@@ -141,27 +142,27 @@ class Images(Sequence[np.ndarray]):
 
     def mostly_at_least(self, side: int) -> bool:
         """Estimate from a sample whether the shorter side of most images is at least `side`."""
-        few, large = self.sample(_N_IMAGES_FOR_SIZE), 0
-        for row in range(len(few)):
+        sample, n_large = self.sample(_N_IMAGES_FOR_SIZE), 0
+        for row in range(len(sample)):
             try:
-                large += min(few.decode(row, side).shape[:2]) >= side
-            except ImageError:  # reported when it is decoded for use
+                n_large += min(sample.decode(row, side).shape[:2]) >= side
+            except ImageError:  # reported when the image is decoded for use
                 continue
-        return 2 * large > len(few)
+        return 2 * n_large > len(sample)
 
     def describe(self, row: int) -> str:
-        """Say in a few words what a row holds: its path, `"bytes"`, `"array of shape (8, 8)"`."""
+        """Describe an item in a few words: its path, `"bytes"`, `"array of shape (8, 8)"`."""
         if isinstance(self.source, DatasetSource):
             return f"item of {type(self.source.dataset).__name__}"
         return describe(self._read(row))
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Images:
-        """Select images, numbered from 0 again, but not in errors; nothing is read.
+        """Select images without reading them; errors still name their original rows.
 
         Parameters
         ----------
         rows : sequence of int
-            Positions in these images, in any order; repetition is allowed.
+            Positions of the selected images, in any order; they may repeat.
         """
         chosen = np.asarray(rows, dtype=np.intp)
         return Images(
@@ -172,7 +173,7 @@ class Images(Sequence[np.ndarray]):
         )
 
     def sample(self, count: int) -> Images:
-        """Select so many images, or as many as there are, from everywhere."""
+        """Select at most `count` images, evenly spaced."""
         return self.take(np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)))
 
     def _read(self, row: int) -> Any:
@@ -185,7 +186,7 @@ class Images(Sequence[np.ndarray]):
     def _apply(
         self, function: Callable[[RawImage, PixelRange | None], _Result], row: int
     ) -> _Result:
-        """Call a function of `decoding` for a row, and name the row if it fails."""
+        """Call a function of `decoding` for a row; its errors name the row."""
         item = None
         try:
             item = self._read(row)
@@ -201,42 +202,43 @@ def as_images(
     image_shape: Sequence[int] | None = None,
     pixel_range: tuple[float, float] | None = None,
 ) -> Images:
-    """Bring anything image-like into one form.
+    """Convert anything image-like to `Images`.
 
     Parameters
     ----------
     X : list, array, Series, one-column DataFrame, tensor or dataset of length N
         Paths (str or Path), PIL images, arrays of shape (H, W) or (H, W, C) or (C, H, W),
-        torch tensors (C, H, W) on any device, encoded bytes, dicts as Hugging Face `datasets`
-        gives them, also mixed; stacked arrays of shape (N, H, W), (N, H, W, C) or
+        torch tensors (C, H, W) on any device, encoded bytes, dicts as in Hugging Face
+        `datasets`, also mixed; stacked arrays of shape (N, H, W), (N, H, W, C) or
         (N, C, H, W); a map-style torch Dataset; or numbers of shape (N, n_features), which need
         `image_shape`.
     image_shape : (H, W) or (H, W, C), or None
-        The shape into which flat rows fold; one of them may be -1. It has no effect on other X.
+        The shape of an image that is given as a flat row; one size may be -1. It has no effect on
+        other `X`.
     pixel_range : (lo, hi) or None
-        The range of all pixels that are not uint8; it is mapped linearly to 0-255. uint8 pixels
-        are taken as they are. An image that exceeds one of the usual ranges (see
-        `learn_pixel_range`) is an error; any other range clips. None takes for each image the
-        first usual range that holds it, which may differ from image to image.
+        The range of all pixels other than uint8; it is mapped linearly to 0-255. uint8 pixels
+        stay unchanged. Pixels outside one of the usual ranges (see `learn_pixel_range`) raise an
+        error; pixels outside any other range are clipped. None uses, for each image, the first
+        usual range that contains it, so images may differ.
 
     Returns
     -------
     Images
-        Of length N; nothing is decoded yet. An existing `Images` keeps what it has set.
+        Of length N; nothing is decoded yet. If `X` is `Images`, its own settings take precedence.
 
     Raises
     ------
     TypeError
-        For sparse matrices, iterators, and datasets without a length.
+        If `X` is a sparse matrix, an iterator, or a dataset without a length.
     ValueError
-        For a single image, no images, or rows that do not fold.
+        If `X` is a single image, is empty, or has rows that do not fit `image_shape`.
 
     Examples
     --------
     >>> from sklearn.datasets import load_digits
     >>> images = as_images(load_digits().data, image_shape=(8, 8), pixel_range=(0, 16))
-    >>> len(images), images[0].shape, images[0].dtype, images[0].max()
-    (1797, (8, 8, 3), dtype('uint8'), np.uint8(239))
+    >>> len(images), images[0].shape, int(images[0].max())
+    (1797, (8, 8, 3), 239)
     """
     shape, limits = _check_image_shape(image_shape), _check_pixel_range(pixel_range)
     if isinstance(X, Images):
@@ -255,18 +257,18 @@ def images_of_source(
     image_shape: Sequence[int] | None = None,
     pixel_range: tuple[float, float] | None = None,
 ) -> Images:
-    """Return the images of a source that `containers.source_of` has resolved before.
+    """Build `Images` from a source that `containers.source_of` returned.
 
     Parameters
     ----------
     source : list, tuple, ndarray, torch.Tensor, values of a Series, or DatasetSource
     image_shape, pixel_range
-        As `as_images` takes them.
+        See `as_images`.
 
     Raises
     ------
     ValueError
-        As `as_images` does.
+        See `as_images`.
     """
     return _checked(source, _check_image_shape(image_shape), _check_pixel_range(pixel_range))
 
@@ -279,7 +281,7 @@ def _checked(
 
 
 def is_rows(X: Any) -> bool:
-    """Whether `X` is numbers of shape (N, n_features), flat rows that need `image_shape`.
+    """Return whether `X` holds flat rows (N, n_features) of numbers, which need `image_shape`.
 
     Examples
     --------
@@ -297,20 +299,20 @@ def learn_pixel_range(
 ) -> tuple[float, float] | None:
     """Return the range of the pixels that are not uint8.
 
-    All numbers in memory are looked at, and the first 64 items of a dataset that is read lazily.
-    Broken images are passed over here, since reading them tells.
+    All numbers in memory are scanned, but only the first 64 items of a lazily read dataset.
+    Broken images are skipped; they raise an error when they are decoded.
 
     Parameters
     ----------
     X, image_shape
-        As `as_images` takes them.
+        See `as_images`.
 
     Returns
     -------
     (float, float) or None
-        The first of (0, 1), (-1, 1), (0, 16), (0, 255), (0, 65535) that holds all numbers, and
-        their own minimum and maximum where none does. None where nothing needs a range: paths,
-        PIL images, encoded images, uint8.
+        The first of (0, 1), (-1, 1), (0, 16), (0, 255), (0, 65535) that contains all numbers, or
+        their minimum and maximum if none does. None if no image needs a range: paths, PIL images,
+        encoded images, uint8.
 
     Examples
     --------
@@ -330,7 +332,7 @@ def learn_pixel_range(
 
 
 def _numbers(images: Images) -> Iterator[np.ndarray]:
-    """Return the arrays whose numbers need a range, in pieces that share the caller's memory."""
+    """Yield the arrays that need a pixel range; they share the caller's memory if possible."""
     source = images.source
     if is_stack(source) and images.rows is None:
         if str(source.dtype).endswith("uint8"):
@@ -355,8 +357,8 @@ def _check_image_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | N
     if image_shape is None:
         return None
     sizes = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
-    right = all(isinstance(size, Integral) and (size > 0 or size == -1) for size in sizes)
-    if len(sizes) not in (2, 3) or not right or sizes.count(-1) > 1:
+    valid = all(isinstance(size, Integral) and (size > 0 or size == -1) for size in sizes)
+    if len(sizes) not in (2, 3) or not valid or sizes.count(-1) > 1:
         raise ValueError(
             f"Got image_shape={image_shape!r}, but expected (H, W) or (H, W, C) of positive "
             "integers, one of them possibly -1."

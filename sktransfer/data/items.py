@@ -1,4 +1,4 @@
-"""What an item of `X` stands for: a path, encoded bytes, a PIL image or an array of pixels.
+"""Items of `X`, resolved to paths, encoded bytes, PIL images or arrays of pixels.
 
 Shapes: H x W pixels, C channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA).
 """
@@ -29,20 +29,20 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
     ----------
     item : object
         A path, encoded bytes, a PIL image, a numeric array or torch tensor of shape (H, W),
-        (H, W, C) or (C, H, W), a dict as Hugging Face `datasets` gives it, or a
-        (image, label, ...) tuple as a torch Dataset gives it.
+        (H, W, C) or (C, H, W), a dict as in Hugging Face `datasets`, or an
+        (image, label, ...) tuple as in a torch Dataset.
     image_shape : sequence of int or None
-        The shape into which a 1-D array of numbers folds.
+        The shape of an image that is given as a 1-D array of numbers.
 
     Returns
     -------
     str, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
-        The array keeps its dtype and shares the item's memory where it can.
+        The array keeps its dtype and shares the item's memory if possible.
 
     Raises
     ------
     ImageError
-        If the item is no image.
+        If the item is not an image.
     """
     if isinstance(item, str | Encoded | Image.Image):
         return item
@@ -66,7 +66,7 @@ def looks_like_image(value: object) -> bool:
 
 
 def describe(item: Any) -> str:
-    """Say in a few words what an item of `X` is; never fails.
+    """Describe an item of `X` in a few words; never fails.
 
     Examples
     --------
@@ -99,38 +99,38 @@ def _check_keys(item: Mapping[str, Any]) -> None:
 
 
 def _value_of(item: Mapping[str, Any]) -> Any:
-    # Hugging Face gives {"bytes": None, "path": ...} for an image that stays on disk.
+    # Hugging Face represents an image on disk as {"bytes": None, "path": ...}.
     values = (item[key] for key in _IMAGE_KEYS if key in item)
     return next((value for value in values if value is not None), None)
 
 
 def _wraps_image(item: object) -> bool:
-    """Whether the item is a (image, label, ...) tuple, or a list of one image."""
+    """Return whether an item is an (image, label, ...) tuple, or a list of one image."""
     if isinstance(item, tuple) or (isinstance(item, list) and len(item) == 1):
         return len(item) > 0 and looks_like_image(item[0])
     return False
 
 
 def is_missing(item: object) -> bool:
-    """Whether an item is None, NaN or pandas' NA."""
-    # By name, since pandas need not be installed.
+    """Return whether an item is None, NaN or pandas' NA."""
+    # Checked by name, since pandas may not be installed.
     if item is None or type(item).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(item, float) and math.isnan(item)
 
 
 def are_missing(items: np.ndarray) -> np.ndarray:
-    """Return which items are missing, a mask."""
+    """Return a mask of the missing items."""
     return np.array([is_missing(item) for item in items.tolist()], dtype=bool)
 
 
 def as_array(item: Any) -> np.ndarray:
-    """View a tensor, nested lists or anything else array-like as an array, of any dtype.
+    """Convert a tensor, nested lists or anything else array-like to an array of any dtype.
 
     Raises
     ------
     ImageError
-        If the item is nothing of the kind.
+        If the item is not array-like.
     """
     if isinstance(item, torch.Tensor):
         # numpy has no bfloat16.
@@ -139,7 +139,7 @@ def as_array(item: Any) -> np.ndarray:
         try:
             return np.asarray(item)
         except ValueError as error:
-            raise ImageError(f"The numbers form no array: {error}") from error
+            raise ImageError(f"The numbers do not form an array: {error}") from error
     raise ImageError(
         f"Got {describe(item)}, but expected a path, a PIL image, an array, a tensor, "
         "encoded bytes or a dict."
@@ -154,7 +154,9 @@ def _channels_last(
         try:
             array, channels_first = array.reshape(image_shape), False
         except ValueError as error:
-            raise ImageError(f"Got {array.size} numbers for {image_shape=}.") from error
+            raise ImageError(
+                f"Got {array.size} numbers, which do not fit {image_shape=}."
+            ) from error
     if array.dtype.kind == "c":
         raise ImageError("Complex data not supported.")
     if array.dtype.kind not in NUMERIC_KINDS:

@@ -1,4 +1,4 @@
-"""Labels: class numbers and weights.
+"""Validation of labels, weights and domains.
 
 Shapes: N images, K classes.
 """
@@ -22,22 +22,22 @@ from sktransfer.utils.errors import check_choice
 
 @dataclass(frozen=True)
 class EncodedLabels:
-    """What `y` says.
+    """Labels as class numbers, with weights.
 
     Parameters
     ----------
     classes : ndarray of shape (K,)
         The labels, sorted.
     y : ndarray of shape (n,)
-        Class numbers, 0 to K - 1, of the images that take part.
+        Class numbers, 0 to K - 1, of the images in `rows`.
     sample_weight : ndarray of shape (n,)
         Positive, float64.
     weights : ndarray of shape (n,)
-        The same, times the weight of the class.
+        `sample_weight` times the weight of the class.
     rows : ndarray of shape (n,)
-        The labeled images that take part: those whose weight is not 0.
+        Rows of the labeled images whose weight is not 0.
     target : ndarray of shape (m,)
-        The images of a target domain that take part; they are unlabeled.
+        Rows of the unlabeled images of a target domain whose weight is not 0.
     """
 
     classes: np.ndarray
@@ -66,15 +66,15 @@ def check_labels(
     class_weight : dict, "balanced" or None
         As in scikit-learn.
     estimator : str
-        Who asks.
+        Name for the error messages.
     sample_domain : array-like of shape (N,) or None
-        Positive for the source, negative for the target, whose labels are not looked at.
+        Positive for the source, negative for the target, whose labels are ignored.
 
     Raises
     ------
     ValueError
-        For lengths that differ, labels that are no classes, weights that are negative, a single
-        class, or domains that are none.
+        If lengths differ, if labels are not classes, if weights are negative, if there is a single
+        class, or if domains are invalid.
 
     Examples
     --------
@@ -88,40 +88,40 @@ def check_labels(
     source, target = np.arange(len(X)), np.empty(0, int)
     if sample_domain is not None:
         source, target = split_domains(sample_domain, len(X))
-        y = _safe_indexing(y, source)  # before anything is made of the others
-    y = _known(column_or_1d(y, warn=True), "y", source)
+        y = _safe_indexing(y, source)  # the labels of the target are never read
+    y = _check_not_missing(column_or_1d(y, warn=True), "y", source)
     check_classification_targets(y)
     weights = np.ones(len(X))
     if sample_weight is not None:
         weights = _check_sample_weight(
             sample_weight, np.empty((len(X), 1)), dtype=np.float64, ensure_non_negative=True
         )
-    weighs = weights[source] > 0
-    rows, target, y = source[weighs], target[weights[target] > 0], y[weighs]
+    positive = weights[source] > 0
+    rows, target, y = source[positive], target[weights[target] > 0], y[positive]
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        found = f"1 class in y, {classes.tolist()[0]!r}" if len(classes) else "no weight above 0"
-        raise ValueError(f"Got {found}, but a classifier needs at least two classes")
+        got = f"1 class in y, {classes.tolist()[0]!r}" if len(classes) else "no weight above 0"
+        raise ValueError(f"Got {got}, but a classifier needs at least two classes")
     counts = weights[rows]
     return EncodedLabels(
         classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target
     )
 
 
-def _known(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
-    """Refuse labels that are missing."""
+def _check_not_missing(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+    """Return labels, or raise a ValueError if some are missing."""
     if y.dtype.kind == "f":
         assert_all_finite(y, input_name=name)
     if y.dtype.kind == "O" and (missing := are_missing(y)).any():
         raise ValueError(
-            f"Input {name} contains missing labels, in rows {rows[missing][:10].tolist()}: give "
-            "each image one, or leave it out"
+            f"Input {name} contains missing labels, in rows {rows[missing][:10].tolist()}; label "
+            "these images, or leave them out"
         )
     return y
 
 
 def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the source and those of the target.
+    """Return the rows of the source and the rows of the target.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        For another length, for what is no whole number or 0, or where no image is of the source.
+        If the length differs, a value is 0 or not a whole number, or no image is of the source.
 
     Examples
     --------
@@ -140,33 +140,35 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     """
     domains = column_or_1d(sample_domain)
     check_consistent_length(np.empty(n), domains)
-    remedy = "expected whole numbers: above 0 for the source, below 0 for the target"
-    if domains.dtype.kind == "O" and all(isinstance(each, Integral) for each in domains):
+    expected = "expected whole numbers: above 0 for the source, below 0 for the target"
+    if domains.dtype.kind == "O" and all(isinstance(domain, Integral) for domain in domains):
         domains = domains.astype(int)
-    whole = domains.dtype.kind in "iuf"
-    wrong = domains[~(np.isfinite(domains) & (domains == np.round(domains)))] if whole else domains
-    if len(wrong):
-        raise ValueError(f"Got {wrong.tolist()[0]!r} in sample_domain, but {remedy}")
+    if domains.dtype.kind in "iuf":
+        invalid = domains[~(np.isfinite(domains) & (domains == np.round(domains)))]
+    else:
+        invalid = domains
+    if len(invalid):
+        raise ValueError(f"Got {invalid.tolist()[0]!r} in sample_domain, but {expected}")
     if not domains.all():
-        raise ValueError(f"Got 0 in sample_domain, but {remedy}")
+        raise ValueError(f"Got 0 in sample_domain, but {expected}")
     if not (domains > 0).any():
         raise ValueError(
-            f"Got no image of the source in sample_domain, but {remedy}; only labels of the "
-            "source are learned"
+            f"Got no image of the source in sample_domain, but {expected}; labels are learned from "
+            "the source only"
         )
     return np.flatnonzero(domains > 0), np.flatnonzero(domains < 0)
 
 
 def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray | float:
-    """Return the weight of each image's class."""
+    """Return the weight of the class of each image."""
     if class_weight is None:
         return 1.0
     if not isinstance(class_weight, str):
         factors = compute_sample_weight(class_weight, y)
         if not factors.min() > 0:
             raise ValueError(
-                f"Got class_weight={class_weight!r}, but expected weights above 0; leave the "
-                "images of a class out that is not to count"
+                f"Got class_weight={class_weight!r}, but expected weights above 0; to "
+                "ignore a class, leave out its images"
             )
         return factors
     check_choice("class_weight", class_weight, ["balanced", None])
@@ -176,14 +178,14 @@ def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray
 
 
 def encode(y: Any, classes: np.ndarray) -> np.ndarray:
-    """Turn labels into the numbers of known classes.
+    """Convert labels to class numbers.
 
     Raises
     ------
     ValueError
-        If a label is none of the classes.
+        If a label is not one of `classes`.
     """
-    y = _known(column_or_1d(y), "y_val", np.arange(len(y)))
+    y = _check_not_missing(column_or_1d(y), "y_val", np.arange(len(y)))
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     unknown = np.unique(y[classes[codes] != y])
     if len(unknown):

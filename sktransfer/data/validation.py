@@ -15,23 +15,23 @@ from sktransfer.data.images import Images, as_images, images_of_source, learn_pi
 def check_images(
     estimator: BaseEstimator, X: Any, *, reset: bool, sample_weight: Any = None
 ) -> Images:
-    """Validate `X` and turn it into images; in `fit`, learn its columns and its pixel range.
+    """Validate `X` and convert it to images; in `fit`, learn its columns and its pixel range.
 
     Parameters
     ----------
     estimator : BaseEstimator
-        Has the parameters `image_shape` and `pixel_range`; gets `pixel_range_`, and
-        `n_features_in_` and `feature_names_in_` as scikit-learn sets them.
+        Has the parameters `image_shape` and `pixel_range`. `fit` sets its `pixel_range_`, and
+        scikit-learn sets `n_features_in_` and `feature_names_in_`.
     X : images in any container
     reset : bool
         True in `fit`.
     sample_weight : array-like of shape (N,), float or None
-        The pixel range is learned without the images whose weight is 0.
+        Images whose weight is 0 do not count for the pixel range.
 
     Raises
     ------
     ValueError, TypeError
-        As `as_images` and scikit-learn's `validate_data` do.
+        See `as_images` and scikit-learn's `validate_data`.
     """
     images = _resolve(estimator, X, reset)
     if reset:
@@ -40,7 +40,7 @@ def check_images(
 
 
 def _resolve(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
-    """Resolve `X` once; scikit-learn checks rows of numbers, and the names of columns."""
+    """Resolve `X` once; scikit-learn checks rows of numbers and column names."""
     if isinstance(X, Images):
         return as_images(X, image_shape=estimator.image_shape)
     source = source_of(X)
@@ -57,7 +57,7 @@ def _pixel_range(
     requested = estimator.pixel_range
     if isinstance(requested, str) and requested == "auto":
         weights = np.asarray(sample_weight)
-        # Another number of weights is an error, which is raised later.
+        # A wrong number of weights raises an error later.
         if weights.shape == (len(images),) and not weights.all():
             images = images.take(np.flatnonzero(weights))
         return learn_pixel_range(images)

@@ -1,4 +1,4 @@
-"""Device, engine, precision, threads and store, resolved from the parameters of an estimator."""
+"""Compute resources, resolved from the parameters of an estimator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ComputeConfig:
     engine : str
         `"auto"` or the name of an engine.
     precision : torch.dtype
-        Of the frozen blocks.
+        Compute dtype of the frozen blocks.
     threads : int
         Threads that decode images.
     store : EmbeddingStore or None

@@ -1,6 +1,6 @@
 """Duplicate images: identical, resized, recompressed, mirrored or slightly cropped.
 
-Embeddings select the candidates, and pixels decide.
+Embeddings select the candidates, and a comparison of pixels decides.
 
 Shapes: N images, D features, P pairs, W windows, S x S pixels of a thumbnail, T x T of a window.
 """
@@ -22,33 +22,33 @@ from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 
-# Pixels are compared if the cosine of embeddings is at least this, with so many images at most: the
-# most similar ones.
-POSSIBLE, _MOST = 0.5, 50
+# The pixels of two images are compared if the cosine of their embeddings is at least this.
+POSSIBLE = 0.5
+# Each image is compared with at most this many images, the most similar ones.
+_MAX_CANDIDATES = 50
 # Two images are duplicates if the correlation of their pixels is at least this.
 SAME = 0.95
 
-# Images with a shorter side of fewer pixels, such as scans of digits, can correlate as much
-# without being duplicates.
+# Images whose shorter side is below this many pixels, such as scanned digits, can reach this
+# correlation without being duplicates.
 SCAN = 48
 
-# The mirrored image must fit better by this much, as some images are symmetric.
-_CLEARLY = 0.01
+# The mirrored image must fit better by this margin, because some images are symmetric.
+_MIRROR_MARGIN = 0.01
 
-# A window whose pixels differ less than this from their mean, as a vector, is blank, and matches
-# nothing.
-_BLANK = 10.0
+# A window is blank, and matches nothing, if the norm of its pixels minus their mean is below this.
+_BLANK_NORM = 10.0
 
-# How much of the width and of the height a crop may leave, and where it may lie.
-_SCALES, _PLACES = (0.95, 0.9), (-1, 0, 1)
+# Widths and heights of the windows relative to the image, and their positions: start, center, end.
+_SCALES, _POSITIONS = (0.95, 0.9), (-1, 0, 1)
 
-_THUMBNAIL_SIDE, _WINDOW = 64, 32
+_THUMBNAIL_SIDE, _WINDOW_SIDE = 64, 32
 _THUMBNAIL = Preprocessing(
     resize=(_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), crop=(_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
 )
 
 # Rows whose cosines, and pairs whose windows, are in memory at once.
-_ROWS, _PAIRS = 128, 64
+_ROWS_PER_CHUNK, _PAIRS_PER_CHUNK = 128, 64
 
 
 class EmbeddedImages(NamedTuple):
@@ -58,7 +58,7 @@ class EmbeddedImages(NamedTuple):
     ----------
     images : Images of length N
     embeddings : ndarray of shape (N, D)
-        A row of NaN for an image that cannot be read.
+        The row of an image that cannot be read is NaN.
     """
 
     images: Images
@@ -72,11 +72,11 @@ class Pairs(NamedTuple):
     ----------
     rows : ndarray of shape (P, 2)
     cosines : ndarray of shape (P,)
-        Of their embeddings.
+        Cosines of their embeddings.
     correlations : ndarray of shape (P,)
         Best correlation of their pixels, -1 to 1.
     mirrored : ndarray of shape (P,)
-        Whether they fit best if one of them is mirrored.
+        Whether one image fits the other best when it is mirrored.
     """
 
     rows: np.ndarray
@@ -92,13 +92,13 @@ def find_pairs(
     threads: int = 1,
     possible: float = POSSIBLE,
 ) -> Pairs:
-    """Return pairs of similar images, and compare their pixels.
+    """Find pairs of images with similar embeddings, and compare their pixels.
 
     Parameters
     ----------
     ones : EmbeddedImages
-    others : Embedded or None
-        The second of each pair is one of these; None looks for pairs within `ones`.
+    others : EmbeddedImages or None
+        Images for the second of each pair; None finds pairs within `ones`.
     threads : int
         Threads that decode images.
     possible : float
@@ -107,43 +107,44 @@ def find_pairs(
     Returns
     -------
     Pairs
-        All candidates, but no more than the 50 best of each image.
+        All candidates, but at most the 50 most similar ones of each image.
     """
-    rows, cosines = _possible(
+    rows, cosines = _candidates(
         ones.embeddings, None if others is None else others.embeddings, possible
     )
     first = _thumbnails(ones.images, rows[:, 0] if others else rows.ravel(), threads)
     second = _thumbnails(others.images, rows[:, 1], threads) if others else first
     correlations, mirrored = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
-    for start in range(0, len(rows), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        unique, place = np.unique(rows[part, 0], return_inverse=True)
-        found = match(
+    for start in range(0, len(rows), _PAIRS_PER_CHUNK):
+        chunk = slice(start, start + _PAIRS_PER_CHUNK)
+        unique, indices = np.unique(rows[chunk, 0], return_inverse=True)
+        matches = match(
             torch.stack([first[row] for row in unique.tolist()]),
-            torch.stack([second[row] for row in rows[part, 1].tolist()]),
-            torch.from_numpy(place),
+            torch.stack([second[row] for row in rows[chunk, 1].tolist()]),
+            torch.from_numpy(indices),
         )
-        correlations[part], mirrored[part] = (each.numpy() for each in found)
+        correlations[chunk], mirrored[chunk] = (tensor.numpy() for tensor in matches)
     order = np.argsort(-cosines, kind="stable")
     return Pairs(rows[order], cosines[order], correlations[order], mirrored[order])
 
 
-def _possible(
-    ones: np.ndarray, others: np.ndarray | None, least: float
+def _candidates(
+    ones: np.ndarray, others: np.ndarray | None, min_cosine: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows (P, 2) whose embeddings are alike, and their cosines (P,)."""
+    """Return pairs of rows (P, 2) with similar embeddings, and their cosines (P,)."""
     left = _unit(ones)
     right = left if others is None else _unit(others)
     rows, cosines = [np.empty((0, 2), dtype=int)], [np.empty(0)]
-    for start in range(0, len(left), _ROWS):
-        found = left[start : start + _ROWS] @ right.T
+    for start in range(0, len(left), _ROWS_PER_CHUNK):
+        products = left[start : start + _ROWS_PER_CHUNK] @ right.T
         if others is None:  # each pair once
-            found[np.tri(len(found), len(right), start, dtype=bool)] = -1
-        best = np.argpartition(found, -min(_MOST, len(right)), axis=1)[:, -_MOST:]
-        values = np.take_along_axis(found, best, axis=1)
-        i, place = np.nonzero(values >= least)
-        rows.append(np.stack([start + i, best[i, place]], axis=1))
-        cosines.append(values[i, place].astype(float))
+            products[np.tri(len(products), len(right), start, dtype=bool)] = -1
+        n_best = min(_MAX_CANDIDATES, len(right))
+        best = np.argpartition(products, -n_best, axis=1)[:, -n_best:]
+        values = np.take_along_axis(products, best, axis=1)
+        i, j = np.nonzero(values >= min_cosine)
+        rows.append(np.stack([start + i, best[i, j]], axis=1))
+        cosines.append(values[i, j].astype(float))
     return np.concatenate(rows), np.concatenate(cosines)
 
 
@@ -154,16 +155,17 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _thumbnails(images: Images, rows: np.ndarray, threads: int) -> dict[int, torch.Tensor]:
-    """Resize some images to (3, S, S), uint8."""
+    """Return the thumbnails (3, S, S), uint8, of some images by row."""
     reader = ImageReader(Views(images, _THUMBNAIL), threads, ImageErrors("raise"))
-    batches = reader.batches(np.unique(rows).tolist(), _PAIRS)
     return {
-        row: pixels for found, batch in batches for row, pixels in zip(found, batch, strict=True)
+        row: pixels
+        for batch_rows, batch in reader.batches(np.unique(rows).tolist(), _PAIRS_PER_CHUNK)
+        for row, pixels in zip(batch_rows, batch, strict=True)
     }
 
 
 class Match(NamedTuple):
-    """How much images are the same as their partners: see `Pairs`."""
+    """Result of `match`; see `Pairs` for its fields."""
 
     correlations: torch.Tensor
     mirrored: torch.Tensor
@@ -172,33 +174,33 @@ class Match(NamedTuple):
 def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None = None) -> Match:
     """Compare images with their partners, pixel by pixel.
 
-    Each whole image is laid upon windows of the other, 0.9 to 1 times as wide and high, as it is
-    and mirrored; the best place counts.
+    Each whole image is compared with windows of the other image that are 0.9 to 1 times as wide
+    and high, unchanged and mirrored. The best match counts.
 
     Parameters
     ----------
     ones, others : Tensor of shape (P, 3, S, S)
         Thumbnails, uint8.
     place : Tensor of shape (P,)
-        If the partner of each of `others` lies in `ones`, which may then be of any length. None
-        takes them as they come.
+        Index in `ones` of the partner of each of `others`; `ones` may then be of any length. None
+        pairs them in order.
 
     Examples
     --------
     >>> thumbnails = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    >>> found = match(thumbnails, thumbnails.flip(3))
-    >>> bool((found.correlations > 0.999).all()), found.mirrored.tolist()
+    >>> result = match(thumbnails, thumbnails.flip(3))
+    >>> bool((result.correlations > 0.999).all()), result.mirrored.tolist()
     (True, [True, True])
     """
-    mine, theirs = _windows(ones), _windows(others)
+    left, right = _windows(ones), _windows(others)
     if place is not None:
-        mine = mine[place]
-    # To mirror the whole image is to mirror the windows.
+        left = left[place]
+    # The first window is the whole image. The windows are symmetric, so mirroring it is enough.
     plain, mirrored = (
-        torch.maximum(_fit(turned(mine[:, 0]), theirs), _fit(turned(theirs[:, 0]), mine))
-        for turned in (torch.Tensor.contiguous, _mirrored)
+        torch.maximum(_fit(change(left[:, 0]), right), _fit(change(right[:, 0]), left))
+        for change in (torch.Tensor.contiguous, _mirror)
     )
-    return Match(torch.maximum(plain, mirrored), mirrored > plain + _CLEARLY)
+    return Match(torch.maximum(plain, mirrored), mirrored > plain + _MIRROR_MARGIN)
 
 
 def _fit(wholes: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
@@ -206,12 +208,12 @@ def _fit(wholes: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
     return torch.einsum("pd,pwd->pw", wholes, windows).amax(dim=1)
 
 
-def _mirrored(wholes: torch.Tensor) -> torch.Tensor:
-    return wholes.view(-1, 3, _WINDOW, _WINDOW).flip(3).flatten(1)
+def _mirror(wholes: torch.Tensor) -> torch.Tensor:
+    return wholes.view(-1, 3, _WINDOW_SIDE, _WINDOW_SIDE).flip(3).flatten(1)
 
 
 def _windows(thumbnails: torch.Tensor) -> torch.Tensor:
-    """Cut windows out, the first of which is the whole: unit vectors (P, W, 3 T T)."""
+    """Cut windows out of thumbnails, the whole image first: unit vectors (P, W, 3 T T)."""
     pixels = thumbnails.float()
     cuts = []
     for strips in _cuts():
@@ -219,19 +221,25 @@ def _windows(thumbnails: torch.Tensor) -> torch.Tensor:
             strip = rows @ pixels
             cuts += [strip @ columns.T for columns in strips]
     windows = torch.stack(cuts, dim=1).flatten(2)
-    return nn.functional.normalize(windows - windows.mean(dim=2, keepdim=True), dim=2, eps=_BLANK)
+    return nn.functional.normalize(
+        windows - windows.mean(dim=2, keepdim=True), dim=2, eps=_BLANK_NORM
+    )
 
 
 @cache
 def _cuts() -> list[list[torch.Tensor]]:
-    """Build the matrices (T, S) that cut windows of one scale out of rows and columns."""
-    return [[_cut(1.0, 0)], *([_cut(scale, place) for place in _PLACES] for scale in _SCALES)]
+    """Build the matrices (T, S) that cut windows out of rows and columns, a list for each scale."""
+    return [
+        [_cut(1.0, 0)],
+        *([_cut(scale, position) for position in _POSITIONS] for scale in _SCALES),
+    ]
 
 
-def _cut(scale: float, place: int) -> torch.Tensor:
-    """Build a matrix that averages over a window at one end, in the middle, or at the other end."""
-    start = (1 - scale) * (1 + place) / 2 * _THUMBNAIL_SIDE
-    edges = start + torch.linspace(0, scale * _THUMBNAIL_SIDE, _WINDOW + 1, dtype=torch.float64)
+def _cut(scale: float, position: int) -> torch.Tensor:
+    """Build a matrix that averages the pixels of a window at the start (-1), center or end (1)."""
+    start = (1 - scale) * (1 + position) / 2 * _THUMBNAIL_SIDE
+    length = scale * _THUMBNAIL_SIDE
+    edges = start + torch.linspace(0, length, _WINDOW_SIDE + 1, dtype=torch.float64)
     pixels = torch.arange(_THUMBNAIL_SIDE, dtype=torch.float64)
     covered = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     covered = covered.clamp(min=0)
@@ -239,7 +247,7 @@ def _cut(scale: float, place: int) -> torch.Tensor:
 
 
 def connect(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return group numbers: images that pairs connect have the same one.
+    """Return the group number of each image; images that pairs connect share a group.
 
     Examples
     --------
@@ -250,24 +258,24 @@ def connect(rows: np.ndarray, count: int) -> np.ndarray:
     return connected_components(edges, directed=False)[1]
 
 
-# Minimum cosine for the check in a fit, which must cost little.
+# Minimum cosine in the check during a fit, which must be fast.
 _FIT_CHECK_COSINE = 0.9
 
 
 def warn_of_leak(train: EmbeddedImages, valid: EmbeddedImages, threads: int) -> None:
     """Warn of validation images that are copies of training images.
 
-    Small scans are not checked: they can be alike without being copies.
+    Small scans are not checked: they can be similar without being copies.
     """
     if min(valid.images[0].shape[:2]) < SCAN:
         return
-    found = find_pairs(valid, train, threads=threads, possible=_FIT_CHECK_COSINE)
-    rows = found.rows[found.correlations >= SAME]
+    pairs = find_pairs(valid, train, threads=threads, possible=_FIT_CHECK_COSINE)
+    rows = pairs.rows[pairs.correlations >= SAME]
     if len(rows):
         names = valid.images.describe(rows[0, 0]), train.images.describe(rows[0, 1])
         warnings.warn(
             f"Got {len(np.unique(rows[:, 0]))} validation images that are copies of training "
-            f"images, such as {names[0]} of {names[1]}: what is chosen by them looks better than "
-            "it is. find_leaks shows such pairs, and its groups keep them on one side of a split",
+            f"images, such as {names[0]} of {names[1]}, so validation scores are too optimistic. "
+            "find_leaks lists such pairs, and its groups keep them on the same side of a split",
             stacklevel=2,
         )

@@ -1,7 +1,7 @@
-"""Images -> embeddings, through store and engine; all estimators embed by `embed`.
+"""Images to embeddings, through store and engine; all estimators use `embed`.
 
-An item is an index into `Views`. A key index is an index into the keys of the readable items, in
-which the store counts.
+An item is an index into `Views`. A key index is an index into the keys of the readable items; the
+rows of the store are key indices.
 
 Shapes: N items, D features.
 """
@@ -35,11 +35,11 @@ class Embedded(NamedTuple):
     Parameters
     ----------
     embeddings : ndarray of shape (N, D)
-        With the `dtype` of the recipe.
+        In the `dtype` of the recipe.
     errors : list of ImageError
         The broken images, by row.
     engine : str
-        The engine that ran, or that would have run if all embeddings were in the store.
+        The engine that ran, or that would have run if embeddings had been missing.
     """
 
     embeddings: np.ndarray
@@ -59,27 +59,27 @@ def embed(
     pad_batches: bool = False,
     out: np.ndarray | None = None,
 ) -> Embedded:
-    """Compute the embeddings of images, or of views of them, each of them once.
+    """Compute the embeddings of views of images, each embedding once.
 
     Parameters
     ----------
     views : Views of length N
     recipe : Recipe
     compute : ComputeConfig
-        Its engine is not part of the key: all engines give the same embedding. Embeddings are read
-        from its store and written to it.
+        Its engine is not part of the key: all engines compute the same embedding. Embeddings are
+        read from its store and written to it.
     n_images : int or None
-        Number of images of the whole job, by which the engine is chosen; `None`: `len(views)`.
+        Number of images of the whole job, which determines the engine; `None`: `len(views)`.
     batch_size : int or None
-        Images per forward pass; `None` chooses by device.
+        Images per forward pass; `None` depends on engine and device.
     on_error : {"raise", "nan"}
-        A broken image raises (all finished batches are in the store by then), or gives a row of
+        A broken image raises an error (after finished batches have been stored), or its row is
         NaN.
     verbose : int
-        Shows a progress bar if it is not 0.
+        If not 0, show a progress bar.
     pad_batches : bool
-        Pads incomplete batches on a CPU, so that no bit of an embedding depends on the other images
-        of the batch.
+        Pad incomplete batches on a CPU, so that embeddings are bitwise independent of the other
+        images of a batch.
     out : ndarray of shape (N, D) or None
         Array for the embeddings, such as a memory-mapped file; `None` makes a new one.
 
@@ -113,9 +113,9 @@ def embed(
             nonlocal engine
             runner = _engine_of_name(recipe, compute, engine)
             engine = runner.name
-            # Some networks give other bits for a batch of another size.
+            # With some networks, the bits of an embedding depend on the batch size.
             full_size = batch_size if pad_batches and compute.device.type == "cpu" else 0
-            # A small job is faster if all cores work on one batch; the bits may differ.
+            # A small job is faster if all cores work on one batch, but the bits may differ.
             sequential = not pad_batches and n_images <= batch_size
             device = compute.device if decodes_on(compute.device) else None
             reader = ImageReader(views, compute.threads, image_errors, device)
@@ -175,7 +175,7 @@ def _run(
             yield items, run(batch)
 
 
-# Digests of the recipes that only torch can run.
+# Digests of recipes that only torch can run.
 _torch_only: set[bytes] = set()
 
 
@@ -188,12 +188,12 @@ def engine_name(recipe: Recipe, compute: ComputeConfig, n_images: int) -> str:
 
 
 def engine_for(recipe: Recipe, compute: ComputeConfig, n_images: int) -> FrozenEngine:
-    """Build the engine of a recipe for a number of images, or return the one built before."""
+    """Return the engine of a recipe for a number of images; build it if necessary."""
     return _engine_of_name(recipe, compute, engine_name(recipe, compute, n_images))
 
 
 def _engine_of_name(recipe: Recipe, compute: ComputeConfig, name: str) -> FrozenEngine:
-    """Build an engine by name; with `engine="auto"`, torch if the chosen one cannot run it."""
+    """Build an engine by name; with `engine="auto"`, fall back to torch if it cannot run."""
     try:
         return _make_engine(recipe, name, compute.device)
     except EngineError:
@@ -217,7 +217,7 @@ def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEng
 
 
 def _fingerprints(views: Views, image_errors: ImageErrors) -> tuple[list[int], list[bytes]]:
-    """Identify the images that can be read: return their items and the key of each."""
+    """Return the items of the readable images, and their keys."""
     items, keys = [], []
     for item in range(len(views)):
         try:

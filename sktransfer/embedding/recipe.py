@@ -1,4 +1,4 @@
-"""Recipes: everything but the image that an embedding depends on, and the shape of their output.
+"""Recipes: everything but the image that determines an embedding, and the shape of the output.
 
 Shapes: N images, D features.
 """
@@ -18,18 +18,18 @@ from sktransfer.backbones.loading import Backbone
 from sktransfer.engines.verification import noise
 from sktransfer.transforms.preprocessing import Preprocessing
 
-# Activations are kept as float16 if the largest one of a noise image lies between these bounds,
-# well within the range of float16 in full precision, 6e-5 to 65504.
+# Activations are stored as float16 if the largest activation of a noise image is between these
+# bounds, well inside the range in which float16 has full precision, 6e-5 to 65504.
 _FLOAT16_LOWER_BOUND = 0.1
 _FLOAT16_UPPER_BOUND = 2000.0
 
-# Part of every key: raise it when the same recipe begins to give other numbers.
+# Part of every key. Raise it whenever the same recipe leads to different embeddings.
 _RECIPE_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything but the image that an embedding depends on; each field is part of the key.
+    """Everything but the image that determines an embedding; each field is part of the key.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Recipe:
     pooling : {"avg", "max", "avgmax"} or None
     precision : torch.dtype
     dtype : {"float32", "float16"}
-        Type in which the values are stored.
+        Type of the stored values.
     """
 
     backbone: Backbone
@@ -59,12 +59,12 @@ class Recipe:
         )
 
     def prefix(self) -> FrozenPrefix:
-        """Build the frozen blocks that the recipe runs."""
+        """Build the frozen blocks of the recipe."""
         return FrozenPrefix(self.backbone.block_list, self.layers, self.pooling)
 
     @property
     def emits_map(self) -> bool:
-        """Whether the output is one whole feature map, flattened."""
+        """Whether the output is a single flattened feature map."""
         return (
             self.pooling is None
             and len(self.layers) == 1
@@ -73,7 +73,7 @@ class Recipe:
 
     @property
     def digest(self) -> bytes:
-        """Return 16 bytes of BLAKE2b over all fields, which identify the recipe."""
+        """16 bytes of BLAKE2b over all fields, which identify the recipe."""
         parts = (
             _RECIPE_VERSION,
             self.backbone.digest.hex(),
@@ -96,9 +96,9 @@ def recipe_at(
     backbone : Backbone
     preprocessing : Preprocessing
     boundary : int
-        Number of blocks before it, at least 1. After the last block, the activations are the
-        penultimate vector, the same as the extractor's, in float32; before, the feature map, in
-        float16 if its values lie well within the range of that.
+        Number of blocks before the boundary, at least 1. After the last block, the activations are
+        the penultimate vector, as in the extractor, in float32. Before the last block, they are the
+        feature map, in float16 if its values are well inside the range of float16.
     precision : torch.dtype
     """
     if boundary == len(backbone.block_list.blocks):
@@ -114,13 +114,13 @@ def output_width(recipe: Recipe) -> int:
     Raises
     ------
     ValueError
-        If the backbone does not take images of the recipe's size.
+        If the backbone does not accept images of the recipe's size.
     """
     return math.prod(_probe(recipe).shape)
 
 
 def map_shape(recipe: Recipe) -> tuple[int, ...]:
-    """Return the shape of the activations at a boundary; the embedding is their flattened form."""
+    """Return the shape of the activations at a boundary; the embedding is flattened."""
     return _probe(recipe).shape
 
 
@@ -135,7 +135,7 @@ _outputs: dict[bytes, _Output] = {}
 
 
 def _probe(recipe: Recipe) -> _Output:
-    """Measure the output of a recipe on an image of noise, once in a process."""
+    """Measure the output of a recipe on a noise image, once in a process."""
     digest = replace(recipe, dtype="float32").digest
     if digest not in _outputs:
         _outputs[digest] = _run_noise(recipe)

@@ -17,25 +17,25 @@ from sktransfer.transforms.preprocessing import Preprocessing
 
 
 class FrozenEngine(ABC):
-    """Runs a frozen prefix, and declares what it supports.
+    """Base class of engines: runs a frozen prefix, and declares what it supports.
 
-    A new engine is a subclass that `sktransfer.engines.choice.register_engine` registers. Its
-    embeddings must equal those of the network within rounding: the store keeps them under a key
-    that does not name the engine.
+    Register a new engine with `sktransfer.engines.choice.register_engine`. Its embeddings must
+    equal those of the network within rounding, because the keys of the store do not include the
+    engine.
 
     Parameters
     ----------
     prefix : FrozenPrefix
-        Maps normalized images to embeddings. It is shared, and must stay as it is.
+        Maps normalized images to embeddings. It is shared, and must not be changed.
     preprocessing : Preprocessing
         Its normalization runs inside the engine.
     device : torch.device
     precision : torch.dtype
     key : bytes
-        Identifies what prefix and preprocessing compute.
+        Identifies the computation of the prefix and the preprocessing.
     from_library : bool
-        Whether a library built the network. A user's module may not be thread-safe, and may do
-        more than compute.
+        Whether the network comes from a library. A user's module may not be thread-safe, and may
+        have side effects.
 
     Raises
     ------
@@ -48,13 +48,13 @@ class FrozenEngine(ABC):
     name: ClassVar[str]
     """The value of `engine` that selects it."""
     supported: ClassVar[str] = ""
-    """The end of the error message "but it computes ..." if `supports` returns False."""
+    """Completes the error message "but it computes ..." if `supports` returns False."""
     batch_invariant: bool = False
     """True if embeddings are bitwise independent of the rest of the batch."""
     thread_safe: bool = False
-    """True if several threads may run it at once."""
+    """True if several threads may run the engine at once."""
     threads_per_core: int = 1
-    """Threads for each core: more than one if threads wait while others compute."""
+    """Threads per core; more than one helps if threads wait for others."""
 
     @abstractmethod
     def __init__(
@@ -67,7 +67,7 @@ class FrozenEngine(ABC):
         key: bytes = b"",
         from_library: bool = True,
     ) -> None:
-        """Prepare to run one prefix."""
+        """Prepare the engine for a prefix."""
 
     @classmethod
     def supports(cls, device: torch.device, precision: torch.dtype) -> bool:
@@ -76,14 +76,14 @@ class FrozenEngine(ABC):
 
     @classmethod
     def is_worth_starting(cls, n_images: int, *, from_library: bool, fork: bool) -> bool:
-        """Return whether `engine="auto"` should start the engine; never, by default.
+        """Return whether `engine="auto"` should use the engine; False by default.
 
         Parameters
         ----------
         n_images : int
             Images of the whole job.
         from_library : bool
-            Whether a library built the network.
+            Whether the network comes from a library.
         fork : bool
             Whether this process is a fork of another one.
         """
@@ -91,7 +91,7 @@ class FrozenEngine(ABC):
 
     @classmethod
     def batch_size(cls, size: tuple[int, int], device: torch.device) -> int:
-        """Return how many images of `size` (height, width) `run` should get at once."""
+        """Return the number of images of `size` (height, width) that `run` should get at once."""
         return auto_batch_size(device, size)
 
     @abstractmethod
@@ -100,7 +100,7 @@ class FrozenEngine(ABC):
 
 
 def pad(batch: torch.Tensor, size: int) -> torch.Tensor:
-    """Append black images to a batch (N, 3, H, W), uint8, until it has `size` images."""
+    """Pad a batch (N, 3, H, W), uint8, with black images to `size` images."""
     if len(batch) == size:
         return batch
     padded = batch.new_zeros(size, *batch.shape[1:]).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""How many images torch runs at once, and fewer if memory runs out.
+"""Number of images that torch runs at once, and smaller batches if memory runs out.
 
 Shapes: N images, H x W pixels.
 """
@@ -10,14 +10,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-# Images of 224 x 224 in a batch. On a CPU a small batch keeps the feature maps in its caches; an
-# accelerator is fast with many at once, and `in_parts` halves the batch if its memory runs out.
+# Images of 224 x 224 in a batch. On a CPU, the feature maps of a small batch stay in the caches. An
+# accelerator is fast with a large batch, which `in_parts` halves if memory runs out.
 _CPU_BATCH = 4
 _ACCELERATOR_BATCH = 128
 
 
 def auto_batch_size(device: torch.device, size: tuple[int, int]) -> int:
-    """Return how many images of `size` (height, width) torch runs through a backbone at once.
+    """Return the number of images of `size` (height, width) that torch runs at once.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def auto_batch_size(device: torch.device, size: tuple[int, int]) -> int:
 def in_parts(
     run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, most: int | None = None
 ) -> tuple[np.ndarray, int | None]:
-    """Run a batch; if the device runs out of memory, in halves, or in halves of these.
+    """Run a batch; if the device runs out of memory, halve the batch until it fits.
 
     Parameters
     ----------
@@ -40,26 +40,26 @@ def in_parts(
         Maps a part (n, ...) of the batch to its results, (n, ...), on the CPU.
     batch : Tensor of shape (N, ...)
     most : int or None
-        Size of a part at the beginning; None is the whole batch.
+        Maximum size of a part; None is the whole batch.
 
     Returns
     -------
     ndarray of shape (N, ...)
     most : int or None
-        Size of a part in the end.
+        Size of a part that fits in memory, for the next call.
     """
-    done = []
+    results = []
     while len(batch):
         part = batch[:most]
         try:
-            done.append(run(part).numpy())
+            results.append(run(part).numpy())
             batch = batch[len(part) :]
             continue
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise
-        # Outside the handler, whose traceback would keep the tensors of the failed run alive.
+        # Outside the handler, because its traceback keeps the tensors of the failed run alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         most = len(part) // 2
-    return np.concatenate(done), most
+    return np.concatenate(results), most

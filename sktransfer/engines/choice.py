@@ -15,7 +15,7 @@ from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import check_choice
 from sktransfer.utils.runtime import is_fork
 
-# By name. "auto" asks the last one first; torch, the first one, takes what no other engine takes.
+# By name. "auto" takes the last suitable engine; torch, the first one, is always suitable.
 ENGINES: dict[str, type[FrozenEngine]] = {}
 
 
@@ -31,12 +31,12 @@ def register_engine(cls: type[FrozenEngine]) -> type[FrozenEngine]:
     Returns
     -------
     type
-        `cls` itself, so that this can decorate a class.
+        `cls` itself, so that this function can be a decorator.
 
     Raises
     ------
     ValueError
-        If the name is `"auto"`, or another engine has it.
+        If the name is `"auto"` or belongs to another engine.
     """
     if cls.name == "auto" or ENGINES.get(cls.name, cls) is not cls:
         raise ValueError(
@@ -61,20 +61,20 @@ def choose_engine(
 ) -> str:
     """Return the name of the engine that runs a frozen prefix.
 
-    The choice is made here only, and is the same in every process of a search.
+    All processes of a search make the same choice.
 
     Parameters
     ----------
     engine : {"auto", "torch", "openvino"} or the name of a registered engine
-        `"auto"` is the engine registered last of those that support device and precision and are
-        worth starting. It is OpenVINO if that is installed and computes on the CPU, a library
-        built the network, and there are enough images; otherwise torch.
+        `"auto"` is the last registered engine that supports the device and the precision and is
+        worth starting. It is OpenVINO if OpenVINO is installed, the device is the CPU, the network
+        comes from a library, and there are enough images. Otherwise it is torch.
     device : torch.device
     precision : torch.dtype
     n_images : int
         Images of the whole job, stored or not.
     from_library : bool
-        Whether a library built the network.
+        Whether the network comes from a library.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def choose_engine(
     Raises
     ------
     ValueError
-        If the engine is unknown, or cannot compute on that device in that precision.
+        If the engine is unknown, or does not support the device or the precision.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def create_engine(
     key: bytes,
     from_library: bool = True,
 ) -> FrozenEngine:
-    """Build an engine that `choose_engine` has chosen.
+    """Build the engine that `choose_engine` has chosen.
 
     Parameters
     ----------
@@ -129,9 +129,9 @@ def create_engine(
     device : torch.device
     precision : torch.dtype
     key : bytes
-        Identifies what prefix and preprocessing compute.
+        Identifies the computation of the prefix and the preprocessing.
     from_library : bool
-        Whether a library built the network.
+        Whether the network comes from a library.
 
     Returns
     -------
@@ -150,5 +150,5 @@ def create_engine(
 
 
 def engine_batch_size(engine: str, size: tuple[int, int], device: torch.device) -> int:
-    """Return how many images of `size` (height, width) an engine should get at once."""
+    """Return the number of images of `size` (height, width) that an engine should get at once."""
     return ENGINES[engine].batch_size(size, device)

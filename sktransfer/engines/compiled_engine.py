@@ -1,4 +1,4 @@
-"""The base of engines that compile a frozen prefix to a graph, keep it, and compare it.
+"""Base class of engines that compile a frozen prefix to a graph, verify it, and cache it.
 
 Shapes: N images, H x W pixels, D features.
 """
@@ -21,20 +21,20 @@ from sktransfer.engines.verification import min_cosine, noise
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import EngineError
 
-# A graph must give what the network gives: cosine on an image of noise. bfloat16 has two to three
-# digits, and no engine can do better than the network in bfloat16, least of all on noise.
+# Minimum cosine between the outputs of a graph and of the network on a noise image. bfloat16 has
+# two to three digits, which limits the network itself as well, most of all on noise.
 _MIN_COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 
 
 class PixelNetwork(nn.Module):
-    """The network that becomes a graph: pixels, uint8 (N, H, W, 3), to embeddings (N, D).
+    """The network that is compiled: pixels, uint8 (N, H, W, 3), to embeddings (N, D).
 
     Parameters
     ----------
     prefix : FrozenPrefix
     preprocessing : Preprocessing
     n_images : int
-        Images that the graph takes at once, N.
+        Batch size of the graph, N.
 
     Attributes
     ----------
@@ -54,16 +54,16 @@ class PixelNetwork(nn.Module):
 
 
 class CompiledEngine(FrozenEngine):
-    """Writes a graph once, reads it in every process, and trusts it only if it equals the network.
+    """An engine with a graph that is written once, and verified in every process that reads it.
 
     A subclass calls `_start` in its constructor, and implements `_write`, `_read` and `run`.
     """
 
     library: ClassVar[str]
-    """What the messages call the library."""
+    """Name of the library in messages."""
 
     def _start(self, network: PixelNetwork, precision: torch.dtype, *key: object) -> None:
-        """Read the graph of a network, or write it first.
+        """Read the graph of a network; write it first if necessary.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class CompiledEngine(FrozenEngine):
         Raises
         ------
         EngineError
-            If the network cannot be written as a graph that computes the same.
+            If the network cannot be written as an equivalent graph.
         """
         folder = graph_folder(self.name, *key)
         with contextlib.suppress(EngineError):
@@ -85,7 +85,7 @@ class CompiledEngine(FrozenEngine):
             return
         with new_folder(folder.parent) as new:
             self._write(network, new)
-            # As every later process does: a graph that is read compiles to other roundings.
+            # Read it like every later process: a graph that is read from a file rounds differently.
             self._read(new)
             self._compare(network, precision)
             keep(new, folder)
@@ -99,13 +99,13 @@ class CompiledEngine(FrozenEngine):
         """Read and compile the graph in a folder for `run`, or raise an EngineError."""
 
     def _compare(self, network: PixelNetwork, precision: torch.dtype) -> None:
-        """Raise an EngineError if the graph does not compute what the network computes."""
+        """Raise an EngineError if the graph and the network differ."""
         image = noise(network.shape[1:3]).repeat(network.shape[0], 1, 1, 1)
         with torch.no_grad():
             expected = network(image.permute(0, 2, 3, 1))
         cosine = min_cosine(expected, torch.from_numpy(self.run(image)))
         if not cosine >= _MIN_COSINE[precision]:
             raise EngineError(
-                f"{self.library} computes something else than the network: the cosine is "
-                f"{cosine:.4f}; engine='torch' computes it as it is"
+                f"{self.library} does not reproduce the network: the cosine of their embeddings is "
+                f"{cosine:.4f}, but expected at least {_MIN_COSINE[precision]}; use engine='torch'"
             )

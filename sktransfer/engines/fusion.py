@@ -1,10 +1,10 @@
 """Convolutions fused with padding, BatchNorm and activation, for torch on the CPU.
 
 Padding, a convolution, the BatchNorm of a frozen network and an activation are four passes over a
-feature map, of which three only wait for memory. BatchNorm becomes part of the weights (Jacob et
-al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", section 3.2), padding part of the kernel, and oneDNN, with which torch convolves on the
-CPU, applies the activation while the values are at hand.
+feature map, and three of them only wait for memory. Fusion makes BatchNorm part of the weights
+(Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", section 3.2) and padding part of the kernel. oneDNN, which torch
+uses for convolutions on the CPU, then applies the activation in the same pass.
 
 Shapes: N images, C channels, H x W positions of a feature map.
 """
@@ -24,25 +24,25 @@ from sktransfer.backbones.frozen import freeze
 
 @torch.inference_mode()
 def fuse(network: nn.Module) -> nn.Module:
-    """Build a network that computes the same with fewer passes over its feature maps.
+    """Build an equivalent network with fewer passes over its feature maps.
 
     Parameters
     ----------
     network : Module
-        Frozen, float32, on the CPU. It stays as it is, and shares what is not fused.
+        Frozen, float32, on the CPU. It is not changed, and layers that are not fused are shared.
 
     Returns
     -------
     network : Module
-        Run it in inference mode, on one batch before several threads do. All other batches must
-        have the height and width of the first, and are fastest with its number of images. It is
-        `network` itself if nothing can be fused.
+        Run it in inference mode, and run a first batch before several threads use it. All other
+        batches must have the height and width of the first one, and are fastest with the same
+        number of images. It is `network` itself if nothing can be fused.
 
     Raises
     ------
     Exception
-        Whatever torch raises if the control flow of the network depends on values, or if this
-        torch has no oneDNN.
+        Whatever torch raises if the control flow of the network depends on values, or if torch
+        was built without oneDNN.
 
     Examples
     --------
@@ -80,14 +80,14 @@ def fuse(network: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Traces a network down to its convolutions, and not into them."""
+    """A tracer that does not trace into convolutions."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
 
 
 class _Activation(NamedTuple):
-    """The name of an activation in oneDNN."""
+    """An activation as oneDNN calls it."""
 
     name: str
     scalars: tuple[float, ...] = ()
@@ -107,7 +107,7 @@ _MODULES: dict[type, Callable[[Any], _Activation]] = {
 
 
 def _activation(node: Any, network: nn.Module) -> _Activation:
-    """Return the activation that a node computes, `"none"` if it is no activation."""
+    """Return the activation that a node computes, or `_NONE` if it computes none."""
     module = _module(node, network)
     if module is None:
         return _FUNCTIONS.get(getattr(node, "target", None), _NONE)
@@ -127,13 +127,13 @@ def _can_be_fused(module: Any) -> bool:
 
 
 def _only_user(node: Any) -> Any:
-    """Return the only node that uses the output of a node, or None if none or several do."""
+    """Return the only node that uses the output of a node, or None if there is no single one."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
 
 class _FusedConv2d(nn.Module):
-    """A convolution and an activation in one pass, over maps of the size of the first one."""
+    """A convolution and an activation in one pass; the first map fixes the size of all maps."""
 
     def __init__(self, conv: nn.Conv2d, activation: _Activation) -> None:
         super().__init__()
@@ -148,11 +148,12 @@ class _FusedConv2d(nn.Module):
         )
 
     def _prepare(self, x: torch.Tensor) -> None:
-        """Reorder the weights for maps of this size."""
+        """Reorder the weights for maps of the size of `x`."""
         conv, weight, padding = self.conv, self.conv.weight, self.conv.padding
         if isinstance(conv, SameConv2d):
             height, width = conv.zeros(x)
-            # If odd, the end gets one more zero. Here both do, and the kernel begins with 0.
+            # Odd padding puts one more zero at the end. Here, both ends get it, and a leading zero
+            # in the kernel cancels the one at the start.
             weight = nn.functional.pad(weight, [width % 2, 0, height % 2, 0])
             padding = ((height + 1) // 2, (width + 1) // 2)
         self.geometry = (padding, conv.stride, conv.dilation, conv.groups)

@@ -1,6 +1,6 @@
-"""A folder of compiled graphs that the next process finds again.
+"""A folder of compiled graphs that later processes reuse.
 
-It lies beside torch's own downloads: `sktransfer` in `torch.hub.get_dir()`.
+It is next to torch's downloads: `sktransfer` in `torch.hub.get_dir()`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-# What all graphs together may take; the least recently used go first.
+# Limit on all graphs together; the least recently used graphs are removed.
 _MAX_BYTES = 2 * 2**30
 
 
@@ -24,7 +24,7 @@ def graph_folder(*key: object) -> Path:
     Parameters
     ----------
     *key : object
-        Everything that the graph depends on, with a `repr` that tells different values apart.
+        Everything that the graph depends on; different values must have different `repr`.
     """
     name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
     return Path(torch.hub.get_dir()) / "sktransfer" / name
@@ -34,7 +34,7 @@ def graph_folder(*key: object) -> Path:
 def new_folder(parent: Path) -> Iterator[Path]:
     """Create a folder for a graph in `parent`, or in the temporary folder if that fails.
 
-    It is removed in the end, unless `keep` has moved it.
+    It is removed on exit, unless `keep` has moved it.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -48,11 +48,11 @@ def new_folder(parent: Path) -> Iterator[Path]:
 
 
 def keep(new: Path, folder: Path) -> None:
-    """Move a graph to its folder, whole or not at all; do nothing if that is not writable."""
+    """Move a graph to its folder, atomically; do nothing if the folder is not writable."""
     if new.parent != folder.parent:
         return
     with contextlib.suppress(OSError):
-        shutil.rmtree(folder, ignore_errors=True)  # one that could not be read
+        shutil.rmtree(folder, ignore_errors=True)  # an old graph that could not be read
         new.rename(folder)
         _remove_oldest(folder.parent)
 
@@ -60,7 +60,7 @@ def keep(new: Path, folder: Path) -> None:
 def _remove_oldest(parent: Path) -> None:
     """Remove the least recently used graphs until the others fit."""
     total = 0
-    for folder in sorted(parent.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True):
+    for folder in sorted(parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
         total += sum(file.stat().st_size for file in folder.iterdir())
         if total > _MAX_BYTES:
             shutil.rmtree(folder, ignore_errors=True)

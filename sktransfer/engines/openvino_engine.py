@@ -1,6 +1,6 @@
-"""The engine that OpenVINO drives: a frozen prefix as one graph, compiled for this CPU.
+"""The OpenVINO engine: a frozen prefix as one graph, compiled for this CPU.
 
-Converting a network to a graph takes seconds, so graphs are kept (see `graph_cache`).
+Converting a network to a graph takes seconds, so graphs are cached (see `graph_cache`).
 
 Shapes: N images, H x W pixels, D features.
 """
@@ -26,35 +26,35 @@ from sktransfer.engines.compiled_engine import CompiledEngine, PixelNetwork
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import EngineError, import_optional
 
-# OpenVINO's names of the precisions.
+# OpenVINO's names for the precisions.
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-# To be raised when the same prefix becomes another graph.
+# Raise it when the same prefix leads to another graph.
 _GRAPH_VERSION = 1
-# Converting a network to a graph takes longer than running it on fewer images with torch.
+# For fewer images, torch is done before the network is converted to a graph.
 _MIN_IMAGES = 128
-# Images that go together share the overhead of each layer and the reading of its weights. That
-# pays while their feature maps stay in the caches: those of two images of 224 x 224 do, and of
-# more that are smaller. Weights larger than the caches of any CPU are shared by four or more.
-_PIXELS_TOGETHER = 2 * 224 * 224
-_MOST_TOGETHER = 16
-_HEAVY_BYTES = 2**26
-_HEAVY_TOGETHER = 4
+# The images of a batch share the overhead of each layer and the reading of its weights. That is
+# faster as long as their feature maps fit into the caches: up to two images of 224 x 224, or more
+# smaller images. If the weights exceed the caches of any CPU, a batch has at least four images.
+_PIXELS_PER_BATCH = 2 * 224 * 224
+_MAX_BATCH = 16
+_HEAVY_WEIGHTS_BYTES = 2**26
+_HEAVY_WEIGHTS_BATCH = 4
 
 
 def images_together(size: tuple[int, int]) -> int:
-    """Return how many images of `size` (height, width) go together: a power of two.
+    """Return the batch size for images of `size` (height, width): a power of two.
 
     Examples
     --------
     >>> [images_together((side, side)) for side in (32, 96, 160, 224, 288)]
     [16, 8, 4, 2, 1]
     """
-    fitting = math.log2(_PIXELS_TOGETHER / (size[0] * size[1]))
-    return min(2 ** max(round(fitting), 0), _MOST_TOGETHER)
+    exponent = math.log2(_PIXELS_PER_BATCH / (size[0] * size[1]))
+    return min(2 ** max(round(exponent), 0), _MAX_BATCH)
 
 
 class OpenVINOEngine(CompiledEngine):
-    """A frozen prefix on the CPU, on as many images at once as pays.
+    """A frozen prefix as an OpenVINO graph on the CPU, with the fastest batch size.
 
     Parameters
     ----------
@@ -65,16 +65,16 @@ class OpenVINOEngine(CompiledEngine):
     precision : torch.dtype
         float32 or bfloat16.
     key : bytes
-        Identifies what the engine computes.
+        Identifies the computation of the prefix and the preprocessing.
     from_library : bool
-        Makes no difference: the graph holds nothing but the computation.
+        Not used: a graph contains nothing but the computation.
 
     Raises
     ------
     ImportError
         If OpenVINO is not installed.
     EngineError
-        If the network cannot be converted to a graph that gives the same.
+        If the network cannot be converted to an equivalent graph.
     """
 
     name = "openvino"
@@ -94,38 +94,38 @@ class OpenVINOEngine(CompiledEngine):
         from_library: bool = True,
     ) -> None:
         openvino = _openvino()
-        self._together = _graph_batch(prefix, preprocessing)
-        self.batch_invariant = self._together == 1
+        self._batch_size = _graph_batch_size(prefix, preprocessing)
+        self.batch_invariant = self._batch_size == 1
         self._core, self._precision = openvino.Core(), precision
-        network = PixelNetwork(prefix, preprocessing, self._together)
+        network = PixelNetwork(prefix, preprocessing, self._batch_size)
         versions = (_GRAPH_VERSION, openvino.__version__, torch.__version__)
-        self._start(network, precision, key.hex(), self._together, *versions)
+        self._start(network, precision, key.hex(), self._batch_size, *versions)
 
     @classmethod
     def supports(cls, device: torch.device, precision: torch.dtype) -> bool:
-        """Return whether it is the CPU in float32 or bfloat16."""
+        """Return whether the device is the CPU and the precision float32 or bfloat16."""
         return device.type == "cpu" and precision in _PRECISIONS
 
     @classmethod
     def is_worth_starting(cls, n_images: int, *, from_library: bool, fork: bool) -> bool:
-        """Return whether many images go through a library's network.
+        """Return whether there are enough images, and the network comes from a library.
 
-        A user's module may do more than compute, which a graph would leave out.
+        A user's module may have side effects, which a graph would leave out.
         """
-        pays = from_library and n_images >= _MIN_IMAGES and not fork
-        return pays and importlib.util.find_spec("openvino") is not None
+        is_worth_it = from_library and n_images >= _MIN_IMAGES and not fork
+        return is_worth_it and importlib.util.find_spec("openvino") is not None
 
     @classmethod
     def batch_size(cls, size: tuple[int, int], device: torch.device) -> int:
-        """Return a multiple of the images that go together, whatever the weights."""
-        return max(images_together(size), _HEAVY_TOGETHER)
+        """Return a multiple of the batch size of the graph, whatever the size of the weights."""
+        return max(images_together(size), _HEAVY_WEIGHTS_BATCH)
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
         embeddings, request = [], self._idle_requests.get()
         try:
-            for part in batch.split(self._together):
-                padded = pad(part, self._together).permute(0, 2, 3, 1).contiguous()
+            for part in batch.split(self._batch_size):
+                padded = pad(part, self._batch_size).permute(0, 2, 3, 1).contiguous()
                 request.infer({0: padded.numpy()}, share_inputs=True)
                 embeddings.append(request.get_output_tensor(0).data.copy())
         finally:
@@ -156,23 +156,24 @@ class OpenVINOEngine(CompiledEngine):
             self._idle_requests.put(compiled.create_infer_request())
 
 
-def _graph_batch(prefix: FrozenPrefix, preprocessing: Preprocessing) -> int:
-    """Return how many images the graph of a prefix takes at once."""
-    together = images_together(preprocessing.crop)
-    heavy = sum(tensor.nbytes for tensor in prefix.state_dict().values()) > _HEAVY_BYTES
-    return max(together, _HEAVY_TOGETHER) if heavy else together
+def _graph_batch_size(prefix: FrozenPrefix, preprocessing: Preprocessing) -> int:
+    """Return the batch size of the graph of a prefix."""
+    batch_size = images_together(preprocessing.crop)
+    n_bytes = sum(tensor.nbytes for tensor in prefix.state_dict().values())
+    is_heavy = n_bytes > _HEAVY_WEIGHTS_BYTES
+    return max(batch_size, _HEAVY_WEIGHTS_BATCH) if is_heavy else batch_size
 
 
 @cache
 def _openvino() -> ModuleType:
-    """Import OpenVINO without the module by which it reports its use to its makers."""
-    absent = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
-    if absent:
+    """Import OpenVINO without its telemetry module, which reports usage to its vendor."""
+    block_telemetry = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
+    if block_telemetry:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         return import_optional("openvino", extra="cpu", purpose="engine='openvino'")
     finally:
-        if absent:
+        if block_telemetry:
             del sys.modules["openvino_telemetry"]
 
 
@@ -181,7 +182,7 @@ def _convert(network: PixelNetwork) -> Any:
     example = torch.zeros(network.shape, dtype=torch.uint8)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # The graph is compared with the network, whatever torch's exporter warns of.
+            # Warnings of torch's exporter do not matter: the graph is compared with the network.
             warnings.simplefilter("ignore")
             return _openvino().convert_model(torch.export.export(network, (example,)))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The engine that torch drives.
+"""The torch engine.
 
 Shapes: N images, H x W pixels, D features.
 """
@@ -20,16 +20,16 @@ from sktransfer.engines.verification import min_cosine, noise
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.runtime import autocast, tune_malloc
 
-# Batches on a CUDA device at once: one computes while others are copied.
+# Batches on a CUDA device at once: one is computed while others are copied.
 _CUDA_STREAMS = 3
-# A fused network must give what the network gives: cosine on images of noise.
+# Minimum cosine between the outputs of a fused network and of the network on noise images.
 _MIN_COSINE = 0.9999
 
 
 class TorchEngine(FrozenEngine):
-    """Eager torch: channels-last, without gradients, in mixed precision if asked.
+    """Eager torch: channels-last, without gradients, in mixed precision on request.
 
-    On the CPU in float32, convolutions are fused with what follows them.
+    On the CPU in float32, convolutions are fused with the layers after them.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class TorchEngine(FrozenEngine):
     precision : torch.dtype
         float32, or bfloat16 or float16 for autocast.
     key : bytes
-        Makes no difference: nothing is kept.
+        Not used: this engine caches nothing on disk.
     from_library : bool
-        Whether a library built the network: a user's module may not be thread-safe.
+        Whether the network comes from a library: a user's module may not be thread-safe.
     """
 
     name = "torch"
@@ -69,21 +69,21 @@ class TorchEngine(FrozenEngine):
             tune_malloc()
         if device.type == "cuda":
             self._prefix.to(memory_format=torch.channels_last)
-            torch.cuda.synchronize(device)  # other streams would not wait for it
+            torch.cuda.synchronize(device)  # other streams do not wait for the copy
             self._streams = SimpleQueue[torch.cuda.Stream]()
             for _ in range(_CUDA_STREAMS):
                 self._streams.put(torch.cuda.Stream(device))
-        self._most: int | None = None
+        self._max_part: int | None = None
 
     @classmethod
     def is_worth_starting(cls, n_images: int, *, from_library: bool, fork: bool) -> bool:
-        """Return True: torch runs whatever no other engine takes."""
+        """Return True: torch runs every network."""
         return True
 
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
-        found, self._most = in_parts(self._forward, batch, self._most)
-        return found
+        embeddings, self._max_part = in_parts(self._forward, batch, self._max_part)
+        return embeddings
 
     @torch.inference_mode()
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -104,18 +104,18 @@ class TorchEngine(FrozenEngine):
 
 @torch.inference_mode()
 def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
-    """Return a fused network, or the prefix itself if the two differ or nothing can be fused."""
+    """Return the fused prefix, or the prefix if both differ or nothing can be fused."""
     try:
         fused = fuse(prefix)
         if fused is prefix:
             return prefix
         x = preprocessing.normalize(noise(preprocessing.crop))
-        n = auto_batch_size(torch.device("cpu"), preprocessing.crop)
-        batch = x.repeat(n, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-        same = min_cosine(prefix(x), fused(batch)[:1]) >= _MIN_COSINE
-    except Exception:  # whatever torch raises, the prefix itself can run
+        batch_size = auto_batch_size(torch.device("cpu"), preprocessing.crop)
+        batch = x.repeat(batch_size, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        is_equal = min_cosine(prefix(x), fused(batch)[:1]) >= _MIN_COSINE
+    except Exception:  # after any error, the prefix itself can run
         return prefix
-    return fused if same else prefix
+    return fused if is_equal else prefix
 
 
 def run_frozen(blocks: nn.Module, x: torch.Tensor, precision: torch.dtype) -> torch.Tensor:

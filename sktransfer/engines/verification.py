@@ -1,4 +1,4 @@
-"""The comparison of a fast path with the network itself.
+"""Comparison of a fast path with the network.
 
 Shapes: N images, H x W pixels, D features.
 """
@@ -9,15 +9,15 @@ import torch
 
 
 def noise(size: tuple[int, int]) -> torch.Tensor:
-    """Return an image of noise of `size` (height, width), always the same: uint8 (1, 3, H, W)."""
+    """Return a fixed noise image of `size` (height, width): uint8 (1, 3, H, W)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def min_cosine(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Return the smallest cosine between rows of embeddings (N, D), whatever their scale.
+    """Return the smallest cosine between rows of embeddings (N, D), at any scale.
 
-    Rows that are 0 in both are equal. Different shapes and values that are not numbers give NaN.
+    Rows that are 0 in both count as equal. Different shapes and NaN values lead to NaN.
 
     Examples
     --------

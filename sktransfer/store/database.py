@@ -1,7 +1,7 @@
-"""One SQLite file of embeddings: opened when needed, shared by threads, never over a fork.
+"""One SQLite file of embeddings: opened when needed, shared by threads, never across a fork.
 
-What it adds to `sqlite3`: transactions that start anew in a fresh file when the old one is
-corrupt or gone, and connections that never live through a fork (SQLite's locks do not).
+In addition to what `sqlite3` does, a transaction is repeated in a new file if the old one is
+corrupt or gone, and connections are closed before a fork, which SQLite's locks do not survive.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
-FAILURES = (sqlite3.Error, OSError)  # of a disk or of a file, rather than of this program
+FAILURES = (sqlite3.Error, OSError)  # errors of a disk or a file, not bugs of this package
 
-_VERSION = 2  # of the tables; a file with another one is refused
+_VERSION = 2  # of the tables; a file with another version is refused
 _SCHEMA = (
     """CREATE TABLE tables (
         id INTEGER PRIMARY KEY, digest BLOB UNIQUE, description TEXT, width INTEGER, dtype TEXT,
@@ -35,7 +35,7 @@ _SCHEMA = (
     """CREATE TABLE claims (
         table_id INTEGER, key BLOB, owner BLOB, PRIMARY KEY (table_id, key)) WITHOUT ROWID""",
 )
-_PAGE_BYTES = 2**15  # two rows of 2,048 float32 just miss a page of 2**14
+_PAGE_BYTES = 2**15  # two rows of 2,048 float32 do not quite fit a page of 2**14
 _BUSY_SECONDS = 60.0
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -46,9 +46,9 @@ class Database:
     Parameters
     ----------
     path : Path
-        The file; it and its directory are made at the first transaction.
+        The file; the first transaction creates it and its directory.
     temporary : bool
-        Never wait for the disk, and make the directory for this user's eyes only.
+        Never wait for the disk, and let only this user read the directory.
     """
 
     def __init__(self, path: Path, temporary: bool) -> None:
@@ -56,7 +56,7 @@ class Database:
         self.temporary = temporary
         self._lock = threading.RLock()
         self._connection: Connection | None = None
-        self._identity: tuple[int, int] | None = None  # of the file that is open
+        self._identity: tuple[int, int] | None = None  # of the open file
         self._warned: set[str] = set()
         _databases[id(self)] = self
 
@@ -64,14 +64,14 @@ class Database:
         return Database, (self.path, self.temporary)
 
     def transact(self, operation: Callable[[Connection], T], *, write: bool = True) -> T:
-        """Run `operation` in one transaction; once more in a new file if this one is corrupt.
+        """Run `operation` in one transaction; repeat it in a new file if this one is corrupt.
 
         Raises
         ------
         ValueError
-            The file has another version, or tables of somebody else.
+            If the file has another version, or tables of another program.
         sqlite3.Error, OSError
-            It cannot be opened, read or written, or is locked for a minute.
+            If the file cannot be opened, read or written, or is locked for a minute.
         """
         with self._lock:
             try:
@@ -83,7 +83,7 @@ class Database:
                 return self._attempt(operation, write)
 
     def shrink(self, spare: int = 0) -> None:
-        """Release free pages to the disk, all but `spare` bytes."""
+        """Return free pages to the file system, except for `spare` bytes."""
         with self._lock:
             connection = self._open()
             (free,) = connection.execute("PRAGMA freelist_count").fetchone()
@@ -94,7 +94,7 @@ class Database:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def warn_once(self, message: str) -> None:
-        """Warn, unless the same was said before."""
+        """Warn, but only once with the same message."""
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=2)
@@ -116,11 +116,11 @@ class Database:
 
     def _open(self) -> Connection:
         if self._connection is not None and self._identity != _identity(self.path):
-            self.close()  # a cleaner took the file, or another process moved it aside
+            self.close()  # the file was deleted, or another process moved it aside
         if self._connection is None:
             mode = 0o700 if self.temporary else 0o777
             self.path.parent.mkdir(mode, parents=True, exist_ok=True)
-            self._identity = _identity(self.path)  # known even if opening finds it corrupt
+            self._identity = _identity(self.path)  # needed even if the file turns out to be corrupt
             self._connection = self._connect()
             self._identity = _identity(self.path)
         return self._connection
@@ -152,7 +152,7 @@ class Database:
             _prefer_wal(connection)
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                if self._is_new(connection):  # else another process was faster
+                if self._is_new(connection):  # else another process has created the tables
                     for statement in _SCHEMA:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
@@ -163,20 +163,21 @@ class Database:
         if version != _VERSION and (version or tables):
             raise ValueError(
                 f"Got version {version} of the embedding store {self.path}, but expected version "
-                f"{_VERSION}; delete that file, or give cache= another directory."
+                f"{_VERSION}; delete that file, or pass another directory as cache."
             )
         return not tables
 
     def _move_aside(self, error: sqlite3.DatabaseError) -> None:
         self.close()
         aside = f"{self.path}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}"
-        if _identity(self.path) == self._identity:  # else another process was faster
-            for suffix in ("-wal", "-shm", ""):  # the file last: once it is gone, others make one
+        if _identity(self.path) == self._identity:  # else another process has moved it
+            # The file comes last: once it is gone, other processes create a new one.
+            for suffix in ("-wal", "-shm", ""):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
         warnings.warn(
             f"The embedding store {self.path} is corrupt ({error}). It was moved to {aside}, "
-            "which may be deleted; a new one takes its place.",
+            "which may be deleted; a new file takes its place.",
             stacklevel=2,
         )
 
@@ -190,22 +191,22 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _prefer_wal(connection: Connection) -> None:
-    """Switch to the write-ahead log, which a few network file systems cannot offer."""
+    """Switch to the write-ahead log, which a few network file systems do not support."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
         except sqlite3.OperationalError as error:
-            # Two processes that switch at once get this without SQLite's own waiting.
+            # If two processes switch at once, SQLite raises this error without waiting.
             if error.sqlite_errorcode == sqlite3.SQLITE_BUSY and time.monotonic() < deadline:
                 time.sleep(0.01)
                 continue
         return
 
 
-# SQLite believes after a fork that the child holds its parent's locks, even through a connection
-# that the child opens itself, as long as the process image has an older one. So none is open
-# when a process forks, and no thread is inside a transaction then.
+# If a connection is open during a fork, SQLite assumes that the child holds the locks of its
+# parent, even in connections that the child opens later. So all connections are closed, and all
+# transactions finished, before a process forks.
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
 _held: list[Database] = []
 _forking = threading.Lock()

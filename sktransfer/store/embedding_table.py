@@ -1,7 +1,7 @@
-"""A table of embeddings: what is stored of it, and who computes what is missing.
+"""A table of embeddings: reads, writes, and claims on the missing ones.
 
-A *table* is everything except the image that determines an embedding: weights, preprocessing,
-layer, pooling, precision. An *image* is a key of a few bytes.
+A *table* stands for everything but the image that determines an embedding: weights,
+preprocessing, layer, pooling, precision. An *image* is a key of a few bytes.
 
 N images, D values in an embedding (`width`).
 """
@@ -31,15 +31,15 @@ _BYTES_PER_READ = 2**23
 
 
 class EmbeddingTable:
-    """One kind of embedding in a store, and one owner of claims on images.
+    """A table in a store, and an owner of claims on images.
 
-    Made by `EmbeddingStore.table`. Every `EmbeddingTable` object is an owner of its own, also when
-    it is a copy or names the same table. Use it through `embed_once`.
+    Built by `EmbeddingStore.table`. Every `EmbeddingTable` object is a separate owner of claims,
+    even if it is a copy or refers to the same table. Use it through `embed_once`.
 
     Raises
     ------
     ValueError
-        `width` or `dtype` are impossible; or, when used, the store has the same digest with
+        If `width` or `dtype` are impossible; or, on use, if the store has the same digest with
         another width or dtype.
     """
 
@@ -68,43 +68,43 @@ class EmbeddingTable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the token: a copy is another owner.
-        kind = (self.digest, self.description, self.width, self.dtype)
-        return EmbeddingTable, (self.database, self.max_bytes, *kind)
+        table = (self.digest, self.description, self.width, self.dtype)
+        return EmbeddingTable, (self.database, self.max_bytes, *table)
 
     def read(self, keys: Sequence[bytes], out: np.ndarray) -> np.ndarray:
-        """Fill the rows of `out` whose keys are stored; leave the others as they are.
+        """Fill the rows of `out` whose keys are stored; leave other rows unchanged.
 
         Parameters
         ----------
         keys : sequence of N bytes
-            Repeated ones are fine.
+            Keys may repeat.
         out : ndarray of shape (N, D)
 
         Returns
         -------
-        found : ndarray of shape (N,), bool
+        is_stored : ndarray of shape (N,), bool
         """
         first, source = first_rows(keys)
-        found = np.zeros(len(keys), bool)
-        # In the order of the file: shuffled rows would fetch each of its pages many times.
-        find = "SELECT id FROM embeddings WHERE table_id = ? AND key IN"
-        fetch = "SELECT key, value FROM embeddings WHERE table_id = ? AND id IN"
-        places = sorted(place for (place,) in self._look_up(find, list(first)))
-        for chunk in chunks(places, max(1, _BYTES_PER_READ // self.row_bytes)):
-            # A place may have been given to another image since it was found.
-            stored = [row for row in self._look_up(fetch, chunk) if row[0] in first]
+        is_stored = np.zeros(len(keys), bool)
+        # In the order of the file: shuffled rows would read each page many times.
+        select_ids = "SELECT id FROM embeddings WHERE table_id = ? AND key IN"
+        select_values = "SELECT key, value FROM embeddings WHERE table_id = ? AND id IN"
+        ids = sorted(row_id for (row_id,) in self._look_up(select_ids, list(first)))
+        for chunk in chunks(ids, max(1, _BYTES_PER_READ // self.row_bytes)):
+            # The id may belong to another image by now.
+            stored = [row for row in self._look_up(select_values, chunk) if row[0] in first]
             rows = [first[key] for key, _ in stored]
             values = np.frombuffer(b"".join(value for _, value in stored), self.dtype)
             out[rows] = values.reshape(len(rows), self.width)
-            found[rows] = True
-        count = int(found.sum())
-        found = found[source]
-        repeats = np.flatnonzero(found & (source != np.arange(len(keys))))
+            is_stored[rows] = True
+        count = int(is_stored.sum())
+        is_stored = is_stored[source]
+        repeats = np.flatnonzero(is_stored & (source != np.arange(len(keys))))
         out[repeats] = out[source[repeats]]
         if count:
-            with contextlib.suppress(*FAILURES):  # what was read stays read
+            with contextlib.suppress(*FAILURES):  # only the counter fails; the rows were read
                 self.database.transact(lambda c: self._count(c, "read", count))
-        return found
+        return is_stored
 
     def as_rows(self, rows: np.ndarray, count: int) -> np.ndarray:
         """Check that `rows` are `count` embeddings of this table, and convert them to its dtype."""
@@ -117,67 +117,67 @@ class EmbeddingTable:
         return rows
 
     def claim(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Claim, of these keys, those that are neither stored nor claimed by a living other.
+        """Claim and return the keys that are neither stored nor claimed by another live owner.
 
-        A claim ends with `write`, with `release`, with its process, or with a lease of a minute,
-        which `claim`, `write` and `renew` renew.
+        A claim ends with `write`, with `release`, at the end of its process, or after a lease of a
+        minute, which `claim`, `write` and `renew` renew.
         """
-        free = functools.partial(self._free, list(dict.fromkeys(keys)))
+        select_free = functools.partial(self._select_free, list(dict.fromkeys(keys)))
 
         def claim(connection: Connection) -> list[bytes]:
             _drop_dead_owners(connection)
-            mine = free(connection)
+            claimed = select_free(connection)
             table_id = self._id(connection, create=True)
-            claims = [(table_id, key, self._token) for key in mine]
+            claims = [(table_id, key, self._token) for key in claimed]
             connection.executemany("REPLACE INTO claims VALUES (?, ?, ?)", claims)
             lease = (self._token, this_host(), os.getpid(), time.time() + LEASE_SECONDS)
             connection.execute("REPLACE INTO owners VALUES (?, ?, ?, ?)", lease)
-            return mine
+            return claimed
 
-        # Those who wait for others ask often; they must not take turns with those who write.
-        if not self.database.transact(free, write=False):
+        # Waiting processes call this often, and a write transaction would block those that write.
+        if not self.database.transact(select_free, write=False):
             return []
         return self.database.transact(claim)
 
-    def _free(self, keys: list[bytes], connection: Connection) -> list[bytes]:
-        others = {token for token, alive in _owners(connection) if alive} - {self._token}
-        stored = "SELECT key FROM embeddings WHERE table_id = ? AND key IN"
-        claimed = "SELECT key, owner FROM claims WHERE table_id = ? AND key IN"
-        taken = {key for (key,) in self._select(stored, keys, connection)}
-        claims = self._select(claimed, keys, connection)
-        taken |= {key for key, owner in claims if owner in others}
+    def _select_free(self, keys: list[bytes], connection: Connection) -> list[bytes]:
+        other_owners = {token for token, alive in _owners(connection) if alive} - {self._token}
+        select_stored = "SELECT key FROM embeddings WHERE table_id = ? AND key IN"
+        select_claims = "SELECT key, owner FROM claims WHERE table_id = ? AND key IN"
+        taken = {key for (key,) in self._select(select_stored, keys, connection)}
+        claims = self._select(select_claims, keys, connection)
+        taken |= {key for key, owner in claims if owner in other_owners}
         return [key for key in keys if key not in taken]
 
     def write(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
-        """Store `rows`, shape (N, D), drop the claims and count the images as computed."""
+        """Store `rows` of shape (N, D), drop their claims, and count the images as computed."""
         rows = self.as_rows(rows, len(keys))
         fits = self.row_bytes <= self.max_bytes
 
         def write(connection: Connection) -> bool:
             table_id = self._id(connection, create=True)
             assert table_id is not None
-            own = [(table_id, key) for key in keys]
-            connection.executemany("DELETE FROM claims WHERE table_id = ? AND key = ?", own)
+            row_keys = [(table_id, key) for key in keys]
+            connection.executemany("DELETE FROM claims WHERE table_id = ? AND key = ?", row_keys)
             self._renew(connection)
             self._count(connection, "computed", len(keys))
             if not fits:
                 return False
-            values = [(*key, row.tobytes()) for key, row in zip(own, rows, strict=True)]
+            values = [(*key, row.tobytes()) for key, row in zip(row_keys, rows, strict=True)]
             insert = "INSERT OR IGNORE INTO embeddings (table_id, key, value) VALUES (?, ?, ?)"
             self._count(connection, "images", connection.executemany(insert, values).rowcount)
             return self._evict(connection, table_id)
 
         if self.database.transact(write):
-            self.database.shrink(spare=self.max_bytes // 5)  # the next rows will need it
+            self.database.shrink(spare=self.max_bytes // 5)  # room for the next rows
         if not fits:
             self.database.warn_once(
                 f"One embedding takes {self.row_bytes} bytes, but the embedding store "
-                f"{self.database.path} is limited to {self.max_bytes} and keeps none of them; "
+                f"{self.database.path} is limited to {self.max_bytes} bytes, so none is stored; "
                 "raise max_bytes."
             )
 
     def release(self, keys: Iterable[bytes] | None = None) -> None:
-        """Drop own claims without storing anything; all of them where `keys` is None."""
+        """Drop claims of this object without storing anything; all claims if `keys` is None."""
 
         def release(connection: Connection) -> None:
             if keys is None:
@@ -192,7 +192,7 @@ class EmbeddingTable:
         self.database.transact(release)
 
     def renew(self) -> None:
-        """Extend the lease of own claims."""
+        """Extend the lease of the claims of this object."""
         self.database.transact(self._renew)
 
     def _renew(self, connection: Connection) -> None:
@@ -251,7 +251,7 @@ class EmbeddingTable:
         return rows
 
     def _evict(self, connection: Connection, current: int) -> bool:
-        """Evict rows if necessary: other tables first, least recently used first, oldest first."""
+        """Evict the oldest rows if necessary: least recently used table first, `current` last."""
         tables = connection.execute(
             "SELECT id, images, row_bytes FROM tables ORDER BY id = ?, last_used, id", (current,)
         ).fetchall()
@@ -274,14 +274,14 @@ class EmbeddingTable:
 
 
 def first_rows(keys: Sequence[bytes]) -> tuple[dict[bytes, int], np.ndarray]:
-    """Where each key occurs first; and for each row, the first row with the same key."""
+    """Return the first row of each key, and for each row the first row with the same key."""
     first: dict[bytes, int] = {}
     source = np.array([first.setdefault(key, row) for row, key in enumerate(keys)], np.intp)
     return first, source
 
 
 def chunks(items: list[T], size: int) -> Iterator[list[T]]:
-    """Cut a list into lists of `size`."""
+    """Split a list into lists of `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
@@ -292,9 +292,9 @@ def _drop_owner(connection: Connection, token: bytes) -> None:
 
 def _owners(connection: Connection) -> list[tuple[bytes, bool]]:
     """List the owners, and whether each is alive."""
-    here, now = this_host(), time.time()
+    local_host, now = this_host(), time.time()
     return [
-        (token, expires > now and (host != here or is_running(pid)))
+        (token, expires > now and (host != local_host or is_running(pid)))
         for token, host, pid, expires in connection.execute("SELECT * FROM owners")
     ]
 
@@ -307,7 +307,7 @@ def _drop_dead_owners(connection: Connection) -> None:
 
 @functools.cache
 def this_host() -> str:
-    """Name the machine, and the container on it: a process number means nothing elsewhere."""
+    """Return a name of this machine and container, outside of which a process id is unknown."""
     container = ""
     with contextlib.suppress(OSError):
         container = str(os.stat("/proc/self/ns/pid").st_ino)
@@ -315,8 +315,8 @@ def this_host() -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine is alive; where that cannot be asked, assume so."""
-    if os.name == "posix":  # elsewhere, signal 0 would end the process
+    """Return whether a process of this machine is alive; True if that cannot be determined."""
+    if os.name == "posix":  # on Windows, signal 0 would end the process
         try:
             os.kill(pid, 0)
         except (ProcessLookupError, OverflowError):

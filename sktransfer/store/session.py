@@ -1,8 +1,8 @@
-"""The session store: shared by a process and the processes that it starts, gone at its exit.
+"""The session store: shared by a process and the processes that it starts, deleted at its exit.
 
-A worker may have been started before the session, or without its parent's environment, so it has
-three ways to find it: what it inherited over a fork, the variable ``SKTRANSFER_SESSION``, and the
-directory that carries its parent's process number.
+A worker may be older than the session, or lack the environment of its parent, so it can find the
+session in three ways: a store inherited in a fork, the environment variable
+``SKTRANSFER_SESSION``, and a directory named after the process id of its parent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WEEK = 7 * 24 * 3600.0
 _RUNNING_IS_KNOWN = os.name == "posix"
 
 _session: EmbeddingStore | None = None
-_kept: dict[Path, EmbeddingStore] = {}
+_stores: dict[Path, EmbeddingStore] = {}
 _lock = threading.Lock()
 
 
@@ -38,13 +38,13 @@ def resolve_store(cache: object) -> EmbeddingStore | None:
     Parameters
     ----------
     cache : "auto", str, Path, EmbeddingStore or None
-        `"auto"` is the session store; any other string and a path, the store in that directory
-        (one object per directory and process); `None`, no store.
+        `"auto"` is the session store. Any other string, or a path, is a store in that directory
+        (one object per directory and process). `None` is no store.
 
     Raises
     ------
     TypeError, ValueError
-        `cache` is nothing of this kind.
+        If `cache` is none of these.
 
     Examples
     --------
@@ -64,11 +64,11 @@ def resolve_store(cache: object) -> EmbeddingStore | None:
     if cache == "auto":
         return session_store()
     store = EmbeddingStore(cache)
-    return _kept.setdefault(store.directory, store)
+    return _stores.setdefault(store.directory, store)
 
 
 def session_store() -> EmbeddingStore:
-    """Return the store of the session, which is made at its first use."""
+    """Return the store of the session; create it at the first call."""
     global _session
     with _lock:
         if _session is None:
@@ -79,24 +79,24 @@ def session_store() -> EmbeddingStore:
 
 
 def share_session() -> None:
-    """Create the session if it does not exist yet, so that workers to be started find it."""
+    """Create the session if it does not exist, so that workers started later find it."""
     with contextlib.suppress(OSError):  # the store warns when used
         session_store().directory.mkdir(0o700, parents=True, exist_ok=True)
 
 
 def _from_environment() -> Path | None:
     directory = Path(SESSION.get())
-    # A job on another machine may have inherited the variable, and share the file system.
-    of_this_host = directory.name.startswith(f"{this_host()}-")
-    return directory if of_this_host and directory.is_dir() else None
+    # A job on another machine that shares the file system may have inherited the variable.
+    is_local = directory.name.startswith(f"{this_host()}-")
+    return directory if is_local and directory.is_dir() else None
 
 
 def _from_parent() -> Path | None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return None
-    found = _base().glob(f"{this_host()}-{parent.pid}-*")
-    return max(found, key=_last_changed, default=None)
+    directories = _base().glob(f"{this_host()}-{parent.pid}-*")
+    return max(directories, key=_last_changed, default=None)
 
 
 def _create() -> Path:
@@ -105,8 +105,8 @@ def _create() -> Path:
     directory = base / f"{this_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with contextlib.suppress(OSError):
         directory.mkdir(0o700, parents=True)
-    # Unlike atexit, it also runs in a worker that multiprocessing forked; never in a fork of this
-    # process; and after the processes that this one has to wait for.
+    # Unlike atexit, this also runs in a worker that multiprocessing forked, never in a fork of this
+    # process, and only after the processes that this process waits for.
     Finalize(None, _remove, args=(directory,), exitpriority=-1)
     return directory
 
@@ -116,7 +116,7 @@ def _base() -> Path:
     base = Path(tempfile.gettempdir()) / f"sktransfer-{user}"
     with contextlib.suppress(OSError):
         base.mkdir(0o700, exist_ok=True)
-        if hasattr(os, "getuid") and os.lstat(base).st_uid != user:  # made by another user
+        if hasattr(os, "getuid") and os.lstat(base).st_uid != user:  # created by another user
             return base.with_name(f"{base.name}-{uuid.uuid4().hex}")
     return base
 
@@ -124,9 +124,9 @@ def _base() -> Path:
 def _remove_stale(base: Path) -> None:
     """Remove the directories of sessions that were killed."""
     for directory in base.glob(f"{this_host()}-*-*"):
-        owner = int(directory.name.split("-")[1])
-        # This process has no session yet, so one with its number is an earlier process's.
-        dead = owner == os.getpid() or not is_running(owner)
+        pid = int(directory.name.split("-")[1])
+        # This process has no session yet, so a session with its id belongs to an earlier process.
+        dead = pid == os.getpid() or not is_running(pid)
         old = not _RUNNING_IS_KNOWN and _last_changed(directory) < time.time() - _WEEK
         if dead or old:
             shutil.rmtree(directory, ignore_errors=True)
@@ -135,7 +135,7 @@ def _remove_stale(base: Path) -> None:
 def _last_changed(directory: Path) -> float:
     try:
         return directory.stat().st_mtime
-    except OSError:  # removed meanwhile
+    except OSError:  # another process has removed it
         return 0.0
 
 

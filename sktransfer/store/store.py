@@ -1,11 +1,12 @@
-"""The per-image store: key -> embedding. Concurrent, crash-safe and bounded.
+"""The store of embeddings by image: concurrent, crash-safe and limited in size.
 
-A *table* is everything except the image that determines an embedding: weights, preprocessing,
-layer, pooling, precision. An *image* is a key of a few bytes. One SQLite file holds all tables.
+A *table* stands for everything but the image that determines an embedding: weights,
+preprocessing, layer, pooling, precision. An *image* is a key of a few bytes. One SQLite file holds
+all tables.
 
-Many processes may need the same image at once. Each *claims* what it will compute; the others
-compute something else meanwhile and read that result when it is there. Whoever has claimed
-computes before it waits, so no two can wait for each other.
+Several processes may need the same image at once. Each process *claims* images before it computes
+them; other processes compute other images meanwhile and read the result once it is stored. A
+process computes all images that it has claimed before it waits, so there is no deadlock.
 
 N images, D values in an embedding (`width`).
 """
@@ -43,33 +44,33 @@ T = TypeVar("T")
 Compute = Callable[[Iterator[list[int]]], Iterable[tuple[list[int], np.ndarray]]]
 
 DEFAULT_MAX_BYTES = 32 * 2**30
-_FIRST_PAUSE, _LAST_PAUSE = 0.001, 0.05  # seconds between two looks at what others compute
+_MIN_PAUSE, _MAX_PAUSE = 0.001, 0.05  # seconds between two checks for results of others
 
 
 class EmbeddingStore:
     """Embeddings of images in one file of a directory, shared by any number of processes.
 
-    A store is a handle: making, pickling and copying it are cheap, and nothing is opened or
-    created before it is used. Threads may share one, and so may a process and its forks.
+    A store is a handle: it is cheap to build, pickle and copy, and opens or creates nothing before
+    it is used. Threads may share a store, and so may a process and its forks.
 
     Parameters
     ----------
     directory : str or Path
-        If ``embeddings.sqlite`` lies; made when first needed. Best on a local disk: SQLite
-        cannot coordinate several machines that write to one network directory.
+        Directory of the file ``embeddings.sqlite``, created when needed. It should be on a local
+        disk: SQLite cannot coordinate several machines that write to one network directory.
     max_bytes : int, default=32 GiB
-        Limit on the stored values. Beyond it the oldest rows of the least recently used table
-        go, until a tenth is free.
+        Limit on the stored values. If it is exceeded, the oldest rows of the least recently used
+        tables are deleted, until a tenth is free.
     temporary : bool, default=False
-        The store need not survive a power cut (so it never waits for the disk), and its
-        directory is made for this user's eyes only.
+        The store need not survive a power cut, so it never waits for the disk, and only this user
+        can read its directory.
 
     Raises
     ------
     ValueError
-        `max_bytes` is not positive; or, when used, the file has another version.
+        If `max_bytes` is not positive; or, on use, if the file has another version.
     NotADirectoryError
-        `directory` is a file.
+        If `directory` is a file.
 
     Examples
     --------
@@ -82,7 +83,7 @@ class EmbeddingStore:
     ...         yield rows, np.ones((len(rows), 2), np.float32)
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     store = EmbeddingStore(directory)
-    ...     table = store.table(b"all that determines it", "an example", width=2)
+    ...     table = store.table(b"digest of a recipe", "an example", width=2)
     ...     for keys in ([b"cat", b"dog", b"cat"], [b"dog", b"cow"]):
     ...         embed_once(table, keys, compute, batch_size=32).shape
     ...     store.close()
@@ -110,14 +111,14 @@ class EmbeddingStore:
         if self.directory.exists() and not self.directory.is_dir():
             raise NotADirectoryError(
                 f"Got the file {str(self.directory)!r}, but expected a directory for embeddings; "
-                "give another path, or move that file away."
+                "pass another path, or move that file away."
             )
         self._database = Database(self.directory / "embeddings.sqlite", temporary)
 
     def table(
         self, digest: bytes, description: str, width: int, dtype: npt.DTypeLike = np.float32
     ) -> EmbeddingTable:
-        """Name a table: embeddings of `width` values each, identified by `digest`."""
+        """Return the table that `digest` identifies, of embeddings of `width` values."""
         return EmbeddingTable(self._database, self.max_bytes, digest, description, width, dtype)
 
     def clear(self) -> None:
@@ -132,7 +133,7 @@ class EmbeddingStore:
             self._database.shrink()
 
     def info(self) -> StoreInfo:
-        """Return what is stored and how often it was read."""
+        """Return the contents of the store, and how often they were read."""
         path = self._database.path
         query = """SELECT description, images, images * row_bytes, last_used, computed, read
             FROM tables ORDER BY last_used DESC"""
@@ -161,7 +162,7 @@ class EmbeddingStore:
         return make, (str(self.directory),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingStore:
-        return self  # scikit-learn's clone copies parameters; one handle serves them all
+        return self  # scikit-learn's clone copies parameters; all clones can share a handle
 
 
 def embed_once(
@@ -172,43 +173,43 @@ def embed_once(
     batch_size: int,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Read the embeddings that are stored, compute the others, each of them once.
+    """Read the stored embeddings, and compute each missing embedding once.
 
-    Threads and processes that need the same images at the same time share the work. Should the
-    store fail (full disk, no permission), everything missing is computed, with a warning.
+    Threads and processes that need the same images at the same time share the work. If the store
+    fails (full disk, no permission), all missing embeddings are computed, with a warning.
 
     Parameters
     ----------
     table : EmbeddingTable
-        What determines the embeddings, and where they are stored.
+        The table in which the embeddings are stored.
     keys : sequence of N bytes
-        One for each image; images with the same key are computed once.
+        The key of each image; images with the same key are computed once.
     compute : callable
         Takes an iterator over lists of rows and yields ``(rows, embeddings)`` batch by batch,
-        `embeddings` of shape (len(rows), D). Rows are claimed when the iterator is asked for them,
-        so `compute` may ask a little ahead of what it yields. Every batch is stored at once. Rows
-        that it never yields are those that it cannot compute.
+        `embeddings` of shape (len(rows), D). The iterator claims rows as it yields them, so
+        `compute` may read a little ahead. Every batch is stored immediately. Rows that `compute`
+        never yields count as images that cannot be computed.
     batch_size : int
-        Images in a batch, as a measure for how much to claim at once.
+        Images in a batch, which determines how many are claimed at once.
     out : ndarray of shape (N, D) or None
-        If to put the embeddings; `None` makes an array that is filled with NaN.
+        Array for the embeddings; `None` creates one that is filled with NaN.
 
     Returns
     -------
     embeddings : ndarray of shape (N, D)
-        Unchanged in the rows that `compute` did not yield.
+        Rows that `compute` did not yield are unchanged.
 
     Raises
     ------
     ValueError
-        `compute` yields another shape, or the table is stored with another width or dtype.
+        If `compute` yields another shape, or the table is stored with another width or dtype.
     Exception
-        Whatever `compute` raises. What it had yielded is stored, what it had not is released.
+        Whatever `compute` raises. Rows that it has yielded are stored; other claims are released.
     """
     call = _Call(table, keys, compute, out)
     missing = call.read_all()
     if missing:
-        # Few batches at a time, so that processes that start together share the work.
+        # Claim few batches at a time, so that processes that start together share the work.
         size = batch_size * min(16, max(2, len(missing) // (4 * batch_size)))
         with call:
             call.work_through(list(chunks(missing, size)))
@@ -217,94 +218,97 @@ def embed_once(
 
 
 class _Call:
-    """One call of `embed_once`; inside its ``with`` block it keeps its claims alive."""
+    """One call of `embed_once`; it renews its claims inside its ``with`` block."""
 
     def __init__(
         self, table: EmbeddingTable, keys: Sequence[bytes], compute: Compute, out: np.ndarray | None
     ) -> None:
-        self.table = copy.copy(table)  # an owner of its own
+        self.table = copy.copy(table)  # the claims of this call have a separate owner
         self.keys = keys
         self.compute = compute
         self.first, self.source = first_rows(keys)
-        blank = np.full((len(keys), table.width), np.nan, table.dtype) if out is None else out
-        self.result: np.ndarray = blank
+        if out is None:
+            out = np.full((len(keys), table.width), np.nan, table.dtype)
+        self.result: np.ndarray = out
         self.store_failed = False
         self.finished = threading.Event()
-        self.heart = threading.Thread(target=self._beat, daemon=True)
+        self.renewal = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> None:
-        self.heart.start()
+        self.renewal.start()
 
     def __exit__(self, *error: object) -> None:
         self.finished.set()
-        self.heart.join()
+        self.renewal.join()
         with contextlib.suppress(*FAILURES):
             self.table.release()
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         while not self.finished.wait(LEASE_SECONDS / 3):
             with contextlib.suppress(*FAILURES):
                 self.table.renew()
 
     def work_through(self, chunks: list[list[int]]) -> None:
-        """Compute what can be claimed of each chunk; then come back for what others compute."""
-        pause = _FIRST_PAUSE
+        """Compute the rows that can be claimed; read the other rows once they are stored."""
+        pause = _MIN_PAUSE
         while chunks:
             claimed_rows = self.compute_and_write(chunks)
-            left = [self.read([row for row in rows if row not in claimed_rows]) for rows in chunks]
-            idle = not claimed_rows and left == chunks
-            chunks = [rows for rows in left if rows]
+            missing = [
+                self.read([row for row in rows if row not in claimed_rows]) for rows in chunks
+            ]
+            idle = not claimed_rows and missing == chunks
+            chunks = [rows for rows in missing if rows]
             if idle:
                 time.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE) if idle else _FIRST_PAUSE
+            pause = min(2 * pause, _MAX_PAUSE) if idle else _MIN_PAUSE
 
     def repeat(self) -> None:
-        """Return the rows whose image came before the same embedding."""
-        rows = np.flatnonzero(self.source != np.arange(len(self.keys)))
-        self.result[rows] = self.result[self.source[rows]]
+        """Copy embeddings to the rows that repeat an earlier key."""
+        repeats = np.flatnonzero(self.source != np.arange(len(self.keys)))
+        self.result[repeats] = self.result[self.source[repeats]]
 
     def read_all(self) -> list[int]:
-        """Read what is stored; return the other rows, one for each key."""
-        found = self._try(np.zeros(len(self.keys), bool), self.table.read, self.keys, self.result)
-        return [row for row in self.first.values() if not found[row]]
+        """Read all stored embeddings; return the first row of each missing key."""
+        is_read = self._try(np.zeros(len(self.keys), bool), self.table.read, self.keys, self.result)
+        return [row for row in self.first.values() if not is_read[row]]
 
     def read(self, rows: list[int]) -> list[int]:
-        """Read what is stored of `rows`; return the others."""
+        """Read those of `rows` that are stored; return the missing ones."""
         block = np.empty((len(rows), self.table.width), self.table.dtype)
         keys = [self.keys[row] for row in rows]
-        found = self._try(np.zeros(len(rows), bool), self.table.read, keys, block)
-        self.result[np.array(rows, int)[found]] = block[found]
-        return [row for row, there in zip(rows, found, strict=True) if not there]
+        is_read = self._try(np.zeros(len(rows), bool), self.table.read, keys, block)
+        self.result[np.array(rows, int)[is_read]] = block[is_read]
+        return [row for row, row_is_read in zip(rows, is_read, strict=True) if not row_is_read]
 
     def claim(self, rows: list[int]) -> list[int]:
-        """Claim what can be claimed of `rows`; without a store, all of them."""
+        """Claim and return those of `rows` that are free; all of them after a store failure."""
         keys = [self.keys[row] for row in rows]
         return [self.first[key] for key in self._try(keys, self.table.claim, keys)]
 
     def compute_and_write(self, chunks: list[list[int]]) -> set[int]:
-        """Compute what can be claimed, write each batch at once; return the rows it tried."""
-        claimed_rows, undone = set[int](), set[int]()
+        """Compute the rows that can be claimed, and write each batch; return the claimed rows."""
+        claimed_rows, unfinished = set[int](), set[int]()
 
         def claims() -> Iterator[list[int]]:
             for rows in chunks:
                 if claimed := self.claim(rows):
                     claimed_rows.update(claimed)
-                    undone.update(claimed)
+                    unfinished.update(claimed)
                     yield claimed
 
-        claimed = claims()
-        first = list(itertools.islice(claimed, 1))
-        for done, embeddings in self.compute(itertools.chain(first, claimed)) if first else ():
-            embeddings = self.table.as_rows(embeddings, len(done))
-            self.result[done] = embeddings
-            self._try(None, self.table.write, [self.keys[row] for row in done], embeddings)
-            undone.difference_update(done)
-        if undone:
-            self._try(None, self.table.release, [self.keys[row] for row in undone])
+        iterator = claims()
+        first = list(itertools.islice(iterator, 1))
+        for rows, embeddings in self.compute(itertools.chain(first, iterator)) if first else ():
+            embeddings = self.table.as_rows(embeddings, len(rows))
+            self.result[rows] = embeddings
+            self._try(None, self.table.write, [self.keys[row] for row in rows], embeddings)
+            unfinished.difference_update(rows)
+        if unfinished:
+            self._try(None, self.table.release, [self.keys[row] for row in unfinished])
         return claimed_rows
 
     def _try(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
-        """Ask the store; after its first failure do without, as if every image were ours."""
+        """Call a method of the table; after its first failure, return `otherwise` instead."""
         if self.store_failed:
             return otherwise
         try:
@@ -313,15 +317,15 @@ class _Call:
             self.store_failed = True
             self.table.database.warn_once(
                 f"The embedding store {self.table.database.path} failed ({error}), so embeddings "
-                "are computed without it. Free disk space, give cache= a directory that can be "
-                "written, or switch the store off with cache=None."
+                "are computed without it. Free disk space, pass a writable directory as cache, or "
+                "switch the store off with cache=None."
             )
             return otherwise
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What a store holds of one table; `last_used` is in seconds since 1970."""
+    """Contents of one table; `last_used` is in seconds since 1970."""
 
     description: str
     images: int
@@ -331,7 +335,7 @@ class TableInfo:
 
 @dataclass(frozen=True, repr=False)
 class StoreInfo:
-    """What a store holds: `bytes` on disk, and counters of its whole life, over all processes.
+    """Contents of a store: `bytes` on disk, and counters over its lifetime, of all processes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Augmentation: an image and a seed -> a changed copy; policies, their parts, users' transforms.
+"""Augmentation: policies and users' transforms that map an image and a seed to a changed copy.
 
 Shapes: an image is uint8 (3, H, W), RGB, 0-255, on the CPU.
 """
@@ -37,30 +37,30 @@ from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded
 # Augmented views of each image by default, for policies and users' transforms.
 _DEFAULT_N_VIEWS = 3
 
-# Part of every digest. Raise it whenever the same seed gives another image than before.
+# Part of every digest. Raise it whenever the same seed gives a different image.
 _AUGMENTATION_VERSION = 4
 
-# Code of these is identified by its name; torchvision's version is part of the digest too.
+# Code of these libraries is identified by its name; the digest includes torchvision's version.
 _LIBRARIES = sys.stdlib_module_names | {"PIL", "numpy", "sktransfer", "torch", "torchvision"}
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes images at random, and the same way each time for the same seed.
+    """A random change of images that is the same every time for the same seed.
 
-    Made by `resolve_augmentation`. The parts of the policies use their own random generators and
-    run on several threads at once. Any other transform runs on one thread at a time, with the
-    global generators of torch, numpy and `random` seeded for it and restored afterwards.
+    Built by `resolve_augmentation`. The parts of the policies use separate random generators and
+    run on several threads at once. Any other transform runs on one thread at a time; the global
+    generators of torch, numpy and `random` are seeded for it and restored afterwards.
 
     Parameters
     ----------
     name : str
-        Of the policy, or of the user's transform.
+        Name of the policy, or of the user's transform.
     steps : tuple of callable
-        Each takes the result of the one before it, and has its own random numbers.
+        Each step takes the result of the previous one, and has its own random numbers.
     digest : bytes
-        16 bytes that identify what is computed, in any process. Random where the transform holds
-        functions or classes of the user's own: only copies of this object share what it made.
+        16 bytes that identify what is computed, in any process. They are random if the transform
+        contains user-defined functions or classes: then only copies of this object share results.
     """
 
     name: str
@@ -75,31 +75,31 @@ class Augmentation:
         Parameters
         ----------
         image : Tensor of shape (3, H, W)
-            uint8, 0-255, RGB; left as it is.
+            uint8, 0-255, RGB; not changed in place.
         seed : int
             Not negative.
         size : (int, int) or None
-            Height and width of the middle that will be cut out, within those of the image: the
-            policies need not compute the rest.
+            Height and width of the center crop that will be taken, at most those of the image:
+            the policies need not compute the rest.
 
         Returns
         -------
         Tensor of shape (3, h, w)
-            uint8, 0-255, on the CPU. The policies keep height and width, or give `size`.
+            uint8, 0-255, on the CPU. The policies keep the height and width, or return `size`.
 
         Raises
         ------
         TypeError, ValueError
-            Where a user's transform returns no image.
+            If a user's transform does not return an image.
         """
         result: Any = image.clone()
         for number, step in enumerate(self.steps):
-            own_seed = random.Random(f"{int(seed)} {number}").getrandbits(64)
+            step_seed = random.Random(f"{int(seed)} {number}").getrandbits(64)
             if isinstance(step, Part):
-                drawn = step.draw(torch.Generator().manual_seed(own_seed))
+                drawn = step.draw(torch.Generator().manual_seed(step_seed))
                 result = step.transform(result, drawn and {**drawn, "size": size})
             else:
-                with GLOBAL_GENERATORS, _globally_seeded(own_seed), torch.no_grad():
+                with GLOBAL_GENERATORS, _globally_seeded(step_seed), torch.no_grad():
                     result = step(result)
         return _check_result(result, self.name)
 
@@ -115,7 +115,7 @@ class Policy:
     n_views : int
         Augmented views of each image that are cached with `n_views="auto"`.
     doc : str
-        What it does and what it is for, in a line or two of the documentation.
+        Effect and purpose, in one or two lines for the documentation.
     """
 
     steps: tuple[Callable[[Any], Any], ...]
@@ -127,7 +127,7 @@ POLICIES: dict[str, Policy] = {}
 
 
 def register_policy(name: str, policy: Policy) -> None:
-    """Add a policy under a new name, which `resolve_augmentation` and the estimators then take.
+    """Register a policy under a new name for `resolve_augmentation` and the estimators.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ register_policy(
     Policy(
         (Geometry(**_SMALL_GEOMETRY), Lighting((0.9, 1.1), (0.9, 1.1))),
         n_views=_DEFAULT_N_VIEWS,
-        doc="small turns, shifts and zooms, a little light. No mirror images: for digits.",
+        doc="small rotations, shifts and zooms, slight lighting changes, no mirroring. For digits.",
     ),
 )
 register_policy(
@@ -168,7 +168,7 @@ register_policy(
     Policy(
         (Geometry(12, 0.08, (0.85, 1.2), flip=0.5), Lighting((0.8, 1.2), (0.8, 1.2))),
         n_views=_DEFAULT_N_VIEWS,
-        doc="more of each, and mirror images. For photographs.",
+        doc="larger rotations, shifts, zooms and lighting changes, and mirroring. For photographs.",
     ),
 )
 register_policy(
@@ -182,12 +182,12 @@ register_policy(
             Erase(p=0.4),
         ),
         n_views=_DEFAULT_N_VIEWS,
-        doc="still more, and shear, color, blur, hidden parts. For few images.",
+        doc="even larger changes, and shear, color, blur and erased parts. For few images.",
     ),
 )
 register_policy(
     "industrial",
-    # Most copies show one or two of the distortions; those with one teach it alone.
+    # Most views have one or two of the distortions, so that the network sees each alone, too.
     Policy(
         (
             Geometry(**_SMALL_GEOMETRY, flip=0.5),
@@ -196,15 +196,15 @@ register_policy(
             SensorNoise(shot=0.1, read=0.12, grain=0.01, p=0.35),
             ColorLoss(gray=0.5, p=0.35),
         ),
-        n_views=7,  # there are more distortions to see
-        doc="a fixed camera whose lighting, focus, sensor and colors vary; small turns, and "
-        "mirror images.",
+        n_views=7,  # more than for other policies, as there are more distortions
+        doc="a fixed camera with varying lighting, focus, sensor noise and colors; small "
+        "rotations, and mirroring.",
     ),
 )
 
 
 def _list_policies(docstring: str) -> str:
-    """Fill the policies and their descriptions into a docstring."""
+    """Insert the policies and their descriptions into a docstring."""
     names = ", ".join(f'"{name}"' for name in POLICIES)
     lines = [
         textwrap.fill(f'- `"{name}"`: {policy.doc}', 91, subsequent_indent="  ")
@@ -222,15 +222,15 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
     augment : {POLICY_NAMES}, callable or None
         A policy, or a transform that takes a uint8 tensor (3, H, W) and returns one, of any height
         and width (float pixels of 0-1 are converted): torchvision's, a module, a function.
-        `None` changes nothing. An `Augmentation` is taken as it is, so that a function of your own,
-        resolved once, counts as the same one in every fit.
+        `None` changes nothing. An `Augmentation` is returned unchanged, so a user-defined function
+        that is resolved once counts as the same function in every fit.
 
         POLICY_LIST
 
     Raises
     ------
     ValueError, TypeError
-        If it is none of these.
+        If `augment` is none of these.
 
     Examples
     --------
@@ -256,13 +256,13 @@ def resolve_augmentation(augment: Any) -> Augmentation | None:
     return Augmentation(name, tuple(_flatten(augment)), _identify(augment))
 
 
-# Derived, so that the docstring names each policy that this module registers.
-if resolve_augmentation.__doc__:  # Python leaves docstrings out with -OO
+# Generated, so that the docstring lists every policy that this module registers.
+if resolve_augmentation.__doc__:  # there are no docstrings with python -OO
     resolve_augmentation.__doc__ = _list_policies(resolve_augmentation.__doc__)
 
 
 def resolve_n_views(augmentation: Augmentation | None, n_views: Any) -> int | None:
-    """Return how many augmented views of each image are cached; `None`: new ones in every epoch.
+    """Return the number of cached augmented views of each image; `None`: new ones in every epoch.
 
     Examples
     --------
@@ -284,26 +284,26 @@ def resolve_n_views(augmentation: Augmentation | None, n_views: Any) -> int | No
 
 @contextlib.contextmanager
 def _globally_seeded(seed: int) -> Iterator[None]:
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         with seeded(seed):
             yield
     finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def _flatten(transform: Any) -> list[Callable[[Any], Any]]:
-    """Take a Compose apart, so that parts of ours in it need not run alone."""
+    """Flatten a Compose, so that policy parts in it can run on several threads."""
     if type(transform) not in (v1.Compose, v2.Compose):
         return [transform]
     return [step for inner in transform.transforms for step in _flatten(inner)]
 
 
 def _check_result(result: Any, name: str) -> torch.Tensor:
-    """Bring what a transform returned to uint8 (3, h, w) on the CPU."""
+    """Check the result of a transform, and convert it to uint8 (3, h, w) on the CPU."""
     expected = f"but augment={name!r} should return a uint8 tensor of shape (3, H, W)"
     if not isinstance(result, torch.Tensor):
         raise TypeError(f"Got {type(result).__name__}, {expected}; let v2.ToImage() come last")
@@ -322,7 +322,7 @@ def _check_result(result: Any, name: str) -> torch.Tensor:
 
 
 def _policy_digest(name: str, steps: tuple[Callable[[Any], Any], ...]) -> bytes:
-    """Digest a policy: parts by their settings, other steps as users' transforms."""
+    """Compute the digest of a policy: parts by their settings, other steps as users' transforms."""
     return _digest(
         name, tuple(step if isinstance(step, Part) else _identify(step) for step in steps)
     )
@@ -335,26 +335,26 @@ def _digest(*described: object) -> bytes:
 
 
 def _identify(transform: Any) -> bytes:
-    """Digest a user's transform; random bytes where names and values do not tell all of it."""
+    """Compute the digest of a user's transform; random if names and values do not determine it."""
     content = hashlib.blake2b()
     try:
         _Describer(content).dump(transform)
-    except Exception:  # every kind of object refuses in a way of its own
+    except Exception:  # objects that cannot be pickled raise anything
         return random.SystemRandom().randbytes(16)
     return _digest(torchvision.__version__, content.hexdigest())
 
 
 class _Describer(pickle.Pickler):
-    """Writes equal things equally in all processes; refuses code that no library holds."""
+    """Writes equal objects equally in all processes; refuses code from outside `_LIBRARIES`."""
 
     def __init__(self, content: Any) -> None:
         super().__init__(SimpleNamespace(write=content.update), protocol=4)
-        self.fast = True  # no memo: it matters there which equal objects are one
+        self.fast = True  # no memo, with which equal objects could be written differently
 
-    def reducer_override(self, thing: Any) -> Any:
-        if isinstance(thing, torch.Tensor):
-            return str, (str(thing.dtype), tuple(thing.shape), thing.detach().cpu().tolist())
-        code = isinstance(thing, (FunctionType, type))
-        if code and thing.__module__.partition(".")[0] not in _LIBRARIES:
-            raise pickle.PicklingError(f"{thing.__qualname__} may change under its name")
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor):
+            return str, (str(obj.dtype), tuple(obj.shape), obj.detach().cpu().tolist())
+        is_code = isinstance(obj, (FunctionType, type))
+        if is_code and obj.__module__.partition(".")[0] not in _LIBRARIES:
+            raise pickle.PicklingError(f"the code of {obj.__qualname__} may change")
         return NotImplemented

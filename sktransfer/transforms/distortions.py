@@ -1,4 +1,4 @@
-"""Distortions: the parts of the augmentation policies, each an image changed at random in one way.
+"""Distortions: the parts of the augmentation policies, each a random change of one kind.
 
 Shapes: an image is uint8 (3, H, W), RGB, 0-255, on the CPU.
 """
@@ -18,16 +18,16 @@ Range = tuple[float, float]
 
 
 class Part(v2.Transform):
-    """One kind of change, at random; parts also work in a `v2.Compose` of your own.
+    """A random change of one kind; parts also work in a user's `v2.Compose`.
 
-    Images are uint8 (3, H, W), 0-255, RGB, on the CPU; lengths, fractions of the shorter side.
+    Images are uint8 (3, H, W), 0-255, RGB, on the CPU. Lengths are fractions of the shorter side.
 
     Parameters
     ----------
     p : float
         Probability of the change, 0-1.
     **amounts : float or (float, float)
-        What is drawn for each image: from -amount to amount, or from the range of a pair.
+        Range of the value drawn for each image: a pair, or from -amount to amount.
     """
 
     def __init__(self, p: float, **amounts: float | Range) -> None:
@@ -35,11 +35,11 @@ class Part(v2.Transform):
         self.p, self._amounts = p, amounts
 
     def extra_repr(self) -> str:
-        """Return the ranges that are drawn from; they are part of the digest."""
+        """Return the ranges of the random values; they are part of the digest."""
         return ", ".join([f"p={self.p}", *(f"{name}={x}" for name, x in self._amounts.items())])
 
     def draw(self, generator: torch.Generator) -> dict[str, float]:
-        """Draw all amounts, or nothing where the image is to stay as it is."""
+        """Draw all amounts, or none if the image stays unchanged."""
         if torch.rand((), generator=generator).item() >= self.p:
             return {}
         drawn = {}
@@ -49,11 +49,11 @@ class Part(v2.Transform):
         return drawn
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw all that is random, from torch's global generator."""
+        """Draw all amounts from torch's global generator."""
         return self.draw(torch.default_generator)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Change an image as drawn."""
+        """Change an image by the drawn amounts."""
         if not isinstance(inpt, torch.Tensor) or (inpt.dtype, *inpt.shape[:-2]) != (torch.uint8, 3):
             got = f"{getattr(inpt, 'dtype', type(inpt))} {tuple(getattr(inpt, 'shape', ()))}"
             raise TypeError(f"{type(self).__name__} got {got}, but expected uint8 (3, H, W)")
@@ -68,10 +68,10 @@ class Part(v2.Transform):
 
 
 class Geometry(Part):
-    """Turn, shift, zoom, stretch, shear (degrees) and mirror, in one resampling.
+    """Rotate, shift, zoom, stretch, shear (degrees) and mirror, in one resampling.
 
-    What comes into view from outside has the median color of the image's border, so that
-    white surroundings stay white and black ones black. `flip` is a probability.
+    Pixels from outside the image get the median color of its border, so that a white background
+    stays white and a black one black. `flip` is a probability.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class Geometry(Part):
         flip: float = 0.0,
         p: float = 1.0,
     ) -> None:
-        even: dict[str, float] = {"rotation": rotation, "across": shift, "down": shift}
-        uneven = {"zoom": zoom, "aspect": aspect, "mirror": (flip - 1, flip)}
-        super().__init__(p, **even, shear=shear, **uneven)
+        limits: dict[str, float] = {"rotation": rotation, "across": shift, "down": shift}
+        ranges = {"zoom": zoom, "aspect": aspect, "mirror": (flip - 1, flip)}
+        super().__init__(p, **limits, shear=shear, **ranges)
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, Any]) -> torch.Tensor:
         height, width = pixels.shape[1:]
@@ -94,11 +94,11 @@ class Geometry(Part):
         top, left = round((height - rows) / 2), round((width - columns) / 2)
         angle, slant = math.radians(drawn["rotation"]), math.tan(math.radians(drawn["shear"]))
         cos, sin, stretch = math.cos(angle), math.sin(angle), math.sqrt(drawn["aspect"])
-        broader = math.copysign(drawn["zoom"] * stretch, -drawn["mirror"])
-        scale = np.diag([broader, drawn["zoom"] / stretch])
+        x_scale = math.copysign(drawn["zoom"] * stretch, -drawn["mirror"])
+        scale = np.diag([x_scale, drawn["zoom"] / stretch])
         inverse = np.linalg.inv(np.array([[cos, -sin], [sin, cos]]) @ [[1, slant], [0, 1]] @ scale)
         (xx, xy), (yx, yy) = inverse.tolist()
-        short = min(height, width)  # x and y count pixels from the middle
+        short = min(height, width)  # x and y are in pixels from the center
         x = torch.arange(left, left + columns) - (width - 1) / 2 - drawn["across"] * short
         y = torch.arange(top, top + rows) - (height - 1) / 2 - drawn["down"] * short
         grid = torch.empty(rows, columns, 2)
@@ -110,9 +110,9 @@ class Geometry(Part):
 
 
 class Lighting(Part):
-    """Exposure (a factor), contrast (about the mean), gamma, and light from one side.
+    """Exposure (a factor), contrast (around the mean), gamma, and light from one side.
 
-    `gradient` is how much brighter than its middle one side of the image is, 0-1.
+    `gradient` is by how much one side of the image is brighter than its center, 0-1.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Lighting(Part):
 
 
 class ColorLoss(Part):
-    """Keep a part of the color (over 1 strengthens it); none at all with probability `gray`."""
+    """Weaken the color by a factor (above 1: strengthen it); remove it with probability `gray`."""
 
     def __init__(self, keep: Range = (0.0, 0.8), gray: float = 0.3, p: float = 1.0) -> None:
         super().__init__(p, keep=keep, none=(gray - 1, gray))
@@ -150,7 +150,7 @@ class ColorLoss(Part):
 
 
 class Blur(Part):
-    """Out of focus (radius of the disc), or moved while exposed (length of the path), at most."""
+    """Blur by defocus (maximum radius of the disc) or by motion (maximum length of the path)."""
 
     def __init__(self, defocus: float = 0.012, motion: float = 0.045, p: float = 1.0) -> None:
         lengths = {"radius": (0.0, defocus), "path": (0.0, motion)}
@@ -169,9 +169,9 @@ class Blur(Part):
 
 
 class SensorNoise(Part):
-    """Noise: at most `read` of the full scale everywhere, and `shot` more where it is white.
+    """Add noise: up to `read` of the full scale everywhere, and up to `shot` more on white.
 
-    `grain` is how large its grains are at most; they grow where small images are enlarged.
+    `grain` is the maximum size of a grain; enlarging a small image enlarges the grains of noise.
     """
 
     def __init__(
@@ -181,27 +181,27 @@ class SensorNoise(Part):
         super().__init__(p, **levels, grain=(0.0, grain), seed=(0.0, 2.0**24))
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
-        own = torch.Generator().manual_seed(int(drawn["seed"]))
+        generator = torch.Generator().manual_seed(int(drawn["seed"]))
         deviation = (pixels * drawn["shot"] ** 2).add_(255 * drawn["read"] ** 2).mul_(255).sqrt_()
         height, width = pixels.shape[1:]
         grain = max(1.0, drawn["grain"] * min(height, width))
         sides = math.ceil(height / grain), math.ceil(width / grain)
-        noise = torch.randn(1, 3, *sides, generator=own)
+        noise = torch.randn(1, 3, *sides, generator=generator)
         if grain > 1:
             noise = nnf.interpolate(noise, (height, width), mode="bicubic")
         return noise[0].mul_(deviation).add_(pixels)
 
 
 class Erase(Part):
-    """Hide a rectangle, `area` of the square on the shorter side, under the mean color."""
+    """Fill a rectangle with the mean color; `area` is relative to the squared shorter side."""
 
     def __init__(self, area: Range = (0.02, 0.12), p: float = 1.0) -> None:
         super().__init__(p, area=area, shape=(0.5, 2.0), left=(0.0, 1.0), top=(0.0, 1.0))
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
-        painted = pixels.float()
+        erased = pixels.float()
         side, (height, width) = min(pixels.shape[1:]) * drawn["area"] ** 0.5, pixels.shape[1:]
         tall, broad = round(side * drawn["shape"] ** 0.5), round(side / drawn["shape"] ** 0.5)
         top, left = round(drawn["top"] * (height - tall)), round(drawn["left"] * (width - broad))
-        painted[:, top : top + tall, left : left + broad] = painted.mean((1, 2), keepdim=True)
-        return painted
+        erased[:, top : top + tall, left : left + broad] = erased.mean((1, 2), keepdim=True)
+        return erased

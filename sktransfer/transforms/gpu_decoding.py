@@ -1,4 +1,4 @@
-"""JPEGs decoded and prepared on a CUDA device, many at once, on request.
+"""Optional decoding and preparation of JPEGs on a CUDA device, in batches.
 
 Shapes: H x W pixels.
 """
@@ -13,18 +13,18 @@ import torch
 
 from sktransfer.utils.config import DEVICE_JPEG
 
-# Their pixels are in the memory of the device, so the number of images there is limited.
+# Decoded images are in the memory of the device, so their number is limited.
 _IMAGES_PER_BATCH = 32
-_BATCHES_AT_ONCE = 2
+_MAX_PARALLEL_BATCHES = 2
 
-_free_batches = threading.BoundedSemaphore(_BATCHES_AT_ONCE)
+_free_batches = threading.BoundedSemaphore(_MAX_PARALLEL_BATCHES)
 
 
 def decodes_on(device: torch.device) -> bool:
     """Return whether JPEGs are decoded on a device.
 
-    ``SKTRANSFER_DEVICE_JPEG=1`` in the environment turns it on. It is off by default: the cores
-    decode while the device computes, and a decoder on the device slows the network down.
+    ``SKTRANSFER_DEVICE_JPEG=1`` in the environment turns this on. It is off by default: the CPU
+    decodes while the device computes, and decoding on the device would slow down the network.
     """
     return device.type == "cuda" and DEVICE_JPEG.get() == "1"
 
@@ -34,7 +34,7 @@ def prepare_jpegs(
     prepare: Callable[[torch.Tensor], torch.Tensor],
     device: torch.device,
 ) -> dict[int, torch.Tensor]:
-    """Decode JPEGs on a device, and prepare them there.
+    """Decode JPEGs on a device, and prepare them on it.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def prepare_jpegs(
     Returns
     -------
     dict of int to Tensor of shape (3, H, W)
-        uint8, on the CPU. Images are missing if they, or others of their batch, cannot be decoded
-        on the device: broken ones, and all if memory runs out or torchvision has no decoder.
+        uint8, on the CPU. A batch is left out if it cannot be decoded on the device: an image is
+        broken, memory runs out, or torchvision has no decoder.
     """
     items, prepared = list(encoded), dict[int, torch.Tensor]()
     for start in range(0, len(items), _IMAGES_PER_BATCH):
@@ -64,8 +64,8 @@ def prepare_jpegs(
 
 
 def _decode(encoded: Sequence[bytes], device: torch.device) -> list[torch.Tensor]:
-    # Not above: torchcodec supersedes it, and a later torchvision will not have it.
+    # Imported here, because a later torchvision may leave it out in favor of torchcodec.
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    tensors = [torch.from_numpy(np.frombuffer(each, np.uint8).copy()) for each in encoded]
+    tensors = [torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()) for jpeg in encoded]
     return decode_jpeg(tensors, ImageReadMode.RGB, device)

@@ -1,4 +1,4 @@
-"""Reading images on threads: rows -> batches of pixels, or what an engine makes of them.
+"""Reading images on threads: rows to batches of pixels, or to the embeddings of an engine.
 
 Shapes: N images of H x W pixels.
 """
@@ -17,15 +17,15 @@ import torch
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 
-# Batches that are read ahead of the one that is consumed.
-_AHEAD = 3
+# Batches that are read ahead of the one in use.
+_BATCHES_AHEAD = 3
 
-_Begun = TypeVar("_Begun")
-_Done = TypeVar("_Done")
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 
 
 class ImageErrors:
-    """Broken images: the first one ends the run, or all are kept to be reported.
+    """Errors of broken images: the first one is raised, or all are kept for a report.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class ImageErrors:
         self._errors[row] = error
 
     def copy_to_duplicates(self, rows: Sequence[int], keys: Sequence[bytes]) -> None:
-        """Copy the error of a broken image to the other rows that hold the same image."""
+        """Copy the error of a broken image to all other rows with the same image."""
         if not self._errors:
             return
         broken = {
@@ -56,16 +56,16 @@ class ImageErrors:
                 self._errors[row] = ImageError(broken[key].reason, row, broken[key].source)
 
     def sorted(self) -> list[ImageError]:
-        """Return the errors that were kept, by row."""
+        """Return the kept errors, in the order of their rows."""
         return [self._errors[row] for row in sorted(self._errors)]
 
 
 class ImageReader:
     """Decodes and prepares images on threads.
 
-    Where one thread alone calls the engine, images are read ahead of it (`read`). Otherwise each
-    thread reads a batch and sends it through the engine (`map`), so that no core waits for another.
-    Memory holds a few batches, however many images there are.
+    If only one thread calls the engine, threads read images ahead of it (`read`). Otherwise each
+    thread reads a batch and runs it through the engine (`map`), so no core waits for another. Only
+    a few batches are in memory at a time.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class ImageReader:
     image_errors : ImageErrors
         Takes the errors of broken images.
     device : torch.device or None
-        If `map` decodes JPEGs, many at once; `None` decodes on the threads.
+        Device on which `map` decodes JPEGs; `None` decodes on the threads.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class ImageReader:
     def batches(
         self, rows: Sequence[int], batch_size: int
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Yield the readable rows and their pixels (N, 3, H, W), uint8, a batch at a time."""
+        """Yield the readable rows and their pixels (N, 3, H, W), uint8, batch by batch."""
         starts = range(0, len(rows), batch_size)
         return self.read(rows[start : start + batch_size] for start in starts)
 
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Yield the same for batches that are made already."""
+        """Yield the readable rows and the pixels of each of the given batches."""
         with _pool(self._threads) as pool:
             reads = (self._submit(pool, rows) for rows in batches)
-            for rows, pixels in _ahead(reads, _AHEAD, self._finish):
+            for rows, pixels in _ahead(reads, _BATCHES_AHEAD, self._finish):
                 if rows:
                     yield rows, pixels
 
@@ -109,13 +109,13 @@ class ImageReader:
         batches: Iterable[Sequence[int]],
         threads_per_core: int = 1,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield the readable rows and what a function makes of their pixels, in order.
+        """Yield the readable rows and the result of a function of their pixels, batch by batch.
 
-        The function is called on several threads at once, on each of which torch computes alone;
-        there are `threads_per_core` for each core.
+        The function is called on several threads at once, `threads_per_core` for each core. On each
+        of them, torch uses no further threads.
         """
 
-        def work(rows: Sequence[int]) -> _Mapped:
+        def read_and_apply(rows: Sequence[int]) -> _Mapped:
             pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
             on_device = self._views.prepare_on(self._device, rows) if self._device else {}
             for slot, row in enumerate(rows):
@@ -126,13 +126,14 @@ class ImageReader:
                         self._read_into(pixels[slot], row)
                 except ImageError as error:
                     errors[row] = error
-            good = [slot for slot, row in enumerate(rows) if row not in errors]
-            pixels = pixels if not errors else pixels[good]
-            return [rows[slot] for slot in good], function(pixels) if good else None, errors
+            readable = [slot for slot, row in enumerate(rows) if row not in errors]
+            pixels = pixels if not errors else pixels[readable]
+            values = function(pixels) if readable else None
+            return [rows[slot] for slot in readable], values, errors
 
         threads = threads_per_core * self._threads
         with _pool(threads) as pool:
-            futures = (pool.submit(work, rows) for rows in batches)
+            futures = (pool.submit(read_and_apply, rows) for rows in batches)
             for rows, values, errors in _ahead(futures, 2 * threads, Future.result):
                 for row, error in errors.items():
                     self._image_errors.add(row, error)
@@ -154,15 +155,15 @@ class ImageReader:
 
     def _finish(self, batch: _Batch) -> tuple[list[int], torch.Tensor]:
         reads, pixels = batch
-        good = []
+        readable = []
         for slot, (row, read) in enumerate(reads):
             try:
                 read.result()
-                good.append(slot)
+                readable.append(slot)
             except ImageError as error:
                 self._image_errors.add(row, error)
-        pixels = pixels if len(good) == len(reads) else pixels[good]
-        return [reads[slot][0] for slot in good], pixels
+        pixels = pixels if len(readable) == len(reads) else pixels[readable]
+        return [reads[slot][0] for slot in readable], pixels
 
 
 _Batch = tuple[list[tuple[int, Future[None]]], torch.Tensor]
@@ -171,24 +172,24 @@ _Mapped = tuple[list[int], np.ndarray | None, dict[int, ImageError]]
 
 @contextmanager
 def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Open a pool of threads, on each of which torch computes without the help of others."""
-    of_torch = torch.get_num_threads()
+    """Open a pool of threads, on each of which torch uses no further threads."""
+    torch_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "sktransfer-read", torch.set_num_threads, (1,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(of_torch)  # for threads to come; this one has kept it
+        torch.set_num_threads(torch_threads)  # the pool changed the default of new threads
 
 
 def _ahead(
-    begun: Iterator[_Begun], count: int, finish: Callable[[_Begun], _Done]
-) -> Iterator[_Done]:
-    """Keep some tasks begun ahead of the one whose result is taken."""
-    waiting: deque[_Begun] = deque()
+    tasks: Iterator[_Task], count: int, finish: Callable[[_Task], _Result]
+) -> Iterator[_Result]:
+    """Yield the results of tasks in order; start up to `count` tasks ahead."""
+    started: deque[_Task] = deque()
     while True:
-        while len(waiting) < count and (task := next(begun, None)) is not None:
-            waiting.append(task)
-        if not waiting:
+        while len(started) < count and (task := next(tasks, None)) is not None:
+            started.append(task)
+        if not started:
             return
-        yield finish(waiting.popleft())
+        yield finish(started.popleft())

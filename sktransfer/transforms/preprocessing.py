@@ -1,7 +1,7 @@
-"""Preparing images the way the weights were trained: resize, crop, normalize.
+"""Preparation of images as in the training of the weights: resize, crop, normalize.
 
 Shapes: N images of H x W pixels; a prepared image is uint8 (3, H, W), 0-255, in
-channels-last memory, and becomes normalized float32 only on the device, a batch at a time.
+channels-last memory. It becomes normalized float32 only on the device, batch by batch.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torchvision.transforms.v2 import functional as tvf
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# A strip is cut to its middle before it is resized where its long side exceeds the short one
-# this many times: the rest would be cropped away, and resizing it could fill the memory.
-_STRIP = 4
+# An image whose long side is more than this many times its short side is cropped before it is
+# resized: the ends would be cropped away anyway, and resizing them could fill the memory.
+_MAX_ASPECT_RATIO = 4
 
 
 @dataclass(frozen=True, repr=False)
 class Preprocessing:
-    """What the weights expect of an image.
+    """The preprocessing that the weights expect.
 
     Parameters
     ----------
     resize : int or (int, int)
-        The shorter side after resizing, in pixels (the aspect ratio is kept), or height and width
-        (it is not kept).
+        The shorter side after resizing, in pixels, which keeps the aspect ratio; or height and
+        width, which does not.
     crop : (int, int)
         Height and width of the center crop, in pixels.
     interpolation : {"nearest", "bilinear", "bicubic"}
-        Method of resizing; always with antialiasing, as Pillow does.
+        Method of resizing; always with antialiasing, as in Pillow.
     mean, std : (float, float, float)
         Per channel, on pixels scaled to 0-1: a pixel becomes ``(x / 255 - mean) / std``.
 
@@ -72,7 +72,7 @@ class Preprocessing:
         Parameters
         ----------
         preset : torchvision.transforms._presets.ImageClassification
-            What ``weights.transforms()`` gives.
+            The result of ``weights.transforms()``.
         """
         (resize,), (crop,) = preset.resize_size, preset.crop_size
         return cls(
@@ -80,25 +80,25 @@ class Preprocessing:
         )
 
     def with_image_size(self, image_size: int | tuple[int, int] | None) -> Preprocessing:
-        """Change the size of the images that the backbone sees.
+        """Return a copy with another image size.
 
         Parameters
         ----------
         image_size : int, (int, int) or None
-            A side: the crop is a square, and the margin that resizing leaves around it stays in
-            proportion. Height and width: images are squeezed to just that, nothing is cropped
-            away. `None`: as the weights say.
+            An integer is the side of a square crop; the size before the crop changes in proportion.
+            A pair is a height and width to which images are resized without a crop, which does
+            not keep the aspect ratio. `None` keeps the size of the weights.
 
         Raises
         ------
         ValueError
-            Where `image_size` is no positive size.
+            If `image_size` is not a positive size.
         """
         if image_size is None:
             return self
         sides = image_size if isinstance(image_size, (tuple, list)) else (image_size,)
-        whole = all(isinstance(side, (int, np.integer)) and side > 0 for side in sides)
-        if len(sides) not in (1, 2) or not whole:
+        valid = all(isinstance(side, (int, np.integer)) and side > 0 for side in sides)
+        if len(sides) not in (1, 2) or not valid:
             raise ValueError(
                 f"Got image_size={image_size!r}, but expected a side in pixels such as 224, "
                 "(height, width), or None for the size of the weights"
@@ -127,11 +127,11 @@ class Preprocessing:
 
     @property
     def side(self) -> int:
-        """The length, in pixels, that no side of a resized image falls short of."""
+        """The minimum length of the sides of a resized image, in pixels."""
         return self.resize if isinstance(self.resize, int) else max(self.resize)
 
     def resized(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Resize one image, and cut nothing away.
+        """Resize one image without cropping it.
 
         Parameters
         ----------
@@ -141,16 +141,16 @@ class Preprocessing:
         Returns
         -------
         Tensor of shape (3, h, w)
-            uint8, 0-255, in a size out of which `crop` can be cut.
+            uint8, 0-255, before the crop.
         """
         if isinstance(image, np.ndarray):
-            # torch has no read-only tensors
-            own = image if image.flags.writeable else image.copy()
-            image = torch.from_numpy(own).permute(2, 0, 1)
+            # torch has no read-only tensors.
+            writable = image if image.flags.writeable else image.copy()
+            image = torch.from_numpy(writable).permute(2, 0, 1)
         return self._resize(self._cut_strip(image), self.resize)
 
     def cropped(self, image: torch.Tensor) -> torch.Tensor:
-        """Cut the middle out of an image (3, h, w), uint8; what is too small for it is enlarged.
+        """Center-crop an image (3, h, w), uint8; enlarge it first if it is smaller than the crop.
 
         Returns
         -------
@@ -169,7 +169,7 @@ class Preprocessing:
         return tvf.resize(image, sides, interpolation=mode, antialias=True)
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
-        """Turn a batch of pixels into what the backbone takes, on the batch's own device.
+        """Normalize a batch of pixels for the backbone, on the device of the batch.
 
         Parameters
         ----------
@@ -188,8 +188,9 @@ class Preprocessing:
     def _cut_strip(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
         short = min(height, width)
-        if not isinstance(self.resize, int) or max(height, width) <= _STRIP * short:
+        if not isinstance(self.resize, int) or max(height, width) <= _MAX_ASPECT_RATIO * short:
             return image
-        keep = max(_STRIP * short, math.ceil(2 * short * max(self.crop) / self.resize))
-        top, left = max(0, (height - keep) // 2), max(0, (width - keep) // 2)
-        return image[:, top : top + keep, left : left + keep]
+        kept_length = math.ceil(2 * short * max(self.crop) / self.resize)
+        kept_length = max(_MAX_ASPECT_RATIO * short, kept_length)
+        top, left = max(0, (height - kept_length) // 2), max(0, (width - kept_length) // 2)
+        return image[:, top : top + kept_length, left : left + kept_length]

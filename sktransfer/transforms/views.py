@@ -1,6 +1,6 @@
-"""Views of images: each as it is, and augmented copies of it, prepared for a backbone.
+"""Views of images, unchanged or augmented, prepared for a backbone.
 
-Shapes: N images, V copies of each, H x W pixels.
+Shapes: N images, V augmented views of each, H x W pixels.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _MAX_RESIZED_IMAGES = 8
 
 
 class Augments(Protocol):
-    """What makes copies: an `Augmentation`, or what behaves like one."""
+    """Protocol of an `Augmentation`."""
 
     @property
     def digest(self) -> bytes:
-        """Identify what is done to images."""
+        """Bytes that identify the augmentation."""
         ...
 
     def __call__(
@@ -35,35 +35,35 @@ class Augments(Protocol):
     ) -> torch.Tensor:
         """Map an image (3, h, w), uint8, and a seed to an image of the same kind.
 
-        Of what it gives, no more than the middle, of height and width `size`, will be used.
+        Only the center of the result, of height and width `size`, will be used.
         """
         ...
 
 
-# An image, resized, and what identifies its pixels.
+# A resized image, and the digest of its pixels.
 _Source = tuple[torch.Tensor, bytes]
 
 
 class Views:
-    """N images in several views each, prepared one by one when they are asked for.
+    """Several views of each of N images, prepared one at a time on access.
 
-    Item `i` is view `i % n` of image `i // n`, where n is the number of views of an image.
-    View 0 is the image as it is. View `v` > 0 is a copy, augmented at random, whose random
-    numbers depend on the image's content, on `v` and on `salt` only: the same image has the
-    same copies in every fold of a search, in every process, under whatever name it lies.
+    Item `i` is view `i % n` of image `i // n`; n is the number of views of an image. View 0 is the
+    image without augmentation. Views `v` > 0 are augmented at random. Their random numbers depend
+    only on the content of the image, on `v` and on `salt`, so an image has the same views in every
+    fold of a search, in every process and under any file name.
 
     Parameters
     ----------
     images : Images of length N
     preprocessing : Preprocessing
     augmentation : Augmentation or None
-        None makes all views of an image the same.
+        With None, all views of an image are the same.
     n_views : int
-        Augmented copies of each image, V; the views are then 0 to V.
+        Number of augmented views of each image, V; the views are numbered 0 to V.
     only : int or None
-        Gives a single view of each image instead, with this number.
+        Number of a single view of each image to return instead.
     salt : bytes
-        Makes other copies of the same images.
+        Another salt leads to other views of the same images.
 
     Examples
     --------
@@ -90,38 +90,38 @@ class Views:
         self._numbers: Sequence[int] = range(1 + n_views) if only is None else [only]
         self._resized: OrderedDict[int, Future[_Source]] = OrderedDict()
         self._lock = threading.Lock()
-        self._identity = -1, b""
+        self._last_fingerprint = -1, b""
 
     def __len__(self) -> int:
         return len(self.images) * len(self._numbers)
 
     def fingerprint(self, item: int) -> bytes:
-        """Identify a view, 16 bytes: its image's own identity where it is the image as it is.
+        """Compute the 16 bytes that identify a view; those of the image if it is not augmented.
 
         Raises
         ------
         ImageError
-            For a missing file or an item that is no image.
+            If a file is missing or an item is not an image.
         """
-        row, number = self._place(item)
-        known, identity = self._identity
-        if known != row:  # views of an image come one after the other
-            identity = self.images.fingerprint(row)
-            self._identity = row, identity
+        row, number = self._row_and_view(item)
+        last_row, fingerprint = self._last_fingerprint
+        if last_row != row:  # the views of an image are consecutive
+            fingerprint = self.images.fingerprint(row)
+            self._last_fingerprint = row, fingerprint
         if number == 0 or self._augmentation is None:
-            return identity
-        parts = identity + self._augmentation.digest + number.to_bytes(8, "little") + self._salt
+            return fingerprint
+        parts = fingerprint + self._augmentation.digest + number.to_bytes(8, "little") + self._salt
         return hashlib.blake2b(parts, digest_size=16).digest()
 
     def prepare(self, item: int) -> torch.Tensor:
-        """Decode, resize, augment and crop: an image (3, H, W), uint8, 0-255.
+        """Decode, resize, augment and crop an image; return (3, H, W), uint8, 0-255.
 
         Raises
         ------
         ImageError
-            Naming row and source of an image that cannot be read.
+            If the image cannot be read; the message names its row and source.
         """
-        row, number = self._place(item)
+        row, number = self._row_and_view(item)
         image, digest = self._source(row)
         if number > 0 and self._augmentation is not None:
             crop, (height, width) = self.preprocessing.crop, image.shape[1:]
@@ -130,17 +130,17 @@ class Views:
         return self.preprocessing.cropped(image)
 
     def prepare_on(self, device: torch.device, items: Sequence[int]) -> dict[int, torch.Tensor]:
-        """Prepare many images on a device: those whose JPEGs can be decoded there.
+        """Prepare on a device the images whose JPEGs can be decoded on it.
 
         Returns
         -------
         dict of int to Tensor of shape (3, H, W)
-            uint8, 0-255, on the CPU; the other items, and augmented ones, are left to `prepare`.
+            uint8, 0-255, on the CPU; other items and augmented views need `prepare`.
         """
         if self._augmentation is not None:
             return {}
         jpegs = {
-            item: self.images.plain_jpeg(self._place(item)[0], self.preprocessing.side)
+            item: self.images.plain_jpeg(self._row_and_view(item)[0], self.preprocessing.side)
             for item in items
         }
         return prepare_jpegs(
@@ -149,24 +149,24 @@ class Views:
             device,
         )
 
-    def _place(self, item: int) -> tuple[int, int]:
-        row, place = divmod(item, len(self._numbers))
-        return row, self._numbers[place]
+    def _row_and_view(self, item: int) -> tuple[int, int]:
+        row, index = divmod(item, len(self._numbers))
+        return row, self._numbers[index]
 
     def _seed(self, digest: bytes, number: int) -> int:
         parts = number.to_bytes(8, "little") + self._salt + digest
         return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little")
 
     def _source(self, row: int) -> _Source:
-        """Decode and resize an image, once for all of its views that are asked for together."""
+        """Decode and resize an image, once for views that are prepared together."""
         if len(self._numbers) == 1:
             return self._read(row)
         with self._lock:
-            mine = row not in self._resized
+            is_first = row not in self._resized
             source = self._resized.setdefault(row, Future())
             while len(self._resized) > _MAX_RESIZED_IMAGES:
                 self._resized.popitem(last=False)
-        if mine:
+        if is_first:
             try:
                 source.set_result(self._read(row))
             except Exception as error:

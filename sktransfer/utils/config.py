@@ -16,7 +16,7 @@ class Variable:
     default : str
         The value if the variable is not set.
     meaning : str
-        What it does, in a sentence.
+        Its effect, in one sentence.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Variable:
 TUNE_MALLOC = Variable(
     "SKTRANSFER_TUNE_MALLOC",
     "1",
-    "0 leaves glibc's malloc as it is; otherwise it keeps the memory that tensors free.",
+    "0 leaves glibc's malloc unchanged; otherwise malloc keeps the memory that tensors free.",
 )
 DEVICE_JPEG = Variable(
     "SKTRANSFER_DEVICE_JPEG",
@@ -45,7 +45,7 @@ DEVICE_JPEG = Variable(
 SESSION = Variable(
     "SKTRANSFER_SESSION",
     "",
-    "Directory of the session's store; set by the package for the processes that it starts.",
+    "Directory of the session store; the package sets it for the processes that it starts.",
 )
 
 VARIABLES = (TUNE_MALLOC, DEVICE_JPEG, SESSION)

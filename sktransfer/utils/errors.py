@@ -16,11 +16,11 @@ class ImageError(ValueError):
     Parameters
     ----------
     reason : str
-        What is wrong with the image, and the remedy.
+        The problem, and the remedy.
     row : int or None
-        Position of the image in `X`, once it is known.
+        Position of the image in `X`, if it is known.
     source : str
-        What the row holds, in a few words: a path, `"bytes"`, `"array of shape (0, 0)"`.
+        Short description of the item: a path, `"bytes"`, `"array of shape (0, 0)"`.
     """
 
     def __init__(self, reason: str, row: int | None = None, source: str = "") -> None:
@@ -36,15 +36,15 @@ class ImageError(ValueError):
 
 
 class WeightsNotFoundError(FileNotFoundError):
-    """Pretrained weights are not on this machine and could not be fetched."""
+    """Pretrained weights are not on this machine and cannot be downloaded."""
 
 
 class EngineError(RuntimeError):
-    """An engine that cannot compute what it was asked to."""
+    """An engine that cannot run a network."""
 
 
 def did_you_mean(name: object, options: Iterable[str]) -> str:
-    """Suggest the closest of `options`, or nothing where none is close.
+    """Suggest the closest of `options`; return an empty string if none is close.
 
     Examples
     --------
@@ -58,12 +58,12 @@ def did_you_mean(name: object, options: Iterable[str]) -> str:
 
 
 def check_choice(parameter: str, value: object, options: Iterable[str | None]) -> None:
-    """Refuse a `value` that is none of `options`.
+    """Check that `value` is one of `options`.
 
     Raises
     ------
     ValueError
-        Naming the parameter, the value, the options, and the closest of them.
+        Otherwise. The message names the parameter, the value, the options, and the closest one.
     """
     options = list(options)
     if not isinstance(value, str | None) or value not in options:
@@ -83,21 +83,21 @@ def check_number(
     *,
     besides: str = "",
 ) -> None:
-    """Raise a ValueError where a parameter is no number of a kind, or out of its range.
+    """Raise a ValueError if a parameter is not a number of type `kind`, or out of range.
 
-    The error names what else it may be, `besides`.
+    The message includes `besides`, other values that the parameter accepts.
 
     >>> check_number("lr", -1, numbers.Real, 0)
     Traceback (most recent call last):
         ...
     ValueError: Got lr=-1, but expected a number of at least 0
     """
-    right = isinstance(value, kind) and not isinstance(value, bool)
-    if not right or not low <= value <= (math.inf if high is None else high):  # type: ignore[operator]
-        what = "an integer" if kind is numbers.Integral else "a number"
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_number or not low <= value <= (math.inf if high is None else high):  # type: ignore[operator]
+        noun = "an integer" if kind is numbers.Integral else "a number"
         limits = f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-        other = f"{besides} or " if besides else ""
-        raise ValueError(f"Got {parameter}={value!r}, but expected {other}{what} {limits}")
+        alternatives = f"{besides} or " if besides else ""
+        raise ValueError(f"Got {parameter}={value!r}, but expected {alternatives}{noun} {limits}")
 
 
 def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:
@@ -106,7 +106,7 @@ def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:
     Raises
     ------
     ImportError
-        Naming the purpose and the command that installs the module.
+        If the module is missing; the message names the purpose and the command that installs it.
     """
     try:
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Axes to draw on, outside pyplot."""
+"""Axes for plots, without pyplot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sktransfer.utils.errors import import_optional
 
 
 def new_axes(ax: Any, purpose: str) -> Any:
-    """Return the axes to draw on: those given, or those of a new figure outside pyplot.
+    """Return `ax`, or the axes of a new figure that pyplot does not manage.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""What a user sees of a fit: one bar a stage, and scikit-learn's callbacks where it has them.
+"""Progress of a fit: one bar per stage, and scikit-learn's callbacks.
 
 A fit is a tree of tasks: the fit, its stages, their epochs. From version 1.9 on, scikit-learn has
-callbacks that hear of every task, such as its `ProgressBar` and its `ScoringMonitor`; a search or
-a pipeline hangs the tree into its own. Where none of them draws and `verbose` is not 0, tqdm does.
+callbacks that are notified of every task, such as `ProgressBar` and `ScoringMonitor`; a search or a
+pipeline adds the tree to its own. If `verbose` is not 0 and no callback draws a bar, tqdm does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["CallbackSupport", "FitProgress", "StageProgress", "with_callbacks"]
 
 
 class _NoTask:
-    """A task that no callback hears of."""
+    """A task without callbacks."""
 
     parent = None
     _callbacks = ()
@@ -51,27 +51,28 @@ except ImportError:  # scikit-learn before 1.9
 class FitProgress:
     """Report the progress of a fit to callbacks, and to a bar if `verbose` is not 0.
 
-    For a `fit` that `with_callbacks` decorates. Every task that begins ends, on exceptions too.
+    For a `fit` that `with_callbacks` decorates. Every task that begins also ends, even if an
+    exception is raised.
 
     Parameters
     ----------
     estimator : estimator
         The estimator that is being fitted.
     n_stages : int
-        Number of stages that are planned. A fit may end before the last one.
+        Number of planned stages. A fit may end before the last one.
     verbose : int, default=0
-        Draws a bar for every stage where it is not 0; but not in a worker process, a search, an
-        ensemble or a cross-validation, nor where scikit-learn's `ProgressBar`, or another callback
-        that estimators hand on to those inside them, is set on this one or around it.
+        If not 0, draw a bar for every stage. No bar is drawn in a worker process, a search, an
+        ensemble or a cross-validation, or if scikit-learn's `ProgressBar` or another callback that
+        estimators propagate to inner estimators is set on this estimator or on an outer one.
     X, y : object or callable, default=None
-        Training data for callbacks that ask for it; a callable is called where one does.
+        Training data for callbacks that request it; a callable is called on request.
     metadata : dict, default=None
-        Such as `sample_weight`, for callbacks too; `ScoringMonitor` hands all of it to the scorer.
+        Metadata for callbacks, such as `sample_weight`; `ScoringMonitor` passes it to the scorer.
 
     Attributes
     ----------
     stop : bool
-        Whether a callback asked, at the end of the last epoch or stage, for no further ones.
+        Whether a callback requested a stop at the end of the last epoch or stage.
 
     Examples
     --------
@@ -106,7 +107,8 @@ class FitProgress:
 
     def __enter__(self) -> FitProgress:
         self._root = self._fit["estimator"]._init_callback_context(max_subtasks=self._n_stages)
-        self._drawn = bool(self._verbose) and not (_is_followed(self._root) or _is_one_of_many())
+        is_inner = _has_propagated_callback(self._root) or _is_one_of_many_fits()
+        self._drawn = bool(self._verbose) and not is_inner
         self._open.enter_context(self._run(self._root))
         return self
 
@@ -117,15 +119,15 @@ class FitProgress:
     def stage(
         self, name: str, max_epochs: int, *, trainable: int, lr: float | Sequence[float] = ()
     ) -> Iterator[StageProgress]:
-        """Run a stage of at most `max_epochs` epochs, 0 for one that is solved at once.
+        """Run a stage of at most `max_epochs` epochs; 0 for a stage in a single step.
 
         It trains `trainable` parameters and begins with the learning rates `lr`. Both are part of
-        its task's name, all that scikit-learn's `ProgressBar` shows.
+        the task's name, because scikit-learn's `ProgressBar` shows nothing else.
         """
         plan = {"lr": lr, "trainable": trainable}
         task = self._root.subcontext(
             task_name=f"{name} ({describe(plan)})",
-            # scikit-learn's ProgressBar has no bar for a task that says 0, but one for None.
+            # scikit-learn's ProgressBar draws a bar for None, but none for 0.
             max_subtasks=max_epochs or None,
         )
         task.metrics = plan
@@ -134,18 +136,18 @@ class FitProgress:
         with bar, self._run(task), contextlib.ExitStack() as epoch:
             bar.set_postfix_str(describe(plan))
             yield StageProgress(self, task, max_epochs, bar, epoch)
-            # An early end is an end, too: a notebook shows a bar that is not full as a failure.
+            # After an early end, too: notebooks show an incomplete bar as a failure.
             bar.total = bar.n = bar.n or bar.total
 
     @contextlib.contextmanager
     def _run(self, task: Any) -> Iterator[None]:
-        """Begin a task, and end it whatever happens."""
+        """Begin a task, and end it in any case."""
         task.call_on_fit_task_begin(**self._fit)
         try:
             yield
         except BaseException:
-            # What a callback raises now must not take the place of what went wrong: a search
-            # would count a KeyboardInterrupt that became another error as a failed candidate.
+            # An error of a callback must not replace the first error: if it replaced a
+            # KeyboardInterrupt, a search would go on after a failed candidate.
             with contextlib.suppress(Exception):
                 task.call_on_fit_task_end(**self._fit)
             raise
@@ -156,7 +158,7 @@ class FitProgress:
 
 @dataclass
 class StageProgress:
-    """The epochs of a stage: iterate over it, or call `begin` and `update` around an epoch."""
+    """The epochs of a stage; iterate over them, or call `begin` and `update` for each epoch."""
 
     _fit: FitProgress
     _task: Any
@@ -166,7 +168,7 @@ class StageProgress:
     _epoch: Any = None
 
     def __iter__(self) -> Iterator[int]:
-        """Count the epochs from 0, until the last one or until a callback asks to stop."""
+        """Yield the epochs from 0, up to the last one or until a callback requests a stop."""
         for epoch in range(self._max_epochs):
             if self._fit.stop:
                 return
@@ -174,27 +176,27 @@ class StageProgress:
             yield epoch
 
     def begin(self) -> None:
-        """Begin an epoch, where none is running."""
+        """Begin an epoch if none is running."""
         if self._epoch is None:
             self._epoch = self._task.subcontext(task_name="epoch")
             self._open.enter_context(self._fit._run(self._epoch))
 
     def update(self, metrics: Mapping[str, Any], reconstruction: Any = None) -> bool:
-        """End an epoch, after beginning it where `begin` was not called.
+        """End an epoch; begin it first if `begin` was not called.
 
         Parameters
         ----------
         metrics : dict of str to float
-            What to show, such as `{"loss": 0.7, "valid_acc": 0.9, "lr": (1e-3, 1e-4)}`, but not
-            what is None. Callbacks find it in `context.metrics`.
+            Metrics to show, such as `{"loss": 0.7, "valid_acc": 0.9, "lr": (1e-3, 1e-4)}`; None
+            is not shown. They are the attribute `metrics` of the context that callbacks get.
         reconstruction : dict or callable, default=None
-            Gives the fitted attributes with which a copy of the estimator predicts as the model
-            does now; for callbacks that ask for one, where stage and fit end too.
+            The fitted attributes with which a copy of the estimator predicts as the current model,
+            for callbacks that request it, also at the end of the stage and of the fit.
 
         Returns
         -------
         stop : bool
-            Whether a callback asked for no further epochs in this stage.
+            Whether a callback requested a stop.
         """
         self.begin()
         self._epoch.metrics, self._epoch = dict(metrics), None
@@ -207,47 +209,49 @@ class StageProgress:
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
-    """Write metrics in one line, for a bar.
+    """Format metrics in one line for a progress bar.
 
     >>> describe({"loss": 0.41234, "valid_acc": None, "lr": (1e-3, 1e-4), "trainable": 1234567})
     'loss=0.412, lr=0.001 to 0.0001, trainable=1.2M'
     """
-    writers = {"lr": _rates, "trainable": _abbreviated}
-    known = {name: value for name, value in metrics.items() if value is not None}
-    texts = {name: writers.get(name, "{:.3g}".format)(value) for name, value in known.items()}
+    formatters = {"lr": _format_rates, "trainable": _abbreviate}
+    shown = {name: value for name, value in metrics.items() if value is not None}
+    texts = {name: formatters.get(name, "{:.3g}".format)(value) for name, value in shown.items()}
     return ", ".join(f"{name}={text}" for name, text in texts.items() if text)
 
 
-def _rates(lr: float | Iterable[float]) -> str:
-    """Write the learning rates of the parameter groups, the first and the last."""
+def _format_rates(lr: float | Iterable[float]) -> str:
+    """Format the learning rates of the first and the last parameter group."""
     rates = [f"{rate:.2g}" for rate in (lr if isinstance(lr, Iterable) else [lr])]
     return " to ".join(dict.fromkeys(rates[:1] + rates[-1:]))
 
 
-def _abbreviated(count: float) -> str:
+def _abbreviate(count: float) -> str:
     power = 0
     while count >= 999.5:
         count, power = count / 1000, power + 1
     return f"{count:.{int(power > 0 and count < 9.95)}f}" + "KMBT"[power - 1 : power]
 
 
-def _is_followed(task: Any) -> bool:
-    """Return whether a propagated callback, such as one that draws, follows a task."""
-    followers = [each for each in task._callbacks if hasattr(each, "max_propagation_depth")]
-    return bool(followers) or (task.parent is not None and _is_followed(task.parent))
+def _has_propagated_callback(task: Any) -> bool:
+    """Return whether a callback that estimators propagate, such as a bar, is set on a task."""
+    if any(hasattr(callback, "max_propagation_depth") for callback in task._callbacks):
+        return True
+    return task.parent is not None and _has_propagated_callback(task.parent)
 
 
-def _is_one_of_many() -> bool:
-    """Return whether this fit is one of several, so that it shows no bar of its own.
+def _is_one_of_many_fits() -> bool:
+    """Return whether this fit is one of several, so that it shows no bar.
 
-    Searches, ensembles and cross-validation fit through joblib, with n_jobs=1 too; refits do not.
+    Searches, ensembles and cross-validation fit through joblib, even with n_jobs=1; refits do not.
     """
     frames = traceback.walk_stack(inspect.currentframe())
-    rooms = [frame.f_globals.get("__name__", "") for frame, _ in frames]
-    several = any(room.startswith(("joblib.parallel", "sklearn.model_selection")) for room in rooms)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+    outer = ("joblib.parallel", "sklearn.model_selection")
+    several = any(module.startswith(outer) for module in modules)
     return several or multiprocessing.parent_process() is not None
 
 
 def progress_bar(total: int, verbose: int, description: str) -> Any:
-    """Open a bar that counts images; silent where `verbose` is 0."""
+    """Open a progress bar that counts images; it is hidden if `verbose` is 0."""
     return tqdm(total=total, desc=description, unit="image", disable=not verbose)

@@ -1,4 +1,4 @@
-"""Device, precision, threads, random state and memory of the process that computes."""
+"""Device, precision, threads, random state and memory of a process."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ PRECISIONS = {
     "float16": torch.float16,
 }
 
-# Their names in <malloc.h>.
+# Constants of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
-_IMPORTED_IN = os.getpid()
+_IMPORTING_PID = os.getpid()
 
-# Held while code draws from the generators that the whole process shares, or seeds them.
+# Held by code that seeds or uses the random generators of the whole process.
 GLOBAL_GENERATORS = threading.RLock()
 
 
 def is_fork() -> bool:
-    """Return whether this process was forked after torch was imported, so without its threads."""
-    return os.getpid() != _IMPORTED_IN
+    """Return whether this process was forked after torch was imported; it lacks torch's threads."""
+    return os.getpid() != _IMPORTING_PID
 
 
 def limit_threads_after_fork() -> None:
-    """Let torch compute in a process that was forked after torch had used its threads.
+    """Limit torch to one thread in a process that was forked after torch started its threads.
 
-    The threads do not survive the fork, and torch would deadlock; a single thread avoids it.
+    The threads do not survive the fork, so torch would deadlock with more than one.
     """
     if is_fork() and torch.get_num_threads() > 1:
         torch.set_num_threads(1)
@@ -49,24 +49,24 @@ def limit_threads_after_fork() -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Draw the same random numbers every time, and leave torch's random state as it was.
+    """Seed torch's generator of the CPU, and restore its state on exit.
 
-    The state of `device` is restored too; the caller seeds it.
+    The state of `device` is restored, too, but the caller must seed it.
     """
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # torch.manual_seed would reseed the generators of all GPUs too.
+        # torch.manual_seed would also seed the generators of all GPUs.
         torch.default_generator.manual_seed(seed)
         yield
 
 
 @functools.cache
 def tune_malloc() -> None:
-    """Let the C library keep the memory that tensors free; at most once in a process.
+    """Let the C library keep the memory that tensors free; once in a process.
 
-    Feature maps are large, so glibc would request each from the system and return it, and clearing
-    fresh pages would take most of the time. The setting holds for the whole process, and is made
-    when a network first runs on the CPU; ``SKTRANSFER_TUNE_MALLOC=0`` in the environment turns it
+    Feature maps are large, so glibc would request each one from the system and return it, and
+    clearing new pages would take most of the time. The setting applies to the whole process, from
+    the first run of a network on the CPU. ``SKTRANSFER_TUNE_MALLOC=0`` in the environment turns it
     off.
     """
     if TUNE_MALLOC.get() == "0" or platform.libc_ver()[0] != "glibc":
@@ -77,13 +77,13 @@ def tune_malloc() -> None:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Resolve the device, in the process that computes.
+    """Resolve the device in the process that uses it.
 
     Parameters
     ----------
     device : str or torch.device
-        `"auto"` takes a CUDA device if available, else Apple's MPS, else the CPU. Workers of
-        a parallel search spread over the CUDA devices that they see.
+        `"auto"` is a CUDA device if available, else Apple's MPS, else the CPU. Workers of a
+        parallel search are spread over the visible CUDA devices.
 
     Raises
     ------
@@ -100,21 +100,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
             return torch.device("cuda", _worker_number() % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"Got device={device!r}, but expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
         ) from error
     missing = {
-        "cuda": not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count(),
+        "cuda": not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count(),
         "mps": not torch.backends.mps.is_available(),
     }
-    if missing.get(found.type, False):
+    if missing.get(resolved.type, False):
         raise ValueError(
             f"Got device={str(device)!r}, but this machine has no such device; "
             "device='auto' takes the fastest one available"
         )
-    return found
+    return resolved
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -123,8 +123,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     Parameters
     ----------
     precision : {"auto", "float32", "bfloat16", "float16"}
-        `"auto"` is float16 on CUDA, where it is as fast as bfloat16 and 8 times as exact, and
-        float32 elsewhere.
+        `"auto"` is float16 on CUDA, where it is as fast as bfloat16 and 8 times as precise, and
+        float32 on other devices.
     device : torch.device
 
     Examples
@@ -166,8 +166,8 @@ def resolve_threads(n_jobs: int | None) -> int:
     Parameters
     ----------
     n_jobs : int or None
-        As in joblib, -1 for one a core; `None` is one for each thread that torch may use, and a
-        single one inside a worker of a parallel search.
+        As in joblib: -1 is one thread per core. `None` is as many threads as torch uses, and one
+        thread in a worker of a parallel search.
     """
     if n_jobs is None:
         worker = multiprocessing.parent_process() is not None
@@ -176,6 +176,6 @@ def resolve_threads(n_jobs: int | None) -> int:
 
 
 def _worker_number() -> int:
-    """Return the number of a pool's worker, from 0 (its name ends in it); 0 in other processes."""
+    """Return the index of a pool's worker from its name, or 0 in other processes."""
     number = re.search(r"(\d+)$", multiprocessing.current_process().name)
     return int(number.group(1)) - 1 if number else 0

@@ -1,4 +1,4 @@
-"""Tables and images for reports, as text and as HTML."""
+"""Tables, lists and images for reports, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 
 class Html(str):
-    """Text that is HTML already; all other text is escaped."""
+    """HTML; any other text is escaped."""
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Lay out a table in columns, of which those numbered in `left` begin at the left.
+    """Format a table; the columns whose numbers are in `left` are left-aligned.
 
     Examples
     --------
@@ -33,27 +33,27 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Build the same table in HTML; cells may be `Html` themselves."""
+    """Build the table of `text_table` in HTML; cells may be `Html`."""
 
-    def line(tag: str, cells: Sequence[str]) -> str:
+    def table_row(tag: str, cells: Sequence[str]) -> str:
         sides = ["left" if column in left else "right" for column in range(len(cells))]
         styled = "".join(
-            f'<{tag} style="text-align: {side}; padding: 0.1em 0.8em">{_inside(cell)}</{tag}>'
+            f'<{tag} style="text-align: {side}; padding: 0.1em 0.8em">{_cell_html(cell)}</{tag}>'
             for cell, side in zip(cells, sides, strict=True)
         )
         return f"<tr>{styled}</tr>"
 
-    body = "".join(line("td", cells) for cells in rows)
-    return f"<table><thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"
+    body = "".join(table_row("td", cells) for cells in rows)
+    return f"<table><thead>{table_row('th', header)}</thead><tbody>{body}</tbody></table>"
 
 
 def html_list(items: Sequence[str]) -> str:
-    """Build a list of sentences."""
+    """Build a list in HTML."""
     return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>"
 
 
 def html_image(jpeg: bytes, caption: str) -> Html:
-    """Put an encoded image into the page itself."""
+    """Build an image element that contains the JPEG."""
     data = base64.b64encode(jpeg)
     caption = _escape(caption)
     return Html(
@@ -62,7 +62,7 @@ def html_image(jpeg: bytes, caption: str) -> Html:
     )
 
 
-def _inside(cell: str) -> str:
+def _cell_html(cell: str) -> str:
     return cell if isinstance(cell, Html) else _escape(cell)
 
 

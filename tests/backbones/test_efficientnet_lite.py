@@ -206,7 +206,7 @@ def test_wrong_weights_are_told_apart(published):
         'Missing key(s) in state_dict: "bn0.bias". Unexpected key(s) in state_dict: "more". '
         "size mismatch for fc.weight: copying a param with shape torch.Size([3, 1280]) from "
         "checkpoint, the shape in current model is torch.Size([1000, 1280]). Pass weights with "
-        "the keys and shapes of efficientnet_lite0, or name the network that these belong to."
+        "the keys and shapes of efficientnet_lite0, or the name of the network that they belong to."
     )
     with pytest.raises(ValueError, match=r"and \d+ more") as error:
         efficientnet_lite(LITE0, {key: value[:1] for key, value in published.items() if value.ndim})
@@ -218,8 +218,8 @@ def test_a_checkpoint_is_not_its_weights(published):
         efficientnet_lite(LITE0, {"state_dict": dict(published)})
     assert str(error.value) == (
         "Got a dict under 'state_dict' in the weights of efficientnet_lite0, but expected only "
-        "tensors. A training checkpoint keeps its weights under a key of their own, such as "
-        "'state_dict' or 'model': pass what lies there."
+        "tensors. A training checkpoint keeps its weights under a key such as 'state_dict' "
+        "or 'model': pass the value of that key."
     )
 
 

@@ -67,8 +67,8 @@ def test_a_layer_that_is_none_of_the_blocks_names_them(network):
     with pytest.raises(ValueError, match=r"^Got layer='logit', but the backbone has blocks ") as e:
         FrozenPrefix(block_list, ("logit",))
     assert str(e.value) == (
-        f"Got layer='logit', but the backbone has blocks {names}, besides 'logits' and None for "
-        "the penultimate vector; did you mean 'logits'?"
+        f"Got layer='logit', but the backbone has blocks {names}; expected one of them, "
+        "'logits', or None for the penultimate vector; did you mean 'logits'?"
     )
 
 

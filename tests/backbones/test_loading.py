@@ -139,7 +139,7 @@ def test_weights_file_of_another_network_is_refused(tmp_path):
             "Got backbone='efficientnet_lit1'.*did you mean 'efficientnet_lite1'",
         ),
         (3, "default", TypeError, "Got backbone=3, but expected a name"),
-        (lambda: 3, "default", TypeError, "which made a int, but expected a torch.nn.Module"),
+        (lambda: 3, "default", TypeError, "which built a int, but expected a torch.nn.Module"),
         ("resnet50", "IMAGENET1K_V3", ValueError, "Got weights='IMAGENET1K_V3', but expected one"),
         ("resnet50", 7, TypeError, "Got weights=7, but expected 'default', a name of"),
         ("resnet50", "gone.pth", WeightsNotFoundError, r"there is no such file \(looked in "),
@@ -222,7 +222,7 @@ def test_networks_take_the_size_that_auto_finds():
 
 
 def test_threads_may_load_more_backbones_than_are_kept(monkeypatch):
-    monkeypatch.setattr(backbones, "_made", OrderedDict())
+    monkeypatch.setattr(backbones, "_cache", OrderedDict())
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -232,11 +232,11 @@ def test_threads_may_load_more_backbones_than_are_kept(monkeypatch):
     finally:
         sys.setswitchinterval(interval)
     assert found == digests
-    assert len(backbones._made) == 3
+    assert len(backbones._cache) == 3
 
 
 def test_a_backbone_in_use_outlives_others(monkeypatch):
-    monkeypatch.setattr(backbones, "_made", OrderedDict())
+    monkeypatch.setattr(backbones, "_cache", OrderedDict())
     used = keep_backbone(b"used", object)
     for number in range(9):
         keep_backbone(bytes([number]), object)

@@ -84,9 +84,9 @@ def test_offline_is_an_error_long_before_the_connection_times_out(hub, monkeypat
     assert time.perf_counter() - start < 15, "it waited for the answer"
     assert str(caught.value) == (
         "The weights of 'resnet18' are not on this machine: resnet18-f37072fd.pth is not in "
-        f"{hub}, and download.pytorch.org cannot be reached to fetch it. On a machine with a "
-        f"network, download {URL} and put it there, or pass its path "
-        "(weights='resnet18-f37072fd.pth'); or take random values (weights=None), or the backbone "
+        f"{hub}, and download.pytorch.org cannot be reached to download it. On a machine "
+        f"with a network, download {URL} and put it there, or pass its path "
+        "(weights='resnet18-f37072fd.pth'); or use random values (weights=None), or the backbone "
         "whose weights come with the installation (backbone='efficientnet_lite0')"
     )
 

@@ -54,7 +54,7 @@ def test_single_image_as_an_array(X, description, gray):
         check(X)
     assert str(caught.value) == (
         f"Got a single image ({description}), but {EXPECTED}; wrap it in a list: [image]. "
-        f"If these are gray images, give them a channel axis: {gray}."
+        f"If these are gray images, add a channel axis: {gray}."
     )
 
 
@@ -108,17 +108,17 @@ class Stream(IterableDataset):
         (
             (path for path in ["a.jpg"]),
             f"Got X of type generator, which has no __len__, but {EXPECTED}. "
-            "Collect it first: list(X).",
+            "Convert it to a list first: list(X).",
         ),
         (
             {"a.jpg"},
             f"Got X of type set, which has no __getitem__, but {EXPECTED}. "
-            "Collect it first: list(X).",
+            "Convert it to a list first: list(X).",
         ),
         (
             Stream(),
             f"Got X of type Stream, which has no __len__, but {EXPECTED}. "
-            "Collect it first: list(X).",
+            "Convert it to a list first: list(X).",
         ),
         (WithoutLength(), f"Got X of type WithoutLength, which has no __len__, but {EXPECTED}."),
         (None, f"Got X of type NoneType, which has no __len__, but {EXPECTED}."),
@@ -218,11 +218,11 @@ def test_no_channels(X):
     ],
 )
 def test_several_columns(X, columns, example):
-    with pytest.raises(ValueError, match="Which one") as caught:
+    with pytest.raises(ValueError, match="Select the column") as caught:
         check(X)
     assert str(caught.value) == (
         f"Got a table with columns {columns}, but expected one column of images. "
-        f"Which one? Select it, for example {example}."
+        f"Select the column, for example {example}."
     )
 
 
@@ -232,33 +232,33 @@ def test_several_columns(X, columns, example):
         (
             np.zeros((5, 64)),
             None,
-            "Got rows of 64 numbers (X of shape (5, 64)), but expected images. Say how a row "
-            "folds into one: image_shape=(H, W) or (H, W, C), here probably image_shape=(8, 8). "
-            "If X is a single gray image, wrap it in a list: [image].",
+            "Got rows of 64 numbers (X of shape (5, 64)), but expected images. Pass the shape "
+            "of one image: image_shape=(H, W) or (H, W, C); here, image_shape=(8, 8) probably "
+            "fits. If X is a single gray image, wrap it in a list: [image].",
         ),
         (
             [[0] * 48],
             None,
-            "Got rows of 48 numbers (X of shape (1, 48)), but expected images. Say how a row "
-            "folds into one: image_shape=(H, W) or (H, W, C), here probably image_shape=(4, 4, 3)."
-            " If X is a single gray image, wrap it in a list: [image].",
+            "Got rows of 48 numbers (X of shape (1, 48)), but expected images. Pass the shape "
+            "of one image: image_shape=(H, W) or (H, W, C); here, image_shape=(4, 4, 3) probably "
+            "fits. If X is a single gray image, wrap it in a list: [image].",
         ),
         (
             pd.DataFrame(np.zeros((5, 10))),
             (3, -1),
             "Got rows of 10 numbers, but image_shape=(3, -1) needs a multiple of 3; "
-            "image_shape=(1, -1) takes any row as a strip.",
+            "image_shape=(1, -1) reads each row as an image of height 1.",
         ),
         (
             np.zeros((5, 64)),
             (8, 9),
-            "Got rows of 64 numbers, but image_shape=(8, 9) needs 72, "
-            "here probably image_shape=(8, 8).",
+            "Got rows of 64 numbers, but image_shape=(8, 9) needs 72; "
+            "here, image_shape=(8, 8) probably fits.",
         ),
         (
             [[1, 2], [1, 2, 3]],
             (1, -1),
-            "Got rows that form no array: all input arrays must have the same shape.",
+            "Got rows that do not form an array: all input arrays must have the same shape.",
         ),
     ],
 )

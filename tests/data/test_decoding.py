@@ -238,7 +238,10 @@ def test_no_image(content, tmp_path):
 def test_missing_file(function):
     with pytest.raises(ImageError) as caught:
         function("no/such.jpg")
-    assert caught.value.reason == f"There is no such file. Relative paths start at {os.getcwd()}."
+    assert (
+        caught.value.reason
+        == f"There is no such file. Relative paths are resolved from {os.getcwd()}."
+    )
 
 
 @pytest.mark.parametrize("function", [decode, fingerprint])
@@ -309,8 +312,8 @@ def test_beyond_a_usual_range(value, said):
     with pytest.raises(ImageError) as caught:
         decode(np.array([[[0.0], [value]]]), (0, 1))
     assert caught.value.reason == (
-        f"Got pixel values {said}, but the range is 0 to 1 (given, or learned by fit). "
-        "Pass pixel_range=(lo, hi) that holds all images."
+        f"Got pixel values {said}, but the pixel range is 0 to 1 (passed, or learned by fit). "
+        "Pass a pixel_range=(lo, hi) that covers all images."
     )
 
 

@@ -60,7 +60,7 @@ def test_extensions(make):
         with pytest.raises(ValueError, match="Got extensions") as caught:
             load_image_folder(root, extensions=extensions)
         assert str(caught.value) == (
-            f"Got extensions={extensions!r}, but expected names such as ('.jpg', '.png')."
+            f"Got extensions={extensions!r}, but expected extensions such as ('.jpg', '.png')."
         )
 
 
@@ -149,12 +149,12 @@ def test_folders_without_images_beside_splits(splits, make):
 
 def test_splits_beside_classes(splits, make):
     make("birds/1.png")
-    with pytest.raises(ValueError, match="beside other folders") as caught:
+    with pytest.raises(ValueError, match="next to other folders") as caught:
         load_image_folder(splits)
     assert str(caught.value) == (
-        f"Got splits 'Test', 'train', 'validation' in {str(splits)!r} beside other folders of "
-        "images, 'birds', but expected either splits or classes there. Move the ones or the "
-        "others away."
+        f"Got the splits 'Test', 'train', 'validation' in {str(splits)!r} next to other folders of "
+        "images, 'birds', but expected either splits or classes. Move the splits or the other "
+        "folders away."
     )
 
 
@@ -184,7 +184,7 @@ def test_split_of_a_folder_without_splits(make):
         load_image_folder(root, split="train")
     assert str(caught.value) == (
         f"Got split='train', but {str(root)!r} has no folders named train, val or test. "
-        "Leave split=None."
+        "Pass split=None."
     )
 
 
@@ -197,8 +197,8 @@ def test_ignored_files(make):
         bunch = load_image_folder(root)
     expected = [str(root / name) for name in ("0.png", "cats/a.txt", "cats/b.txt", "cats/c.txt")]
     assert [str(warning.message) for warning in caught] == [
-        "Ignored 4 file(s) that are in no class folder, or no images by their extension: "
-        f"{', '.join(expected[:3])}, .... All of them are in bunch.ignored."
+        "Ignored 4 file(s) outside any class folder or without an image extension: "
+        f"{', '.join(expected[:3])}, .... bunch.ignored lists all of them."
     ]
     assert caught[0].filename == __file__
     assert bunch.ignored == expected
@@ -221,7 +221,7 @@ def test_no_classes(make):
         load_image_folder(root)
     assert str(caught.value) == (
         f"Found no class folders with images in {str(root)!r}. "
-        "Expected one folder for each class there, and the images of the class in it."
+        "Expected one folder for each class, with the images of that class in it."
     )
 
 
@@ -238,7 +238,7 @@ def test_no_folder(make):
         load_image_folder(root / "nowhere")
     assert str(caught.value) == (
         f"Got root={str(root / 'nowhere')!r}, but there is no such folder. "
-        f"Relative paths start at {os.getcwd()}."
+        f"Relative paths are resolved from {os.getcwd()}."
     )
     with pytest.raises(NotADirectoryError, match="a file, but expected a folder"):
         load_image_folder(root / "cats" / "1.png")

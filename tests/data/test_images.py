@@ -294,8 +294,9 @@ def test_fit_and_transform_disagree():
     with pytest.raises(ImageError) as caught:
         images[1]
     assert str(caught.value) == (
-        "Image in row 1 (array of shape (1, 2)): Got pixel values up to 200, but the range is "
-        "0 to 1 (given, or learned by fit). Pass pixel_range=(lo, hi) that holds all images."
+        "Image in row 1 (array of shape (1, 2)): Got pixel values up to 200, but the pixel "
+        "range is 0 to 1 (passed, or learned by fit). Pass a pixel_range=(lo, hi) that covers all "
+        "images."
     )
 
 

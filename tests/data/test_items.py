@@ -48,7 +48,7 @@ def test_folded_rows_have_channels_last_where_both_are_possible():
     np.testing.assert_array_equal(
         resolve(row, (3, 4, 5)), np.arange(60).reshape(3, 4, 5).transpose(1, 2, 0)
     )
-    with pytest.raises(ImageError, match=r"Got 60 numbers for image_shape=\(7, -1\)"):
+    with pytest.raises(ImageError, match=r"Got 60 numbers, which do not fit image_shape=\(7, -1\)"):
         resolve(row, (7, -1))
 
 
@@ -125,7 +125,7 @@ def test_items_that_are_no_image(item, what):
     [
         (np.ones((3, 3), complex), "Complex data not supported"),
         (np.ones((3, 3), object), "Got pixels of dtype object, but expected numbers"),
-        ([[1, 2], [3]], "The numbers form no array"),
+        ([[1, 2], [3]], "The numbers do not form an array"),
         (np.ones(9), r"Got shape \(9,\), but expected"),
     ],
 )

@@ -282,9 +282,9 @@ def test_a_fit_warns_of_validation_images_that_it_trains_on(way):
     shape = copies[0].shape
     message = (
         r"Got 2 validation images that are copies of training images, such as array of shape "
-        rf"\({shape[0]}, {shape[1]}, 3\) of array of shape \(140, 160, 3\): what is chosen by "
-        "them looks better than it is. find_leaks shows such pairs, and its groups keep them on "
-        "one side of a split"
+        rf"\({shape[0]}, {shape[1]}, 3\) of array of shape \(140, 160, 3\), so validation "
+        "scores are too optimistic. find_leaks lists such pairs, and its groups keep them on the "
+        "same side of a split"
     )
     with pytest.warns(UserWarning, match=f"^{message}$"):
         fit([*TILES[12:], *copies])

@@ -109,7 +109,7 @@ def test_equals_torch_for_known_networks(name, boundary):
 
 
 def test_embedding_of_a_large_image_is_independent_of_its_batch(monkeypatch):
-    monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", 16 * 16)
+    monkeypatch.setattr(openvino_engine, "_PIXELS_PER_BATCH", 16 * 16)
     engine, batch = make(), pixels(20)
     together = engine.run(batch)
     alone = np.concatenate([engine.run(batch[row : row + 1]) for row in range(20)])
@@ -122,8 +122,8 @@ def test_embedding_of_a_large_image_is_independent_of_its_batch(monkeypatch):
 )
 @pytest.mark.parametrize("n", [1, 3, 4, 37])
 def test_several_images_go_together(n, fitting, heavy, together, monkeypatch):
-    monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", fitting * 16 * 16)
-    monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
+    monkeypatch.setattr(openvino_engine, "_PIXELS_PER_BATCH", fitting * 16 * 16)
+    monkeypatch.setattr(openvino_engine, "_HEAVY_WEIGHTS_BYTES", heavy)
     engine, batch = make(), pixels(n)
     found = engine.run(batch)
     assert not engine.batch_invariant
@@ -208,7 +208,7 @@ def test_a_graph_that_computes_something_else_is_refused(kept, monkeypatch):
         return convert(other)
 
     monkeypatch.setattr(openvino_engine, "_convert", wrong)
-    with pytest.raises(EngineError, match="computes something else than the network"):
+    with pytest.raises(EngineError, match="does not reproduce the network"):
         make()
     assert not list(kept.iterdir())
 

@@ -144,8 +144,8 @@ def test_a_clone_of_its_own_is_not_fitted(source):
 
 def test_it_takes_no_other_weights(source):
     message = (
-        "Got weights=None with a fitted classifier as backbone, which brings its own; leave "
-        "weights at 'default'"
+        "Got weights=None with a fitted classifier as backbone, which has its own weights; "
+        "leave weights at 'default'"
     )
     with pytest.raises(ValueError, match=f"^{message}$"):
         extractor(source, weights=None).fit(X)

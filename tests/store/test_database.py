@@ -154,7 +154,7 @@ def test_a_file_of_another_version_is_refused(file, statement):
         noted(file)
     assert str(error.value) == (
         f"Got version {version} of the embedding store {file.path}, but expected version 2; "
-        "delete that file, or give cache= another directory."
+        "delete that file, or pass another directory as cache."
     )
 
 

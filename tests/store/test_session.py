@@ -23,9 +23,9 @@ def base(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setattr(session, "_session", None)
-    monkeypatch.setattr(session, "_kept", {})
+    monkeypatch.setattr(session, "_stores", {})
     yield session._base()
-    for store in [session._session, *session._kept.values()]:
+    for store in [session._session, *session._stores.values()]:
         if store is not None:
             store.close()
 

@@ -257,8 +257,8 @@ def test_a_store_that_cannot_be_made(tmp_path):
         embeddings = embed(table, backbone, KEYS + KEYS[:9])
     assert str(warned[0].message).startswith(f"The embedding store {store.directory}")
     assert str(warned[0].message).endswith(
-        "so embeddings are computed without it. Free disk space, give cache= a directory that can "
-        "be written, or switch the store off with cache=None."
+        "so embeddings are computed without it. Free disk space, pass a writable directory "
+        "as cache, or switch the store off with cache=None."
     )
     rows = [*range(200), *range(9)]
     assert np.flatnonzero(np.isnan(embeddings[:, 0])).tolist() == [7, 207]
@@ -401,7 +401,7 @@ def test_a_file_is_not_a_directory(tmp_path):
         EmbeddingStore(tmp_path / "file")
     assert str(error.value) == (
         f"Got the file '{tmp_path / 'file'}', but expected a directory for "
-        "embeddings; give another path, or move that file away."
+        "embeddings; pass another path, or move that file away."
     )
 
 

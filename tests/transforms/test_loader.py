@@ -73,7 +73,7 @@ def test_only_a_few_batches_are_read_ahead(monkeypatch):
     batches = reader(dataset).batches(range(40), 4)
     for consumed in range(1, 11):
         next(batches)
-        assert dataset.read == min(40, 4 * (consumed + reading._AHEAD - 1))
+        assert dataset.read == min(40, 4 * (consumed + reading._BATCHES_AHEAD - 1))
     assert next(batches, None) is None
 
 
