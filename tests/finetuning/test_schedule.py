@@ -83,13 +83,13 @@ def test_the_boundary_never_moves_back_over_what_an_earlier_stage_trained(unfree
         ],
         (
             (1, 0),
-            "Got unfreeze=(1, 0), but 0, which fits the head alone, can only come first: after other "
-            "stages the head is trained with the blocks",
+            "Got unfreeze=(1, 0), but 0, which fits the head alone, can only come first: after "
+            "other stages the head is trained with the blocks",
         ),
         (
             (0, 0),
-            "Got unfreeze=(0, 0), but 0, which fits the head alone, can only come first: after other "
-            "stages the head is trained with the blocks",
+            "Got unfreeze=(0, 0), but 0, which fits the head alone, can only come first: after "
+            "other stages the head is trained with the blocks",
         ),
         (
             5,

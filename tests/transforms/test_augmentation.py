@@ -381,7 +381,7 @@ def test_a_policy_registered_from_outside_works(monkeypatch):
     steps = (Blur(), v2.RandomInvert(p=1.0))
     register_policy("toy", Policy(steps, n_views=5, doc="A toy."))
     toy = resolve_augmentation("toy")
-    assert (toy.name, toy.steps, augmentation.count_views(toy, "auto")) == ("toy", steps, 5)
+    assert (toy.name, toy.steps, augmentation.resolve_n_views(toy, "auto")) == ("toy", steps, 5)
     assert toy.digest == resolve_augmentation("toy").digest
     assert toy.digest not in [bytes.fromhex(digest) for digest in DIGESTS.values()]
     image = photograph()
