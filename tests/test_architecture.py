@@ -140,7 +140,7 @@ def summary(layer):
     return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
 
 
-def test_the_page_on_architecture_lists_the_layers():
+def test_architecture_page_lists_the_layers():
     layers = [layer for layer in LAYERS if not layer.startswith("_")]
     expected = "\n".join(f"{layer:<14} {summary(layer)}" for layer in layers)
     page = PACKAGE.parent.joinpath("docs", "architecture.md").read_text()
@@ -148,19 +148,19 @@ def test_the_page_on_architecture_lists_the_layers():
     assert listed.strip() == f"```text\n{expected}\n```"
 
 
-def test_an_arrow_turned_around_is_noticed():
+def test_upward_import_and_circle_are_detected():
     edges = graph()
     edges["utils/errors"] = edges["utils/errors"] | {"extractor"}
     assert ("utils/errors", "extractor") in upward(edges)
     assert {"extractor", "utils/errors"} <= set(circles(edges))
 
 
-def test_root_holds_the_estimators_only():
+def test_root_holds_at_most_eight_modules():
     assert len([module for module in modules() if "/" not in module]) <= 8
 
 
 @pytest.mark.parametrize("pattern", OWNERS)
-def test_one_owner_per_concern(pattern):
+def test_concern_has_one_owner(pattern):
     assert {module for module in modules() if re.search(pattern, code(module))} == OWNERS[pattern]
 
 

@@ -41,7 +41,7 @@ from sktransfer.utils.progress import StageProgress
 
 
 @pytest.mark.parametrize("unfreeze", [(0,), (0, 1, 2)])
-def test_check_estimator_on_real_rows(unfreeze):
+def test_classifier_passes_check_estimator(unfreeze):
     estimator = FineTunedImageClassifier(
         Tiny,
         image_shape=(1, -1),
@@ -61,7 +61,7 @@ def test_check_estimator_on_real_rows(unfreeze):
     assert skipped <= {"check_array_api_input"}  # which scikit-learn's PCA skips too
 
 
-def test_it_learns_and_speaks_in_the_users_labels():
+def test_classifier_learns_and_predicts_the_labels_of_y():
     classifier = make_classifier(max_epochs=10).fit(X, Y)
     assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
     assert classifier.score(X_TEST, Y_TEST) > 0.9
@@ -72,7 +72,7 @@ def test_it_learns_and_speaks_in_the_users_labels():
     assert (classifier.decision_function(X_TEST).argmax(axis=1) == p.argmax(axis=1)).all()
 
 
-def test_two_classes_have_one_decision():
+def test_decision_function_is_one_dimensional_for_two_classes():
     rows = np.flatnonzero(Y != "owl")
     classifier = make_classifier().fit(X[rows], Y[rows])
     decision, p = classifier.decision_function(X_TEST), classifier.predict_proba(X_TEST)
@@ -80,7 +80,7 @@ def test_two_classes_have_one_decision():
     np.testing.assert_allclose(1 / (1 + np.exp(-decision)), p[:, 1], rtol=1e-4)
 
 
-def test_it_gives_the_tuned_embedding_with_names():
+def test_transform_returns_the_tuned_embedding_with_names():
     classifier = make_classifier().set_output(transform="pandas").fit(X, Y)
     frame = classifier.transform(X_TEST)
     assert list(frame.columns[:2]) == ["finetunedimageclassifier0", "finetunedimageclassifier1"]
@@ -90,7 +90,7 @@ def test_it_gives_the_tuned_embedding_with_names():
     np.testing.assert_allclose(logits, classifier.decision_function(X_TEST), rtol=1e-4, atol=1e-4)
 
 
-def test_stages_and_history_tell_what_was_done():
+def test_stages_and_history_describe_the_fit():
     classifier = make_classifier().fit(X, Y)
     head, last, both = classifier.stages_
     assert (head["stage"], head["boundary"], head["epochs"]) == ("head", 2, 0)
@@ -108,7 +108,7 @@ def test_stages_and_history_tell_what_was_done():
         assert max(rate for name, rate in rates.items() if name != "head") <= rates["head"] / 9.99
 
 
-def test_clone_and_set_params_start_anew():
+def test_clone_is_unfitted_and_set_params_applies_at_the_next_fit():
     classifier = make_classifier().fit(X, Y)
     with pytest.raises(NotFittedError):
         clone(classifier).predict(X)
@@ -122,7 +122,7 @@ def test_clone_and_set_params_start_anew():
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
 @pytest.mark.parametrize("augment", [None, "standard"])
-def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm, augment):
+def test_fit_changes_only_blocks_after_the_boundary(batch_norm, augment):
     backbone = Tiny()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     loaded = load_backbone(backbone).block_list
@@ -139,7 +139,7 @@ def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm,
         assert changed == (batch_norm == "train" or not statistic), name
 
 
-def test_only_named_blocks_change():
+def test_fit_changes_only_the_named_blocks():
     classifier = make_classifier(unfreeze=(0, "0"), early_stopping=False).fit(X, Y)
     original = dict(load_backbone(Tiny).block_list.blocks)
     parts = classifier.net_.module_.parts()
@@ -147,7 +147,7 @@ def test_only_named_blocks_change():
     assert equal_states(original["1"].state_dict(), parts["1"].state_dict())
 
 
-def test_batch_norm_adapts():
+def test_batch_norm_adapt_sets_statistics_and_learns():
     classifier = make_classifier(batch_norm="adapt", unfreeze=(0, 1)).fit(X, Y)
     assert classifier.batch_norm_ is not None
     assert classifier.score(X_TEST, Y_TEST) > 0.9
@@ -156,7 +156,7 @@ def test_batch_norm_adapts():
 # Same seed, same result
 
 
-def test_same_seed_same_bits_and_the_global_state_is_untouched():
+def test_fit_is_reproducible_and_leaves_global_random_states_unchanged():
     torch.manual_seed(5)
     np.random.seed(5)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -170,20 +170,20 @@ def test_same_seed_same_bits_and_the_global_state_is_untouched():
     assert (first.predict_proba(X_TEST) != other.predict_proba(X_TEST)).any()
 
 
-def test_the_order_of_the_rows_does_not_matter():
+def test_fit_does_not_depend_on_the_row_order():
     order = np.random.RandomState(3).permutation(len(X))
     one, other = make_classifier().fit(X, Y), make_classifier().fit(X[order], Y[order])
     assert (one.predict_proba(X_TEST) == other.predict_proba(X_TEST)).all()
 
 
-def test_a_weight_is_a_number_of_copies():
+def test_sample_weight_equals_repetition():
     repeats = np.arange(len(X)) % 3
     weighted = make_classifier().fit(X, Y, sample_weight=repeats)
     repeated = make_classifier().fit(np.repeat(X, repeats, axis=0), np.repeat(Y, repeats))
     assert (weighted.predict_proba(X_TEST) == repeated.predict_proba(X_TEST)).all()
 
 
-def test_class_weight_moves_the_decision():
+def test_class_weight_raises_the_probability_of_its_class():
     even = make_classifier(unfreeze=(0, 1)).fit(X, Y).predict_proba(X_TEST).mean(axis=0)
     heavy = {"cat": 20, "dog": 1, "owl": 1}
     uneven = (
@@ -199,7 +199,7 @@ def test_class_weight_moves_the_decision():
 
 
 @pytest.mark.parametrize("augment", [None, "standard"])
-def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monkeypatch, augment):
+def test_recomputed_activations_give_the_same_result(monkeypatch, augment):
     backbone, settings = "efficientnet_lite0", {"image_size": 64, "unfreeze": (0, 2)}
     cached = make_classifier(backbone, augment=augment, **settings).fit(X, Y)
     monkeypatch.setattr(
@@ -214,7 +214,7 @@ def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monke
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2, abs=1e-3)
 
 
-def test_embeddings_that_do_not_fit_where_the_head_is_all_that_is_trained(monkeypatch):
+def test_fit_of_the_head_warns_of_embeddings_that_do_not_fit_on_disk(monkeypatch):
     monkeypatch.setattr(
         "sktransfer.finetuning.fine_tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free"
     )
@@ -222,7 +222,7 @@ def test_embeddings_that_do_not_fit_where_the_head_is_all_that_is_trained(monkey
         make_classifier(unfreeze=(0,), early_stopping=False).fit(X, Y)
 
 
-def test_training_equals_a_plain_loop():
+def test_training_equals_a_plain_torch_loop():
     """Two epochs of one batch each, without anything random, against plain torch."""
     settings = {"augment": None, "dropout": 0.0, "batch_size": 100, "early_stopping": False}
     classifier = make_classifier(unfreeze=(0, 2), max_epochs=2, weight_decay=0.1, **settings).fit(
@@ -263,13 +263,13 @@ def test_fresh_augmentation_reads_every_image_in_every_epoch(log):
 
 
 @pytest.mark.parametrize(("augment", "copies"), [("standard", 3), ("industrial", 7), (None, 0)])
-def test_a_policy_makes_as_many_copies_as_it_needs(log, augment, copies):
+def test_auto_n_views_depends_on_the_policy(log, augment, copies):
     settings = {"unfreeze": (0, 1), "max_epochs": 1, "early_stopping": False}
     make_classifier(CountingTiny(log), n_views="auto", augment=augment, **settings).fit(X, Y)
     assert counted(log) == (1 + copies) * 60
 
 
-def test_a_function_may_be_called_as_a_policy_is():
+def test_auto_n_views_ignores_the_name_of_a_function():
     def industrial(image):
         return image
 
@@ -279,7 +279,7 @@ def test_a_function_may_be_called_as_a_policy_is():
 # Guards
 
 
-def test_blocks_that_learn_too_fast_are_warned_of():
+def test_low_lr_drop_is_warned_of():
     with pytest.warns(
         UserWarning, match=r"Got lr_drop=2, so the blocks learn at 0\.0005, less tha"
     ):
@@ -289,14 +289,14 @@ def test_blocks_that_learn_too_fast_are_warned_of():
         make_classifier(lr_drop=10, unfreeze=(0,)).fit(X, Y)
 
 
-def test_one_class_is_an_error():
+def test_fit_raises_on_a_single_class():
     with pytest.raises(
         ValueError, match="Got 1 class in y, 'cat', but a classifier needs at least"
     ):
         make_classifier().fit(X[:5], ["cat"] * 5)
 
 
-def test_a_class_too_small_to_hold_back_is_warned_of():
+def test_class_too_small_to_hold_out_is_warned_of():
     y = Y.copy()
     y[0] = "yak"
     with pytest.warns(UserWarning, match="Got no more than 2 images of the classes 'yak'"):
@@ -325,7 +325,7 @@ def test_a_class_too_small_to_hold_back_is_warned_of():
         ({"class_weight": "balance"}, "did you mean 'balanced'?"),
     ],
 )
-def test_bad_parameters_are_explained(parameters, message):
+def test_invalid_parameters_are_rejected(parameters, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make_classifier(**parameters).fit(X, Y)
 
@@ -343,7 +343,7 @@ class Explode(Callback):
                 net.module_.head.weight.fill_(torch.inf)
 
 
-def test_a_loss_that_is_not_finite_ends_the_stage_with_the_best_weights():
+def test_non_finite_loss_ends_the_stage_with_the_best_weights():
     with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of the stage"):
         classifier = make_classifier(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
@@ -369,7 +369,7 @@ def test_broken_images_are_named_by_their_row(tmp_path):
     assert (caught.value.row, caught.value.source) == (7, paths[7])
 
 
-def test_labels_and_validation_images_must_fit():
+def test_inconsistent_labels_or_validation_images_are_rejected():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         make_classifier().fit(X, Y[:-1])
     with pytest.raises(ValueError, match="Got only one of X_val and y_val"):
@@ -383,20 +383,20 @@ def test_labels_and_validation_images_must_fit():
 # Validation, early stopping, interruption
 
 
-def test_given_validation_images_are_used():
+def test_given_validation_images_determine_valid_loss():
     classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     p = classifier.predict_proba(X_TEST)[np.arange(30), np.searchsorted(NAMES, Y_TEST)]
     assert classifier.stages_[-1]["valid_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-2)
 
 
-def test_a_stage_never_ends_worse_than_it_began():
+def test_stage_never_ends_worse_than_it_began():
     classifier = make_classifier(unfreeze=(0, 1, 2), lr=10.0, max_epochs=4).fit(X, Y)
     losses = [stage["valid_loss"] for stage in classifier.stages_]
     assert losses[1] <= losses[0] * 1.01
     assert losses[2] <= losses[1] * 1.01
 
 
-def test_a_stage_ends_when_nothing_improves():
+def test_stage_ends_after_n_iter_no_change():
     classifier = make_classifier(unfreeze=(0, 1), lr=1.0, max_epochs=50, n_iter_no_change=2).fit(
         X, Y
     )
@@ -404,14 +404,14 @@ def test_a_stage_ends_when_nothing_improves():
     assert stage["epochs"] == stage["best_epoch"] + 2 < 50
 
 
-def test_without_early_stopping_all_images_train_all_epochs():
+def test_all_images_train_in_all_epochs_without_early_stopping():
     classifier = make_classifier(unfreeze=(0, 1), max_epochs=4, early_stopping=False).fit(X, Y)
     assert len(classifier.history_) == 4
     assert sum(batch["train_batch_size"] for batch in classifier.history_[0]["batches"]) == 60
     assert classifier.stages_[-1]["valid_loss"] is None
 
 
-def test_without_early_stopping_the_last_epoch_is_kept_and_told():
+def test_last_epoch_is_kept_without_early_stopping():
     classifier = make_classifier(unfreeze=(0, 1), lr=10.0, max_epochs=4, early_stopping=False)
     classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     first, last = classifier.stages_
@@ -420,14 +420,14 @@ def test_without_early_stopping_the_last_epoch_is_kept_and_told():
     assert last["valid_acc"] == pytest.approx(classifier.score(X_TEST, Y_TEST))
 
 
-def test_callbacks_of_skorch_stop_a_stage():
+def test_skorch_callback_stops_a_stage():
     stopping = EarlyStopping(monitor="train_loss", patience=1, threshold=1e9)
     classifier = make_classifier(unfreeze=(0, 1, 2), max_epochs=9, callbacks=[stopping]).fit(X, Y)
     assert [stage["epochs"] for stage in classifier.stages_[1:]] == [2, 2]
     assert len(classifier.stages_) == 3
 
 
-def test_two_callbacks_may_stop_a_stage_at_once(monkeypatch):
+def test_callbacks_of_skorch_and_scikit_learn_stop_a_stage_together(monkeypatch):
     class Stop(Callback):
         def on_epoch_end(self, net, **kwargs):
             raise KeyboardInterrupt
@@ -437,7 +437,7 @@ def test_two_callbacks_may_stop_a_stage_at_once(monkeypatch):
     assert [stage["epochs"] for stage in classifier.stages_] == [0, 1, 1]
 
 
-def test_an_interrupted_fit_keeps_its_best():
+def test_interrupted_fit_keeps_its_best_weights():
     with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
         classifier = make_classifier(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
     assert [stage["stage"] for stage in classifier.stages_] == ["head", "last block"]
@@ -456,7 +456,7 @@ def slow_noise(image):
 
 
 @pytest.mark.parametrize("unfreeze", [(0, 1), "all"])
-def test_transforms_that_run_beside_the_training_leave_dropout_alone(unfreeze):
+def test_background_transforms_do_not_change_dropout(unfreeze):
     settings = {"n_views": None, "dropout": 0.5, "batch_size": 4, "n_jobs": 2, "max_epochs": 2}
     fits = [
         make_classifier(
@@ -467,7 +467,7 @@ def test_transforms_that_run_beside_the_training_leave_dropout_alone(unfreeze):
     assert equal_states(*map(net_state, fits))
 
 
-def test_fresh_copies_are_others_in_each_epoch_of_each_stage(monkeypatch):
+def test_fresh_views_differ_in_each_epoch_of_each_stage(monkeypatch):
     seen, fresh = [], FineTuning._fresh_views
 
     def noted(*arguments):
@@ -484,7 +484,7 @@ def test_fresh_copies_are_others_in_each_epoch_of_each_stage(monkeypatch):
 
 
 @pytest.mark.parametrize("weights", [None, "default"])
-def test_everything_at_once(weights):
+def test_unfreeze_all_changes_every_parameter_in_one_stage(weights):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = "efficientnet_lite0"
@@ -501,7 +501,7 @@ def test_everything_at_once(weights):
             assert not torch.equal(value, tuned), f"{name}.{key}"
 
 
-def test_from_scratch_everything_learns_at_the_same_rate():
+def test_rates_are_equal_only_from_scratch():
     classifier = make_classifier(lambda: Tiny(), unfreeze="all", weights="default").fit(X, Y)
     assert min(classifier.history_[0]["lr"].values()) < classifier.history_[0]["lr"]["head"]
     scratch = FineTunedImageClassifier(
@@ -513,7 +513,7 @@ def test_from_scratch_everything_learns_at_the_same_rate():
 # Devices
 
 
-def test_a_fitted_classifier_goes_to_the_device_that_it_is_told():
+def test_fitted_classifier_moves_to_another_device():
     classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y)
     expected, net = classifier.predict_proba(X_TEST), classifier.net_
     assert classifier.set_params(device="cpu").net_ is net
@@ -521,7 +521,7 @@ def test_a_fitted_classifier_goes_to_the_device_that_it_is_told():
     assert (classifier.set_params(device="cpu").predict_proba(X_TEST) == expected).all()
 
 
-def test_out_of_memory_in_trained_blocks_halves_what_is_predicted_at_once(monkeypatch):
+def test_out_of_memory_in_trained_blocks_halves_the_batch(monkeypatch):
     classifier, embed = make_classifier(unfreeze=(0, 1)).fit(X, Y), TrainedSuffix.embed
     expected, sizes = classifier.predict_proba(X_TEST), []
 
@@ -539,7 +539,7 @@ def test_out_of_memory_in_trained_blocks_halves_what_is_predicted_at_once(monkey
 # Pickles
 
 
-def test_a_pickle_carries_the_trained_blocks_alone_and_predicts_the_same_elsewhere(tmp_path):
+def test_pickle_holds_only_trained_blocks_and_predicts_the_same(tmp_path):
     settings = {"unfreeze": (0, 1), "image_size": 64, "max_epochs": 1, "augment": None}
     classifier = FineTunedImageClassifier(random_state=0, **settings).fit(X[:30], Y[:30])
     saved = pickle.dumps(classifier)
@@ -557,14 +557,14 @@ def test_a_pickle_carries_the_trained_blocks_alone_and_predicts_the_same_elsewhe
     assert (np.load(tmp_path / "p.npy") == classifier.predict_proba(X_TEST)).all()
 
 
-def test_a_pickle_holds_no_tensor_of_another_device():
+def test_pickle_holds_only_cpu_tensors():
     state = make_classifier().fit(X, Y).__getstate__()
     assert state["_net"] is None
     assert {tensor.device.type for tensor in state["_tuned"].values()} == {"cpu"}
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_learns_the_same():
+def test_classifier_fitted_on_a_gpu_predicts_the_same_on_the_cpu():
     gpu = make_classifier(device="cuda", precision="float32", max_epochs=10).fit(X, Y)
     assert gpu.score(X_TEST, Y_TEST) > 0.9
     loaded = pickle.loads(pickle.dumps(gpu)).set_params(device="cpu")

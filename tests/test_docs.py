@@ -84,7 +84,7 @@ def offline(monkeypatch, folder):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
-def test_every_python_block_does_what_the_page_says(page, offline):
+def test_python_blocks_print_the_documented_output(page, offline):
     namespace = {"__name__": "__main__"}
     for line, code, expected in blocks(page):
         run(line, code, expected, page, namespace)
@@ -104,7 +104,7 @@ def check_containers(namespace):
         np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=example)
 
 
-def test_there_are_pages_with_blocks():
+def test_pages_have_python_blocks():
     assert sum(len(blocks(page)) for page in PAGES) > 40
 
 
@@ -121,14 +121,14 @@ def test_every_page_is_in_the_table_of_contents():
         assert page == "index.md" or re.search(f"^{page.removesuffix('.md')}$", index, re.M), page
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_resolve():
     for page in PAGES:
         text = (DOCS / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+\.md)\)", text):
             assert (DOCS / page).parent.joinpath(target).resolve().is_file(), (page, target)
 
 
-def test_parameters_that_the_pages_name_exist():
+def test_parameters_named_in_pages_exist():
     known = set(inspect.signature(sktransfer.PretrainedFeatureExtractor).parameters)
     for page in PAGES:
         text = (DOCS / page).read_text()
@@ -137,7 +137,7 @@ def test_parameters_that_the_pages_name_exist():
 
 
 @pytest.mark.parametrize("command", ["demo", "backbones"])
-def test_the_page_of_the_command_line_names_its_options(command, capsys):
+def test_command_line_page_names_every_option(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     options = set(re.findall(r"--\w+", capsys.readouterr().out)) - {"--help"}

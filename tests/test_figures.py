@@ -104,14 +104,14 @@ def rounds_to(typed, value):
 
 
 @pytest.mark.parametrize(("name", "text", "path"), FIGURES)
-def test_figure(name, text, path):
+def test_figure_equals_the_benchmark_result(name, text, path):
     before, after = map(re.escape, text.split("{}"))
     (typed,) = re.findall(before + r"(\d+(?:\.\d+)?)" + after, page(name))
     assert rounds_to(typed, result(path)), (typed, result(path))
 
 
 @pytest.mark.parametrize("row", METHODS)
-def test_row_of_domains(row):
+def test_domain_row_equals_the_benchmark_result(row):
     cells = re.search(
         rf"\| {re.escape(row)} \| (0\.[^|]*) \| (0\.[^|]*) \|", page("docs/domains.md")
     )
@@ -123,7 +123,7 @@ def test_row_of_domains(row):
 
 
 @pytest.mark.parametrize("row", AUGMENTATIONS)
-def test_row_of_corruptions(row):
+def test_corruption_row_equals_the_benchmark_result(row):
     cells = re.search(rf"\| {re.escape(row)} \|(.*?)\|(.*?)\|(.*?)\|", page("docs/domains.md"))
     measured = result("industrial tuned accuracy")[AUGMENTATIONS[row]]
     for cell, key in zip(cells.groups(), ("as they are", "spoiled", "all at once"), strict=True):
@@ -131,7 +131,7 @@ def test_row_of_corruptions(row):
 
 
 @pytest.mark.parametrize("row", STRATEGIES)
-def test_row_of_strategies(row):
+def test_strategy_row_equals_the_benchmark_result(row):
     cells = re.search(rf"data sets {row} \|([\d |]+)\|", page("docs/strategy.md"))
     measured = result(f"strategies {STRATEGIES[row]}")
     always = [measured["always"][key] for key in ("frozen", "staged", "full", "scratch")]

@@ -40,7 +40,7 @@ def shifted(n=200):
     return np.concatenate([source, target]), np.tile(y, 2), np.repeat([1, -2], n)
 
 
-def test_check_estimator():
+def test_self_training_passes_check_estimator():
     results = check_estimator(
         SelfTrainedImageClassifier(LogisticRegression()), on_fail=None, on_skip=None
     )
@@ -49,7 +49,7 @@ def test_check_estimator():
     assert [r["status"] for r in results].count("passed") >= 50
 
 
-def test_it_learns_what_tells_the_classes_of_the_target():
+def test_self_training_improves_the_target_score():
     X, y, domain = shifted()
     ours, theirs = domain > 0, domain < 0
     once = LogisticRegression().fit(X[ours], y[ours])
@@ -58,7 +58,7 @@ def test_it_learns_what_tells_the_classes_of_the_target():
     assert again.score(X[theirs], y[theirs]) > once.score(X[theirs], y[theirs]) + 0.08
 
 
-def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
+def test_most_confident_predictions_of_each_class_join():
     X, y, domain = shifted()
     once = LogisticRegression().fit(X[domain > 0], y[domain > 0])
     found = SelfTrainedImageClassifier(LogisticRegression(), shares=[0.25])
@@ -78,7 +78,7 @@ def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
     np.testing.assert_array_equal(found.predict(X), mean.argmax(axis=1))
 
 
-def test_it_is_what_the_same_fits_one_by_one_are():
+def test_self_training_equals_the_same_fits_one_by_one():
     y, options = (
         domain_labels("cat"),
         {"unfreeze": (0, 1), "batch_norm": "adapt", "early_stopping": False},
@@ -102,7 +102,7 @@ def test_it_is_what_the_same_fits_one_by_one_are():
 
 
 @pytest.mark.parametrize("garbage", ["cat", "nothing", None])
-def test_labels_of_the_target_are_never_read(garbage):
+def test_target_labels_are_never_read(garbage):
     estimator = make_classifier(unfreeze=0, batch_norm="adapt")
     y = [*Y.tolist(), *[garbage] * 40]
     found = SelfTrainedImageClassifier(estimator).fit([*BOTH], y, sample_domain=DOMAIN)
@@ -132,7 +132,7 @@ class Noting(ClassifierMixin, BaseEstimator):
         return np.stack([1 - second, second], axis=1)
 
 
-def test_a_classifier_that_knows_domains_is_told_of_them_in_every_fit():
+def test_sample_domain_is_passed_to_every_fit():
     notes = []
     found = SelfTrainedImageClassifier(Noting(notes))
     found.fit([[1], [9], [8], [2]], ["a", "?", "b", "?"], sample_domain=[3, -1, 3, -1])
@@ -142,7 +142,7 @@ def test_a_classifier_that_knows_domains_is_told_of_them_in_every_fit():
     assert (found.pseudo_rows_.tolist(), found.pseudo_labels_.tolist()) == ([1, 3], ["b", "a"])
 
 
-def test_without_a_target_the_classifier_is_fitted_once(log):
+def test_classifier_is_fitted_once_without_a_target(log):
     estimator = make_classifier(CountingTiny(log), unfreeze=0, augment=None)
     expected = clone(estimator).fit(X, Y)
     once = counted(log)
@@ -154,7 +154,7 @@ def test_without_a_target_the_classifier_is_fitted_once(log):
         np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
 
 
-def test_a_pipeline_embeds_each_image_once(log, tmp_path):
+def test_self_training_of_a_pipeline_embeds_each_image_once(log, tmp_path):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
     found = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
     found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
@@ -162,7 +162,7 @@ def test_a_pipeline_embeds_each_image_once(log, tmp_path):
     assert found.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3
 
 
-def test_a_search_keeps_the_target_in_all_folds():
+def test_search_keeps_the_target_in_all_folds():
     folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
     with sklearn.config_context(enable_metadata_routing=True):
         classifier = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
@@ -181,7 +181,7 @@ def in_pipeline(**parameters):
     return make_pipeline(classifier.set_fit_request(sample_domain=True))
 
 
-def test_what_is_in_a_pipeline_is_told_of_domains_where_it_asks_for_them():
+def test_sample_domain_is_routed_into_a_pipeline_on_request():
     alone = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
     alone.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     with sklearn.config_context(enable_metadata_routing=True):
@@ -191,7 +191,7 @@ def test_what_is_in_a_pipeline_is_told_of_domains_where_it_asks_for_them():
     np.testing.assert_array_equal(found.predict_proba(X_TARGET), expected)
 
 
-def test_what_cannot_be_told_of_domains_is_warned_of():
+def test_meta_estimator_that_does_not_route_domains_is_warned_of():
     inner = GridSearchCV(make_classifier(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
     with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which imag"):
         SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
@@ -200,7 +200,7 @@ def test_what_cannot_be_told_of_domains_is_warned_of():
 
 
 @pytest.mark.parametrize("row", [70, 99])
-def test_a_broken_image_is_named_by_its_row(row):
+def test_broken_image_is_named_by_its_row(row):
     X = [*BOTH[:row], b"no image", *BOTH[row + 1 :]]
     plain = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
     for estimator in (plain, make_classifier(batch_norm="adapt")):
@@ -209,7 +209,7 @@ def test_a_broken_image_is_named_by_its_row(row):
         assert caught.value.row == row
 
 
-def test_an_interrupt_ends_all_of_it():
+def test_interrupt_ends_self_training():
     class Once(Callback):
         def on_epoch_begin(self, net, **kwargs):
             raise KeyboardInterrupt
@@ -221,12 +221,12 @@ def test_an_interrupt_ends_all_of_it():
     assert len(classifier.pseudo_rows_) == 0
 
 
-def test_without_labels():
+def test_missing_y_is_rejected():
     with pytest.raises(ValueError, match="requires y to be passed"):
         SelfTrainedImageClassifier(LogisticRegression()).fit(X, None, sample_domain=[1] * len(X))
 
 
-def test_a_classifier_has_to_tell_how_sure_it_is():
+def test_classifier_without_predict_proba_is_rejected():
     with pytest.raises(TypeError, match="but expected a classifier with predict_proba"):
         SelfTrainedImageClassifier(LinearSVC()).fit(*shifted()[:2])
 
@@ -240,12 +240,12 @@ def test_a_classifier_has_to_tell_how_sure_it_is():
         (["half"], "Got an entry of shares='half', but expected a number from 0 to 1"),
     ],
 )
-def test_bad_shares_are_explained(shares, message):
+def test_invalid_shares_are_rejected(shares, message):
     with pytest.raises(ValueError, match=message):
         SelfTrainedImageClassifier(LogisticRegression(), shares=shares).fit(*shifted()[:2])
 
 
-def test_bad_domains_are_explained():
+def test_domains_without_a_source_are_rejected():
     classifier = SelfTrainedImageClassifier(LogisticRegression())
     with pytest.raises(ValueError, match="Got no image of the source in sample_domain"):
         classifier.fit([[1], [2]], [0, 1], sample_domain=[-1, -1])

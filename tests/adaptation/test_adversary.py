@@ -54,7 +54,7 @@ def fitted(**parameters):
 # The parts
 
 
-def test_the_gradient_is_reversed_and_scaled_and_the_values_are_not():
+def test_reverse_gradient_keeps_values_and_scales_the_gradient():
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight = torch.randn(4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     (x.sin() @ weight).sum().backward()
@@ -67,12 +67,12 @@ def test_the_gradient_is_reversed_and_scaled_and_the_values_are_not():
     torch.testing.assert_close(weight.grad, plain_weight)
 
 
-def test_the_strength_follows_the_schedule_of_the_paper():
+def test_reversal_strength_follows_the_schedule_of_the_paper():
     for p in np.linspace(0, 1, 7):
         assert reversal_strength(p) == pytest.approx(2 / (1 + math.exp(-10 * p)) - 1)
 
 
-def test_the_loss_is_the_weighted_cross_entropy_of_domains():
+def test_adversary_loss_is_the_weighted_cross_entropy_of_domains():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         adversary, source, target = Adversary(6, 0.5), torch.randn(4, 6), torch.randn(4, 6)
@@ -82,7 +82,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_domains():
     torch.testing.assert_close(found, 0.5 * expected)
 
 
-def test_the_adversary_learns_and_the_embeddings_learn_against_it():
+def test_gradients_improve_the_adversary_and_worsen_the_embeddings():
     """One step of each along its gradient: the one tells domains better, the other worse."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_the_adversary_learns_and_the_embeddings_learn_against_it():
 
 
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}, {"domain_adversarial": 0.0}])
-def test_labels_of_the_target_are_never_read(parameters):
+def test_target_labels_are_never_read(parameters):
     expected = net_state(fitted(**parameters))
     lists = [*Y.tolist(), *([None, ["no label"]] * 20)]
     for y in (domain_labels("unknown"), domain_labels("dog"), lists):
@@ -118,7 +118,7 @@ def test_labels_of_the_target_are_never_read(parameters):
         assert equal_states(net_state(classifier), expected)
 
 
-def test_numbers_that_mask_the_target_are_no_classes():
+def test_target_placeholders_are_not_classes():
     codes = np.unique(Y, return_inverse=True)[1]
     expected = net_state(fitted())
     for mask in (-1, 7, np.nan):
@@ -128,12 +128,12 @@ def test_numbers_that_mask_the_target_are_no_classes():
         assert equal_states(net_state(classifier), expected)
 
 
-def test_without_an_adversary_a_target_changes_nothing():
+def test_target_changes_nothing_without_an_adversary():
     both = make_classifier().fit(BOTH, domain_labels("unknown"), sample_domain=DOMAIN)
     assert equal_states(net_state(both), net_state(make_classifier().fit(X, Y)))
 
 
-def test_order_and_copies_of_the_images_of_the_target_do_not_matter():
+def test_target_order_copies_and_zero_weights_do_not_matter():
     order = np.random.RandomState(0).permutation(100)
     expected, y = net_state(fitted()), domain_labels("cat")
     shuffled = dann().fit(BOTH[order], y[order], sample_domain=DOMAIN[order])
@@ -150,7 +150,7 @@ def test_order_and_copies_of_the_images_of_the_target_do_not_matter():
 # Training
 
 
-def test_the_target_changes_the_trained_blocks_and_the_weight_says_how_much():
+def test_trained_blocks_depend_on_the_target_and_the_weight():
     source_only = net_state(make_classifier(unfreeze=(0, 1)).fit(X, Y))
     one, other = net_state(fitted()), net_state(fitted(domain_adversarial=0.1))
     assert not equal_states(one, source_only)
@@ -176,7 +176,7 @@ def separability(classifier):
     return np.linalg.norm(apart / (source.std(axis=0) + 0.1 * source.std()))
 
 
-def test_domains_are_confused():
+def test_adversary_makes_domains_harder_to_separate():
     settings = {"backbone": Calm, "unfreeze": (0, 2), "max_epochs": 10, "lr": 1e-2}
     settings |= {"early_stopping": False, "n_views": 0}
     plain = make_classifier(**settings).fit(X, Y)
@@ -185,7 +185,7 @@ def test_domains_are_confused():
     assert confused.score(X, Y) > 0.9
 
 
-def test_the_source_must_not_hold_images_back_to_judge_the_target_by(monkeypatch):
+def test_auto_early_stopping_holds_nothing_out_with_an_adversary(monkeypatch):
     monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", 10)
     assert fitted(early_stopping="auto").stages_[-1]["valid_loss"] is None
     assert fitted(early_stopping=True).stages_[-1]["valid_loss"] is not None
@@ -194,19 +194,19 @@ def test_the_source_must_not_hold_images_back_to_judge_the_target_by(monkeypatch
 
 
 @pytest.mark.parametrize("parameters", [{"mixup": 0.3}, {"batch_norm": "adapt"}])
-def test_same_seed_same_bits(parameters):
+def test_fit_is_bitwise_reproducible_for_a_seed(parameters):
     assert equal_states(net_state(fitted(**parameters)), net_state(fitted(**parameters)))
     assert not equal_states(
         net_state(fitted(**parameters)), net_state(fitted(**parameters, random_state=1))
     )
 
 
-def test_stage_0_is_solved_on_the_source_alone():
+def test_head_stage_is_fitted_on_the_source_only():
     still = {"unfreeze": (0, 1), "max_epochs": 1, "lr": 1e-30}
     assert equal_states(net_state(fitted(**still)), net_state(make_classifier(**still).fit(X, Y)))
 
 
-def test_views_of_both_domains_go_through_the_frozen_blocks_once(log, store):
+def test_views_of_both_domains_are_embedded_once(log, store):
     settings = {"cache": store, "n_views": 2, "early_stopping": False}
     for weight in (1.0, 0.5):
         fitted(backbone=CountingTiny(log), domain_adversarial=weight, **settings)
@@ -214,14 +214,14 @@ def test_views_of_both_domains_go_through_the_frozen_blocks_once(log, store):
 
 
 @pytest.mark.parametrize("parameters", [{"n_views": None}, {"unfreeze": "all"}])
-def test_images_of_the_target_are_read_anew_where_nothing_is_cached(parameters):
+def test_target_images_train_without_cached_activations(parameters):
     settings = {"early_stopping": False, **parameters}
     confronted = net_state(fitted(**settings))
     assert equal_states(confronted, net_state(fitted(**settings)))
     assert not equal_states(confronted, net_state(fitted(**settings, domain_adversarial=0.0)))
 
 
-def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monkeypatch):
+def test_recomputed_activations_give_the_same_result(monkeypatch):
     expected = fitted().predict_proba(X_TEST)
     asked = []
     monkeypatch.setattr(
@@ -234,7 +234,7 @@ def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monke
     assert asked == [3 * (54 + 40)]  # 6 of the source are held out
 
 
-def test_the_history_says_how_well_domains_are_told_apart():
+def test_history_holds_the_domain_loss():
     for row in fitted().history_:
         assert 0 < row["domain_loss"] < 5
     assert all("domain_loss" not in row for row in make_classifier().fit(X, Y).history_)
@@ -248,7 +248,7 @@ def of_block(classifier, name):
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_the_target_is_matched_to_the_source_when_all_is_learned(weight):
+def test_target_is_matched_to_the_source_after_training(weight):
     frozen, adapted = (
         fitted(batch_norm=kind, domain_adversarial=weight) for kind in ("frozen", "adapt")
     )
@@ -268,7 +268,7 @@ def test_the_target_is_matched_to_the_source_when_all_is_learned(weight):
     assert (loaded.predict_proba(X_TEST) == adapted.predict_proba(X_TEST)).all()
 
 
-def test_a_network_without_batch_norm_is_refused_before_it_is_trained():
+def test_network_without_batch_norm_is_rejected_before_training():
     bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
     classifier = dann(backbone=bare, unfreeze=(0,), domain_adversarial=0.0, batch_norm="adapt")
     with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
@@ -276,7 +276,7 @@ def test_a_network_without_batch_norm_is_refused_before_it_is_trained():
     assert not hasattr(classifier, "stages_")
 
 
-def test_a_head_alone_is_learned_on_the_source_and_used_on_the_target():
+def test_head_is_fitted_on_the_source_and_used_on_the_target():
     head = {"unfreeze": (0,), "domain_adversarial": 0.0}
     alone = make_classifier(**head).fit(X, Y)
     both = fitted(batch_norm="adapt", **head)
@@ -289,7 +289,7 @@ def test_a_head_alone_is_learned_on_the_source_and_used_on_the_target():
     np.testing.assert_allclose(both.transform(X_TEST), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_adapting_to_the_target_undoes_what_light_and_contrast_do():
+def test_adapted_batch_norm_compensates_for_darkness():
     test, y = colored_images(60, seed=3)
     dark = (test * 0.4).astype(np.uint8)
     scores = {
@@ -302,7 +302,7 @@ def test_adapting_to_the_target_undoes_what_light_and_contrast_do():
 
 
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, ["0"])])
-def test_adapting_to_the_target_takes_in_blocks_that_were_not_trained(unfreeze):
+def test_adapted_batch_norm_of_untrained_blocks_survives_pickling(unfreeze):
     classifier = fitted(batch_norm="adapt", unfreeze=unfreeze, domain_adversarial=0.0)
     loaded = pickle.loads(pickle.dumps(classifier))
     assert (loaded.predict_proba(X_TARGET) == classifier.predict_proba(X_TARGET)).all()
@@ -311,7 +311,7 @@ def test_adapting_to_the_target_takes_in_blocks_that_were_not_trained(unfreeze):
 # What scikit-learn asks
 
 
-def test_the_adversary_is_no_part_of_the_pickle():
+def test_pickle_leaves_out_the_adversary():
     classifier = fitted()
     assert not any("adversary" in name for name in classifier._tuned)
     assert not any("adversary" in name for name in net_state(classifier))
@@ -321,11 +321,11 @@ def test_the_adversary_is_no_part_of_the_pickle():
     assert (loaded.predict_proba(X_TEST) == classifier.predict_proba(X_TEST)).all()
 
 
-def test_clones_keep_the_weight_of_the_adversary():
+def test_clone_keeps_domain_adversarial():
     assert clone(dann(domain_adversarial=0.3)).domain_adversarial == 0.3
 
 
-def test_domains_are_routed_through_pipelines_and_searches():
+def test_sample_domain_is_routed_through_pipelines_and_searches():
     y = domain_labels("cat")
     # Every fold has the target to learn from, and is tested on the source.
     folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
@@ -341,7 +341,7 @@ def test_domains_are_routed_through_pipelines_and_searches():
     assert np.isfinite(search.best_score_)
 
 
-def test_callbacks_score_the_images_whose_labels_are_known():
+def test_callbacks_score_the_labeled_images():
     callback = pytest.importorskip("sklearn.callback")
     monitor = callback.ScoringMonitor(scoring="accuracy")
     classifier = dann().set_callbacks(monitor)
@@ -365,7 +365,7 @@ class Die(Callback):
 
 
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}])
-def test_a_fit_that_was_interrupted_goes_on_to_the_same_result(tmp_path, parameters):
+def test_resumed_fit_gives_the_same_result(tmp_path, parameters):
     settings = {"max_epochs": 4, "n_iter_no_change": 9, "unfreeze": (0, 1, 2), **parameters}
     expected = fitted(**settings)
     settings["checkpoint_dir"] = str(tmp_path)
@@ -382,7 +382,7 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_result(tmp_path, paramet
     ]
 
 
-def test_the_checkpoint_keeps_the_adversary_and_knows_its_target(tmp_path):
+def test_checkpoint_holds_the_adversary_and_depends_on_the_target(tmp_path):
     settings = {"max_epochs": 4, "checkpoint_dir": str(tmp_path)}
     with pytest.warns(UserWarning, match="Interrupted"):
         fitted(**settings, callbacks=[Interrupt()])
@@ -398,7 +398,7 @@ def test_the_checkpoint_keeps_the_adversary_and_knows_its_target(tmp_path):
 # Errors
 
 
-def test_an_adversary_needs_a_target():
+def test_adversary_without_a_target_is_rejected():
     message = (
         "Got domain_adversarial=1, but no images of a target domain: give fit a sample_domain "
         "with numbers above 0 for labeled images of the source and below 0 for unlabeled ones "
@@ -409,7 +409,7 @@ def test_an_adversary_needs_a_target():
             dann().fit(X, Y, sample_domain=domain)
 
 
-def test_an_adversary_needs_blocks_that_learn():
+def test_adversary_without_trained_blocks_is_rejected():
     message = (
         "Got domain_adversarial=1 and unfreeze=(0,), but no stage trains blocks that could learn "
         "from it; add one, such as unfreeze=(0, 2), or set domain_adversarial=0"
@@ -428,12 +428,12 @@ def test_an_adversary_needs_blocks_that_learn():
         ([1, 1], "inconsistent numbers of samples: [3, 2]"),
     ],
 )
-def test_domains_that_are_none(domain, message):
+def test_invalid_sample_domain_is_rejected(domain, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check_labels(range(3), ["a", "b", "a"], sample_domain=domain)
 
 
-def test_a_negative_weight_is_none():
+def test_negative_domain_adversarial_is_rejected():
     with pytest.raises(
         ValueError, match="Got domain_adversarial=-1, but expected a number of at least 0"
     ):

@@ -16,7 +16,7 @@ from sktransfer import PretrainedFeatureExtractor
 PAGE = Path(__file__).parent.parent.parent / "docs" / "domains.md"
 
 
-def test_embeddings_are_aligned_by_skada():
+def test_skada_recipe_of_the_docs_runs():
     with warnings.catch_warnings(), sklearn.config_context():  # which importing it changes
         warnings.simplefilter("ignore")  # what it imports warns, too
         pytest.importorskip("skada")

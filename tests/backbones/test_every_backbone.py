@@ -40,7 +40,7 @@ def _forget_networks():
 
 
 @pytest.mark.parametrize("name", list(parameters()))
-def test_embeds_and_a_single_image_equals_the_batch(name):
+def test_backbone_embeds_single_images_and_batches_equally(name):
     china, flower = load_sample_images().images
     X = [china, flower[:300, :300], china[100:]]
     extractor = PretrainedFeatureExtractor(

@@ -29,18 +29,18 @@ def names(backbone):
     return [name for name, _ in backbone.block_list.blocks]
 
 
-def test_a_name_is_loaded_once_by_a_process():
+def test_named_backbone_is_loaded_once_per_process():
     assert load_backbone("efficientnet_lite0") is load_backbone("efficientnet_lite0")
     assert load_backbone("resnet18", None) is not load_backbone("efficientnet_lite0")
 
 
-def test_a_loaded_backbone_is_frozen():
+def test_loaded_backbone_is_frozen():
     for _, block in load_backbone("efficientnet_lite0").block_list.blocks:
         assert not any(module.training for module in block.modules())
         assert not any(parameter.requires_grad for parameter in block.parameters())
 
 
-def test_random_weights_are_the_same_every_time_and_have_a_digest_of_their_own():
+def test_random_weights_are_reproducible_and_have_their_own_digest():
     first = load_backbone("mobilenet_v3_small", None)
     load_backbone.__globals__["_load_named"].cache_clear()
     again = load_backbone("mobilenet_v3_small", None)
@@ -48,7 +48,7 @@ def test_random_weights_are_the_same_every_time_and_have_a_digest_of_their_own()
     assert again.digest == first.digest != load_backbone("mobilenet_v3_large", None).digest
 
 
-def test_a_module_is_copied_and_told_by_what_it_holds():
+def test_module_is_copied_and_identified_by_its_content():
     module = Tiny()
     backbone = load_backbone(module)
     assert load_backbone(copy.deepcopy(module)) is backbone
@@ -76,13 +76,13 @@ class ScaledTwice(Scaled):
         return self.layer(2 * self.factor * x.mean((2, 3)))
 
 
-def test_code_and_settings_of_a_module_are_in_its_digest():
+def test_module_digest_covers_code_and_settings():
     digests = [load_backbone(m).digest for m in (Scaled(1.0), Scaled(2.0), ScaledTwice(1.0))]
     assert len(set(digests)) == 3
     assert load_backbone(Scaled(1.0)).digest == digests[0]
 
 
-def test_a_module_may_bring_its_preprocessing():
+def test_module_may_define_its_preprocessing():
     assert load_backbone(Tiny()).preprocessing is Tiny.preprocessing
     assert load_backbone(Scaled(1.0)).preprocessing == Preprocessing()
     other = Scaled(1.0)
@@ -91,7 +91,7 @@ def test_a_module_may_bring_its_preprocessing():
     assert load_backbone(other).digest != load_backbone(Scaled(1.0)).digest
 
 
-def test_a_fine_tuned_torchvision_network_keeps_its_blocks():
+def test_fine_tuned_torchvision_network_keeps_its_blocks():
     network = tvm.resnet18(weights=None, num_classes=4)
     backbone = load_backbone(network)
     assert names(backbone) == ["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -99,7 +99,7 @@ def test_a_fine_tuned_torchvision_network_keeps_its_blocks():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_from_a_file(tmp_path, suffix):
+def test_weights_are_loaded_from_a_file(tmp_path, suffix):
     state = {name: t + 1 for name, t in Tiny().state_dict().items()}
     path = tmp_path / f"tiny{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
@@ -110,7 +110,7 @@ def test_weights_from_a_file(tmp_path, suffix):
     torch.testing.assert_close(next(other.parameters()), expected)
 
 
-def test_a_file_that_changed_is_read_again(tmp_path):
+def test_changed_weights_file_is_read_again(tmp_path):
     path = tmp_path / "lite.pth"
     state = tvm.squeezenet1_1(weights=None).state_dict()
     torch.save(state, path)
@@ -120,7 +120,7 @@ def test_a_file_that_changed_is_read_again(tmp_path):
     assert load_backbone("squeezenet1_1", path).digest != before.digest
 
 
-def test_weights_file_of_another_network_is_refused(tmp_path):
+def test_weights_file_of_another_network_is_rejected(tmp_path):
     path = tmp_path / "tiny.pth"
     torch.save(Tiny().state_dict(), path)
     with pytest.raises(ValueError, match="resnet18"):
@@ -147,17 +147,17 @@ def test_weights_file_of_another_network_is_refused(tmp_path):
         (Tiny, None, ValueError, "Got weights=None for the backbone 'tiny', but expected"),
     ],
 )
-def test_bad_backbone_or_weights_are_refused(backbone, weights, error, message):
+def test_invalid_backbone_or_weights_are_rejected(backbone, weights, error, message):
     with pytest.raises(error, match=message):
         load_backbone(backbone, weights)
 
 
-def test_a_vision_transformer_of_another_size_is_prepared_for_it(tmp_path):
+def test_vision_transformer_is_preprocessed_at_its_own_size(tmp_path):
     network = tvm.VisionTransformer(64, 16, 1, 3, 768, 1536)
     assert load_backbone(network).preprocessing.crop == (64, 64)
 
 
-def test_threads_load_a_module_at_once():
+def test_module_is_loaded_by_several_threads_at_once():
     """On Python 3.11 two threads that parse code at once fail, unless they wait for each other."""
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(lambda _: load_backbone(Tiny), range(40)))
@@ -183,7 +183,7 @@ def pretrained(name):
         ("vit_b_32", None),
     ],
 )
-def test_image_size_for_weights_of_the_usual_training(name, size):
+def test_auto_image_size_is_larger_for_weights_of_standard_training(name, size):
     backbone = pretrained(name)
     assert backbone.image_size_for("auto", PHOTOGRAPHS) == size
     assert backbone.image_size_for("auto", THUMBNAILS) is None
@@ -191,20 +191,20 @@ def test_image_size_for_weights_of_the_usual_training(name, size):
         assert backbone.image_size_for(asked, PHOTOGRAPHS) == asked
 
 
-def test_image_size_auto_is_for_weights_that_libraries_bring():
+def test_auto_image_size_applies_only_to_pretrained_weights():
     assert load_backbone("efficientnet_lite0").pretrained
     for backbone in (load_backbone("resnet18", None), load_backbone(Tiny)):
         assert not backbone.pretrained
         assert backbone.image_size_for("auto", PHOTOGRAPHS) is None
 
 
-def test_image_size_that_is_an_unknown_word_is_refused():
+def test_unknown_word_for_image_size_is_rejected():
     message = "Got image_size='large', but expected one of 'auto'"
     with pytest.raises(ValueError, match=message):
         load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)
 
 
-def test_networks_take_the_size_that_auto_finds():
+def test_auto_image_size_is_accepted_by_every_network():
     sizes = {}
     for name in list_torchvision():
         member = torchvision_weights(name, "default")
@@ -221,7 +221,7 @@ def test_networks_take_the_size_that_auto_finds():
     assert len(sizes) > 20
 
 
-def test_threads_may_load_more_backbones_than_are_kept(monkeypatch):
+def test_keep_backbone_is_thread_safe_beyond_its_capacity(monkeypatch):
     monkeypatch.setattr(backbones, "_made", OrderedDict())
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -235,7 +235,7 @@ def test_threads_may_load_more_backbones_than_are_kept(monkeypatch):
     assert len(backbones._made) == 3
 
 
-def test_a_backbone_in_use_outlives_others(monkeypatch):
+def test_keep_backbone_keeps_a_backbone_in_use(monkeypatch):
     monkeypatch.setattr(backbones, "_made", OrderedDict())
     used = keep_backbone(b"used", object)
     for number in range(9):

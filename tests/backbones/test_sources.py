@@ -69,7 +69,7 @@ def _toy_module(width):
     return module
 
 
-def test_registered_splitter_cuts_networks_of_its_class(toy_source, toy_splitter):
+def test_registered_splitter_splits_networks_of_its_class(toy_source, toy_splitter):
     extractor = PretrainedFeatureExtractor("toy:7", layer="stem", cache=None).fit(images(2))
     assert extractor.layers_ == ["stem", "second"]
     assert extractor.transform(images(2)).shape == (2, 7)
@@ -86,7 +86,7 @@ def test_subclass_that_computes_something_else_is_not_split_by_its_class(toy_spl
     assert blocks.split_known_into_blocks(Other(4)) is None
 
 
-def test_class_that_is_not_registered_is_split_by_probing():
+def test_unregistered_class_is_split_by_probing():
     extractor = PretrainedFeatureExtractor(_toy_module(9), cache=None).fit(images(2))
     assert extractor.layers_ == ["trunk"]
 
@@ -102,6 +102,6 @@ def test_unregistered_source_is_unknown():
 
 
 @pytest.mark.parametrize("prefix", ["timm", "", "a:b"])
-def test_prefix_that_cannot_be_registered_is_refused(prefix):
+def test_register_source_rejects_invalid_prefixes(prefix):
     with pytest.raises(ValueError, match=f"Got the prefix '{prefix}', but expected a word"):
         register_source(prefix, load_toy)

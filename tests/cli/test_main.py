@@ -58,17 +58,17 @@ def test_demo_rejects_a_missing_folder(tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_backbones(capsys):
+def test_backbones_command_lists_matching_backbones(capsys):
     assert main(["backbones", "lite"]) == 0
     assert "efficientnet_lite0       4.7 M    0.41      1280" in capsys.readouterr().out
 
 
-def test_backbones_without_a_match(capsys):
+def test_backbones_command_fails_without_a_match(capsys):
     assert main(["backbones", "zzz"]) == 1
     assert capsys.readouterr() == ("", "sktransfer: no backbone has 'zzz' in its name\n")
 
 
-def test_the_module_is_a_command():
+def test_package_runs_as_a_command():
     command = [sys.executable, "-m", "sktransfer", "--version"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert output == f"sktransfer {__version__}\n"

@@ -133,7 +133,7 @@ FLAT_FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_images(form, paths, pixels):
+def test_as_images_reads_every_container_to_the_same_images(form, paths, pixels):
     X = FORMS[form](paths, pixels)
     images = as_images(X, pixel_range=learn_pixel_range(X))
     assert len(images) == 2
@@ -148,7 +148,7 @@ def test_every_form_gives_the_same_images(form, paths, pixels):
 
 @pytest.mark.parametrize("image_shape", [(20, 30, 3), (20, -1, 3), [-1, 30, 3]])
 @pytest.mark.parametrize("form", FLAT_FORMS)
-def test_flat_rows_give_the_same_images(form, image_shape, pixels):
+def test_as_images_reads_flat_rows_to_the_same_images(form, image_shape, pixels):
     X = FLAT_FORMS[form](pixels.reshape(2, -1))
     assert is_rows(X) == (form != "Dataset")
     pixel_range = learn_pixel_range(X, image_shape=image_shape)
@@ -157,14 +157,14 @@ def test_flat_rows_give_the_same_images(form, image_shape, pixels):
         np.testing.assert_array_equal(images[row], pixels[row])
 
 
-def test_real_photographs_equal_pillow():
+def test_photographs_are_decoded_as_by_pillow():
     images = as_images(PHOTOGRAPHS)
     with Image.open(PHOTOGRAPHS[1]) as flower:
         np.testing.assert_array_equal(images[1], np.asarray(flower))
     assert images.describe(1) == PHOTOGRAPHS[1]
 
 
-def test_digits():
+def test_digits_are_read_from_rows_arrays_and_strips():
     digits = load_digits()
     assert learn_pixel_range(digits.data, image_shape=(8, 8)) == (0, 16)
     assert learn_pixel_range(digits.images) == (0, 16)
@@ -176,7 +176,7 @@ def test_digits():
     np.testing.assert_array_equal(strip[5][0, :, 0], expected.ravel())
 
 
-def test_arrays_of_different_sizes(pixels):
+def test_arrays_of_different_sizes_are_accepted(pixels):
     X = [pixels[0], pixels[1, :10], pixels[1, :, :, 0], pixels[1, ..., 0] > 99]
     shapes = [image.shape for image in as_images(X)]
     assert shapes == [(20, 30, 3), (10, 30, 3), (20, 30, 3), (20, 30, 3)]
@@ -185,7 +185,7 @@ def test_arrays_of_different_sizes(pixels):
 # Rows, selections, pickles
 
 
-def test_sequence(paths, pixels):
+def test_images_are_a_sequence(paths, pixels):
     images = as_images(paths)
     np.testing.assert_array_equal(images[-1], pixels[1])
     np.testing.assert_array_equal(images[np.int64(1)], pixels[1])
@@ -198,7 +198,7 @@ def test_sequence(paths, pixels):
         images[0.0]
 
 
-def test_take_numbers_rows_again_but_errors_name_those_of_x():
+def test_take_renumbers_rows_but_errors_name_those_of_x():
     images = as_images(["a.jpg", "b.jpg", "c.jpg"])
     taken = images.take([2, 0, 2]).take(np.array([1, 2]))
     assert [taken.describe(row) for row in range(len(taken))] == ["a.jpg", "c.jpg"]
@@ -211,14 +211,14 @@ def test_take_numbers_rows_again_but_errors_name_those_of_x():
 
 
 @pytest.mark.parametrize("form", sorted(set(FORMS) - {"memoryview"}))
-def test_pickle(form, paths, pixels):
+def test_pickled_images_are_equal(form, paths, pixels):
     images = as_images(FORMS[form](paths, pixels), pixel_range=None).take([1])
     again = pickle.loads(pickle.dumps(images))
     np.testing.assert_array_equal(again[0], images[0])
     assert again.fingerprint(0) == images.fingerprint(0)
 
 
-def test_images_pass_through(pixels):
+def test_as_images_keeps_the_pixel_range_of_images(pixels):
     X = as_images(pixels / 510)
     assert X.pixel_range is None
     assert as_images(X, pixel_range=(0, 1))[0].max() < 200
@@ -228,7 +228,7 @@ def test_images_pass_through(pixels):
     assert not is_rows(fixed)
 
 
-def test_nothing_of_the_caller_changes(pixels):
+def test_as_images_leaves_the_input_unchanged(pixels):
     array, tensor, image = pixels / 255, channels_first(pixels) / 255, Image.fromarray(pixels[0])
     for X, values in [(array, array), (tensor, tensor), ([image], image)]:
         before = np.asarray(values).copy()
@@ -237,7 +237,7 @@ def test_nothing_of_the_caller_changes(pixels):
         np.testing.assert_array_equal(np.asarray(values), before)
 
 
-def test_a_uint8_array_is_not_shared(pixels):
+def test_decoded_uint8_array_is_not_shared(pixels):
     X = pixels.copy()
     as_images(X)[0][:] = 7
     np.testing.assert_array_equal(X, pixels)
@@ -265,12 +265,12 @@ def test_a_uint8_array_is_not_shared(pixels):
         (np.full((1, 2, 2), np.nan), None),
     ],
 )
-def test_learn_pixel_range(X, expected):
+def test_learn_pixel_range_finds_the_usual_range(X, expected):
     assert learn_pixel_range(X) == expected
     assert learn_pixel_range(list(X)) == expected
 
 
-def test_all_numbers_in_memory_are_looked_at(monkeypatch):
+def test_learn_pixel_range_reads_all_arrays(monkeypatch):
     X = np.zeros((300, 4, 4))
     X[299, 3, 3] = 16
     monkeypatch.setattr("sktransfer.data.images._BLOCK_BYTES", 1000)
@@ -281,13 +281,13 @@ def test_all_numbers_in_memory_are_looked_at(monkeypatch):
     assert learn_pixel_range(as_images(X).take(range(299))) == (0, 1)
 
 
-def test_datasets_are_looked_at_for_64_items():
+def test_learn_pixel_range_reads_64_items_of_a_dataset():
     dataset = PhotographDataset(list(np.zeros((300, 4, 4))))
     assert learn_pixel_range(dataset) == (0, 1)
     assert dataset.reads == list(range(64))
 
 
-def test_fit_and_transform_disagree():
+def test_values_beyond_the_learned_range_are_rejected():
     X = [np.array([[0.0, 1.0]]), np.array([[0.0, 200.0]])]
     images = as_images(X, pixel_range=learn_pixel_range(X[:1]))
     np.testing.assert_array_equal(images[0][0, :, 0], [0, 255])
@@ -299,13 +299,13 @@ def test_fit_and_transform_disagree():
     )
 
 
-def test_without_a_range_each_image_has_its_own():
+def test_images_without_a_range_are_scaled_one_by_one():
     images = as_images([np.array([[0.0, 1.0]]), np.array([[0.0, 255.0]])])
     np.testing.assert_array_equal(images[0], images[1])
 
 
 @pytest.mark.parametrize("pixel_range", ["auto", (1,), (1, 0), (0, np.inf), (0, None), 3])
-def test_pixel_range_that_is_none(pixel_range):
+def test_invalid_pixel_range_is_rejected(pixel_range):
     with pytest.raises(ValueError, match="Got pixel_range") as caught:
         as_images(["a.jpg"], pixel_range=pixel_range)
     assert str(caught.value) == (
@@ -314,7 +314,7 @@ def test_pixel_range_that_is_none(pixel_range):
 
 
 @pytest.mark.parametrize("image_shape", [8, (8,), (8, 0), (8, 8, 3, 1), (-1, -1), (8.0, 8), "88"])
-def test_image_shape_that_is_none(image_shape):
+def test_invalid_image_shape_is_rejected(image_shape):
     with pytest.raises(ValueError, match="Got image_shape") as caught:
         as_images(np.zeros((3, 64)), image_shape=image_shape)
     assert str(caught.value) == (
@@ -350,7 +350,7 @@ def test_errors_name_row_and_source(paths, tmp_path):
             assert (caught.value.row, caught.value.source) == (row, source)
 
 
-def test_a_missing_first_path(paths):
+def test_missing_first_path_is_rejected_only_when_read(paths):
     for X in (pd.Series([None, paths[0]]), np.array([[None], [paths[0]]], dtype=object)):
         images = as_images(X)
         assert images[1].shape == (20, 30, 3)
@@ -358,7 +358,7 @@ def test_a_missing_first_path(paths):
             images[0]
 
 
-def test_a_dataset_that_fails():
+def test_failing_dataset_raises_an_error_that_names_the_row():
     class Failing(PhotographDataset):
         def __getitem__(self, row):
             raise OSError("disk on fire")
@@ -376,7 +376,7 @@ def test_a_dataset_that_fails():
 # Threads and memory
 
 
-def test_threads_share_one_lazy_image(tmp_path):
+def test_lazy_image_is_shared_by_threads(tmp_path):
     path = tmp_path / "large.png"
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
@@ -389,7 +389,7 @@ def test_threads_share_one_lazy_image(tmp_path):
                 np.testing.assert_array_equal(got, np.rot90(noise, -1))
 
 
-def test_a_dataset_is_read_by_one_thread_at_a_time(pixels):
+def test_dataset_is_read_by_one_thread_at_a_time(pixels):
     class Fragile(PhotographDataset):
         inside = 0
 
@@ -406,7 +406,7 @@ def test_a_dataset_is_read_by_one_thread_at_a_time(pixels):
             np.testing.assert_array_equal(got, pixels[row % 2])
 
 
-def test_many_paths_cost_nothing(paths):
+def test_many_paths_take_no_memory(paths):
     many = paths * 100_000
     for X in (many, np.array(many), pd.Series(many)):
         tracemalloc.start()
@@ -426,7 +426,7 @@ def test_decoded_images_are_not_kept(paths):
     tracemalloc.stop()
 
 
-def test_learning_a_range_does_not_copy_the_data():
+def test_learn_pixel_range_does_not_copy_the_data():
     X = np.ones((200, 64, 64, 3), dtype=np.float32)
     tracemalloc.start()
     assert learn_pixel_range(X) == (0, 1)

@@ -177,7 +177,7 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
     assert str(tmp_path / "0.png") in repr(report)
 
 
-def test_find_leaks_warns_of_broken_images_of_the_second_set():
+def test_find_leaks_warns_of_broken_images_in_the_second_set():
     floats = [np.asarray(each) / 255 for each in TILES[:3]]
     with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Image"):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
@@ -236,7 +236,7 @@ def test_find_pairs_connects_many_copies():
     assert {*pairs.rows.ravel().tolist()} == {*range(130)}
 
 
-def test_find_leaks_takes_rows_of_floats():
+def test_find_leaks_accepts_rows_of_floats():
     X = np.stack([np.asarray(Image.fromarray(each).resize((32, 32))) for each in TILES]) / 255
     X = np.concatenate([X, X[[4]]]).reshape(16, -1)
     report = find_leaks(X, extractor=PretrainedFeatureExtractor(image_shape=(32, 32, 3)))
@@ -276,7 +276,7 @@ def fit(validation):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_fit_warns_of_validation_images_that_it_trains_on(way):
+def test_fit_warns_of_validation_copies_of_training_images(way):
     change, _ = WAYS[way]
     copies = [np.asarray(change(tile(number))) for number in (2, 3)]
     shape = copies[0].shape
@@ -290,10 +290,10 @@ def test_a_fit_warns_of_validation_images_that_it_trains_on(way):
         fit([*TILES[12:], *copies])
 
 
-def test_a_fit_does_not_warn_of_other_images():
+def test_fit_does_not_warn_of_distinct_validation_images():
     fit(TILES[12:])
 
 
-def test_a_fit_does_not_warn_of_small_scans():
+def test_fit_does_not_warn_of_small_validation_images():
     scans = [np.asarray(tile(number).resize((40, 35))) for number in (2, 3)]
     fit([*scans, *TILES[12:]])

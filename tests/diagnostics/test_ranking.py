@@ -27,7 +27,7 @@ def ranking():
     return rank_backbones(X, y, [Tiny, "efficientnet_lite0"], extractor=SCANS)
 
 
-def test_it_orders_by_accuracy(ranking):
+def test_rank_backbones_orders_by_accuracy(ranking):
     assert [row.name for row in ranking.rows] == ["efficientnet_lite0", "tiny"]
     assert ranking.rows[0].accuracy > ranking.rows[1].accuracy
     assert ranking.best_ is ranking.extractors[0]
@@ -35,7 +35,7 @@ def test_it_orders_by_accuracy(ranking):
     assert ranking.best_.transform(X[:2]).shape == (2, 1280)
 
 
-def test_its_figures_are_those_of_scikit_learn(ranking):
+def test_rank_backbones_accuracy_equals_cross_val_score(ranking):
     row = ranking.rows[0]
     embeddings = PretrainedFeatureExtractor(**SMALL).fit_transform(X)
     probe = make_pipeline(Normalizer(), LogisticRegression(C=30.0, max_iter=2000))
@@ -48,7 +48,7 @@ def test_its_figures_are_those_of_scikit_learn(ranking):
     assert 0 < row.seconds < 10
 
 
-def test_each_image_goes_through_each_network_once(tmp_path):
+def test_rank_backbones_embeds_each_image_once_per_network(tmp_path):
     from helpers import CountingTiny, counted
 
     log = tmp_path / "log"
@@ -59,7 +59,7 @@ def test_each_image_goes_through_each_network_once(tmp_path):
     assert embedded == len(X) + timed
 
 
-def test_extractors_bring_their_own_settings():
+def test_rank_backbones_keeps_the_settings_of_each_extractor():
     given = [PretrainedFeatureExtractor(layer=layer, **SMALL) for layer in ("block5", "block10")]
     found = rank_backbones(X, y, given, cv=2)
     assert {row.features for row in found.rows} == {80, 112}
@@ -67,7 +67,7 @@ def test_extractors_bring_their_own_settings():
 
 
 @pytest.mark.parametrize("routing", [False, True])  # which importing skada switches on
-def test_groups_and_splitters(ranking, routing):
+def test_rank_backbones_uses_a_given_splitter_and_groups(ranking, routing):
     groups = np.arange(len(X)) // 6
     with sklearn.config_context(enable_metadata_routing=routing):
         found = rank_backbones(
@@ -77,7 +77,7 @@ def test_groups_and_splitters(ranking, routing):
     assert np.isnan(found.agreement)
 
 
-def test_groups_alone_are_kept_together(ranking):
+def test_rank_backbones_keeps_groups_together_without_a_splitter(ranking):
     groups = np.arange(len(X)) // 6
     found = rank_backbones(X, y, "efficientnet_lite0", groups=groups, extractor=SCANS).rows[0]
     splits = make_folds(np.unique(y, return_inverse=True)[1], groups)
@@ -87,7 +87,7 @@ def test_groups_alone_are_kept_together(ranking):
     assert (found.accuracy, found.spread) == (given.accuracy, given.spread)
 
 
-def test_all_folds_have_all_classes_to_train_on():
+def test_make_folds_trains_on_every_class_in_every_fold():
     codes = np.array([0, 1, 0, 0, 0, 1, 0, 1, 1, 1, 1])
     groups = np.array([2, 1, 2, 2, 0, 1, 2, 1, 0, 0, 2])
     for seed in range(100):
@@ -96,13 +96,13 @@ def test_all_folds_have_all_classes_to_train_on():
             assert len(test)
 
 
-def test_one_split_has_no_spread():
+def test_rank_backbones_spread_is_nan_for_a_single_split():
     split = [(np.arange(60), np.arange(60, 120))]
     found = rank_backbones(X, y, [Tiny], cv=split, extractor=SCANS)
     assert np.isnan(found.rows[0].spread)
 
 
-def test_names_tell_what_differs():
+def test_rank_backbones_row_names_include_the_parameters_that_differ():
     given = [PretrainedFeatureExtractor(Tiny, image_size=size, **SMALL) for size in (8, (8, 12))]
     assert {row.name for row in rank_backbones(X, y, given, cv=2).rows} == {
         "tiny, 8",
@@ -110,7 +110,7 @@ def test_names_tell_what_differs():
     }
 
 
-def test_it_shows_as_a_table(ranking):
+def test_ranking_repr_and_html_are_tables(ranking):
     lines = repr(ranking).splitlines()
     assert lines[0].split() == ["backbone", "accuracy", "LogME", "features", "MB", "ms/image"]
     assert lines[1].startswith("efficientnet_lite0")
@@ -120,13 +120,13 @@ def test_it_shows_as_a_table(ranking):
     assert "rank correlation" in page
 
 
-def test_it_can_be_plotted(ranking):
+def test_ranking_plot_labels_each_backbone_and_reuses_axes(ranking):
     axes = ranking.plot()
     assert [text.get_text() for text in axes.texts] == ["efficientnet_lite0", "tiny"]
     assert ranking.plot(axes) is axes
 
 
-def test_all_backbones_on_this_machine(monkeypatch):
+def test_rank_backbones_defaults_to_all_local_backbones(monkeypatch):
     from sktransfer.diagnostics import ranking
 
     monkeypatch.setattr(ranking, "_local", lambda: ["efficientnet_lite0"])
@@ -135,7 +135,7 @@ def test_all_backbones_on_this_machine(monkeypatch):
     ]
 
 
-def test_what_cannot_be_ranked():
+def test_rank_backbones_rejects_invalid_input():
     with pytest.raises(ValueError, match="Got no backbones"):
         rank_backbones(X, y, [], extractor=SCANS)
     with pytest.raises(ValueError, match="a class with a single image"):
@@ -154,7 +154,7 @@ def test_what_cannot_be_ranked():
         rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], extractor=SCANS)
 
 
-def test_logme_is_the_largest_evidence():
+def test_logme_equals_the_maximum_log_evidence():
     """The same from the definition: targets are normal, and the best precisions are searched."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, 40)
@@ -172,7 +172,7 @@ def test_logme_is_the_largest_evidence():
     assert logme(embeddings, codes) == pytest.approx(expected, abs=1e-4)
 
 
-def test_logme_with_more_features_than_images():
+def test_logme_is_finite_with_more_features_than_images():
     rng = np.random.default_rng(0)
     codes = np.repeat([0, 1], 10)
     noise = rng.normal(size=(20, 200))

@@ -52,7 +52,7 @@ def near():
     return recommend_strategy(*cuts(14), extractor=AT_64)
 
 
-def test_scans_are_different_and_all_blocks_are_tuned(far):
+def test_recommend_strategy_tunes_all_blocks_for_scans(far):
     assert far.case == "Many images, different from those of the weights"
     assert (far.strategy, far.different, far.many) == ("full", True, True)
     assert far.estimator_.get_params() | SCANS | {"random_state": 0} == far.estimator_.get_params()
@@ -62,7 +62,7 @@ def test_scans_are_different_and_all_blocks_are_tuned(far):
     assert far.probe_results.side == (8, 8, 8)
 
 
-def test_photographs_are_similar(near):
+def test_recommend_strategy_keeps_the_network_frozen_for_few_photographs(near):
     assert near.case == "Few images, similar to those of the weights"
     assert near.strategy == "frozen"
     assert not near.different
@@ -82,7 +82,9 @@ def test_photographs_are_similar(near):
         (10, 0.45, False, (True, True, "scratch")),
     ],
 )
-def test_decide(images_per_class, cosine, pretrained, expected):
+def test_decide_maps_image_count_and_cosine_to_a_strategy(
+    images_per_class, cosine, pretrained, expected
+):
     assert decide(images_per_class, cosine, pretrained) == expected
 
 
@@ -104,7 +106,7 @@ def test_recommend_strategy_rejects_other_extractors():
         recommend_strategy(X, y, extractor="resnet18")
 
 
-def test_the_probe_results_is_scikit_learns(far):
+def test_probe_results_equal_cross_val_score(far):
     embeddings = PretrainedFeatureExtractor(image_shape=(8, 8), image_size=(64, 64)).fit_transform(
         X
     )
@@ -119,7 +121,7 @@ def test_the_probe_results_is_scikit_learns(far):
     assert 0.4 < far.probe_results.neighbor <= 1
 
 
-def test_crowding_weighs_classes_alike():
+def test_mean_interclass_cosine_weighs_classes_equally():
     rng = np.random.default_rng(0)
     ones, others = rng.normal(size=(50, 8)) + 3, rng.normal(size=(4, 8)) - 3
     embeddings, codes = np.concatenate([ones, others]), np.repeat([0, 1], [50, 4])
@@ -130,7 +132,7 @@ def test_crowding_weighs_classes_alike():
     assert mean_interclass_cosine(np.zeros((2, 3)), np.array([0, 1])) == 0
 
 
-def test_each_image_goes_through_the_network_once(log, monkeypatch):
+def test_recommend_strategy_embeds_each_image_once(log, monkeypatch):
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # takes the time of a few
     X, y = images(40), np.arange(40) % 4
     backbone = CountingTiny(log)
@@ -140,7 +142,7 @@ def test_each_image_goes_through_the_network_once(log, monkeypatch):
     assert counted(log) == 40, "what is fitted later embeds the images again"
 
 
-def test_many_images_are_measured_on_a_share(log, monkeypatch):
+def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
     monkeypatch.setattr(strategy, "_MAX_MEASURED", 40)
     X, y = images(200), np.repeat([0, 1, 2], [150, 45, 5])
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)
@@ -151,7 +153,7 @@ def test_many_images_are_measured_on_a_share(log, monkeypatch):
     assert np.bincount(y[report.rows]).tolist() == [30, 10, 5]
 
 
-def test_copies_of_a_share_are_counted_by_find_leaks(near):
+def test_find_data_warnings_names_find_leaks_if_a_sample_was_measured(near):
     leaks = dataclasses.replace(
         near.leaks,
         kinds=np.array(["copy", "alike"]),
@@ -167,7 +169,7 @@ def test_copies_of_a_share_are_counted_by_find_leaks(near):
         )
 
 
-def test_groups_are_respected(monkeypatch):
+def test_recommend_strategy_keeps_groups_together(monkeypatch):
     """Images of a group carry its color: only folds that divide groups find it of use."""
     random = np.random.RandomState(0)
     groups = np.arange(60) // 5
@@ -185,7 +187,7 @@ def test_groups_are_respected(monkeypatch):
     assert again.probe_results.n_images == 60
 
 
-def test_the_same_seed_gives_the_same_report(far):
+def test_recommend_strategy_is_reproducible_for_a_seed(far):
     state = np.random.get_state()[1].copy()
     again = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(**SCANS))
     assert again.probe_results == far.probe_results
@@ -197,7 +199,7 @@ def test_the_same_seed_gives_the_same_report(far):
 
 
 @pytest.mark.parametrize("name", strategy.STRATEGIES)
-def test_every_estimator_fits_and_predicts(name):
+def test_make_estimator_returns_an_estimator_that_fits_and_predicts(name):
     X, y = cuts(14)
     estimator = make_estimator(
         name, PretrainedFeatureExtractor(image_size=32), different=True, random_state=0
@@ -212,7 +214,7 @@ def test_every_estimator_fits_and_predicts(name):
     assert estimator.weights == (None if name == "scratch" else "default")
 
 
-def test_the_recommended_estimator_is_ready_to_fit(near):
+def test_recommended_estimator_is_unfitted_and_ready_to_fit(near):
     with pytest.raises(NotFittedError):
         check_is_fitted(near.estimator_)
     X, y = cuts(14)
@@ -226,13 +228,13 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
     assert near.cost.images_trained == 0
 
 
-def test_two_images_of_a_class_are_enough():
+def test_recommend_strategy_accepts_two_images_per_class():
     report = recommend_strategy(images(4), [0, 0, 1, 1], extractor=TINY)
     assert report.probe_results.curve == ((2, report.probe_results.accuracy),)
     assert "Fewer than 5 images of '0', '1': their scores are unreliable." in report.warnings
 
 
-def test_without_weights_it_is_from_scratch():
+def test_recommend_strategy_trains_from_scratch_without_weights():
     X, y = cuts(14)
     report = recommend_strategy(
         X, y, extractor=PretrainedFeatureExtractor(weights=None, image_size=32)
@@ -245,7 +247,7 @@ def test_without_weights_it_is_from_scratch():
     assert "Got weights=None: no pretrained weights to keep." in report.reasons
 
 
-def test_copies_and_their_labels_are_minded():
+def test_recommend_strategy_warns_of_duplicates_and_their_labels():
     X, y = cuts(14)
     X = np.concatenate([X, X[[0, 1, 2]]])
     y = np.concatenate([y, [y[1], y[1], y[2]]])
@@ -314,17 +316,17 @@ RESULTS = ProbeResults(
         ),
     ],
 )
-def test_what_is_minded(near, counts, change, expected):
+def test_find_data_warnings_reports_each_problem(near, counts, change, expected):
     leaks = near.leaks
     probe_results = dataclasses.replace(RESULTS, **change)
     assert find_data_warnings(counts, probe_results, leaks, 224) == (expected,)
 
 
-def test_nothing_is_minded_where_all_is_well(near):
+def test_find_data_warnings_is_empty_for_sound_data(near):
     assert find_data_warnings({"a": 50, "b": 11}, RESULTS, near.leaks, 224) == ()
 
 
-def test_it_shows_as_text(far):
+def test_strategy_report_repr_lists_reasons_and_warnings(far):
     lines = repr(far).splitlines()
     assert lines[0] == (
         "Many images, different from those of the weights: fit the head, then tune all blocks"
@@ -334,7 +336,7 @@ def test_it_shows_as_text(far):
     assert "estimator_: FineTunedImageClassifier(" in repr(far)
 
 
-def test_it_shows_as_a_page_that_names_cannot_break():
+def test_strategy_report_html_escapes_class_names():
     X, y = cuts(14)
     y = np.where(y == "temple", "<b onclick=alert()>", "a & b")
     page = recommend_strategy(X, y, extractor=AT_64)._repr_html_()
@@ -344,7 +346,7 @@ def test_it_shows_as_a_page_that_names_cannot_break():
     assert "a &amp; b" in page
 
 
-def test_what_cannot_be(monkeypatch):
+def test_recommend_strategy_rejects_invalid_input(monkeypatch):
     def never(self, X):
         raise AssertionError("images were embedded before the labels were looked at")
 

@@ -20,7 +20,7 @@ y = np.arange(N) % 3
 
 
 @pytest.mark.parametrize("cache", ["auto", "kept"])
-def test_a_search_embeds_each_image_once_and_so_do_its_successors(log, tmp_path, cache):
+def test_searches_embed_each_image_once(log, tmp_path, cache):
     cache = tmp_path / "kept" if cache == "kept" else cache
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=cache)
     fitted = make_search(extractor).fit(X, y)
@@ -34,7 +34,7 @@ def test_a_search_embeds_each_image_once_and_so_do_its_successors(log, tmp_path,
     assert counted(log) == N + 5
 
 
-def test_without_the_store_it_would_be_thirty_one_times_as_many(log):
+def test_search_without_a_store_embeds_each_image_31_times(log):
     """The count means something: sklearn alone runs 30 x (4/5 + 1/5) N, and N for the refit."""
     make_search(PretrainedFeatureExtractor(CountingTiny(log), cache=None)).fit(X, y)
     assert counted(log) == 31 * N
@@ -42,7 +42,7 @@ def test_without_the_store_it_would_be_thirty_one_times_as_many(log):
 
 @pytest.mark.parametrize("cache", ["auto", "kept"])
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
-def test_two_workers_share_the_work(log, tmp_path, backend, cache):
+def test_parallel_search_embeds_each_image_about_once(log, tmp_path, backend, cache):
     import joblib
 
     cache = tmp_path / "kept" if cache == "kept" else cache
@@ -54,7 +54,7 @@ def test_two_workers_share_the_work(log, tmp_path, backend, cache):
     assert len(workers(log)) == 2
 
 
-def test_a_directory_serves_a_second_process(log, tmp_path):
+def test_cache_directory_serves_a_second_process(log, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import sys\n"
@@ -82,7 +82,7 @@ def test_a_directory_serves_a_second_process(log, tmp_path):
         {"batch_norm": "adapt"},
     ],
 )
-def test_what_changes_the_embedding_changes_the_key(log, store, change):
+def test_parameters_that_change_the_embedding_change_the_key(log, store, change):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     extractor.fit_transform(X)
     before = counted(log)
@@ -92,7 +92,7 @@ def test_what_changes_the_embedding_changes_the_key(log, store, change):
     assert counted(log) == fitted + N >= before + N
 
 
-def test_every_field_of_a_recipe_is_in_its_key():
+def test_recipe_digest_depends_on_every_field():
     """A tripwire: a field that is added joins the key, or this fails."""
     import dataclasses
 
@@ -130,21 +130,21 @@ def test_every_field_of_a_recipe_is_in_its_key():
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 7}, {"n_jobs": 3}, {"device": "cpu"}])
-def test_what_does_not_change_the_embedding_does_not_change_the_key(log, store, change):
+def test_parameters_that_keep_the_embedding_keep_the_key(log, store, change):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     extractor.fit_transform(X)
     extractor.set_params(**change).fit_transform(X)
     assert counted(log) == N
 
 
-def test_a_image_that_occurs_twice_is_embedded_once(log, store):
+def test_repeated_image_is_embedded_once(log, store):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     embedded = extractor.fit_transform(np.concatenate([X, X[::-1]]))
     assert counted(log) == N
     np.testing.assert_array_equal(embedded[:N], embedded[N:][::-1])
 
 
-def test_a_file_that_changed_is_embedded_anew(log, store, tmp_path):
+def test_changed_file_is_embedded_again(log, store, tmp_path):
     from PIL import Image
 
     path = tmp_path / "image.png"

@@ -56,21 +56,21 @@ def never(*arguments):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_equals_plain_eager_torch(layout):
+def test_openvino_equals_plain_torch(layout):
     batch = pixels(37).contiguous(memory_format=layout)
     found = make().run(batch)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_is_close_and_comes_out_as_float32():
+def test_bfloat16_is_close_and_returned_as_float32():
     found = make(precision=torch.bfloat16).run(pixels())
     assert found.dtype == np.float32
     assert cosine(found, plain(pixels())).min() >= 0.999
 
 
 @pytest.mark.slow
-def test_bfloat16_of_real_weights_is_as_close_as_torch_s_own():
+def test_bfloat16_of_real_weights_is_as_close_as_in_torch():
     backbone = load_backbone("efficientnet_lite0")
     preprocessing, end = backbone.preprocessing, len(backbone.block_list.blocks)
     china, flower = (torch.tensor(each) for each in load_sample_images().images)
@@ -94,7 +94,7 @@ def test_bfloat16_of_real_weights_is_as_close_as_torch_s_own():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_t"])
 @pytest.mark.parametrize("boundary", ["middle", "end"])
-def test_equals_torch_for_known_networks(name, boundary):
+def test_openvino_equals_torch_for_known_networks(name, boundary):
     backbone = load_backbone(name, "default" if name == "efficientnet_lite0" else None)
     end = len(backbone.block_list.blocks)
     preprocessing = backbone.preprocessing
@@ -121,7 +121,7 @@ def test_embedding_of_a_large_image_is_independent_of_its_batch(monkeypatch):
     ("fitting", "heavy", "together"), [(4, 2**26, 4), (1, 100, 4), (1000, 100, 16)]
 )
 @pytest.mark.parametrize("n", [1, 3, 4, 37])
-def test_several_images_go_together(n, fitting, heavy, together, monkeypatch):
+def test_small_or_heavy_images_are_grouped(n, fitting, heavy, together, monkeypatch):
     monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", fitting * 16 * 16)
     monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
     engine, batch = make(), pixels(n)
@@ -132,7 +132,7 @@ def test_several_images_go_together(n, fitting, heavy, together, monkeypatch):
     np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
 
 
-def test_threads_share_an_engine():
+def test_engine_is_shared_by_threads():
     engine = make()
     batches = [pixels(9) * 0 + number for number in range(8)]
     expected = [engine.run(batch) for batch in batches]
@@ -147,7 +147,7 @@ def test_threads_share_an_engine():
     assert all((one == other).all() for one, other in zip(found, expected, strict=True))
 
 
-def test_graph_is_kept(kept, monkeypatch):
+def test_graph_is_written_once_and_reused(kept, monkeypatch):
     expected = make().run(pixels())
     monkeypatch.setattr(openvino_engine, "_convert", never)
     assert (make().run(pixels()) == expected).all()
@@ -158,7 +158,7 @@ def test_graph_is_kept(kept, monkeypatch):
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])
 @pytest.mark.parametrize("damaged", ["graph.xml", "graph.bin"])
-def test_a_damaged_graph_is_made_again(kept, damaged, keep, monkeypatch):
+def test_truncated_graph_is_rebuilt(kept, damaged, keep, monkeypatch):
     expected = make().run(pixels())
     (folder,) = kept.iterdir()
     content = (folder / damaged).read_bytes()
@@ -168,7 +168,7 @@ def test_a_damaged_graph_is_made_again(kept, damaged, keep, monkeypatch):
     assert (make().run(pixels()) == expected).all()
 
 
-def test_graph_with_damaged_weights_is_made_again(kept):
+def test_graph_with_damaged_weights_is_rebuilt(kept):
     """As a disk may do to it."""
     expected = make().run(pixels())
     (folder,) = kept.iterdir()
@@ -198,7 +198,7 @@ def test_engine_works_if_nothing_can_be_written(kept, tmp_path):
     assert cosine(make().run(pixels()), plain(pixels())).min() >= 0.9999
 
 
-def test_a_graph_that_computes_something_else_is_refused(kept, monkeypatch):
+def test_graph_that_computes_something_else_is_rejected(kept, monkeypatch):
     convert = openvino_engine._convert
 
     def wrong(network):
@@ -220,14 +220,14 @@ class Branching(nn.Module):
         return x * 2 if float(x.sum()) > 0 else x
 
 
-def test_network_that_cannot_be_exported_is_refused():
+def test_network_that_cannot_be_exported_is_rejected():
     network = Tiny()
     network[1] = nn.Sequential(network[1], Branching())
     with pytest.raises(EngineError, match=r"OpenVINO cannot run this network.*engine='torch' can"):
         make(network)
 
 
-def test_auto_falls_back_to_torch(monkeypatch):
+def test_auto_engine_falls_back_to_torch(monkeypatch):
     def fails(*arguments):
         raise EngineError("no")
 
@@ -239,7 +239,7 @@ def test_auto_falls_back_to_torch(monkeypatch):
         engine_for(recipe, machine("openvino"), 1000)
 
 
-def test_auto_falls_back_to_torch_if_the_graph_cannot_be_written(monkeypatch):
+def test_auto_engine_falls_back_to_torch_if_the_graph_cannot_be_written(monkeypatch):
     import openvino
 
     def fails(*arguments, **options):
@@ -253,7 +253,7 @@ def test_auto_falls_back_to_torch_if_the_graph_cannot_be_written(monkeypatch):
         engine_for(recipe, machine("openvino"), 1000)
 
 
-def test_extractor_gives_the_same_with_either_engine():
+def test_extractor_computes_the_same_with_either_engine():
     X = images(130, 40)
     usual = {"backbone": "resnet18", "weights": None, "image_size": 32, "cache": None}
     embeddings = [

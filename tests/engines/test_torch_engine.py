@@ -47,7 +47,7 @@ def test_bfloat16_is_close_and_returned_as_float32(network):
     assert cosine(low, engine(network).run(batch)).min() >= 0.999
 
 
-def test_overflow_in_float16_is_computed_in_float32(network):
+def test_float16_overflow_is_recomputed_in_float32(network):
     class Large(torch.nn.Module):
         def forward(self, x):
             return torch.nn.functional.linear(x.mean((2, 3)), torch.full((4, 3), 1e6))

@@ -60,7 +60,7 @@ def plain(views, boundary, backbone=TINY, start=0, x=None):
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize(("boundary", "dtype"), [(1, np.float16), (2, np.float32)])
-def test_what_is_gathered_equals_plain_torch(boundary, dtype, kept, store):
+def test_gathered_activations_equal_plain_torch(boundary, dtype, kept, store):
     views = views_of()
     ours = gathered(views, boundary, store=store if kept else None)
     expected = plain(views, boundary)
@@ -71,7 +71,7 @@ def test_what_is_gathered_equals_plain_torch(boundary, dtype, kept, store):
     np.testing.assert_allclose(ours.values, expected.flatten(1), **tolerance)
 
 
-def test_a_deep_boundary_of_a_real_network_and_what_follows_from_there():
+def test_activations_of_lite0_equal_plain_torch_at_deep_boundaries():
     lite0 = load_backbone("efficientnet_lite0")
     views = views_of(images(2, side=90), 1, lite0, size=64)
     ours = gathered(views, 11, lite0)
@@ -86,7 +86,7 @@ def test_a_deep_boundary_of_a_real_network_and_what_follows_from_there():
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_to_advance_is_to_gather_at_the_later_boundary(precision):
+def test_advance_equals_gathering_at_the_later_boundary(precision):
     views = views_of()
     early = gathered(views, 1, precision=precision)
     late = early.advance(2, CPU)
@@ -99,20 +99,20 @@ def test_to_advance_is_to_gather_at_the_later_boundary(precision):
     assert cosine(late.values, expected.values).min() > 0.9999
 
 
-def test_to_advance_computes_just_what_the_blocks_make_of_the_values_that_are_kept():
+def test_advance_runs_the_blocks_on_the_stored_values():
     early = gathered(views_of(), 1)
     x = torch.from_numpy(early.values.astype(np.float32)).reshape(-1, *early.shape)
     expected = plain(None, 2, start=1, x=x)
     np.testing.assert_allclose(early.advance(2, CPU).values, expected, rtol=1e-5)
 
 
-def test_to_advance_to_where_one_is_costs_nothing():
+def test_advance_to_the_same_boundary_returns_the_same_object():
     ours = gathered(views_of(3), 1)
     assert ours.advance(1, CPU) is ours
 
 
 @pytest.mark.parametrize("boundary", [1, 2])
-def test_every_bit_is_the_same_in_whatever_company_a_view_comes(boundary, store):
+def test_gathered_bits_do_not_depend_on_the_other_views(boundary, store):
     X = images(23)
     expected = gathered(views_of(X), boundary).values
     order = np.random.default_rng(0).permutation(23)
@@ -126,7 +126,7 @@ def test_every_bit_is_the_same_in_whatever_company_a_view_comes(boundary, store)
         np.testing.assert_array_equal(gathered(views_of(X), boundary, store=store).values, expected)
 
 
-def test_batches_are_always_full_since_some_networks_compute_other_bits_for_few(monkeypatch):
+def test_gather_pads_every_batch(monkeypatch):
     forward, sizes = TorchEngine._forward, []
 
     def noted(self, batch):
@@ -140,7 +140,7 @@ def test_batches_are_always_full_since_some_networks_compute_other_bits_for_few(
     assert sizes == [size] * (math.ceil(40 / size) + 1)
 
 
-def test_every_bit_is_the_same_wherever_one_advances_from():
+def test_advanced_bits_do_not_depend_on_the_other_views():
     X = images(23)
     order = np.random.default_rng(0).permutation(23)
     expected = gathered(views_of(X), 1).advance(2, CPU).values.reshape(23, 2, -1)
@@ -150,7 +150,7 @@ def test_every_bit_is_the_same_wherever_one_advances_from():
     np.testing.assert_array_equal(few, expected[:2])
 
 
-def test_each_view_goes_through_the_network_once(log, store):
+def test_gather_embeds_each_view_once(log, store):
     backbone = load_backbone(CountingTiny(log))
     for _ in range(2):
         gathered(views_of(20, 2, backbone), 1, backbone, store)
@@ -159,7 +159,7 @@ def test_each_view_goes_through_the_network_once(log, store):
     assert counted(log) == 80, "views that are there were computed again"
 
 
-def test_a_broken_image_names_its_row(tmp_path, monkeypatch):
+def test_gather_names_the_row_of_a_broken_image(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     X = [*images(20), b"no image"]
     with pytest.raises(ImageError) as caught:
@@ -170,7 +170,7 @@ def test_a_broken_image_names_its_row(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("sktransfer-*"))
 
 
-def test_the_file_goes_with_the_array(tmp_path, monkeypatch):
+def test_scratch_file_is_removed_with_its_array(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     array = scratch_array((3, 5), "float16")
     array[:] = 7
@@ -184,7 +184,7 @@ def test_the_file_goes_with_the_array(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_go_before_goes_with_the_array(tmp_path, monkeypatch):
+def test_scratch_file_that_stays_open_is_removed_with_its_array(tmp_path, monkeypatch):
     """Windows keeps the name of a file that is open."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     unlink, refused = Path.unlink, []
@@ -204,7 +204,7 @@ def test_a_file_that_cannot_go_before_goes_with_the_array(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_no_file_is_left_where_the_array_cannot_be_made(tmp_path, monkeypatch):
+def test_scratch_array_leaves_no_file_if_it_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def full(*arguments, **options):
@@ -226,7 +226,7 @@ def test_no_file_is_left_where_the_array_cannot_be_made(tmp_path, monkeypatch):
         (10**9, 10_239, "10,240 bytes, and the store is limited to 10,239"),
     ],
 )
-def test_activations_fit_or_a_message_says_why_not(free, limit, problem, tmp_path, monkeypatch):
+def test_fits_on_disk_returns_none_or_the_reason(free, limit, problem, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**12, 0, free)
     asked = []
     monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or usage)
@@ -237,7 +237,7 @@ def test_activations_fit_or_a_message_says_why_not(free, limit, problem, tmp_pat
     assert asked == [str(tmp_path)]
 
 
-def test_float32_takes_twice_the_room_of_float16(monkeypatch):
+def test_fits_on_disk_counts_twice_the_bytes_for_float32(monkeypatch):
     usage = namedtuple("usage", "total used free")(10**12, 0, 0)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)
@@ -267,7 +267,7 @@ def cut(boundary, backbone=TINY, size=None):
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("n", [1, 5, 40])
 @pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_images_go_through_the_whole_network_as_in_plain_torch(boundary, n, kept, store):
+def test_network_apply_equals_plain_torch(boundary, n, kept, store):
     ours, suffix, head = cut(boundary)
     views = views_of(n, 0)
     expected = plain(views, 2)
@@ -279,7 +279,7 @@ def test_images_go_through_the_whole_network_as_in_plain_torch(boundary, n, kept
 
 
 @pytest.mark.parametrize("boundary", [0, 10, 18])
-def test_a_real_network_equals_plain_torch(boundary):
+def test_network_apply_of_lite0_equals_plain_torch(boundary):
     lite0 = load_backbone("efficientnet_lite0")
     ours, suffix, _ = cut(boundary, lite0, size=64)
     views = views_of(images(2, side=70), 0, lite0, size=64)
@@ -289,7 +289,7 @@ def test_a_real_network_equals_plain_torch(boundary):
 
 @pytest.mark.parametrize("chunk", [7, 16, 17, 40])
 @pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_what_is_in_memory_at_once_changes_nothing(boundary, chunk, store, monkeypatch):
+def test_network_apply_does_not_depend_on_the_chunk_size(boundary, chunk, store, monkeypatch):
     ours, suffix, _ = cut(boundary)
     X = as_images(images(40))
     whole = ours.apply(X, suffix, machine(), 0)
@@ -308,7 +308,7 @@ def test_what_is_in_memory_at_once_changes_nothing(boundary, chunk, store, monke
     assert sum(lengths) == 80
 
 
-def test_a_broken_image_in_a_later_chunk_names_the_row_of_the_user(monkeypatch):
+def test_network_apply_names_the_row_of_a_broken_image_in_a_later_chunk(monkeypatch):
     monkeypatch.setattr(network, "_CHUNK", 7)
     X = [*images(20), b"no image", *images(2)]
     for boundary in (0, 1):
@@ -318,7 +318,7 @@ def test_a_broken_image_in_a_later_chunk_names_the_row_of_the_user(monkeypatch):
         assert caught.value.row == 20
 
 
-def test_a_suffix_takes_activations_at_every_boundary_that_is_asked_for():
+def test_network_suffix_accepts_activations_at_every_boundary():
     ours = Network(TINY, TINY.preprocessing, 0, 3, 0.0, False)
     suffix = ours.suffix({0, 1, 2}, machine())
     views = views_of(4, 0)
@@ -336,14 +336,14 @@ def test_a_suffix_takes_activations_at_every_boundary_that_is_asked_for():
         (torch.float16, torch.bfloat16),
     ],
 )
-def test_gradients_are_never_in_float16(precision, trained_in):
+def test_network_suffix_never_trains_in_float16(precision, trained_in):
     ours = Network(TINY, TINY.preprocessing, 1, 3, 0.0, False)
     low = dataclasses.replace(machine(), precision=precision)
     assert ours.suffix({1}, low).precision == trained_in
 
 
 @pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_what_carries_pixels_to_the_boundary(boundary):
+def test_network_runner_carries_pixels_to_the_boundary(boundary):
     ours, _, _ = cut(boundary)
     views = views_of(3, 0)
     batch = torch.stack([views.prepare(item) for item in range(3)])
@@ -352,7 +352,7 @@ def test_what_carries_pixels_to_the_boundary(boundary):
     torch.testing.assert_close(found.flatten(1), plain(views, boundary).flatten(1))
 
 
-def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch, tmp_path):
+def test_scratch_array_on_a_full_disk_raises_before_writing(monkeypatch, tmp_path):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -363,7 +363,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scratch_array_has_its_room_from_the_beginning(monkeypatch, tmp_path):
+def test_scratch_array_allocates_its_space_at_once(monkeypatch, tmp_path):
     taken = []
     fallocate = os.posix_fallocate
 
@@ -377,7 +377,7 @@ def test_a_scratch_array_has_its_room_from_the_beginning(monkeypatch, tmp_path):
     assert blocks >= size == 200_000
 
 
-def test_what_is_too_large_for_float16_crosses_a_span_in_float32():
+def test_run_span_falls_back_to_float32_on_overflow():
     class Large(nn.Module):
         def forward(self, x):
             return (x @ torch.full((3, 3), 4e4, dtype=x.dtype)) / 4e4
@@ -388,7 +388,7 @@ def test_what_is_too_large_for_float16_crosses_a_span_in_float32():
     assert low.dtype == np.float32
 
 
-def test_out_of_memory_halves_what_crosses_a_span():
+def test_run_span_halves_the_batch_on_out_of_memory():
     class Scarce(nn.Module):
         def forward(self, x):
             if len(x) > 3:

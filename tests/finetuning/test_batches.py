@@ -45,7 +45,7 @@ def rows_and_views(batches):
     return values.long().tolist(), ((values - values.floor()) * 10).round().long().tolist()
 
 
-def test_a_row_of_targets_sums_to_its_weight():
+def test_soft_targets_sum_to_the_weight_of_the_image():
     ours = targets(7, label_smoothing=0.2)
     rows = np.array([6, 0, 0, 3])
     found = ours.of(rows)
@@ -65,7 +65,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(smoothing):
     np.testing.assert_allclose(ours.of(np.array([0, 1])), expected, rtol=1e-6)
 
 
-def test_the_loss_of_soft_targets_is_the_weighted_loss_of_labels():
+def test_loss_of_soft_targets_is_the_weighted_loss_of_labels():
     ours = targets(6, label_smoothing=0.1)
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     each = torch.nn.functional.cross_entropy(
@@ -87,7 +87,7 @@ def test_the_loss_of_soft_targets_is_the_weighted_loss_of_labels():
         (2, 1, [1, 1]),
     ],
 )
-def test_batches_are_equal(n, batch_size, sizes):
+def test_batches_are_of_equal_size(n, batch_size, sizes):
     feed = cached(n, batch_size=batch_size)
     assert [len(x) for x, _ in feed] == sizes
     assert feed.n_batches == len(sizes)
@@ -95,7 +95,7 @@ def test_batches_are_equal(n, batch_size, sizes):
     assert len(feed) == n
 
 
-def test_an_epoch_shows_each_image_once_and_all_views_come_in_turn():
+def test_epoch_shows_each_image_once_and_rotates_its_views():
     feed = cached(n=10, views=3)
     seen = []
     for number in range(6):
@@ -110,7 +110,7 @@ def test_an_epoch_shows_each_image_once_and_all_views_come_in_turn():
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_the_same_seed_gives_the_same_batches(mixup):
+def test_batches_are_reproducible_for_a_seed(mixup):
     feed = cached(mixup=mixup)
     once, again = epoch(feed, 5, 2), epoch(feed, 5, 2)
     for (x, t), (same_x, same_t) in zip(once, again, strict=True):
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_batches(mixup):
     assert not all(torch.equal(x, y) for (x, _), (y, _) in zip(once, other, strict=True))
 
 
-def test_the_global_random_state_is_left_alone():
+def test_batches_leave_the_global_random_states_unchanged():
     torch.manual_seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     epoch(cached(mixup=0.4))
@@ -128,7 +128,7 @@ def test_the_global_random_state_is_left_alone():
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
-def test_images_come_with_their_own_targets():
+def test_batches_pair_images_with_their_targets():
     feed = cached(n=11)
     batches = epoch(feed, seed=3)
     rows, _ = rows_and_views(batches)
@@ -138,13 +138,13 @@ def test_images_come_with_their_own_targets():
     assert all(x.dtype == torch.float32 for x, _ in batches)
 
 
-def test_without_shuffling_rows_come_in_order_whatever_the_seed():
+def test_unshuffled_batches_keep_the_row_order():
     feed = cached(n=10, views=1, shuffle=False)
     for seed in (0, 1):
         assert rows_and_views(epoch(feed, seed, seed))[0] == list(range(10))
 
 
-def test_a_feed_of_validation_gives_the_same_each_time_it_is_asked():
+def test_unshuffled_batches_are_the_same_in_every_iteration():
     feed = cached(n=10, views=1, shuffle=False)
     once, again = list(feed), list(feed)
     for (x, t), (same_x, same_t) in zip(once, again, strict=True):
@@ -196,7 +196,7 @@ def prepared(X, n_views):
 
 @pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"mixup": 0.4}])
 @pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (9, 5), (21, 5)])
-def test_images_read_anew_equal_cached_ones(n, batch_size, options):
+def test_image_batches_equal_cached_batches(n, batch_size, options):
     X, ours = images(n), targets(n)
     fresh = image_feed(X, 2, ours, batch_size, **options)
     kept = CachedBatches(prepared(X, 2), ours, batch_size, CPU, **options)
@@ -207,7 +207,7 @@ def test_images_read_anew_equal_cached_ones(n, batch_size, options):
             torch.testing.assert_close(t, same_t, rtol=0, atol=0)
 
 
-def test_views_may_be_others_in_every_epoch():
+def test_image_batches_may_use_other_views_in_every_epoch():
     X, asked = images(5), []
 
     def views_of(epoch):
@@ -223,7 +223,7 @@ def test_views_may_be_others_in_every_epoch():
 
 
 @pytest.mark.parametrize("length", [4, 10, 23])
-def test_an_epoch_may_be_longer_or_shorter_than_the_images(length):
+def test_epoch_length_may_differ_from_the_number_of_images(length):
     feed = cached(n=10, views=2, batch_size=5, length=length)
     batches = epoch(feed, seed=1)
     rows, _ = rows_and_views(batches)
@@ -234,7 +234,7 @@ def test_an_epoch_may_be_longer_or_shorter_than_the_images(length):
     assert rows_and_views(epoch(feed, seed=2))[0] != rows
 
 
-def test_pairs_are_of_one_size_and_as_each_feed_alone_gives_them():
+def test_paired_batches_equal_the_batches_of_both_parts():
     source, target = cached(n=11), cached(n=4, views=2, length=11)
     paired = PairedBatches(cached(n=11), cached(n=4, views=2, length=11))
     assert (len(paired), paired.n_batches) == (11, source.n_batches)

@@ -75,7 +75,7 @@ def losses(train, valid):
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.usefixtures("to_the_end")
-def test_the_folded_head_equals_logistic_regression_on_scaled_embeddings(classes, views):
+def test_head_equals_logistic_regression_on_scaled_embeddings(classes, views):
     train = labeled(classes=classes, views=views, noise=2.0)
     head = fit_head(train, labeled(24, classes, seed=1, views=1, noise=2.0), classes)
     assert head.weight.shape == (classes, 8)
@@ -90,7 +90,7 @@ def test_the_folded_head_equals_logistic_regression_on_scaled_embeddings(classes
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.usefixtures("to_the_end")
-def test_the_head_is_where_mean_loss_and_penalty_are_least(classes, views):
+def test_head_minimizes_mean_loss_plus_penalty(classes, views):
     train = labeled(classes=classes, views=views, noise=2.0)
     head = fit_head(train, None, classes)
     x = torch.from_numpy(train.embeddings.reshape(-1, 8).astype(float))
@@ -130,7 +130,7 @@ assert not sklearn.get_config()["array_api_dispatch"]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_same_head_on_tensors(classes):
+def test_head_is_the_same_on_tensors(classes):
     environment = os.environ | {"SCIPY_ARRAY_API": "1"}
     script = f"CLASSES = {classes}\n{ON_TENSORS}"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
@@ -145,20 +145,22 @@ def test_the_same_head_on_tensors(classes):
         ("0", "cuda", 2**24, False),
     ],
 )
-def test_where_the_head_is_solved(monkeypatch, switch, device, numbers, on_device):
+def test_solver_device_is_the_gpu_only_for_large_problems(
+    monkeypatch, switch, device, numbers, on_device
+):
     monkeypatch.setenv("SCIPY_ARRAY_API", switch)
     where = room._solver_device(torch.device(device), numbers)
     assert where == (torch.device(device) if on_device else None)
 
 
-def test_two_classes_get_a_logit_each_that_mirror_each_other():
+def test_two_classes_have_mirrored_logits():
     head = fit_head(labeled(classes=2), None, 2)
     np.testing.assert_allclose(head.weight[0], -head.weight[1])
     np.testing.assert_allclose(head.bias[0], -head.bias[1])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
-def test_a_dead_dimension_stays_harmless_when_it_comes_to_life(value):
+def test_constant_dimension_gets_a_negligible_weight(value):
     train = labeled(views=1)
     embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
     embeddings[:, :, 3] = value
@@ -170,7 +172,7 @@ def test_a_dead_dimension_stays_harmless_when_it_comes_to_life(value):
     assert np.abs(logits_of(head, moved) - still).max() < 1e-2 * np.ptp(still)
 
 
-def test_a_dimension_that_is_all_but_dead_does_not_explode():
+def test_nearly_constant_dimension_gets_a_bounded_weight():
     train = labeled(views=1)
     embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
     # It tells the classes perfectly, at a size that another network would not keep.
@@ -185,7 +187,7 @@ def test_a_dimension_that_is_all_but_dead_does_not_explode():
 @pytest.mark.parametrize("with_valid", [True, False])
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.usefixtures("to_the_end")
-def test_a_weight_is_the_same_as_repetition(classes, with_valid):
+def test_weight_equals_repetition(classes, with_valid):
     data = labeled(45, classes, noise=2.0)
     counts = np.arange(45) % 3 + 1
     rows = np.repeat(np.arange(45), counts)
@@ -196,7 +198,7 @@ def test_a_weight_is_the_same_as_repetition(classes, with_valid):
     assert_same(one, other, data)
 
 
-def test_weights_of_validation_images_are_the_same_as_repetition():
+def test_validation_weight_equals_repetition():
     train, valid = labeled(noise=2.0), labeled(20, seed=1, views=1, noise=2.0)
     counts = np.arange(20) % 4 + 1
     rows = np.repeat(np.arange(20), counts)
@@ -208,7 +210,7 @@ def test_weights_of_validation_images_are_the_same_as_repetition():
 
 @pytest.mark.usefixtures("to_the_end")
 @pytest.mark.parametrize("noise", [0.3, 2.0, 10.0])
-def test_the_strength_is_the_best_one_on_the_validation_images(noise):
+def test_strength_is_the_best_on_the_validation_images(noise):
     train, valid = labeled(noise=noise), labeled(30, noise=noise, seed=1, views=1)
     assert fit_head(train, valid, 3).strength == STRENGTHS[np.argmin(losses(train, valid))]
 
@@ -227,7 +229,7 @@ def test_noise_is_regularized_more_than_signal_with_and_without_validation():
 
 
 @pytest.mark.usefixtures("to_the_end")
-def test_only_the_first_view_of_a_image_chooses_by_folds():
+def test_strength_is_chosen_by_the_first_view_of_each_image():
     data = labeled(noise=2.0)
     junk = data.embeddings.copy()
     junk[:, 1] = junk[:, 0]
@@ -238,7 +240,7 @@ def test_only_the_first_view_of_a_image_chooses_by_folds():
 
 
 @pytest.mark.usefixtures("to_the_end")
-def test_folds_follow_from_content_not_from_order():
+def test_folds_do_not_depend_on_the_row_order():
     data = labeled(noise=2.0)
     order = np.random.default_rng(0).permutation(60)
     one, other = fit_head(data, None, 3), fit_head(data.take(order), None, 3)
@@ -246,14 +248,14 @@ def test_folds_follow_from_content_not_from_order():
 
 
 @pytest.mark.parametrize("valid", [None, labeled(30, noise=0.1, seed=1, views=1)])
-def test_a_tiny_set_is_regularized_at_least_so_much(valid):
+def test_tiny_set_has_a_strength_of_at_most_a_tenth(valid):
     data = labeled(noise=0.1)
     assert fit_head(data, valid, 3).strength > 1
     assert fit_head(data, valid, 3, tiny=True).strength == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("tiny", [False, True])
-def test_a_class_with_a_single_image_leaves_nothing_to_choose_by(tiny):
+def test_strength_is_the_default_if_a_class_has_a_single_image(tiny):
     data = labeled(31)
     rows = np.flatnonzero((data.y != 2) | (np.arange(31) == 2))
     head = fit_head(data.take(rows), None, 3, tiny=tiny)
@@ -261,20 +263,20 @@ def test_a_class_with_a_single_image_leaves_nothing_to_choose_by(tiny):
     assert np.isfinite(head.weight).all()
 
 
-def test_copies_of_one_image_are_no_two_images():
+def test_copies_of_an_image_count_as_one_for_the_folds():
     data = labeled(31)
     rows = np.r_[np.flatnonzero(data.y != 2), 2, 2, 2]
     assert fit_head(data.take(rows), None, 3).strength == 0.03
 
 
-def test_two_images_of_each_class_are_enough_for_folds():
+def test_two_images_per_class_are_enough_for_folds():
     data = labeled(6, noise=0.1)
     head = fit_head(data, None, 3)
     assert head.strength != 0.03
     assert (logits_of(head, data.embeddings[:, 0]).argmax(1) == data.y).all()
 
 
-def test_validation_may_lack_a_class():
+def test_validation_set_may_lack_a_class():
     valid = labeled(30, seed=1, views=1)
     head = fit_head(labeled(), valid.take(valid.y != 1), 3)
     assert head.weight.shape == (3, 8)
@@ -283,7 +285,7 @@ def test_validation_may_lack_a_class():
 
 @pytest.mark.parametrize("with_valid", [True, False])
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e-10, -7.123456, 1e6])
-def test_constant_embeddings_give_the_shares_of_the_classes(value, with_valid):
+def test_constant_embeddings_predict_the_class_frequencies(value, with_valid):
     y, weights = np.arange(12) % 3, np.random.default_rng(0).uniform(0.5, 2, 12)
     data = LabeledEmbeddings(np.full((12, 2, 4), value, np.float32), y, weights)
     valid = LabeledEmbeddings(data.embeddings[:, :1], y, weights) if with_valid else None
@@ -298,7 +300,7 @@ def test_constant_embeddings_give_the_shares_of_the_classes(value, with_valid):
 
 
 @pytest.mark.parametrize("power", [-33, -100, 33])
-def test_the_size_of_embeddings_does_not_matter(power):
+def test_head_does_not_depend_on_the_scale_of_the_embeddings(power):
     """They are as small as 1e-10, or 1e-30; powers of 2 leave every digit as it is."""
     data, valid = labeled(), labeled(30, seed=1, views=1)
 
@@ -319,7 +321,7 @@ def test_the_size_of_embeddings_does_not_matter(power):
     assert (found == data.y).mean() > 0.8
 
 
-def test_what_comes_in_is_left_as_it_is():
+def test_fit_head_leaves_its_input_unchanged():
     train, valid = labeled(), labeled(30, seed=1, views=1)
     before = [array.copy() for data in (train, valid) for array in vars(data).values()]
     fit_head(train, valid, 3)

@@ -67,7 +67,7 @@ def fit_in_a_process(folder, result, events=0):
 
 
 @pytest.mark.slow
-def test_resume_after_ten_kills_gives_the_same_result(tmp_path):
+def test_fit_resumed_after_ten_kills_gives_the_same_result(tmp_path):
     assert fit_in_a_process(tmp_path / "undisturbed", tmp_path / "expected.pt") == 0
     expected = torch.load(tmp_path / "expected.pt", weights_only=True)
 
@@ -86,7 +86,7 @@ def test_resume_after_ten_kills_gives_the_same_result(tmp_path):
         assert torch.equal(tensor, resumed[0][name]), name
 
 
-def test_a_fit_that_was_interrupted_in_any_epoch_goes_on_to_the_same_result(tmp_path):
+def test_fit_resumed_in_any_epoch_gives_the_same_result(tmp_path):
     from helpers import X_TEST, X, Y, make_classifier
     from skorch.callbacks import Callback
 
@@ -117,7 +117,7 @@ def test_a_fit_that_was_interrupted_in_any_epoch_goes_on_to_the_same_result(tmp_
     assert (finished.predict_proba(X_TEST) == expected).all()
 
 
-def test_other_parameters_or_data_have_a_checkpoint_of_their_own(tmp_path):
+def test_checkpoint_depends_on_parameters_and_data(tmp_path):
     from helpers import X, Y, make_classifier
 
     settings = {"unfreeze": (0,), "checkpoint_dir": str(tmp_path)}
@@ -134,7 +134,7 @@ def test_other_parameters_or_data_have_a_checkpoint_of_their_own(tmp_path):
     assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
 
 
-def test_what_was_interrupted_from_the_keyboard_goes_on_too(tmp_path):
+def test_fit_interrupted_from_the_keyboard_is_resumed(tmp_path):
     from helpers import X_TEST, Interrupt, X, Y, make_classifier
 
     settings = {"max_epochs": 5, "n_iter_no_change": 9}
@@ -145,7 +145,7 @@ def test_what_was_interrupted_from_the_keyboard_goes_on_too(tmp_path):
     assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
 
 
-def test_what_was_interrupted_while_it_was_saved_goes_on_too(tmp_path, monkeypatch):
+def test_fit_interrupted_while_saving_is_resumed(tmp_path, monkeypatch):
     from helpers import X_TEST, X, Y, make_classifier
 
     settings = {"checkpoint_dir": str(tmp_path), "early_stopping": False}
@@ -165,7 +165,7 @@ def test_what_was_interrupted_while_it_was_saved_goes_on_too(tmp_path, monkeypat
     assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
 
 
-def test_a_fit_without_a_seed_goes_on_with_the_one_that_it_drew(tmp_path):
+def test_resumed_fit_without_a_seed_keeps_the_drawn_seed(tmp_path):
     from helpers import X_TEST, Interrupt, X, Y, make_classifier
 
     settings = {"max_epochs": 5, "random_state": None, "checkpoint_dir": str(tmp_path)}

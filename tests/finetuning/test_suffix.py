@@ -41,7 +41,7 @@ def train_a_little(suffix, x):
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("boundary", [0, 1, 2, 3])
-def test_what_lies_before_and_after_a_boundary_is_the_whole_network(boundary, flat):
+def test_suffix_after_the_blocks_before_it_equals_the_network(boundary, flat):
     network = Wide()
     suffix = suffix_of(network, boundary, dropout=0.5)
     x = run_before(network, 4 if boundary == 3 else boundary, image())
@@ -51,7 +51,7 @@ def test_what_lies_before_and_after_a_boundary_is_the_whole_network(boundary, fl
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
-def test_activations_may_come_in_after_the_first_block_of_a_suffix(start):
+def test_suffix_accepts_activations_at_a_later_boundary(start):
     network = Wide()
     suffix = suffix_of(network, 1)
     suffix.move_boundary(start, ())
@@ -59,7 +59,7 @@ def test_activations_may_come_in_after_the_first_block_of_a_suffix(start):
     torch.testing.assert_close(suffix(x.flatten(1)), network(image()))
 
 
-def test_a_prefix_and_a_suffix_are_the_backbone_itself():
+def test_prefix_and_suffix_compose_to_the_backbone():
     network = freeze(Tiny())
     block_list = split_into_blocks(network)
     prefix = FrozenPrefix(block_list, (block_list.blocks[0][0],), None)
@@ -69,7 +69,7 @@ def test_a_prefix_and_a_suffix_are_the_backbone_itself():
     torch.testing.assert_close(suffix.embed(prefix(image())), network.embed(image()))
 
 
-def test_a_new_head_prefers_no_class():
+def test_new_head_has_zero_logits():
     suffix = TrainedSuffix(Wide().block_list(), 3, 4, 7, {})
     assert torch.equal(suffix(torch.randn(2, 7)), torch.zeros(2, 4))
 
@@ -85,9 +85,7 @@ def test_a_new_head_prefers_no_class():
         (3, ("head",)),
     ],
 )
-def test_what_is_frozen_keeps_every_bit_and_what_is_trained_changes(
-    start, trained, learn_statistics
-):
+def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, learn_statistics):
     network = Wide()
     suffix = suffix_of(network, learn_statistics=learn_statistics, dropout=0.2)
     suffix.move_boundary(start, trained)
@@ -112,7 +110,7 @@ def test_what_is_frozen_keeps_every_bit_and_what_is_trained_changes(
     assert found == expected
 
 
-def test_the_penalty_weighs_the_squares_of_each_column_and_goes_with_the_head():
+def test_penalty_weighs_squares_of_columns_and_is_part_of_the_head():
     suffix = suffix_of(Wide())
     assert suffix.penalty() == 0
     penalty = np.arange(7, dtype=np.float32)
@@ -124,7 +122,7 @@ def test_the_penalty_weighs_the_squares_of_each_column_and_goes_with_the_head():
 
 
 @pytest.mark.parametrize("learn_statistics", [False, True])
-def test_modes_of_parts_whatever_anybody_sets(learn_statistics):
+def test_modes_follow_the_trained_parts(learn_statistics):
     suffix = suffix_of(Wide(), learn_statistics=learn_statistics)
     for trained in (("c", "head"), ("a", "pre_logits"), (), PARTS, ("b",)):
         for mode in (True, False, True):
@@ -141,13 +139,13 @@ def test_modes_of_parts_whatever_anybody_sets(learn_statistics):
             assert suffix.dropout.training == mode
 
 
-def test_a_new_suffix_trains_nothing_and_is_in_inference_mode():
+def test_new_suffix_trains_nothing_and_is_in_inference_mode():
     suffix = suffix_of(Wide(), dropout=0.5)
     assert not any(module.training for module in suffix.modules())
     assert suffix.count_trained() == 0
 
 
-def test_frozen_blocks_give_what_they_gave_while_others_are_trained():
+def test_frozen_blocks_compute_the_same_in_training_mode():
     """Neither dropout nor the batch has a say in what is frozen."""
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
@@ -157,7 +155,7 @@ def test_frozen_blocks_give_what_they_gave_while_others_are_trained():
     torch.testing.assert_close(suffix(image()), expected, rtol=0, atol=0)
 
 
-def test_dropout_in_training_drops_what_the_head_sees_and_nothing_else():
+def test_dropout_affects_only_the_input_of_the_head():
     suffix = suffix_of(Wide(), 3, dropout=0.5)
     suffix.set_head(np.ones((5, 7), np.float32), np.zeros(5, np.float32))
     suffix.move_boundary(3, ("head",))
@@ -170,7 +168,7 @@ def test_dropout_in_training_drops_what_the_head_sees_and_nothing_else():
     assert torch.equal(suffix.embed(x), x)
 
 
-def test_trained_parts_are_counted():
+def test_count_trained_sums_the_trained_parts():
     network = Wide()
     suffix = suffix_of(network)
     parts = zip(PARTS, network, strict=True)
@@ -180,12 +178,12 @@ def test_trained_parts_are_counted():
         assert suffix.count_trained() == sum(sizes[name] for name in trained)
 
 
-def test_parts_are_named_from_the_image_on():
+def test_parts_are_listed_from_input_to_head():
     assert list(suffix_of(Wide(), 1).parts()) == ["b", "c", "pre_logits", "head"]
     assert list(suffix_of(Wide(), 3).parts()) == ["pre_logits", "head"]
 
 
-def test_the_state_of_parts_is_a_copy_that_can_be_put_back():
+def test_state_of_parts_is_a_copy_that_restores_them():
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
     suffix.move_boundary(0, PARTS)
@@ -205,7 +203,7 @@ def test_the_state_of_parts_is_a_copy_that_can_be_put_back():
     assert all(tensor.equal(kept[name]) for name, tensor in state.items())
 
 
-def test_a_whole_state_makes_another_suffix_the_same():
+def test_restored_state_makes_another_suffix_equal():
     network = Wide()
     suffix, other = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
     suffix.move_boundary(1, PARTS)
@@ -215,7 +213,7 @@ def test_a_whole_state_makes_another_suffix_the_same():
     torch.testing.assert_close(other(x), suffix.train(False)(x), rtol=0, atol=0)
 
 
-def test_the_backbone_is_never_touched():
+def test_training_leaves_the_backbone_unchanged():
     network = Wide()
     block_list = network.block_list()
     state, expected = copy_of(network), network(image())
@@ -231,7 +229,7 @@ def test_the_backbone_is_never_touched():
     assert ours.isdisjoint(id(tensor) for tensor in (*network.parameters(), *network.buffers()))
 
 
-def test_mixed_precision_gives_float32_that_is_close():
+def test_mixed_precision_returns_close_float32():
     network = Wide()
     full, mixed = suffix_of(network), suffix_of(network, precision=torch.bfloat16)
     assert torch.equal(mixed(image()), full(image()))
@@ -242,14 +240,14 @@ def test_mixed_precision_gives_float32_that_is_close():
     assert not torch.equal(mixed(image()), full(image()))
 
 
-def test_making_a_suffix_draws_no_random_numbers():
+def test_new_suffix_draws_no_random_numbers():
     network = Wide()
     state = torch.get_rng_state()
     suffix_of(network)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
+def test_target_gradient_reaches_the_blocks_reversed():
     suffix = suffix_of(Wide())
     suffix.attach_adversary(Adversary(7, 1.0))
     suffix.move_boundary(0, [*PARTS, ADVERSARY])
@@ -266,7 +264,7 @@ def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
     torch.testing.assert_close(found[0.5], -0.5 * found[-1.0])
 
 
-def test_an_adversary_can_be_forgotten():
+def test_detached_adversary_is_no_part():
     suffix = suffix_of(Wide())
     suffix.attach_adversary(Adversary(7, 1.0))
     assert [*suffix.parts()] == [*PARTS, ADVERSARY]

@@ -46,7 +46,7 @@ def saved(folder, X):
 
 
 @pytest.mark.parametrize("form", ["arrays", "paths"])
-def test_the_order_of_rows_does_not_matter(form, tmp_path):
+def test_training_set_does_not_depend_on_the_row_order(form, tmp_path):
     X, y = balanced_images(5, 4)
     weight = np.random.RandomState(1).rand(9) + 0.5
     if form == "paths":
@@ -68,7 +68,7 @@ def test_images_keep_their_labels_and_weights():
         assert (ours.y[row], ours.counts[row]) == (place // 3, weight[place])
 
 
-def test_equal_images_are_one_that_counts_more():
+def test_equal_images_are_merged_and_their_counts_added():
     X, y = balanced_images(3, 2)
     rows = [4, 0, 1, 4, 2, 3, 0, 0]
     ours = examples(X[rows], y[rows])
@@ -77,14 +77,14 @@ def test_equal_images_are_one_that_counts_more():
 
 
 @pytest.mark.parametrize("times", [2, 3, 6, 10])
-def test_a_weight_is_the_same_as_repetition_to_the_last_bit(times):
+def test_weight_equals_repetition_to_the_last_bit(times):
     X, y = balanced_images(3, 6)
     rows = [*range(9), *[8] * (times - 1)]
     repeated = examples(X[rows], y[rows], class_weight="balanced")
     assert_equal(repeated, examples(X, y, [1] * 8 + [times], "balanced"))
 
 
-def test_weights_of_equal_images_add_up_alike_in_any_order():
+def test_weights_of_equal_images_add_up_equally_in_any_order():
     X, y = balanced_images(1, 1)
     rows, weight = np.array([0, 0, 0, 1]), np.array([0.1, 0.2, 0.3, 1])
     back = [2, 1, 0, 3]
@@ -93,13 +93,13 @@ def test_weights_of_equal_images_add_up_alike_in_any_order():
     )
 
 
-def test_a_image_with_two_labels_stays_two():
+def test_image_with_two_labels_is_not_merged():
     X = images(2, side=4)[[0, 0, 1, 1]]
     ours = examples(X, ["a", "b", "a", "a"])
     assert sorted(zip(ours.y, ours.counts, strict=True)) == [(0, 1), (0, 2), (1, 1)]
 
 
-def test_a_path_is_the_same_however_it_is_spelt_and_two_paths_are_two(folder):
+def test_spellings_of_a_path_are_merged_but_not_two_paths(folder):
     image = images(1, side=4)[0]
     first, second = saved(folder / "images", [image, image])
     spelt = [first, second, os.path.join("images", "0.png"), "images/../images/1.png"]
@@ -107,13 +107,13 @@ def test_a_path_is_the_same_however_it_is_spelt_and_two_paths_are_two(folder):
     assert ours.counts.tolist() == [2, 2]
 
 
-def test_images_without_weight_are_left_out_unread():
+def test_images_of_weight_0_are_left_out_unread():
     X, y = balanced_images(2, 2)
     ours = examples([X[0], "missing.jpg", *X[1:]], np.insert(y, 1, "class0"), [1, 0, 1, 1, 1])
     assert_equal(ours, examples(X, y))
 
 
-def test_an_error_names_the_row_of_the_user(tmp_path):
+def test_image_error_names_the_row_of_x(tmp_path):
     paths = saved(tmp_path / "images", images(6, side=4))
     paths[2], paths[4] = paths[4], paths[2]
     Path(paths[2]).write_bytes(b"no image")
@@ -125,7 +125,7 @@ def test_an_error_names_the_row_of_the_user(tmp_path):
     assert (caught.value.row, caught.value.source) == (3, paths[2])
 
 
-def test_a_missing_file_is_named_at_once(tmp_path):
+def test_digest_names_the_row_of_a_missing_file(tmp_path):
     X = [*images(2, side=4), str(tmp_path / "missing.png")]
     ours = examples(X, ["a", "b", "a"])
     with pytest.raises(ImageError) as caught:
@@ -139,18 +139,18 @@ def is_small(training_set):
 
 
 @pytest.mark.parametrize(("counts", "tiny"), [((10, 10), False), ((10, 9), True)])
-def test_a_set_is_tiny_where_a_class_has_fewer_than_10_images(counts, tiny):
+def test_set_is_small_if_a_class_has_fewer_than_10_images(counts, tiny):
     X, y = balanced_images(*counts)
     assert is_small(examples(X, y)) is tiny
 
 
-def test_a_image_that_counts_for_two_is_two_images():
+def test_set_size_counts_weights_as_images():
     X, y = balanced_images(10, 9)
     assert not is_small(examples(X, y, [1] * 18 + [2]))
     assert is_small(examples(X, y, class_weight={"class1": 2}))
 
 
-def test_the_digest_tells_images_labels_and_weights_apart():
+def test_digest_depends_on_images_labels_and_weights():
     X, y = balanced_images(3, 3)
     other_y = y.copy()
     other_y[0] = "class1"
@@ -168,7 +168,7 @@ def test_the_digest_tells_images_labels_and_weights_apart():
     assert examples(X, y).digest() in digests
 
 
-def test_each_class_gives_its_share_and_at_least_one():
+def test_split_holds_out_a_share_of_each_class_and_at_least_one_image():
     X, y = balanced_images(40, 20, 12, 3)
     ours = examples(X, y)
     train, valid = split_validation(ours, 0.1, 0, ClassificationTask(np.unique(y)))
@@ -178,14 +178,14 @@ def test_each_class_gives_its_share_and_at_least_one():
     assert len(set(rows)) == 75, "an image is in both parts, or in none"
 
 
-def test_two_images_of_a_class_stay_in_training_whatever_the_share():
+def test_split_keeps_two_images_of_each_class_in_training():
     X, y = balanced_images(5, 3)
     train, valid = split_validation(examples(X, y), 1.0, 0, ClassificationTask(np.unique(y)))
     assert np.bincount(train.y).tolist() == [2, 2]
     assert np.bincount(valid.y).tolist() == [3, 1]
 
 
-def test_what_is_held_back_follows_from_the_seed():
+def test_split_depends_only_on_content_and_seed():
     X, y = balanced_images(20, 20)
     ours, classes = examples(X, y), np.unique(y)
     again = examples(X[::-1], y[::-1])
@@ -199,7 +199,7 @@ def test_what_is_held_back_follows_from_the_seed():
     )
 
 
-def test_what_is_held_back_keeps_its_weights():
+def test_split_keeps_weights():
     X, y = balanced_images(6, 6)
     weight = dict(zip([x.tobytes() for x in X], np.arange(1.0, 13), strict=True))
     ours = examples(X, y, list(weight.values()), {"class1": 10})
@@ -210,7 +210,7 @@ def test_what_is_held_back_keeps_its_weights():
             assert part.weights[row] == expected * (10 if number else 1)
 
 
-def test_tiny_classes_give_none_away_and_are_named():
+def test_split_holds_nothing_out_of_tiny_classes_and_warns():
     X, y = balanced_images(10, 2, 1, 5)
     with pytest.warns(UserWarning, match=r"^Got no more than 2 images") as caught:
         train, valid = split_validation(examples(X, y), 0.1, 0, ClassificationTask(np.unique(y)))
@@ -223,7 +223,7 @@ def test_tiny_classes_give_none_away_and_are_named():
     assert np.bincount(train.y).tolist() == [9, 2, 1, 4]
 
 
-def test_nothing_is_held_back_where_every_class_is_tiny():
+def test_split_holds_nothing_out_if_every_class_is_tiny():
     X, y = balanced_images(2, 1)
     ours = examples(X, y)
     with pytest.warns(UserWarning, match="'class0', 'class1'"):
@@ -232,7 +232,7 @@ def test_nothing_is_held_back_where_every_class_is_tiny():
     assert train is ours
 
 
-def test_a_share_of_0_holds_nothing_back_and_says_nothing():
+def test_split_by_a_share_of_0_holds_nothing_out_without_a_warning():
     X, y = balanced_images(2, 1)
     ours = examples(X, y)
     assert split_validation(ours, 0, 0, ClassificationTask(np.unique(y))) == (ours, None)

@@ -28,7 +28,7 @@ def stored(table, keys):
     return [key for key, found in zip(keys, table.read(keys, out), strict=True) if found]
 
 
-def test_round_trip(table):
+def test_read_returns_the_written_rows(table):
     table.write([A, B], rows(1, 2))
     out = np.full((4, 2), 7, np.float32)
     found = table.read([B, C, A, B], out)
@@ -37,7 +37,7 @@ def test_round_trip(table):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_values_are_kept_to_the_bit(store, dtype):
+def test_values_are_stored_to_the_bit(store, dtype):
     table = store.table(b"digest", "", 5, dtype)
     values = np.random.RandomState(0).randn(1, 5).astype(dtype)
     values[0, :2] = np.nan, -0.0
@@ -47,7 +47,7 @@ def test_values_are_kept_to_the_bit(store, dtype):
     assert out.tobytes() == values.tobytes()
 
 
-def test_many_keys(table, monkeypatch):
+def test_read_handles_many_keys_in_any_order(table, monkeypatch):
     """More than one query and more than one read, in any order, some of them missing."""
     monkeypatch.setattr(embedding_table, "_BYTES_PER_READ", 700 * table.row_bytes)
     keys = [b"%016d" % number for number in range(2000)]
@@ -60,14 +60,14 @@ def test_many_keys(table, monkeypatch):
     assert (out[~found] == -1).all()
 
 
-def test_no_keys(table):
+def test_methods_accept_no_keys(table):
     assert table.read([], np.empty((0, 2), np.float32)).tolist() == []
     assert table.claim([]) == []
     table.write([], rows().reshape(0, 2))
     table.release([])
 
 
-def test_a_place_that_changes_hands_while_it_is_read(store, table, monkeypatch):
+def test_row_reused_during_a_read_is_not_returned(store, table, monkeypatch):
     table.write([A, B], rows(1, 2))
     look_up = EmbeddingTable._look_up
 
@@ -84,7 +84,7 @@ def test_a_place_that_changes_hands_while_it_is_read(store, table, monkeypatch):
     assert out.tolist() == [[0, 0], [2, -2]]
 
 
-def test_what_is_stored_stays(store, table):
+def test_write_keeps_rows_that_are_already_stored(store, table):
     """Whoever lost its claim may come late."""
     table.write([A], rows(1))
     table.write([A, B], rows(3, 2))
@@ -95,7 +95,7 @@ def test_what_is_stored_stays(store, table):
     assert store.info().computed == 3
 
 
-def test_tables_are_apart(store, table):
+def test_tables_of_different_digests_are_independent(store, table):
     other = store.table(b"another digest", "a table", width=3)
     table.write([A], rows(1))
     assert stored(other, [A]) == []
@@ -103,7 +103,7 @@ def test_tables_are_apart(store, table):
     assert other.claim([A]) == table.claim([A]) == []
 
 
-def test_a_digest_has_one_width_and_one_dtype(store, table):
+def test_digest_with_another_width_or_dtype_is_rejected(store, table):
     table.write([A], rows(1))
     wider = store.table(b"digest", "wider", width=3)
     for use in (
@@ -122,7 +122,7 @@ def test_a_digest_has_one_width_and_one_dtype(store, table):
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(0, "float32"), (2, "int64")])
-def test_impossible_tables(store, width, dtype):
+def test_invalid_width_or_dtype_is_rejected(store, width, dtype):
     with pytest.raises(ValueError, match="Got width=") as error:
         store.table(b"digest", "", width, dtype)
     assert str(error.value) == (
@@ -132,7 +132,7 @@ def test_impossible_tables(store, width, dtype):
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 2), (2, 3), (2, 1)])
-def test_embeddings_of_another_shape(table, shape):
+def test_write_rejects_embeddings_of_another_shape(table, shape):
     with pytest.raises(ValueError, match="Got embeddings of shape") as error:
         table.write([A, B], np.ones(shape))
     assert str(error.value) == (
@@ -157,7 +157,7 @@ def test_claims_exclude_each_other(store, table):
         assert table.claim([A, B, C]) == [B, C]
 
 
-def test_every_space_object_is_a_claimant(store, table):
+def test_every_table_object_claims_for_itself(store, table):
     table.claim([A])
     for other in (
         copy.copy(table),
@@ -167,7 +167,7 @@ def test_every_space_object_is_a_claimant(store, table):
         assert other.claim([A]) == []
 
 
-def test_a_lease_runs_out_unless_it_is_renewed(table, monkeypatch):
+def test_lease_expires_unless_it_is_renewed(table, monkeypatch):
     other = copy.copy(table)
     monkeypatch.setattr(embedding_table, "LEASE_SECONDS", -1)
     table.claim([A])
@@ -183,7 +183,7 @@ def test_a_lease_runs_out_unless_it_is_renewed(table, monkeypatch):
     assert other.claim([A]) == []
 
 
-def test_claims_of_a_dead_process_are_free(store, table):
+def test_claims_of_a_dead_process_expire_at_once(store, table):
     script = """
 import os, sys
 from sktransfer.store.store import EmbeddingStore, EmbeddingTable
@@ -201,7 +201,7 @@ os._exit(0)
     assert owners == (1,)
 
 
-def test_a_process_number_says_nothing_about_another_machine(table, monkeypatch):
+def test_process_number_is_ignored_for_another_machine(table, monkeypatch):
     other = copy.copy(table)
     monkeypatch.setattr(embedding_table, "is_running", lambda pid: False)
     monkeypatch.setattr(embedding_table, "this_host", lambda: "elsewhere")
@@ -212,7 +212,7 @@ def test_a_process_number_says_nothing_about_another_machine(table, monkeypatch)
     assert other.claim([A]) == [A]
 
 
-def test_clearing_while_others_work(store, table):
+def test_clear_during_other_work_does_no_harm(store, table):
     """Neither claims nor numbers of tables from before must do harm."""
     table.claim([A])
     store.clear()
@@ -238,7 +238,7 @@ def keys(letter, count):
     return [f"{letter}{number:015d}".encode() for number in range(count)]
 
 
-def test_the_oldest_rows_make_room(bounded):
+def test_oldest_rows_are_removed_beyond_the_limit(bounded):
     table = bounded.table(b"digest", "", width=2)
     for number, key in enumerate(keys("x", 11)):
         table.write([key], rows(number))
@@ -249,7 +249,7 @@ def test_the_oldest_rows_make_room(bounded):
     assert (info.images, info.bytes) == (9, 72)
 
 
-def test_the_least_recently_used_space_makes_room(bounded, monkeypatch):
+def test_rows_of_the_least_recently_used_table_are_removed_first(bounded, monkeypatch):
     clock = iter(range(1000, 2000))
     monkeypatch.setattr(embedding_table.time, "time", lambda: next(clock))
     first, second, third = (bounded.table(name, "", width=2) for name in (b"1", b"2", b"3"))
@@ -266,13 +266,13 @@ def test_the_least_recently_used_space_makes_room(bounded, monkeypatch):
     assert stored(third, keys("c", 4) + keys("d", 6)) == keys("c", 4)[1:] + keys("d", 6)
 
 
-def test_a_batch_beyond_the_limit_keeps_its_end(bounded):
+def test_batch_beyond_the_limit_keeps_its_last_rows(bounded):
     table = bounded.table(b"digest", "", width=2)
     table.write(keys("x", 30), rows(*range(30)))
     assert stored(table, keys("x", 30)) == keys("x", 30)[21:]
 
 
-def test_a_row_beyond_the_limit_is_not_stored(bounded):
+def test_row_larger_than_the_limit_is_not_stored(bounded):
     table = bounded.table(b"digest", "", width=21)
     table.claim([A])
     with pytest.warns(UserWarning, match="One embedding takes 84 bytes, but .* 80 .*max_bytes"):
@@ -283,7 +283,7 @@ def test_a_row_beyond_the_limit_is_not_stored(bounded):
     assert bounded.info().computed == 2
 
 
-def test_the_file_follows_the_limit(tmp_path):
+def test_file_shrinks_to_a_smaller_limit(tmp_path):
     with closing(EmbeddingStore(tmp_path)) as large:
         table = large.table(b"digest", "", width=1024)
         table.write(keys("x", 2000), np.ones((2000, 1024)))

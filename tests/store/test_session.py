@@ -44,7 +44,7 @@ def embed(store):
     )
 
 
-def test_one_session_for_this_users_eyes(base):
+def test_process_has_one_private_session(base):
     store = session_store()
     assert session_store() is store
     assert store.directory.parent == base
@@ -56,14 +56,14 @@ def test_one_session_for_this_users_eyes(base):
 
 
 @pytest.mark.parametrize(("free", "limit"), [(2**40, 2**32), (2**33, 2**31), (0, 2**20)])
-def test_the_limit_follows_the_free_disk(base, monkeypatch, free, limit):
+def test_session_limit_follows_the_free_disk_space(base, monkeypatch, free, limit):
     monkeypatch.setattr(
         session.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free)
     )
     assert session_store().max_bytes == limit
 
 
-def test_the_environment_leads_to_the_session(base, monkeypatch):
+def test_session_directory_is_read_from_the_environment(base, monkeypatch):
     there = base / f"{this_host()}-1-abc"
     there.mkdir()
     monkeypatch.setenv(VARIABLE, str(there))
@@ -71,13 +71,13 @@ def test_the_environment_leads_to_the_session(base, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["elsewhere-1-abc", f"{this_host()}-1-gone", ""])
-def test_the_environment_of_another_life(base, monkeypatch, name):
+def test_stale_directory_in_the_environment_is_ignored(base, monkeypatch, name):
     (base / "elsewhere-1-abc").mkdir()
     monkeypatch.setenv(VARIABLE, str(base / name))
     assert session_store().directory.name.startswith(f"{this_host()}-{os.getpid()}-")
 
 
-def test_a_session_that_vanishes(base):
+def test_deleted_session_is_created_again(base):
     embed(session_store())
     shutil.rmtree(base)
     assert embed(session_store()).tolist() == [[1], [1]]
@@ -86,7 +86,7 @@ def test_a_session_that_vanishes(base):
     assert session_store().directory.is_dir()
 
 
-def test_no_place_for_a_session(tmp_path, base, monkeypatch):
+def test_session_that_cannot_be_created_embeds_with_a_warning(tmp_path, base, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     share_session()
@@ -94,14 +94,14 @@ def test_no_place_for_a_session(tmp_path, base, monkeypatch):
         assert embed(session_store()).tolist() == [[1], [1]]
 
 
-def test_somebody_else_was_here_first(tmp_path, base, monkeypatch):
+def test_session_avoids_a_folder_of_another_user(tmp_path, base, monkeypatch):
     user = os.getuid() + 1
     monkeypatch.setattr(session.os, "getuid", lambda: user)
     (tmp_path / f"sktransfer-{user}").mkdir()
     assert session_store().directory.parent.name.startswith(f"sktransfer-{user}-")
 
 
-def test_workers_find_the_session(tmp_path):
+def test_workers_share_the_session_and_it_is_removed_at_exit(tmp_path):
     """Those that joblib started before it was made, and after; and nothing of it stays."""
     script = """
 import os
@@ -133,7 +133,7 @@ print(ours)
     assert not directory.parent.exists()
 
 
-def test_forks_and_the_session(tmp_path):
+def test_fork_shares_the_session_and_removes_only_its_own(tmp_path):
     """A fork uses what its parent has, and removes only what it has made itself."""
     script = """
 import multiprocessing, os, sys
@@ -169,7 +169,7 @@ assert ours.is_dir()
     assert list(tmp_path.glob("sktransfer-*")) == []
 
 
-def test_what_killed_sessions_left_is_removed(tmp_path, base):
+def test_leftovers_of_killed_sessions_are_removed(tmp_path, base):
     script = """
 import os, signal
 from sktransfer.store.session import session_store
@@ -191,7 +191,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert sorted(base.iterdir()) == sorted([*kept, ours])
 
 
-def test_sessions_where_nobody_tells_who_is_running(base, monkeypatch):
+def test_old_sessions_are_removed_if_running_processes_are_unknown(base, monkeypatch):
     old, new = (base / f"{this_host()}-{os.getppid()}-{age}" for age in ("old", "new"))
     for directory in (old, new):
         directory.mkdir()
@@ -201,7 +201,7 @@ def test_sessions_where_nobody_tells_who_is_running(base, monkeypatch):
     assert sorted(base.iterdir()) == sorted([new, ours])
 
 
-def test_resolving(base, tmp_path, monkeypatch):
+def test_resolve_store_accepts_every_kind_of_cache(base, tmp_path, monkeypatch):
     assert resolve_store(None) is None
     assert resolve_store("auto") is session_store()
     kept = resolve_store(tmp_path / "kept")
@@ -215,7 +215,7 @@ def test_resolving(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("cache", [True, 3, b"bytes"])
-def test_what_is_no_store(cache):
+def test_resolve_store_rejects_other_types(cache):
     with pytest.raises(TypeError) as error:
         resolve_store(cache)
     assert str(error.value) == (
@@ -223,7 +223,7 @@ def test_what_is_no_store(cache):
     )
 
 
-def test_an_empty_string_is_no_directory():
+def test_resolve_store_rejects_an_empty_string():
     with pytest.raises(ValueError, match="Got cache=''") as error:
         resolve_store("")
     assert str(error.value) == (

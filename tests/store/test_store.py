@@ -61,7 +61,7 @@ def is_stored(table, keys=KEYS):
     return table.read(keys, np.empty((len(keys), table.width), table.dtype))
 
 
-def test_each_image_is_computed_once(store, table):
+def test_image_is_computed_once(store, table):
     first, second = Backbone(), Backbone()
     half = embed(table, first, KEYS[:100])
     assert half.dtype == np.float32
@@ -83,11 +83,11 @@ def test_repeated_images_are_computed_at_their_first_row(store, table):
     assert store.info().read == 3
 
 
-def test_no_images(table):
+def test_embed_once_accepts_no_images(table):
     assert embed(table, None, []).shape == (0, 2)
 
 
-def test_every_batch_is_stored_at_once(table):
+def test_batch_is_stored_as_soon_as_it_is_computed(table):
     def compute(rows):
         for batch, embeddings in Backbone()(rows):
             yield batch, embeddings
@@ -97,7 +97,7 @@ def test_every_batch_is_stored_at_once(table):
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), GeneratorExit(), OSError()])
-def test_an_interrupted_run_keeps_its_batches_and_no_claims(table, error):
+def test_interrupted_run_keeps_its_batches_and_no_claims(table, error):
     """An OSError of an image is not one of the store."""
     backbone = Backbone(error=error, after=3 * BATCH)
     with pytest.raises(type(error)):
@@ -119,12 +119,12 @@ def test_broken_images_are_nan_and_not_stored(table):
     assert copy.copy(table).claim(KEYS) == [KEYS[row] for row in broken]
 
 
-def test_embeddings_of_another_shape(table):
+def test_embed_once_rejects_embeddings_of_another_shape(table):
     with pytest.raises(ValueError, match=r"Got embeddings of shape \(1, 3\)"):
         embed(table, lambda rows: [(rows[:1], np.ones((1, 3)))])
 
 
-def test_waiting_for_what_others_compute(table, monkeypatch):
+def test_embed_once_waits_for_images_claimed_by_others(table, monkeypatch):
     other = copy.copy(table)
     other.claim(KEYS[:20])
     backbone = Backbone()
@@ -144,7 +144,7 @@ def test_waiting_for_what_others_compute(table, monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["release", "death", "lease"])
-def test_taking_over_what_others_do_not_finish(table, monkeypatch, end):
+def test_embed_once_takes_over_unfinished_claims(table, monkeypatch, end):
     other = copy.copy(table)
     other.claim(KEYS[:20])
     other.write(KEYS[:5], expected(range(5)))
@@ -165,7 +165,7 @@ def test_taking_over_what_others_do_not_finish(table, monkeypatch, end):
     assert sorted(backbone.rows) == list(range(5, 200))
 
 
-def test_a_long_computation_keeps_its_claims(store, table, monkeypatch):
+def test_long_computation_renews_its_claims(store, table, monkeypatch):
     monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.003)  # how often, not how long
     renewed = threading.Event()
     renew = EmbeddingTable.renew
@@ -233,7 +233,7 @@ def test_processes_share_the_work(store, tmp_path):
     assert sorted(map(int, log.read_text().split())) == list(range(200))
 
 
-def test_a_killed_process_loses_the_batch_in_flight(table, store, tmp_path, monkeypatch):
+def test_killed_process_loses_only_the_batch_in_flight(table, store, tmp_path, monkeypatch):
     process = start_python(RUN, store.directory, tmp_path / "computed", 3)
     with process:
         process.stdin.write("go\n")
@@ -248,7 +248,7 @@ def test_a_killed_process_loses_the_batch_in_flight(table, store, tmp_path, monk
     assert sorted(backbone.rows) == list(range(3 * 8, 200))
 
 
-def test_a_store_that_cannot_be_made(tmp_path):
+def test_store_that_cannot_be_created_embeds_with_a_warning(tmp_path):
     (tmp_path / "file").touch()
     store = EmbeddingStore(tmp_path / "file" / "store")
     table = store.table(b"digest", "a table", width=2)
@@ -270,7 +270,7 @@ def test_a_store_that_cannot_be_made(tmp_path):
 
 
 @pytest.mark.parametrize("operation", ["read", "claim", "write", "release"])
-def test_a_store_that_fails_in_the_middle(table, monkeypatch, operation):
+def test_store_that_fails_midway_embeds_with_a_warning(table, monkeypatch, operation):
     table.write(KEYS[:10], expected(range(10)))
     honest = getattr(EmbeddingTable, operation)
     calls = []
@@ -291,7 +291,7 @@ def test_a_store_that_fails_in_the_middle(table, monkeypatch, operation):
     assert len(calls) == 2  # a locked store would take a minute each time
 
 
-def test_what_was_read_counts_although_it_cannot_be_counted(table, monkeypatch):
+def test_failure_to_count_does_not_prevent_reading(table, monkeypatch):
     table.write(KEYS, expected(range(200)))
 
     def full(*arguments):
@@ -301,7 +301,7 @@ def test_what_was_read_counts_although_it_cannot_be_counted(table, monkeypatch):
     assert (embed(table, None) == expected(range(200))).all()
 
 
-def test_a_corrupt_store_is_replaced(store, table):
+def test_corrupt_store_is_replaced(store, table):
     embed(table, Backbone())
     store.close()
     (store.directory / "embeddings.sqlite").write_bytes(b"not a database" * 10_000)
@@ -312,7 +312,7 @@ def test_a_corrupt_store_is_replaced(store, table):
     embed(table, None)
 
 
-def test_a_directory_that_vanishes_at_work(store, table):
+def test_directory_deleted_during_a_run_is_created_again(store, table):
     def compute(rows):
         if rows[0] == 0:
             for file in store.directory.iterdir():
@@ -324,7 +324,7 @@ def test_a_directory_that_vanishes_at_work(store, table):
     assert is_stored(table).all()
 
 
-def test_a_fork_uses_the_store_of_its_parent(store):
+def test_fork_uses_the_store_of_its_parent(store):
     script = """
 import os, sys
 import numpy as np
@@ -349,7 +349,7 @@ assert (info.computed, info.read) == (30, 30), info
     finish_python(start_python(script, store.directory))
 
 
-def test_info(store, table):
+def test_info_counts_images_bytes_and_use(store, table):
     assert store.info().tables == ()
     assert not store.directory.exists()
     embed(table, Backbone())
@@ -371,7 +371,7 @@ def test_info(store, table):
     assert repr(info) == str(info)
 
 
-def test_clear(store, table):
+def test_clear_removes_every_row_and_frees_the_file(store, table):
     store.clear()
     assert not store.directory.exists()
     large = store.table(b"large", "", width=1024)
@@ -386,7 +386,7 @@ def test_clear(store, table):
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1])
-def test_a_limit_must_be_positive(tmp_path, max_bytes):
+def test_limit_that_is_not_positive_is_rejected(tmp_path, max_bytes):
     with pytest.raises(ValueError, match="Got max_bytes") as error:
         EmbeddingStore(tmp_path, max_bytes=max_bytes)
     assert str(error.value) == (
@@ -395,7 +395,7 @@ def test_a_limit_must_be_positive(tmp_path, max_bytes):
     )
 
 
-def test_a_file_is_not_a_directory(tmp_path):
+def test_file_in_place_of_a_directory_is_rejected(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError) as error:
         EmbeddingStore(tmp_path / "file")
@@ -405,14 +405,14 @@ def test_a_file_is_not_a_directory(tmp_path):
     )
 
 
-def test_paths(tmp_path, monkeypatch):
+def test_directory_expands_the_user_and_is_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert EmbeddingStore("~/a/b").directory == EmbeddingStore(Path("a/b")).directory
     assert not (tmp_path / "a").exists()
 
 
-def test_copies(store, table):
+def test_pickled_store_refers_to_the_same_directory(store, table):
     embed(table, Backbone())
     store.max_bytes = 2**20
     pickled = pickle.dumps(store)

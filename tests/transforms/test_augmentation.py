@@ -113,7 +113,7 @@ def augment(request):
 # The same seed
 
 
-def test_same_seed_same_copy_and_other_seed_other_copy(augment):
+def test_augmentation_depends_on_the_seed(augment):
     image = photograph()
     copies = [augment(image, seed) for seed in range(8)]
     for seed in (5, 0, 7):
@@ -125,7 +125,7 @@ def test_same_seed_same_copy_and_other_seed_other_copy(augment):
     )
 
 
-def test_threads_give_what_one_thread_gives(augment):
+def test_augmentation_is_the_same_in_several_threads(augment):
     images = [photograph(40, 48, seed) for seed in range(3)]
     work = [(images[i % 3], i) for i in range(24)]
     serial = [augment(*item) for item in work]
@@ -134,7 +134,7 @@ def test_threads_give_what_one_thread_gives(augment):
     assert all(torch.equal(a, b) for a, b in zip(serial, reversed(threaded), strict=True))
 
 
-def test_global_random_states_and_the_image_are_left_alone(augment):
+def test_augmentation_leaves_global_random_states_and_the_image_unchanged(augment):
     image = photograph()
     before = image.clone()
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
@@ -146,14 +146,14 @@ def test_global_random_states_and_the_image_are_left_alone(augment):
     assert torch.equal(image, before)
 
 
-def test_global_random_states_do_not_matter(augment):
+def test_augmentation_does_not_depend_on_global_random_states(augment):
     image = photograph()
     expected = augment(image, 11)
     torch.rand(5), np.random.rand(5), random.random()
     assert torch.equal(augment(image, 11), expected)
 
 
-def test_states_are_set_back_after_an_error():
+def test_global_random_state_is_restored_after_an_error():
     state = torch.get_rng_state()
 
     def broken(image):
@@ -166,7 +166,7 @@ def test_states_are_set_back_after_an_error():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_policies_never_touch_the_global_generators(policy, monkeypatch):
+def test_policies_do_not_use_the_global_generators(policy, monkeypatch):
     """They need no lock, so that threads do not wait for each other."""
 
     def refuse(*_):
@@ -179,7 +179,7 @@ def test_policies_never_touch_the_global_generators(policy, monkeypatch):
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1, 2**64, np.uint64(2**63)])
 @pytest.mark.parametrize("augment", ["industrial", EVERY_KIND["function"]])
-def test_any_seed(augment, seed):
+def test_any_seed_is_accepted(augment, seed):
     assert resolve_augmentation(augment)(photograph(), seed).shape == (3, 64, 80)
 
 
@@ -213,7 +213,7 @@ def test_policies_keep_any_shape(policy, shape):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_channels_last_images_give_the_same(policy):
+def test_policies_compute_the_same_for_channels_last_images(policy):
     image = photograph()
     last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert torch.equal(
@@ -223,7 +223,7 @@ def test_channels_last_images_give_the_same(policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("value", "object_value"), [(255, 0), (0, 255), (90, 200)])
-def test_what_comes_into_view_has_the_color_of_the_border(policy, value, object_value):
+def test_uncovered_area_has_the_color_of_the_border(policy, value, object_value):
     image = flat(value)
     image[:, 24:40, 24:40] = object_value
     geometry = resolve_augmentation(policy).steps[0]
@@ -236,7 +236,7 @@ def test_what_comes_into_view_has_the_color_of_the_border(policy, value, object_
 
 @pytest.mark.parametrize("policy", ["light", "standard"])
 @pytest.mark.parametrize("value", [0, 255])
-def test_corners_look_like_the_rest_of_the_background(policy, value):
+def test_uncovered_corners_have_the_color_of_the_background(policy, value):
     image = flat(value)
     image[:, 24:40, 24:40] = 255 - value
     for seed in range(30):
@@ -246,7 +246,7 @@ def test_corners_look_like_the_rest_of_the_background(policy, value):
         assert abs(int(corners.max()) - value) < 100
 
 
-def test_the_border_color_is_per_channel_and_takes_the_majority():
+def test_border_color_is_the_majority_of_each_channel():
     image = torch.tensor([250, 20, 130], dtype=torch.uint8)[:, None, None].repeat(1, 32, 32)
     image[:, :, 10:14] = 0  # reaches the border
     shifted = Geometry(shift=0.4)
@@ -264,12 +264,12 @@ def mirrored(policy, seeds=24):
     return sum((c[:, :, :24].mean() > c[:, :, -24:].mean()).item() for c in copies)
 
 
-def test_light_never_mirrors_and_the_others_do_half_of_the_time():
+def test_light_never_mirrors_and_the_other_policies_do_half_of_the_time():
     assert mirrored("light") == 0
     assert all(5 <= mirrored(policy) <= 19 for policy in ("standard", "aggressive", "industrial"))
 
 
-def test_geometry_standing_still_changes_nothing():
+def test_geometry_without_motion_is_the_identity():
     image = photograph(33, 50)
     assert torch.equal(Geometry()(image), image)
     assert torch.equal(Geometry(flip=1.0)(image), image.flip(-1))
@@ -291,7 +291,7 @@ def test_geometry_agrees_with_torchvision():
     assert (ours[inside].int() - theirs[inside].int()).abs().max() <= 1
 
 
-def test_lighting_does_the_arithmetic():
+def test_lighting_computes_contrast_gamma_exposure_and_slope():
     drawn = {"contrast": 1.0, "gamma": 2.0, "exposure": 0.5, "slope": 0.0, "direction": 0.0}
     image = flat(0, 1, 3)
     image[:, 0, 1:] = torch.tensor([128, 255], dtype=torch.uint8)
@@ -313,7 +313,7 @@ def test_color_loss_keeps_luminance():
     assert torch.equal(ColorLoss(keep=(1.0, 1.0), gray=0.0)(image), image)
 
 
-def test_blur_spreads_a_point_and_keeps_its_light():
+def test_blur_spreads_a_point_and_preserves_its_sum():
     point = flat(0)
     point[:, 32, 32] = 255
     drawn = {"radius": 0.05, "path": 0.14, "direction": 0.0, "moving": 1.0}
@@ -327,7 +327,7 @@ def test_blur_spreads_a_point_and_keeps_its_light():
     assert torch.equal(Blur().transform(point, drawn | {"moving": -1.0, "radius": 0.0}), point)
 
 
-def test_sensor_noise_has_the_deviation_drawn():
+def test_sensor_noise_has_the_drawn_deviation():
     drawn = {"shot": 0.04, "read": 0.03, "grain": 0.0, "seed": 5.0}
     noisy = SensorNoise().transform(flat(128, 200, 200), drawn).float()
     assert noisy.mean().item() == pytest.approx(128, abs=0.2)
@@ -338,7 +338,7 @@ def test_sensor_noise_has_the_deviation_drawn():
     assert len(seeds) == 200
 
 
-def test_grain_of_sensor_noise_is_as_large_as_drawn():
+def test_sensor_noise_has_the_drawn_grain():
     def likeness_of_neighbors(grain):
         drawn = {"shot": 0.0, "read": 0.05, "grain": grain, "seed": 5.0}
         noise = SensorNoise().transform(flat(128, 150, 200), drawn)[0].float() - 128
@@ -349,7 +349,7 @@ def test_grain_of_sensor_noise_is_as_large_as_drawn():
     assert coarse > 0.7  # three pixels
 
 
-def test_erase_hides_a_rectangle_under_the_mean():
+def test_erase_fills_a_rectangle_with_the_mean():
     image = photograph(64, 100)
     erased = Erase(area=(0.1, 0.1))(image)
     changed = (erased != image).any(0)
@@ -360,7 +360,7 @@ def test_erase_hides_a_rectangle_under_the_mean():
 
 
 @pytest.mark.parametrize("part", [Geometry, Lighting, ColorLoss, Blur, SensorNoise, Erase])
-def test_parts_work_in_a_compose_and_heed_their_probability(part):
+def test_part_works_in_a_compose_and_respects_its_probability(part):
     image = photograph()
     assert torch.equal(v2.Compose([part(p=0.0)])(image), image)
     with torch.random.fork_rng(devices=[]):
@@ -376,7 +376,7 @@ def test_parts_work_in_a_compose_and_heed_their_probability(part):
 # What is cached by
 
 
-def test_a_policy_registered_from_outside_works(monkeypatch):
+def test_registered_policy_works(monkeypatch):
     monkeypatch.setattr(augmentation, "POLICIES", dict(augmentation.POLICIES))
     steps = (Blur(), v2.RandomInvert(p=1.0))
     register_policy("toy", Policy(steps, n_views=5, doc="A toy."))
@@ -395,19 +395,19 @@ def test_a_policy_registered_from_outside_works(monkeypatch):
         register_policy("toy", Policy(steps, n_views=5, doc="A toy."))
 
 
-def test_the_docstring_lists_every_policy():
+def test_docstring_lists_every_policy():
     for name, policy in POLICIES.items():
         assert f'- `"{name}"`: {policy.doc[:30]}' in resolve_augmentation.__doc__
 
 
-def test_policies_are_tripwires():
+def test_policy_digests_are_unchanged():
     """A change to a policy raises `_AUGMENTATION_VERSION`, and then these digests."""
     digests = {policy: resolve_augmentation(policy).digest.hex() for policy in POLICIES}
     assert digests == DIGESTS
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_copies_are_tripwires(policy):
+def test_policy_outputs_are_unchanged(policy):
     """A change to what a policy computes raises `_AUGMENTATION_VERSION`, then these gray values."""
     x, y = torch.linspace(0, 255, 60), torch.linspace(0, 120, 48)[:, None]
     image = torch.stack([x.expand(48, 60), y.expand(48, 60), (255 - x).expand(48, 60)])
@@ -420,7 +420,7 @@ def test_copies_are_tripwires(policy):
 
 @pytest.mark.parametrize("shape", [(48, 60), (61, 47), (40, 40)])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_middle_alone_is_the_middle_of_the_whole(policy, shape):
+def test_geometry_of_the_center_equals_the_center_of_the_whole(policy, shape):
     """Where nothing but geometry changes it: light, for one, depends on what there is to see."""
     image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
     whole = resolve_augmentation(policy)
@@ -432,7 +432,7 @@ def test_the_middle_alone_is_the_middle_of_the_whole(policy, shape):
         assert whole(image, seed, (40, 40)).shape[1:] in ((40, 40), shape)
 
 
-def test_digest_changes_with_the_edition(monkeypatch):
+def test_digest_depends_on_the_augmentation_version(monkeypatch):
     augments = ["light", v2.RandomRotation(10)]
     before = [resolve_augmentation(augment).digest for augment in augments]
     monkeypatch.setattr(
@@ -441,7 +441,7 @@ def test_digest_changes_with_the_edition(monkeypatch):
     assert all(resolve_augmentation(a).digest != b for a, b in zip(augments, before, strict=True))
 
 
-def test_digest_of_torchvisions_transforms_is_the_same_in_another_process():
+def test_digest_of_torchvision_transforms_is_the_same_in_any_process():
     script = (
         "import torch\nfrom torchvision.transforms import v2\n"
         "from sktransfer.transforms.augmentation import *\n"
@@ -469,7 +469,7 @@ def test_digest_of_torchvisions_transforms_is_the_same_in_another_process():
         (lambda: v2.AutoAugment(), lambda: v2.AutoAugment(v2.AutoAugmentPolicy.SVHN)),
     ],
 )
-def test_digest_tells_parameters(one, other):
+def test_digest_depends_on_the_parameters(one, other):
     assert resolve_augmentation(one()).digest == resolve_augmentation(one()).digest
     assert resolve_augmentation(one()).digest != resolve_augmentation(other()).digest
 
@@ -492,7 +492,7 @@ def Constant(value):  # noqa: N802
         v2.Compose([v2.RandomRotation(10), Stuttering()]),
     ],
 )
-def test_what_cannot_be_identified_is_shared_only_through_one_object(augment):
+def test_digest_of_unidentifiable_functions_is_unique_per_object(augment):
     once, again = resolve_augmentation(augment), resolve_augmentation(augment)
     assert len(once.digest) == 16
     assert once.digest != again.digest
@@ -507,7 +507,7 @@ def test_digest_does_not_draw_from_the_global_generators():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND if kind != "lambda"])
-def test_pickled_it_is_the_same(kind):
+def test_pickled_augmentation_is_equal(kind):
     augment = resolve_augmentation(EVERY_KIND[kind])
     again = pickle.loads(pickle.dumps(augment))
     assert again.digest == augment.digest
@@ -517,7 +517,7 @@ def test_pickled_it_is_the_same(kind):
 # What users pass
 
 
-def test_none_and_what_is_resolved_already():
+def test_resolve_augmentation_returns_none_and_resolved_ones_unchanged():
     assert resolve_augmentation(None) is None
     light = resolve_augmentation("light")
     assert isinstance(light, Augmentation)
@@ -529,7 +529,7 @@ def test_none_and_what_is_resolved_already():
     ]
 
 
-def test_unknown_policy():
+def test_unknown_policy_is_rejected_with_a_suggestion():
     expected = (
         "Got augment='standart', but expected one of None, 'light', 'standard', 'aggressive', "
         "'industrial'; did you mean 'standard'?"
@@ -548,7 +548,7 @@ def test_unknown_policy():
         (v2.RandomRotation, r"; make one: RandomRotation\(...\)$"),
     ],
 )
-def test_what_is_no_transform(augment, remedy):
+def test_values_that_are_no_transform_are_rejected(augment, remedy):
     start = "^Got augment=.*, but expected one of 'light', 'standard', 'aggressive', 'industrial', "
     with pytest.raises(TypeError, match=f"{start}None, or a transform .*{remedy}"):
         resolve_augmentation(augment)
@@ -568,7 +568,7 @@ def test_what_is_no_transform(augment, remedy):
         (lambda image: image * torch.nan, ValueError, "from nan to nan"),
     ],
 )
-def test_what_is_no_image(augment, error, message):
+def test_transform_that_returns_no_image_is_rejected(augment, error, message):
     with pytest.raises(error, match=message):
         resolve_augmentation(augment)(photograph(), 0)
 
@@ -584,6 +584,6 @@ def test_floats_and_tv_tensors_are_converted():
         assert not result.requires_grad
 
 
-def test_own_transforms_may_change_the_size():
+def test_custom_transform_may_change_the_size():
     cropped = resolve_augmentation(v2.RandomResizedCrop(24))(photograph(), 0)
     assert cropped.shape == (3, 24, 24)

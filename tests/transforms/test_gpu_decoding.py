@@ -44,7 +44,7 @@ def views(folder, *names, **more):
     return Views(as_images([str(folder / name) for name in names]), PREPROCESSING, **more)
 
 
-def test_gives_what_the_other_decoder_gives(folder):
+def test_prepare_on_equals_the_default_decoder(folder):
     some = views(folder, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
     there = some.prepare_on(CPU, range(4))
     assert list(there) == [0, 1, 2, 3]
@@ -54,7 +54,7 @@ def test_gives_what_the_other_decoder_gives(folder):
         assert (pixels.short() - expected.short()).abs().max() <= 2
 
 
-def test_leaves_what_is_special_to_the_other_decoder(folder):
+def test_prepare_on_skips_special_files(folder):
     names = ["turned.jpg", "cmyk.jpg", "image.png", "large.jpg", "text.jpg", "nowhere.jpg"]
     assert views(folder, *names).prepare_on(CPU, range(6)) == {}
     assert views(folder, "plain.jpg", augmentation=object()).prepare_on(CPU, [0]) == {}
@@ -62,12 +62,12 @@ def test_leaves_what_is_special_to_the_other_decoder(folder):
     assert array.prepare_on(CPU, range(2)) == {}
 
 
-def test_encoded_bytes_are_decoded_there_too(folder):
+def test_prepare_on_decodes_encoded_bytes(folder):
     encoded = [(folder / "plain.jpg").read_bytes()] * 2
     assert len(Views(as_images(encoded), PREPROCESSING).prepare_on(CPU, range(2))) == 2
 
 
-def test_a_broken_image_is_named_and_no_other_is_lost(folder):
+def test_broken_image_is_named_and_the_others_are_decoded(folder):
     some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
     with pytest.raises(ImageError, match=r"row 1 .*broken\.jpg"):
         list(ImageReader(some, 2, ImageErrors("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
@@ -79,7 +79,7 @@ def test_a_broken_image_is_named_and_no_other_is_lost(folder):
         np.testing.assert_allclose(found, some.prepare(row), atol=2)
 
 
-def test_those_beside_a_broken_one_come_from_the_next_batch(folder, monkeypatch):
+def test_prepare_on_skips_the_batch_of_a_broken_image(folder, monkeypatch):
     monkeypatch.setattr(device_decoding, "_IMAGES_PER_BATCH", 2)
     some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
     assert list(some.prepare_on(CPU, range(5))) == [2, 3, 4]
@@ -88,7 +88,7 @@ def test_those_beside_a_broken_one_come_from_the_next_batch(folder, monkeypatch)
 @pytest.mark.parametrize(
     "error", [RuntimeError("no nvJPEG"), torch.OutOfMemoryError(), NotImplementedError()]
 )
-def test_nothing_is_decoded_where_the_device_cannot(folder, error, monkeypatch):
+def test_prepare_on_returns_nothing_if_the_device_cannot_decode(folder, error, monkeypatch):
     def fails(*arguments):
         raise error
 
@@ -99,7 +99,7 @@ def test_nothing_is_decoded_where_the_device_cannot(folder, error, monkeypatch):
     assert prepare_jpegs(encoded, lambda pixels: pixels, CPU) == {}
 
 
-def test_has_to_be_asked_for(monkeypatch):
+def test_gpu_decoding_is_off_by_default(monkeypatch):
     cuda = torch.device("cuda", 0)
     assert not decodes_on(cuda)
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
@@ -108,7 +108,7 @@ def test_has_to_be_asked_for(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_gpu_embeds_the_same(folder, monkeypatch):
+def test_gpu_decoding_gives_the_same_embeddings(folder, monkeypatch):
     paths = [str(folder / name) for name in ("plain.jpg", "gray.jpg", "turned.jpg", "large.jpg")]
     extractor = PretrainedFeatureExtractor(device="cuda", cache=None).fit(paths * 40)
     expected = extractor.transform(paths * 40)

@@ -27,7 +27,7 @@ def test_every_variable_is_in_the_table():
 
 
 @pytest.mark.parametrize("variable", config.VARIABLES, ids=lambda variable: variable.name)
-def test_the_environment_is_read_at_each_use(variable, monkeypatch):
+def test_variable_is_read_at_each_use(variable, monkeypatch):
     monkeypatch.delenv(variable.name, raising=False)
     assert variable.get() == variable.default
     monkeypatch.setenv(variable.name, "one")
