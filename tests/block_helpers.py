@@ -45,6 +45,11 @@ def two_images(size):
     return functional.interpolate(coarse, (size, size), mode="bicubic")
 
 
+def float_images(n=3):
+    """Draw images from a normal distribution, float32 (N, 3, 16, 16)."""
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
 def run(blocks, x):
     for _, block in blocks:
         version = x._version

@@ -1,5 +1,6 @@
 """What the tests share: small backbones, images, classifiers, and other processes."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from skorch.callbacks import Callback
 from torch import nn
+from torchvision.transforms.v2.functional import resize
 
 import sktransfer
 from sktransfer import FineTunedImageClassifier
@@ -113,6 +116,54 @@ def images(n, side=20, seed=0):
     return np.random.RandomState(seed).randint(0, 256, (n, side, side, 3)).astype(np.uint8)
 
 
+class Items(torch.utils.data.Dataset):
+    """A map-style dataset of items with labels, which records the rows that are read."""
+
+    def __init__(self, items):
+        self.items = items
+        self.reads = []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        self.reads.append(row)
+        return self.items[row], row
+
+
+def encoded(image, file_type="PNG", **options):
+    """Encode a PIL image."""
+    file = io.BytesIO()
+    image.save(file, file_type, **options)
+    return file.getvalue()
+
+
+def save_images(X, folder):
+    """Save images as 0.png, 1.png, ... in a folder, and return their paths."""
+    folder.mkdir(exist_ok=True)
+    paths = [str(folder / f"{row}.png") for row in range(len(X))]
+    for path, image in zip(paths, X, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def pixel_batch(n=5, side=SIZE):
+    """Make distinct random images as a batch, uint8 (N, 3, H, W)."""
+    return torch.from_numpy(images(n, side)).permute(0, 3, 1, 2)
+
+
+def smooth_image(height=64, width=80, seed=0):
+    """Make a smooth colorful image, uint8 (3, H, W)."""
+    coarse = np.random.RandomState(seed).randint(0, 256, (3, 6, 6)).astype(np.uint8)
+    smooth = resize(torch.from_numpy(coarse), [max(height, 8), max(width, 8)])
+    return smooth[:, :height, :width].contiguous()
+
+
+def flat_image(value, height=64, width=64):
+    """Make an image of one gray value, uint8 (3, H, W)."""
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
 def cosine(a, b):
     """Cosine between the rows of two arrays."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -169,6 +220,18 @@ class Interrupt(Callback):
     def on_batch_end(self, net, **kwargs):
         if self.epochs == 3:
             raise KeyboardInterrupt
+
+
+class PowerCut(Callback):
+    """Ends a fit with an error after its first batch, once `n_epochs` more batches have run."""
+
+    def __init__(self, n_epochs):
+        self.left = n_epochs
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        self.left -= not training
+        if self.left < 0:
+            raise RuntimeError("power cut")
 
 
 # The store needs nothing of what `import sktransfer` brings; a function, so that a worker can

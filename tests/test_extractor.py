@@ -10,7 +10,18 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from helpers import SIZE, CountingTiny, Tiny, cosine, counted, images, unreachable
+from helpers import (
+    SIZE,
+    CountingTiny,
+    Items,
+    Tiny,
+    cosine,
+    counted,
+    encoded,
+    images,
+    save_images,
+    unreachable,
+)
 from PIL import Image
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -108,7 +119,7 @@ def test_logits_are_named_after_their_categories():
 
 
 def test_extractor_works_on_a_column_of_paths(tmp_path):
-    paths = saved(images(6), tmp_path)
+    paths = save_images(images(6), tmp_path)
     frame = pd.DataFrame({"path": paths, "age": np.arange(6.0)})
     columns = ColumnTransformer(
         [("image", tiny(), ["path"]), ("number", StandardScaler(), ["age"])]
@@ -143,31 +154,6 @@ def test_pixel_range_is_the_same_in_every_fold():
 # --- the same image in every container ----------------------------------------------------------
 
 
-def saved(arrays, folder):
-    paths = []
-    for number, array in enumerate(arrays):
-        paths.append(str(folder / f"{number:03}.png"))
-        Image.fromarray(array).save(paths[-1])
-    return paths
-
-
-class Items(torch.utils.data.Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, row):
-        return self.items[row], row % 3
-
-
-def encoded(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
-
-
 CONTAINERS = {
     "paths": lambda X, paths: paths,
     "Path objects": lambda X, paths: [__import__("pathlib").Path(p) for p in paths],
@@ -184,12 +170,20 @@ CONTAINERS = {
     "float32 NCHW": lambda X, paths: (X / 255).astype(np.float32).transpose(0, 3, 1, 2),
     "int64": lambda X, paths: X.astype(np.int64),
     "uint16": lambda X, paths: X.astype(np.uint16) * 257,
-    "bytes": lambda X, paths: [encoded(x) for x in X],
+    "bytes": lambda X, paths: [encoded(Image.fromarray(x)) for x in X],
     "dicts of PIL": lambda X, paths: [{"image": Image.fromarray(x), "label": 1} for x in X],
-    "dicts of bytes": lambda X, paths: [{"bytes": encoded(x), "path": None} for x in X],
+    "dicts of bytes": lambda X, paths: [
+        {"bytes": encoded(Image.fromarray(x)), "path": None} for x in X
+    ],
     "torch Dataset": lambda X, paths: Items([torch.from_numpy(x).permute(2, 0, 1) for x in X]),
     "Dataset of PIL": lambda X, paths: Items([Image.fromarray(x) for x in X]),
-    "mixture": lambda X, paths: [paths[0], X[1], Image.fromarray(X[2]), encoded(X[3]), *X[4:]],
+    "mixture": lambda X, paths: [
+        paths[0],
+        X[1],
+        Image.fromarray(X[2]),
+        encoded(Image.fromarray(X[3])),
+        *X[4:],
+    ],
 }
 
 
@@ -205,7 +199,7 @@ def photographs():
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_embedding_does_not_depend_on_the_container(container, photographs, tmp_path):
     reference = PretrainedFeatureExtractor().fit_transform(photographs)
-    X = CONTAINERS[container](photographs, saved(photographs, tmp_path))
+    X = CONTAINERS[container](photographs, save_images(photographs, tmp_path))
     embedded = PretrainedFeatureExtractor().fit_transform(X)
     assert cosine(embedded, reference).min() >= 0.9999
     assert cosine(embedded, reference[::-1]).max() < 0.99
@@ -400,14 +394,14 @@ def test_call_resolves_images_backbone_and_engine_once(calls, parameters):
 
 @pytest.fixture
 def with_broken(tmp_path):
-    paths = saved(images(6), tmp_path)
-    (tmp_path / "002.png").write_bytes(b"no image")
+    paths = save_images(images(6), tmp_path)
+    (tmp_path / "2.png").write_bytes(b"no image")
     paths[4] = str(tmp_path / "gone.png")
     return paths
 
 
 def test_broken_image_is_named(with_broken):
-    with pytest.raises(ImageError, match=r"Image in row 2 \(.*002\.png\): ") as caught:
+    with pytest.raises(ImageError, match=r"Image in row 2 \(.*2\.png\): ") as caught:
         tiny(batch_size=2, cache=None).fit(with_broken[:4]).transform(with_broken[:4])
     assert caught.value.row == 2
     with pytest.raises(ImageError, match=r"Image in row 4 \(.*gone\.png\): "):
@@ -420,7 +414,7 @@ def test_broken_images_become_rows_of_nan(with_broken, cache):
     embedded = extractor.fit_transform(with_broken)
     assert np.isnan(embedded).any(axis=1).tolist() == [False, False, True, False, True, False]
     assert [error.row for error in extractor.errors_] == [2, 4]
-    assert "002.png" in str(extractor.errors_[0])
+    assert "2.png" in str(extractor.errors_[0])
     good = [0, 1, 3, 5]
     np.testing.assert_allclose(
         embedded[good], tiny(cache=None).fit_transform([with_broken[i] for i in good]), rtol=1e-5

@@ -16,6 +16,7 @@ from helpers import (
     X_TEST,
     CountingTiny,
     Interrupt,
+    PowerCut,
     Tiny,
     X,
     Y,
@@ -30,7 +31,6 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
-from skorch.callbacks import Callback
 
 from sktransfer.adaptation.adversary import Adversary, reversal_strength, reverse_gradient
 from sktransfer.adaptation.batch_norm import match_batch_norm
@@ -353,17 +353,6 @@ def test_callbacks_score_the_labeled_images():
 # A fit that goes on
 
 
-class Die(Callback):
-    """Ends the fit with an error in the middle of an epoch."""
-
-    left = 1
-
-    def on_batch_end(self, net, training=False, **kwargs):
-        self.left -= not training
-        if self.left < 0:
-            raise RuntimeError("power cut")
-
-
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}])
 def test_resumed_fit_gives_the_same_result(tmp_path, parameters):
     settings = {"max_epochs": 4, "n_iter_no_change": 9, "unfreeze": (0, 1, 2), **parameters}
@@ -372,7 +361,7 @@ def test_resumed_fit_gives_the_same_result(tmp_path, parameters):
     deaths = 0
     for _ in range(20):
         with contextlib.suppress(RuntimeError):
-            classifier = fitted(**settings, callbacks=[Die()])
+            classifier = fitted(**settings, callbacks=[PowerCut(1)])
             break
         deaths += 1
     assert deaths > 3

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from block_helpers import Wide, changed, copy_of, run_before
+from block_helpers import Wide, changed, copy_of, float_images, run_before
 from helpers import Tiny
 from torch import nn
 
@@ -13,19 +13,15 @@ def network():
     return freeze(Tiny())
 
 
-def image(n=3):
-    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
 def test_prefix_stays_frozen_in_any_mode():
     network = Tiny()
     prefix = FrozenPrefix(split_into_blocks(freeze(network)), (None, "logits"))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    first = prefix(image())
+    first = prefix(float_images())
     for mode in (True, False):
         prefix.train(mode)
         assert not any(module.training for module in prefix.modules())
-        torch.testing.assert_close(prefix(image()), first, rtol=0, atol=0)
+        torch.testing.assert_close(prefix(float_images()), first, rtol=0, atol=0)
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
@@ -33,7 +29,7 @@ def test_prefix_stays_frozen_in_any_mode():
 def test_prefix_concatenates_layers_in_the_given_order(network):
     block_list = split_into_blocks(network)
     first, second = (name for name, _ in block_list.blocks[:2])
-    x = image()
+    x = float_images()
     together = FrozenPrefix(block_list, ("logits", second, None, first))(x)
     apart = [FrozenPrefix(block_list, (tap,))(x) for tap in ("logits", second, None, first)]
     torch.testing.assert_close(together, torch.cat(apart, dim=1))
@@ -41,7 +37,7 @@ def test_prefix_concatenates_layers_in_the_given_order(network):
 
 
 def test_prefix_layers_equal_the_network(network):
-    x = image()
+    x = float_images()
     block_list = split_into_blocks(network)
     torch.testing.assert_close(FrozenPrefix(block_list, ("logits",))(x), network(x))
     torch.testing.assert_close(FrozenPrefix(block_list)(x), network.embed(x))
@@ -100,18 +96,18 @@ def test_pool_keeps_every_value_for_none_and_returns_vectors_unchanged():
 def test_span_runs_the_blocks_between_two_boundaries(start, stop):
     network = Wide()
     span = FrozenSpan(network.block_list(), start, stop)
-    x = run_before(network, start, image())
-    expected = run_before(network, 4 if stop == 3 else stop, image())
+    x = run_before(network, start, float_images())
+    expected = run_before(network, 4 if stop == 3 else stop, float_images())
     torch.testing.assert_close(span(x), expected, rtol=0, atol=0)
 
 
 def test_span_stays_frozen_in_any_mode():
     network = Wide()
     span = FrozenSpan(network.block_list(), 0, 3)
-    state, first = copy_of(network), span(image())
+    state, first = copy_of(network), span(float_images())
     for mode in (True, False):
         span.train(mode)
-        torch.testing.assert_close(span(image()), first, rtol=0, atol=0)
+        torch.testing.assert_close(span(float_images()), first, rtol=0, atol=0)
         assert not any(module.training for module in span.modules())
     assert not any(parameter.requires_grad for parameter in span.parameters())
     assert not changed(network, state)

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import encoded
 from PIL import Image
 
 from sktransfer.data.decoding import decode, extent, fingerprint, usual_range
@@ -11,12 +12,6 @@ from sktransfer.utils.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GRAY = RGB[:, :, 0]
-
-
-def encoded(image, file_type="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, file_type, **options)
-    return file.getvalue()
 
 
 def on_white(array):

@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 import sklearn.datasets
 import torch
+from helpers import Items, save_images
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from sktransfer.data.images import Images, as_images, is_rows, learn_pixel_range
 from sktransfer.utils.errors import ImageError
@@ -35,26 +36,7 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def paths(pixels, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    paths = [str(folder / f"{row}.png") for row in range(len(pixels))]
-    for path, image in zip(paths, pixels, strict=True):
-        Image.fromarray(image).save(path)
-    return paths
-
-
-class PhotographDataset(Dataset):
-    """A map-style Dataset, which says how often and how far it was read."""
-
-    def __init__(self, items):
-        self.items = items
-        self.reads = []
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, row):
-        self.reads.append(row)
-        return self.items[row], row
+    return save_images(pixels, tmp_path_factory.mktemp("images"))
 
 
 def encoded(paths):
@@ -114,8 +96,8 @@ FORMS = {
     "dicts of tensors": lambda _, pixels: [
         {"pixel_values": tensor} for tensor in channels_first(pixels) / 255
     ],
-    "Dataset of PIL": lambda _, pixels: PhotographDataset(pil(pixels)),
-    "Dataset of paths": lambda paths, _: PhotographDataset(paths),
+    "Dataset of PIL": lambda _, pixels: Items(pil(pixels)),
+    "Dataset of paths": lambda paths, _: Items(paths),
     "TensorDataset": lambda _, pixels: TensorDataset(channels_first(pixels), torch.zeros(2)),
     "nested lists": lambda _, pixels: pixels.tolist(),
     "mixed": lambda paths, pixels: [paths[0], pixels[1] / 255],
@@ -128,7 +110,7 @@ FLAT_FORMS = {
     "pandas": lambda rows: pd.DataFrame(rows),
     "polars": lambda rows: pl.DataFrame(rows),
     "objects": lambda rows: rows.astype(object),
-    "Dataset": lambda rows: PhotographDataset(list(rows)),
+    "Dataset": lambda rows: Items(list(rows)),
 }
 
 
@@ -282,7 +264,7 @@ def test_learn_pixel_range_reads_all_arrays(monkeypatch):
 
 
 def test_learn_pixel_range_reads_64_items_of_a_dataset():
-    dataset = PhotographDataset(list(np.zeros((300, 4, 4))))
+    dataset = Items(list(np.zeros((300, 4, 4))))
     assert learn_pixel_range(dataset) == (0, 1)
     assert dataset.reads == list(range(64))
 
@@ -359,7 +341,7 @@ def test_missing_first_path_is_rejected_only_when_read(paths):
 
 
 def test_failing_dataset_raises_an_error_that_names_the_row():
-    class Failing(PhotographDataset):
+    class Failing(Items):
         def __getitem__(self, row):
             raise OSError("disk on fire")
 
@@ -390,7 +372,7 @@ def test_lazy_image_is_shared_by_threads(tmp_path):
 
 
 def test_dataset_is_read_by_one_thread_at_a_time(pixels):
-    class Fragile(PhotographDataset):
+    class Fragile(Items):
         inside = 0
 
         def __getitem__(self, row):

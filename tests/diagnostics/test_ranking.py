@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import sklearn
 from helpers import Tiny
-from scipy.optimize import minimize
-from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
@@ -13,7 +11,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
 from sktransfer import PretrainedFeatureExtractor, rank_backbones
-from sktransfer.diagnostics.logme import logme
 from sktransfer.diagnostics.ranking import make_folds
 
 X, y = load_digits(n_class=4, return_X_y=True)
@@ -152,31 +149,3 @@ def test_rank_backbones_rejects_invalid_input():
         rank_backbones(images, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], extractor=SCANS)
-
-
-def test_logme_equals_the_maximum_log_evidence():
-    """The same from the definition: targets are normal, and the best precisions are searched."""
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 3, 40)
-    embeddings = np.eye(3)[codes] @ rng.normal(size=(3, 6)) + rng.normal(size=(40, 6))
-
-    def evidence(target):
-        def negative(logs):
-            prior, noise = np.exp(logs)
-            covariance = embeddings @ embeddings.T / prior + np.eye(40) / noise
-            return -multivariate_normal(np.zeros(40), covariance).logpdf(target)
-
-        return -minimize(negative, [0.0, 0.0], method="Nelder-Mead", tol=1e-8).fun / 40
-
-    expected = np.mean([evidence(target) for target in np.eye(3)[codes].T])
-    assert logme(embeddings, codes) == pytest.approx(expected, abs=1e-4)
-
-
-def test_logme_is_finite_with_more_features_than_images():
-    rng = np.random.default_rng(0)
-    codes = np.repeat([0, 1], 10)
-    noise = rng.normal(size=(20, 200))
-    told = noise + 3 * codes[:, None] * (np.arange(200) < 20)
-    assert np.isfinite(logme(noise, codes))
-    assert logme(told, codes) > logme(noise, codes)
-    assert logme(np.column_stack([told, np.zeros(20)]), codes) == pytest.approx(logme(told, codes))

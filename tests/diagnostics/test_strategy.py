@@ -1,7 +1,5 @@
 """What a set of images is told to be follows from what was measured, and so does what to do."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from helpers import SIZE, CountingTiny, Tiny, counted, images
@@ -20,8 +18,6 @@ from sktransfer import (
     recommend_strategy,
 )
 from sktransfer.diagnostics import strategy
-from sktransfer.diagnostics.data_warnings import find_data_warnings
-from sktransfer.diagnostics.probes import ProbeResults, mean_interclass_cosine
 from sktransfer.diagnostics.ranking import make_folds
 from sktransfer.diagnostics.strategy import decide, make_estimator
 
@@ -121,17 +117,6 @@ def test_probe_results_equal_cross_val_score(far):
     assert 0.4 < far.probe_results.neighbor <= 1
 
 
-def test_mean_interclass_cosine_weighs_classes_equally():
-    rng = np.random.default_rng(0)
-    ones, others = rng.normal(size=(50, 8)) + 3, rng.normal(size=(4, 8)) - 3
-    embeddings, codes = np.concatenate([ones, others]), np.repeat([0, 1], [50, 4])
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    assert mean_interclass_cosine(embeddings, codes) == pytest.approx(
-        (unit[:50] @ unit[50:].T).mean()
-    )
-    assert mean_interclass_cosine(np.zeros((2, 3)), np.array([0, 1])) == 0
-
-
 def test_recommend_strategy_embeds_each_image_once(log, monkeypatch):
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # takes the time of a few
     X, y = images(40), np.arange(40) % 4
@@ -151,22 +136,6 @@ def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
     assert "Measured on 45 of the images." in report.reasons
     assert report.counts == {"0": 150, "1": 45, "2": 5}
     assert np.bincount(y[report.rows]).tolist() == [30, 10, 5]
-
-
-def test_find_data_warnings_names_find_leaks_if_a_sample_was_measured(near):
-    leaks = dataclasses.replace(
-        near.leaks,
-        kinds=np.array(["copy", "alike"]),
-        across=np.array([True, True]),
-        conflicts=np.array([False, False]),
-    )
-    for count, groups in {50: "report.leaks", 49: "find_leaks(X)"}.items():
-        probe_results = dataclasses.replace(RESULTS, n_images=count)
-        (warning,) = find_data_warnings({"a": 30, "b": 20}, probe_results, leaks, 224)
-        assert warning == (
-            "Duplicates on both sides of a fold: 1 pair. The accuracies here are too high; pass "
-            f"groups={groups}.groups."
-        )
 
 
 def test_recommend_strategy_keeps_groups_together(monkeypatch):
@@ -261,69 +230,6 @@ def test_recommend_strategy_warns_of_duplicates_and_their_labels():
     mended = recommend_strategy(X, y, extractor=AT_64, groups=groups)
     assert not any("too high" in each for each in mended.warnings)
     assert "Duplicates: 3 pairs. See report.leaks." in mended.warnings
-
-
-RESULTS = ProbeResults(
-    n_images=50,
-    accuracy=0.9,
-    spread=0.1,
-    neighbor=0.8,
-    pixels=0.5,
-    curve=((20, 0.7), (40, 0.9)),
-    mean_interclass_cosine=0.2,
-    side=(100, 200, 300),
-    gray=0.0,
-    contrast=50.0,
-)
-
-
-@pytest.mark.parametrize(
-    ("counts", "change", "expected"),
-    [
-        (
-            {"a": 50, "b": 10},
-            {},
-            "The largest class, 'a', has 50 images, the smallest, 'b', 10. Score with balanced "
-            "accuracy, and try class_weight='balanced'.",
-        ),
-        (
-            {"a": 4, "b": 5, "c": 3},
-            {},
-            "Fewer than 5 images of 'a', 'c': their scores are unreliable.",
-        ),
-        (
-            {"a": 5, "b": 5},
-            {"side": (8, 56, 79)},
-            "Half of the images have a shorter side of at most 56 pixels, and the network's input "
-            "has 224: a smaller image_size may be as accurate, and is faster.",
-        ),
-        (
-            {"a": 5, "b": 5},
-            {"side": (30, 200, 300)},
-            "The shorter sides range from 30 to 300 pixels: small images are enlarged and look "
-            "blurred. Check that image size does not correlate with the class.",
-        ),
-        (
-            {"a": 5, "b": 5},
-            {"contrast": 4.9},
-            "Half of the images have nearly one color. Check pixel_range.",
-        ),
-        (
-            {"a": 9, "b": 6},
-            {"accuracy": 0.6, "pixels": 0.4},
-            "No classifier is better than always guessing the largest class, which is right 60% of "
-            "the time. Check the labels.",
-        ),
-    ],
-)
-def test_find_data_warnings_reports_each_problem(near, counts, change, expected):
-    leaks = near.leaks
-    probe_results = dataclasses.replace(RESULTS, **change)
-    assert find_data_warnings(counts, probe_results, leaks, 224) == (expected,)
-
-
-def test_find_data_warnings_is_empty_for_sound_data(near):
-    assert find_data_warnings({"a": 50, "b": 11}, RESULTS, near.leaks, 224) == ()
 
 
 def test_strategy_report_repr_lists_reasons_and_warnings(far):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Tiny
+from helpers import Tiny, pixel_batch
 
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
@@ -16,12 +16,8 @@ def network():
     return FrozenPrefix(split_into_blocks(freeze(Tiny())))
 
 
-def pixels(n):
-    return torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8)
-
-
 def test_out_of_memory_halves_the_batch(network, monkeypatch):
-    batch, sizes = pixels(11), []
+    batch, sizes = pixel_batch(11), []
     runner = TorchEngine(network, Tiny.preprocessing, CPU, torch.float32)
     expected = runner.run(batch)
     forward = TorchEngine._forward
@@ -46,7 +42,7 @@ def test_out_of_memory_for_a_single_image_raises(network, monkeypatch):
 
     monkeypatch.setattr(TorchEngine, "_forward", never)
     with pytest.raises(torch.OutOfMemoryError):
-        TorchEngine(network, Tiny.preprocessing, CPU, torch.float32).run(pixels(2))
+        TorchEngine(network, Tiny.preprocessing, CPU, torch.float32).run(pixel_batch(2))
 
 
 def test_auto_batch_size_depends_on_device_and_image_size():

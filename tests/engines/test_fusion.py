@@ -12,7 +12,7 @@ from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.engines import torch_engine
 from sktransfer.engines.fusion import fuse
 from sktransfer.engines.torch_engine import TorchEngine
-from sktransfer.engines.verification import min_cosine, noise
+from sktransfer.engines.verification import noise
 
 CPU = torch.device("cpu")
 
@@ -173,16 +173,3 @@ def test_torch_engine_rejects_a_fusion_that_computes_something_else(monkeypatch)
     monkeypatch.setattr(torch_engine, "fuse", lambda network: wrong)
     prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     assert TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)._prefix is prefix
-
-
-def test_min_cosine_is_scale_free_and_nan_for_bad_values():
-    x = maps(3, 5)
-    assert min_cosine(x, x) == 1.0
-    assert min_cosine(x, 3 * x) == pytest.approx(1.0)
-    assert min_cosine(1e-20 * x, 1e-20 * x + 1e-27) == pytest.approx(1.0)
-    assert min_cosine(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
-    other = x.clone()
-    other[1] = -other[1]
-    assert min_cosine(x, other) == pytest.approx(-1.0)
-    for bad in (torch.full((3, 5), torch.nan), torch.zeros(3, 5), x[:2], x[:, :4]):
-        assert not min_cosine(x, bad) >= 0.9999

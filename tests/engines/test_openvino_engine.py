@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from helpers import Tiny, cosine, images
+from activation_helpers import compute_config
+from helpers import Tiny, cosine, images, pixel_batch
 from sklearn.datasets import load_sample_images
 from torch import nn
 
@@ -16,7 +17,6 @@ from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
-from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import engine_for
 from sktransfer.embedding.recipe import Recipe, recipe_at
 from sktransfer.engines import graph_cache, openvino_engine
@@ -39,14 +39,6 @@ def make(network=None, precision=torch.float32, key=b"tiny"):
     return OpenVINOEngine(prefix, Tiny.preprocessing, CPU, precision, key=key)
 
 
-def machine(engine):
-    return ComputeConfig(CPU, engine, torch.float32, 1, None)
-
-
-def pixels(n=5, side=16):
-    return torch.from_numpy(images(n, side)).permute(0, 3, 1, 2)
-
-
 def plain(batch):
     return freeze(Tiny()).embed(Tiny.preprocessing.normalize(batch)).numpy()
 
@@ -57,16 +49,16 @@ def never(*arguments):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_openvino_equals_plain_torch(layout):
-    batch = pixels(37).contiguous(memory_format=layout)
+    batch = pixel_batch(37).contiguous(memory_format=layout)
     found = make().run(batch)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_close_and_returned_as_float32():
-    found = make(precision=torch.bfloat16).run(pixels())
+    found = make(precision=torch.bfloat16).run(pixel_batch())
     assert found.dtype == np.float32
-    assert cosine(found, plain(pixels())).min() >= 0.999
+    assert cosine(found, plain(pixel_batch())).min() >= 0.999
 
 
 @pytest.mark.slow
@@ -77,7 +69,9 @@ def test_bfloat16_of_real_weights_is_as_close_as_in_torch():
     batch = torch.stack([each[:384, :480].permute(2, 0, 1) for each in (china, flower)])
     batch = batch.unfold(2, 224, 80).unfold(3, 224, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     exact, torch_s, ours = (
-        engine_for(recipe_at(backbone, preprocessing, end, precision), machine(engine), 3)
+        engine_for(
+            recipe_at(backbone, preprocessing, end, precision), compute_config(engine=engine), 3
+        )
         for engine, precision in (
             ("torch", torch.float32),
             ("torch", torch.bfloat16),
@@ -102,15 +96,17 @@ def test_openvino_equals_torch_for_known_networks(name, boundary):
         recipe = recipe_at(backbone, preprocessing, end, torch.float32)
     else:
         recipe = recipe_at(backbone, preprocessing, end // 2, torch.float32)
-    batch = pixels(3, preprocessing.crop[0])
-    fast, slow = (engine_for(recipe, machine(engine), 3) for engine in ("openvino", "torch"))
+    batch = pixel_batch(3, preprocessing.crop[0])
+    fast, slow = (
+        engine_for(recipe, compute_config(engine=engine), 3) for engine in ("openvino", "torch")
+    )
     assert (fast.name, slow.name) == ("openvino", "torch")
     assert cosine(fast.run(batch), slow.run(batch)).min() >= 0.9999
 
 
 def test_embedding_of_a_large_image_is_independent_of_its_batch(monkeypatch):
     monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", 16 * 16)
-    engine, batch = make(), pixels(20)
+    engine, batch = make(), pixel_batch(20)
     together = engine.run(batch)
     alone = np.concatenate([engine.run(batch[row : row + 1]) for row in range(20)])
     assert engine.batch_invariant
@@ -124,7 +120,7 @@ def test_embedding_of_a_large_image_is_independent_of_its_batch(monkeypatch):
 def test_small_or_heavy_images_are_grouped(n, fitting, heavy, together, monkeypatch):
     monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", fitting * 16 * 16)
     monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
-    engine, batch = make(), pixels(n)
+    engine, batch = make(), pixel_batch(n)
     found = engine.run(batch)
     assert not engine.batch_invariant
     requests = [engine._idle_requests.get() for _ in range(engine._idle_requests.qsize())]
@@ -134,7 +130,7 @@ def test_small_or_heavy_images_are_grouped(n, fitting, heavy, together, monkeypa
 
 def test_engine_is_shared_by_threads():
     engine = make()
-    batches = [pixels(9) * 0 + number for number in range(8)]
+    batches = [pixel_batch(9) * 0 + number for number in range(8)]
     expected = [engine.run(batch) for batch in batches]
     barrier = threading.Barrier(8)
 
@@ -148,9 +144,9 @@ def test_engine_is_shared_by_threads():
 
 
 def test_graph_is_written_once_and_reused(kept, monkeypatch):
-    expected = make().run(pixels())
+    expected = make().run(pixel_batch())
     monkeypatch.setattr(openvino_engine, "_convert", never)
-    assert (make().run(pixels()) == expected).all()
+    assert (make().run(pixel_batch()) == expected).all()
     assert len(list(kept.iterdir())) == 1
     with pytest.raises(AssertionError, match="made again"):
         make(key=b"another")
@@ -159,22 +155,22 @@ def test_graph_is_written_once_and_reused(kept, monkeypatch):
 @pytest.mark.parametrize("keep", [0.0, 0.5])
 @pytest.mark.parametrize("damaged", ["graph.xml", "graph.bin"])
 def test_truncated_graph_is_rebuilt(kept, damaged, keep, monkeypatch):
-    expected = make().run(pixels())
+    expected = make().run(pixel_batch())
     (folder,) = kept.iterdir()
     content = (folder / damaged).read_bytes()
     (folder / damaged).write_bytes(content[: int(keep * len(content))])
-    assert (make().run(pixels()) == expected).all()
+    assert (make().run(pixel_batch()) == expected).all()
     monkeypatch.setattr(openvino_engine, "_convert", never)
-    assert (make().run(pixels()) == expected).all()
+    assert (make().run(pixel_batch()) == expected).all()
 
 
 def test_graph_with_damaged_weights_is_rebuilt(kept):
     """As a disk may do to it."""
-    expected = make().run(pixels())
+    expected = make().run(pixel_batch())
     (folder,) = kept.iterdir()
     content = (folder / "graph.bin").read_bytes()
     (folder / "graph.bin").write_bytes(content[::-1])
-    assert (make().run(pixels()) == expected).all()
+    assert (make().run(pixel_batch()) == expected).all()
     assert (folder / "graph.bin").read_bytes() == content
 
 
@@ -195,7 +191,7 @@ def test_least_recently_used_graphs_are_removed(kept, monkeypatch):
 
 def test_engine_works_if_nothing_can_be_written(kept, tmp_path):
     (tmp_path / "hub").write_text("a file where the folder should be")
-    assert cosine(make().run(pixels()), plain(pixels())).min() >= 0.9999
+    assert cosine(make().run(pixel_batch()), plain(pixel_batch())).min() >= 0.9999
 
 
 def test_graph_that_computes_something_else_is_rejected(kept, monkeypatch):
@@ -234,9 +230,9 @@ def test_auto_engine_falls_back_to_torch(monkeypatch):
     monkeypatch.setattr(openvino_engine, "_convert", fails)
     backbone = load_backbone("mobilenet_v3_small", None)
     recipe = Recipe(backbone, backbone.preprocessing.with_image_size(32))
-    assert isinstance(engine_for(recipe, machine("auto"), 1000), TorchEngine)
+    assert isinstance(engine_for(recipe, compute_config(engine="auto"), 1000), TorchEngine)
     with pytest.raises(EngineError, match="no"):
-        engine_for(recipe, machine("openvino"), 1000)
+        engine_for(recipe, compute_config(engine="openvino"), 1000)
 
 
 def test_auto_engine_falls_back_to_torch_if_the_graph_cannot_be_written(monkeypatch):
@@ -248,9 +244,9 @@ def test_auto_engine_falls_back_to_torch_if_the_graph_cannot_be_written(monkeypa
     monkeypatch.setattr(openvino, "save_model", fails)
     backbone = load_backbone("mobilenet_v3_small", None)
     recipe = Recipe(backbone, backbone.preprocessing.with_image_size(32))
-    assert isinstance(engine_for(recipe, machine("auto"), 1000), TorchEngine)
+    assert isinstance(engine_for(recipe, compute_config(engine="auto"), 1000), TorchEngine)
     with pytest.raises(EngineError, match=r"OpenVINO cannot write its graph to .*iostream error"):
-        engine_for(recipe, machine("openvino"), 1000)
+        engine_for(recipe, compute_config(engine="openvino"), 1000)
 
 
 def test_extractor_computes_the_same_with_either_engine():

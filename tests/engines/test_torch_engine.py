@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Tiny, cosine
+from helpers import Tiny, cosine, pixel_batch
 
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
@@ -14,10 +14,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture
 def network():
     return freeze(Tiny())
-
-
-def pixels(n=5):
-    return torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8)
 
 
 def engine(network, precision=torch.float32, device=CPU):
@@ -33,7 +29,7 @@ def engine(network, precision=torch.float32, device=CPU):
 
 
 def test_engine_equals_plain_eager_torch(network):
-    batch = pixels()
+    batch = pixel_batch()
     plain = network.embed(Tiny.preprocessing.normalize(batch)).numpy()
     fast = engine(network).run(batch)
     assert fast.dtype == np.float32
@@ -41,7 +37,7 @@ def test_engine_equals_plain_eager_torch(network):
 
 
 def test_bfloat16_is_close_and_returned_as_float32(network):
-    batch = pixels()
+    batch = pixel_batch()
     low = engine(network, torch.bfloat16).run(batch)
     assert low.dtype == np.float32
     assert cosine(low, engine(network).run(batch)).min() >= 0.999
@@ -61,7 +57,7 @@ def test_float16_overflow_is_recomputed_in_float32(network):
 
 @pytest.mark.gpu
 def test_cuda_equals_the_cpu(network):
-    batch = pixels(32)
+    batch = pixel_batch(32)
     expected = engine(network).run(batch)
     assert cosine(engine(network, device=CUDA).run(batch), expected).min() >= 0.9999
     low = engine(network, torch.bfloat16, CUDA).run(batch)

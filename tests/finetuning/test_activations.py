@@ -1,4 +1,4 @@
-"""What crosses a boundary, and below it the way through the whole network, which uses it."""
+"""Activations at a boundary are gathered, advanced and kept in scratch arrays."""
 
 import dataclasses
 import errno
@@ -12,50 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CountingTiny, Tiny, cosine, counted, images
+from activation_helpers import FLOAT16_TOLERANCE, TINY, compute_config, run_in_torch, views_of
+from helpers import CountingTiny, cosine, counted, images
 from torch import nn
 
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.images import as_images
-from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import recipe_at
 from sktransfer.engines.batch_size import auto_batch_size
 from sktransfer.engines.torch_engine import TorchEngine
 from sktransfer.finetuning import activations
-from sktransfer.finetuning import cut_network as network
 from sktransfer.finetuning.activations import fits_on_disk, gather, run_span, scratch_array
-from sktransfer.finetuning.cut_network import Network
 from sktransfer.store.store import EmbeddingStore
-from sktransfer.transforms.augmentation import resolve_augmentation
-from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 
 CPU = torch.device("cpu")
-TINY = load_backbone(Tiny())
-# Half of the last digit of float16, and what rounding it early does to what is computed from it.
-HALF = {"rtol": 2e-3, "atol": 2e-3}
-
-
-def views_of(n=20, n_views=1, backbone=TINY, size=None):
-    X = images(n) if isinstance(n, int) else n
-    preprocessing = backbone.preprocessing.with_image_size(size)
-    return Views(as_images(X), preprocessing, resolve_augmentation("standard"), n_views)
 
 
 def gathered(views, boundary, backbone=TINY, store=None, precision=torch.float32):
     recipe = recipe_at(backbone, views.preprocessing, boundary, precision)
-    return gather(views, recipe, boundary, machine(store))
-
-
-@torch.no_grad()
-def plain(views, boundary, backbone=TINY, start=0, x=None):
-    """Send views through the blocks in plain torch; after the last one comes the pre_logits."""
-    if x is None:
-        batch = torch.stack([views.prepare(item) for item in range(len(views))])
-        x = views.preprocessing.normalize(batch)
-    for _, block in backbone.block_list.blocks[start:boundary]:
-        x = block(x)
-    return backbone.block_list.pre_logits(x) if boundary == len(backbone.block_list.blocks) else x
+    return gather(views, recipe, boundary, compute_config(store))
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -63,11 +38,11 @@ def plain(views, boundary, backbone=TINY, start=0, x=None):
 def test_gathered_activations_equal_plain_torch(boundary, dtype, kept, store):
     views = views_of()
     ours = gathered(views, boundary, store=store if kept else None)
-    expected = plain(views, boundary)
+    expected = run_in_torch(views, boundary)
     assert ours.values.dtype == dtype
     assert ours.boundary == boundary
     assert ours.shape == tuple(expected.shape[1:])
-    tolerance = HALF if dtype == np.float16 else {"rtol": 1e-5, "atol": 1e-5}
+    tolerance = FLOAT16_TOLERANCE if dtype == np.float16 else {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(ours.values, expected.flatten(1), **tolerance)
 
 
@@ -76,13 +51,13 @@ def test_activations_of_lite0_equal_plain_torch_at_deep_boundaries():
     views = views_of(images(2, side=90), 1, lite0, size=64)
     ours = gathered(views, 11, lite0)
     assert ours.values.dtype == np.float16
-    expected = plain(views, 11, lite0)
+    expected = run_in_torch(views, 11, lite0)
     assert ours.shape == tuple(expected.shape[1:]) == (112, 4, 4)
     np.testing.assert_allclose(ours.values, expected.flatten(1), rtol=1e-3, atol=1e-3)
     for boundary in (12, 18):
         later = ours.advance(boundary, CPU)
-        assert cosine(later.values, plain(views, boundary, lite0).flatten(1)).min() > 0.99999
-        assert later.shape == tuple(plain(views, boundary, lite0).shape[1:])
+        assert cosine(later.values, run_in_torch(views, boundary, lite0).flatten(1)).min() > 0.99999
+        assert later.shape == tuple(run_in_torch(views, boundary, lite0).shape[1:])
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -95,14 +70,14 @@ def test_advance_equals_gathering_at_the_later_boundary(precision):
     assert late.recipe == expected.recipe
     assert late.values.dtype == expected.values.dtype
     if precision == torch.float32:
-        np.testing.assert_allclose(late.values, expected.values, **HALF)
+        np.testing.assert_allclose(late.values, expected.values, **FLOAT16_TOLERANCE)
     assert cosine(late.values, expected.values).min() > 0.9999
 
 
 def test_advance_runs_the_blocks_on_the_stored_values():
     early = gathered(views_of(), 1)
     x = torch.from_numpy(early.values.astype(np.float32)).reshape(-1, *early.shape)
-    expected = plain(None, 2, start=1, x=x)
+    expected = run_in_torch(None, 2, start=1, x=x)
     np.testing.assert_allclose(early.advance(2, CPU).values, expected, rtol=1e-5)
 
 
@@ -244,112 +219,6 @@ def test_fits_on_disk_counts_twice_the_bytes_for_float32(monkeypatch):
     wide = dataclasses.replace(recipe, dtype="float32")
     assert fits_on_disk(1, recipe, None).startswith("1,024 bytes")
     assert fits_on_disk(1, wide, None).startswith("2,048 bytes")
-
-
-# The room sktransfer/network.py: all of a network, cut at a boundary.
-
-
-def machine(store=None):
-    return ComputeConfig(CPU, "auto", torch.float32, 2, store)
-
-
-def cut(boundary, backbone=TINY, size=None):
-    """Cut a network, and give it a head that tells images apart."""
-    preprocessing = backbone.preprocessing.with_image_size(size)
-    ours = Network(backbone, preprocessing, boundary, 3, dropout=0.5, learn_statistics=False)
-    suffix = ours.suffix({boundary}, machine())
-    rng = np.random.default_rng(0)
-    weight, bias = rng.normal(size=suffix.head.weight.shape), rng.normal(size=3)
-    suffix.set_head(weight, bias)
-    return ours, suffix, lambda x: (x.double().numpy() @ weight.T + bias).astype(np.float32)
-
-
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("n", [1, 5, 40])
-@pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_network_apply_equals_plain_torch(boundary, n, kept, store):
-    ours, suffix, head = cut(boundary)
-    views = views_of(n, 0)
-    expected = plain(views, 2)
-    tolerance = HALF if boundary == 1 else {"rtol": 1e-4, "atol": 1e-4}
-    for layer, wanted in ((suffix, head(expected)), (suffix.embed, expected.numpy())):
-        found = ours.apply(views.images, layer, machine(store if kept else None), 0)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, wanted, **tolerance)
-
-
-@pytest.mark.parametrize("boundary", [0, 10, 18])
-def test_network_apply_of_lite0_equals_plain_torch(boundary):
-    lite0 = load_backbone("efficientnet_lite0")
-    ours, suffix, _ = cut(boundary, lite0, size=64)
-    views = views_of(images(2, side=70), 0, lite0, size=64)
-    found = ours.apply(views.images, suffix.embed, machine(), 0)
-    assert cosine(found, plain(views, 18, lite0)).min() > 0.99999
-
-
-@pytest.mark.parametrize("chunk", [7, 16, 17, 40])
-@pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_network_apply_does_not_depend_on_the_chunk_size(boundary, chunk, store, monkeypatch):
-    ours, suffix, _ = cut(boundary)
-    X = as_images(images(40))
-    whole = ours.apply(X, suffix, machine(), 0)
-    lengths = []
-
-    def layer(x):
-        lengths.append(len(x))
-        return suffix(x)
-
-    monkeypatch.setattr(network, "_CHUNK", chunk)
-    atol = 1e-6 * np.abs(whole).max()  # other lengths may sum in another order
-    for _ in range(2):
-        found = ours.apply(X, layer, machine(store), 0)
-        np.testing.assert_allclose(found, whole, rtol=1e-5, atol=atol)
-    assert max(lengths) <= chunk
-    assert sum(lengths) == 80
-
-
-def test_network_apply_names_the_row_of_a_broken_image_in_a_later_chunk(monkeypatch):
-    monkeypatch.setattr(network, "_CHUNK", 7)
-    X = [*images(20), b"no image", *images(2)]
-    for boundary in (0, 1):
-        ours, suffix, _ = cut(boundary)
-        with pytest.raises(ImageError) as caught:
-            ours.apply(as_images(X), suffix, machine(), 0)
-        assert caught.value.row == 20
-
-
-def test_network_suffix_accepts_activations_at_every_boundary():
-    ours = Network(TINY, TINY.preprocessing, 0, 3, 0.0, False)
-    suffix = ours.suffix({0, 1, 2}, machine())
-    views = views_of(4, 0)
-    for boundary in (0, 1, 2):
-        suffix.move_boundary(boundary, ())
-        x = plain(views, boundary).flatten(1)
-        torch.testing.assert_close(suffix.embed(x), plain(views, 2))
-
-
-@pytest.mark.parametrize(
-    ("precision", "trained_in"),
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-        (torch.float16, torch.bfloat16),
-    ],
-)
-def test_network_suffix_never_trains_in_float16(precision, trained_in):
-    ours = Network(TINY, TINY.preprocessing, 1, 3, 0.0, False)
-    low = dataclasses.replace(machine(), precision=precision)
-    assert ours.suffix({1}, low).precision == trained_in
-
-
-@pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_network_runner_carries_pixels_to_the_boundary(boundary):
-    ours, _, _ = cut(boundary)
-    views = views_of(3, 0)
-    batch = torch.stack([views.prepare(item) for item in range(3)])
-    found = ours.runner(boundary, machine(), 3)(batch)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.flatten(1), plain(views, boundary).flatten(1))
 
 
 def test_scratch_array_on_a_full_disk_raises_before_writing(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import helpers
 import pytest
 import torch
+from helpers import X_TEST, Interrupt, PowerCut, X, Y, make_classifier
 
 from sktransfer.finetuning import train_stage as training
 
@@ -87,56 +88,25 @@ def test_fit_resumed_after_ten_kills_gives_the_same_result(tmp_path):
 
 
 def test_fit_resumed_in_any_epoch_gives_the_same_result(tmp_path):
-    from helpers import X_TEST, X, Y, make_classifier
-    from skorch.callbacks import Callback
-
-    class Die(Callback):
-        """Ends the fit with an error in the middle of an epoch."""
-
-        def __init__(self, epoch):
-            self.left = epoch
-
-        def on_batch_end(self, net, training=False, **kwargs):
-            self.left -= not training
-            if self.left < 0:
-                raise RuntimeError("power cut")
-
     settings = {"max_epochs": 3, "checkpoint_dir": str(tmp_path), "n_iter_no_change": 9}
     expected = (
         make_classifier(**{**settings, "checkpoint_dir": None}).fit(X, Y).predict_proba(X_TEST)
     )
     for _ in range(20):
-        classifier = make_classifier(**settings, callbacks=[Die(1)])
+        classifier = make_classifier(**settings, callbacks=[PowerCut(1)])
         with contextlib.suppress(RuntimeError):
             classifier.fit(X, Y)
             break
     assert (classifier.predict_proba(X_TEST) == expected).all()
     assert len(list(tmp_path.glob("*.pt"))) == 1
 
-    finished = make_classifier(**settings, callbacks=[Die(0)]).fit(X, Y)  # nothing is left to train
+    finished = make_classifier(**settings, callbacks=[PowerCut(0)]).fit(
+        X, Y
+    )  # nothing is left to train
     assert (finished.predict_proba(X_TEST) == expected).all()
 
 
-def test_checkpoint_depends_on_parameters_and_data(tmp_path):
-    from helpers import X, Y, make_classifier
-
-    settings = {"unfreeze": (0,), "checkpoint_dir": str(tmp_path)}
-    fits = [({}, X, Y), ({"dropout": 0.5}, X, Y), ({"augment": "light"}, X, Y)]
-    fits += [({"random_state": 1}, X, Y), ({}, X[3:], Y[3:]), ({}, X, Y[::-1])]
-    for number, (parameters, data, labels) in enumerate(fits, start=1):
-        make_classifier(**settings, **parameters).fit(data, labels)
-        assert len(list(tmp_path.glob("*.pt"))) == number
-    for valid, of_valid in ((X[:9], Y[:9]), (X[9:18], Y[9:18]), (X[9:18], Y[17:8:-1])):
-        make_classifier(**settings).fit(X, Y, X_val=valid, y_val=of_valid)
-    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
-    for parameters in ({"verbose": 0, "n_jobs": 1}, {"cache": "auto"}, {"device": "cpu"}):
-        make_classifier(**{**settings, **parameters}).fit(X, Y)
-    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
-
-
 def test_fit_interrupted_from_the_keyboard_is_resumed(tmp_path):
-    from helpers import X_TEST, Interrupt, X, Y, make_classifier
-
     settings = {"max_epochs": 5, "n_iter_no_change": 9}
     expected = make_classifier(**settings).fit(X, Y).predict_proba(X_TEST)
     settings["checkpoint_dir"] = str(tmp_path)
@@ -146,8 +116,6 @@ def test_fit_interrupted_from_the_keyboard_is_resumed(tmp_path):
 
 
 def test_fit_interrupted_while_saving_is_resumed(tmp_path, monkeypatch):
-    from helpers import X_TEST, X, Y, make_classifier
-
     settings = {"checkpoint_dir": str(tmp_path), "early_stopping": False}
     expected = make_classifier(early_stopping=False).fit(X, Y).predict_proba(X_TEST)
     save, seen = training.save_checkpoint, []
@@ -166,8 +134,6 @@ def test_fit_interrupted_while_saving_is_resumed(tmp_path, monkeypatch):
 
 
 def test_resumed_fit_without_a_seed_keeps_the_drawn_seed(tmp_path):
-    from helpers import X_TEST, Interrupt, X, Y, make_classifier
-
     settings = {"max_epochs": 5, "random_state": None, "checkpoint_dir": str(tmp_path)}
     with pytest.warns(UserWarning, match="Interrupted"):
         make_classifier(**settings, callbacks=[Interrupt()]).fit(X, Y)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from block_helpers import Wide, changed, copy_of, run_before
+from block_helpers import Wide, changed, copy_of, float_images, run_before
 from helpers import Tiny
 from torch import nn
 
@@ -15,10 +15,6 @@ from sktransfer.finetuning.suffix import TrainedSuffix
 
 SHAPES = {0: (3, 16, 16), 1: (4, 16, 16), 2: (6, 16, 16)}
 PARTS = ("a", "b", "c", "pre_logits", "head")
-
-
-def image(n=3):
-    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def suffix_of(network, boundary=0, **options):
@@ -44,10 +40,10 @@ def train_a_little(suffix, x):
 def test_suffix_after_the_blocks_before_it_equals_the_network(boundary, flat):
     network = Wide()
     suffix = suffix_of(network, boundary, dropout=0.5)
-    x = run_before(network, 4 if boundary == 3 else boundary, image())
+    x = run_before(network, 4 if boundary == 3 else boundary, float_images())
     x = x.flatten(1) if flat else x
-    torch.testing.assert_close(suffix(x), network(image()))
-    torch.testing.assert_close(suffix.embed(x), run_before(network, 4, image()))
+    torch.testing.assert_close(suffix(x), network(float_images()))
+    torch.testing.assert_close(suffix.embed(x), run_before(network, 4, float_images()))
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
@@ -55,8 +51,8 @@ def test_suffix_accepts_activations_at_a_later_boundary(start):
     network = Wide()
     suffix = suffix_of(network, 1)
     suffix.move_boundary(start, ())
-    x = run_before(network, 4 if start == 3 else start, image())
-    torch.testing.assert_close(suffix(x.flatten(1)), network(image()))
+    x = run_before(network, 4 if start == 3 else start, float_images())
+    torch.testing.assert_close(suffix(x.flatten(1)), network(float_images()))
 
 
 def test_prefix_and_suffix_compose_to_the_backbone():
@@ -65,8 +61,8 @@ def test_prefix_and_suffix_compose_to_the_backbone():
     prefix = FrozenPrefix(block_list, (block_list.blocks[0][0],), None)
     suffix = TrainedSuffix(block_list, 1, 5, 12, {1: (8, 8, 8)})
     suffix.set_head(network[5].weight.numpy(), network[5].bias.numpy())
-    torch.testing.assert_close(suffix(prefix(image())), network(image()))
-    torch.testing.assert_close(suffix.embed(prefix(image())), network.embed(image()))
+    torch.testing.assert_close(suffix(prefix(float_images())), network(float_images()))
+    torch.testing.assert_close(suffix.embed(prefix(float_images())), network.embed(float_images()))
 
 
 def test_new_head_has_zero_logits():
@@ -91,7 +87,7 @@ def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, le
     suffix.move_boundary(start, trained)
     state = copy_of(suffix)
     parts = {name: set(part.state_dict()) for name, part in suffix.parts().items()}
-    train_a_little(suffix, run_before(network, 4 if start == 3 else start, image(10)))
+    train_a_little(suffix, run_before(network, 4 if start == 3 else start, float_images(10)))
     found = changed(suffix, state)
     place = {
         "a": "blocks.0",
@@ -150,9 +146,9 @@ def test_frozen_blocks_compute_the_same_in_training_mode():
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
     suffix.move_boundary(0, ("head",))
-    expected = suffix(image())
+    expected = suffix(float_images())
     suffix.train()
-    torch.testing.assert_close(suffix(image()), expected, rtol=0, atol=0)
+    torch.testing.assert_close(suffix(float_images()), expected, rtol=0, atol=0)
 
 
 def test_dropout_affects_only_the_input_of_the_head():
@@ -191,7 +187,7 @@ def test_state_of_parts_is_a_copy_that_restores_them():
     assert {name.split(".")[0] for name in state} == {"a", "pre_logits", "head"}
     assert "a.1.num_batches_tracked" in state
     assert not any(tensor.requires_grad for tensor in state.values())
-    train_a_little(suffix, image(10))
+    train_a_little(suffix, float_images(10))
     kept = {name: tensor.clone() for name, tensor in state.items()}
     parameters = list(map(id, suffix.parameters()))
     suffix.restore(state)
@@ -199,7 +195,7 @@ def test_state_of_parts_is_a_copy_that_restores_them():
     of_rest = {name for name in expected if name.startswith(("blocks.1", "blocks.2"))}
     assert changed(suffix, expected) == of_rest
     assert parameters == list(map(id, suffix.parameters()))
-    train_a_little(suffix, image(10))
+    train_a_little(suffix, float_images(10))
     assert all(tensor.equal(kept[name]) for name, tensor in state.items())
 
 
@@ -207,7 +203,7 @@ def test_restored_state_makes_another_suffix_equal():
     network = Wide()
     suffix, other = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
     suffix.move_boundary(1, PARTS)
-    x = run_before(network, 1, image(10))
+    x = run_before(network, 1, float_images(10))
     train_a_little(suffix, x)
     other.restore(suffix.state_of(PARTS))
     torch.testing.assert_close(other(x), suffix.train(False)(x), rtol=0, atol=0)
@@ -216,15 +212,15 @@ def test_restored_state_makes_another_suffix_equal():
 def test_training_leaves_the_backbone_unchanged():
     network = Wide()
     block_list = network.block_list()
-    state, expected = copy_of(network), network(image())
+    state, expected = copy_of(network), network(float_images())
     suffix = TrainedSuffix(block_list, 0, 5, 7, SHAPES, 0.5, learn_statistics=True)
     suffix.move_boundary(0, PARTS)
-    train_a_little(suffix, image(10))
+    train_a_little(suffix, float_images(10))
     suffix.restore({name: tensor + 1 for name, tensor in suffix.state_of(PARTS).items()})
     assert not changed(network, state)
     assert not any(module.training for module in network.modules())
     assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
-    torch.testing.assert_close(network(image()), expected, rtol=0, atol=0)
+    torch.testing.assert_close(network(float_images()), expected, rtol=0, atol=0)
     ours = {id(tensor) for tensor in (*suffix.parameters(), *suffix.buffers())}
     assert ours.isdisjoint(id(tensor) for tensor in (*network.parameters(), *network.buffers()))
 
@@ -232,12 +228,12 @@ def test_training_leaves_the_backbone_unchanged():
 def test_mixed_precision_returns_close_float32():
     network = Wide()
     full, mixed = suffix_of(network), suffix_of(network, precision=torch.bfloat16)
-    assert torch.equal(mixed(image()), full(image()))
+    assert torch.equal(mixed(float_images()), full(float_images()))
     full.train()
     mixed.train()
-    assert mixed(image()).dtype == torch.float32
-    torch.testing.assert_close(mixed(image()), full(image()), rtol=0.05, atol=0.05)
-    assert not torch.equal(mixed(image()), full(image()))
+    assert mixed(float_images()).dtype == torch.float32
+    torch.testing.assert_close(mixed(float_images()), full(float_images()), rtol=0.05, atol=0.05)
+    assert not torch.equal(mixed(float_images()), full(float_images()))
 
 
 def test_new_suffix_draws_no_random_numbers():

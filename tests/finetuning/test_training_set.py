@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import images
-from PIL import Image
+from helpers import images, save_images
 
 from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
@@ -35,22 +34,12 @@ def assert_equal(one, other):
     assert one.digest() == other.digest()
 
 
-def saved(folder, X):
-    """Save images as files; give their paths."""
-    folder.mkdir()
-    paths = []
-    for number, image in enumerate(X):
-        paths.append(str(folder / f"{number}.png"))
-        Image.fromarray(image).save(paths[-1])
-    return paths
-
-
 @pytest.mark.parametrize("form", ["arrays", "paths"])
 def test_training_set_does_not_depend_on_the_row_order(form, tmp_path):
     X, y = balanced_images(5, 4)
     weight = np.random.RandomState(1).rand(9) + 0.5
     if form == "paths":
-        X = saved(tmp_path / "images", X)
+        X = save_images(X, tmp_path / "images")
     ours = examples(X, y, weight, "balanced")
     order = np.random.RandomState(0).permutation(9)
     other = examples([X[row] for row in order], y[order], weight[order], "balanced")
@@ -101,7 +90,7 @@ def test_image_with_two_labels_is_not_merged():
 
 def test_spellings_of_a_path_are_merged_but_not_two_paths(folder):
     image = images(1, side=4)[0]
-    first, second = saved(folder / "images", [image, image])
+    first, second = save_images([image, image], folder / "images")
     spelt = [first, second, os.path.join("images", "0.png"), "images/../images/1.png"]
     ours = examples(spelt, ["a", "b", "a", "b"])
     assert ours.counts.tolist() == [2, 2]
@@ -114,7 +103,7 @@ def test_images_of_weight_0_are_left_out_unread():
 
 
 def test_image_error_names_the_row_of_x(tmp_path):
-    paths = saved(tmp_path / "images", images(6, side=4))
+    paths = save_images(images(6, side=4), tmp_path / "images")
     paths[2], paths[4] = paths[4], paths[2]
     Path(paths[2]).write_bytes(b"no image")
     ours = examples(paths[::-1], list("abcabc"), [1, 1, 0, 1, 1, 1])

@@ -14,11 +14,6 @@ from sktransfer.store.store import EmbeddingStore, EmbeddingTable
 A, B, C, D, E = (letter.encode() * 16 for letter in "ABCDE")
 
 
-@pytest.fixture
-def table(store):
-    return store.table(b"digest", "a table", width=2)
-
-
 def rows(*values):
     return np.array([[value, -value] for value in values], np.float32)
 

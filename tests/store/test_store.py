@@ -21,11 +21,6 @@ KEYS = [b"%016d" % number for number in range(200)]
 BATCH = 8
 
 
-@pytest.fixture
-def table(store):
-    return store.table(b"digest", "a table", width=2)
-
-
 class Backbone:
     """Embed row i as (i, -i), remember each row, and stumble where it is told to."""
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from helpers import flat_image, smooth_image
 from torch import nn
 from torchvision import transforms as v1
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
@@ -20,10 +20,8 @@ from sktransfer.transforms.augmentation import (
     POLICIES,
     Augmentation,
     Blur,
-    ColorLoss,
     Erase,
     Geometry,
-    Lighting,
     Policy,
     SensorNoise,
     register_policy,
@@ -66,17 +64,6 @@ COPIES = {
 }
 
 
-def photograph(height=64, width=80, seed=0):
-    """Make a smooth colorful image, uint8 (3, H, W)."""
-    coarse = np.random.RandomState(seed).randint(0, 256, (3, 6, 6)).astype(np.uint8)
-    smooth = v2.functional.resize(torch.from_numpy(coarse), [max(height, 8), max(width, 8)])
-    return smooth[:, :height, :width].contiguous()
-
-
-def flat(value, height=64, width=64):
-    return torch.full((3, height, width), value, dtype=torch.uint8)
-
-
 def own_function(image):
     """Draw from all three global generators, and write into what it is given."""
     shift = int(torch.randint(9, ())) + int(np.random.randint(9)) + random.randrange(9)
@@ -114,7 +101,7 @@ def augment(request):
 
 
 def test_augmentation_depends_on_the_seed(augment):
-    image = photograph()
+    image = smooth_image()
     copies = [augment(image, seed) for seed in range(8)]
     for seed in (5, 0, 7):
         assert torch.equal(augment(image, seed), copies[seed])
@@ -126,7 +113,7 @@ def test_augmentation_depends_on_the_seed(augment):
 
 
 def test_augmentation_is_the_same_in_several_threads(augment):
-    images = [photograph(40, 48, seed) for seed in range(3)]
+    images = [smooth_image(40, 48, seed) for seed in range(3)]
     work = [(images[i % 3], i) for i in range(24)]
     serial = [augment(*item) for item in work]
     with ThreadPoolExecutor(4) as pool:
@@ -135,7 +122,7 @@ def test_augmentation_is_the_same_in_several_threads(augment):
 
 
 def test_augmentation_leaves_global_random_states_and_the_image_unchanged(augment):
-    image = photograph()
+    image = smooth_image()
     before = image.clone()
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     result = augment(image, 3)
@@ -147,7 +134,7 @@ def test_augmentation_leaves_global_random_states_and_the_image_unchanged(augmen
 
 
 def test_augmentation_does_not_depend_on_global_random_states(augment):
-    image = photograph()
+    image = smooth_image()
     expected = augment(image, 11)
     torch.rand(5), np.random.rand(5), random.random()
     assert torch.equal(augment(image, 11), expected)
@@ -161,7 +148,7 @@ def test_global_random_state_is_restored_after_an_error():
         raise RuntimeError("broken on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):
-        resolve_augmentation(broken)(photograph(), 0)
+        resolve_augmentation(broken)(smooth_image(), 0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -174,19 +161,19 @@ def test_policies_do_not_use_the_global_generators(policy, monkeypatch):
 
     monkeypatch.setattr(augmentation, "_globally_seeded", refuse)
     monkeypatch.setattr(augmentation.Part, "make_params", refuse)
-    assert resolve_augmentation(policy)(photograph(), 2**64 - 1).shape == (3, 64, 80)
+    assert resolve_augmentation(policy)(smooth_image(), 2**64 - 1).shape == (3, 64, 80)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1, 2**64, np.uint64(2**63)])
 @pytest.mark.parametrize("augment", ["industrial", EVERY_KIND["function"]])
 def test_any_seed_is_accepted(augment, seed):
-    assert resolve_augmentation(augment)(photograph(), seed).shape == (3, 64, 80)
+    assert resolve_augmentation(augment)(smooth_image(), seed).shape == (3, 64, 80)
 
 
 def test_high_bits_of_the_seed_matter():
     """torch's own generator heeds the lowest 32 only."""
     light = resolve_augmentation("light")
-    assert not torch.equal(light(photograph(), 1), light(photograph(), 1 + 2**32))
+    assert not torch.equal(light(smooth_image(), 1), light(smooth_image(), 1 + 2**32))
 
 
 def test_successive_steps_draw_different_numbers():
@@ -196,11 +183,11 @@ def test_successive_steps_draw_different_numbers():
             return image
 
     drawn = []
-    resolve_augmentation(v2.Compose([Add(), Add()]))(photograph(), 0)
+    resolve_augmentation(v2.Compose([Add(), Add()]))(smooth_image(), 0)
     assert drawn[0] != drawn[1]
 
 
-# What the policies do
+# Policies
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -208,13 +195,13 @@ def test_successive_steps_draw_different_numbers():
 def test_policies_keep_any_shape(policy, shape):
     augment = resolve_augmentation(policy)
     for seed in range(12):
-        result = augment(photograph(*shape), seed)
+        result = augment(smooth_image(*shape), seed)
         assert (result.shape, result.dtype) == ((3, *shape), torch.uint8)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_compute_the_same_for_channels_last_images(policy):
-    image = photograph()
+    image = smooth_image()
     last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert torch.equal(
         resolve_augmentation(policy)(last, 5), resolve_augmentation(policy)(image, 5)
@@ -224,7 +211,7 @@ def test_policies_compute_the_same_for_channels_last_images(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("value", "object_value"), [(255, 0), (0, 255), (90, 200)])
 def test_uncovered_area_has_the_color_of_the_border(policy, value, object_value):
-    image = flat(value)
+    image = flat_image(value)
     image[:, 24:40, 24:40] = object_value
     geometry = resolve_augmentation(policy).steps[0]
     for seed in range(30):
@@ -237,7 +224,7 @@ def test_uncovered_area_has_the_color_of_the_border(policy, value, object_value)
 @pytest.mark.parametrize("policy", ["light", "standard"])
 @pytest.mark.parametrize("value", [0, 255])
 def test_uncovered_corners_have_the_color_of_the_background(policy, value):
-    image = flat(value)
+    image = flat_image(value)
     image[:, 24:40, 24:40] = 255 - value
     for seed in range(30):
         copy = resolve_augmentation(policy)(image, seed)
@@ -246,18 +233,9 @@ def test_uncovered_corners_have_the_color_of_the_background(policy, value):
         assert abs(int(corners.max()) - value) < 100
 
 
-def test_border_color_is_the_majority_of_each_channel():
-    image = torch.tensor([250, 20, 130], dtype=torch.uint8)[:, None, None].repeat(1, 32, 32)
-    image[:, :, 10:14] = 0  # reaches the border
-    shifted = Geometry(shift=0.4)
-    for seed in range(10):
-        moved = shifted.transform(image, shifted.draw(torch.Generator().manual_seed(seed)))
-        assert moved.amax((1, 2)).tolist() == [250, 20, 130]
-
-
 def mirrored(policy, seeds=24):
     """Count the copies whose bright half changed sides."""
-    image = flat(40)
+    image = flat_image(40)
     image[:, :, 32:] = 200
     augment = resolve_augmentation(policy)
     copies = [augment(image, seed).float() for seed in range(seeds)]
@@ -269,111 +247,7 @@ def test_light_never_mirrors_and_the_other_policies_do_half_of_the_time():
     assert all(5 <= mirrored(policy) <= 19 for policy in ("standard", "aggressive", "industrial"))
 
 
-def test_geometry_without_motion_is_the_identity():
-    image = photograph(33, 50)
-    assert torch.equal(Geometry()(image), image)
-    assert torch.equal(Geometry(flip=1.0)(image), image.flip(-1))
-
-
-def test_geometry_agrees_with_torchvision():
-    image = photograph(60, 90)
-    drawn = {"rotation": 9.0, "across": 0.1, "down": -0.05, "shear": 0.0}
-    ours = Geometry().transform(image, drawn | {"zoom": 1.1, "aspect": 1.0, "mirror": -1.0})
-    theirs = v2.functional.affine(
-        image,
-        angle=9.0,
-        translate=[6, -3],
-        scale=1.1,
-        shear=[0, 0],
-        interpolation=v2.InterpolationMode.BILINEAR,
-    )
-    inside = (slice(None), slice(15, -15), slice(15, -15))
-    assert (ours[inside].int() - theirs[inside].int()).abs().max() <= 1
-
-
-def test_lighting_computes_contrast_gamma_exposure_and_slope():
-    drawn = {"contrast": 1.0, "gamma": 2.0, "exposure": 0.5, "slope": 0.0, "direction": 0.0}
-    image = flat(0, 1, 3)
-    image[:, 0, 1:] = torch.tensor([128, 255], dtype=torch.uint8)
-    assert Lighting().transform(image, drawn)[0, 0].tolist() == [0, 32, 128]
-    lit = Lighting().transform(flat(100), drawn | {"gamma": 1.0, "exposure": 1.0, "slope": 0.3})
-    assert lit[0, 0, 0] == 70
-    assert lit[0, 0, -1] == 130
-    assert (lit[0] == lit[0, 0]).all()
-    contrast = Lighting().transform(image, drawn | {"contrast": 0.5, "gamma": 1, "exposure": 1})
-    assert contrast[0, 0].tolist() == [64, 128, 191]
-
-
-def test_color_loss_keeps_luminance():
-    image = photograph()
-    gray = ColorLoss(gray=1.0)(image)
-    assert torch.equal(gray[0], gray[1])
-    expected = v2.functional.rgb_to_grayscale(image)
-    assert (gray[:1].int() - expected.int()).abs().max() <= 1
-    assert torch.equal(ColorLoss(keep=(1.0, 1.0), gray=0.0)(image), image)
-
-
-def test_blur_spreads_a_point_and_preserves_its_sum():
-    point = flat(0)
-    point[:, 32, 32] = 255
-    drawn = {"radius": 0.05, "path": 0.14, "direction": 0.0, "moving": 1.0}
-    line = Blur().transform(point, drawn)[0]
-    assert (line > 0).sum(0).max() == 1  # one pixel high, along the rows
-    assert 8 <= (line > 0).sum() <= 11
-    disc = Blur().transform(point, drawn | {"moving": -1.0})[0]
-    assert torch.equal(disc, disc.T)
-    assert 30 <= (disc > 0).sum() <= 60
-    assert all(abs(int(spread.sum()) - 255) < 30 for spread in (line, disc))
-    assert torch.equal(Blur().transform(point, drawn | {"moving": -1.0, "radius": 0.0}), point)
-
-
-def test_sensor_noise_has_the_drawn_deviation():
-    drawn = {"shot": 0.04, "read": 0.03, "grain": 0.0, "seed": 5.0}
-    noisy = SensorNoise().transform(flat(128, 200, 200), drawn).float()
-    assert noisy.mean().item() == pytest.approx(128, abs=0.2)
-    expected = 255 * (0.03**2 + 0.04**2 * 128 / 255) ** 0.5
-    assert noisy.std().item() == pytest.approx(expected, rel=0.03)
-    own = SensorNoise()
-    seeds = {int(own.draw(torch.Generator().manual_seed(i))["seed"]) % 2**32 for i in range(200)}
-    assert len(seeds) == 200
-
-
-def test_sensor_noise_has_the_drawn_grain():
-    def likeness_of_neighbors(grain):
-        drawn = {"shot": 0.0, "read": 0.05, "grain": grain, "seed": 5.0}
-        noise = SensorNoise().transform(flat(128, 150, 200), drawn)[0].float() - 128
-        return np.corrcoef(noise[:, 1:].flatten(), noise[:, :-1].flatten())[0, 1]
-
-    fine, pixel, coarse = (likeness_of_neighbors(grain) for grain in (0.0, 1 / 150, 0.02))
-    assert fine == pixel == pytest.approx(0, abs=0.02)
-    assert coarse > 0.7  # three pixels
-
-
-def test_erase_fills_a_rectangle_with_the_mean():
-    image = photograph(64, 100)
-    erased = Erase(area=(0.1, 0.1))(image)
-    changed = (erased != image).any(0)
-    assert 0.8 < changed.sum() / (0.1 * 64 * 64) < 1.2
-    color = erased[:, changed]
-    assert (color == color[:, :1]).all()
-    assert (color[:, 0].float() - image.float().mean((1, 2))).abs().max() < 1
-
-
-@pytest.mark.parametrize("part", [Geometry, Lighting, ColorLoss, Blur, SensorNoise, Erase])
-def test_part_works_in_a_compose_and_respects_its_probability(part):
-    image = photograph()
-    assert torch.equal(v2.Compose([part(p=0.0)])(image), image)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        first = v2.Compose([part()])(tv_tensors.Image(image))
-        torch.manual_seed(0)
-        assert torch.equal(first, part()(image))
-    assert isinstance(first, tv_tensors.Image)
-    with pytest.raises(TypeError, match=rf"{part.__name__} got torch.float32 \(3, 64, 80\), but"):
-        part()(image / 255)
-
-
-# What is cached by
+# The digests
 
 
 def test_registered_policy_works(monkeypatch):
@@ -384,7 +258,7 @@ def test_registered_policy_works(monkeypatch):
     assert (toy.name, toy.steps, augmentation.count_views(toy, "auto")) == ("toy", steps, 5)
     assert toy.digest == resolve_augmentation("toy").digest
     assert toy.digest not in [bytes.fromhex(digest) for digest in DIGESTS.values()]
-    image = photograph()
+    image = smooth_image()
     assert torch.equal(toy(image, 3), toy(image, 3))
     assert not torch.equal(toy(image, 3), toy(image, 4))
     with pytest.raises(ValueError, match=r"but expected one of .*'industrial', 'toy'"):
@@ -511,10 +385,10 @@ def test_pickled_augmentation_is_equal(kind):
     augment = resolve_augmentation(EVERY_KIND[kind])
     again = pickle.loads(pickle.dumps(augment))
     assert again.digest == augment.digest
-    assert torch.equal(again(photograph(), 9), augment(photograph(), 9))
+    assert torch.equal(again(smooth_image(), 9), augment(smooth_image(), 9))
 
 
-# What users pass
+# Arguments of users
 
 
 def test_resolve_augmentation_returns_none_and_resolved_ones_unchanged():
@@ -570,11 +444,11 @@ def test_values_that_are_no_transform_are_rejected(augment, remedy):
 )
 def test_transform_that_returns_no_image_is_rejected(augment, error, message):
     with pytest.raises(error, match=message):
-        resolve_augmentation(augment)(photograph(), 0)
+        resolve_augmentation(augment)(smooth_image(), 0)
 
 
 def test_floats_and_tv_tensors_are_converted():
-    image = photograph()
+    image = smooth_image()
     floats = resolve_augmentation(v2.ToDtype(torch.float32, scale=True))(image, 0)
     images = resolve_augmentation(v2.ToImage())(image, 0)
     grads = resolve_augmentation(lambda p: (p / 255).requires_grad_())(image, 0)
@@ -585,5 +459,5 @@ def test_floats_and_tv_tensors_are_converted():
 
 
 def test_custom_transform_may_change_the_size():
-    cropped = resolve_augmentation(v2.RandomResizedCrop(24))(photograph(), 0)
+    cropped = resolve_augmentation(v2.RandomResizedCrop(24))(smooth_image(), 0)
     assert cropped.shape == (3, 24, 24)

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWa
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Write one image in every way that matters."""
+def jpegs(tmp_path):
+    """Write one image in every format that is decoded in its own way."""
     image = Image.fromarray(load_sample_image("china.jpg")[:240, :300])
     image.save(tmp_path / "plain.jpg")
     image.save(tmp_path / "progressive.jpg", progressive=True)
@@ -40,12 +40,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def views(folder, *names, **more):
-    return Views(as_images([str(folder / name) for name in names]), PREPROCESSING, **more)
+def views(jpegs, *names, **more):
+    return Views(as_images([str(jpegs / name) for name in names]), PREPROCESSING, **more)
 
 
-def test_prepare_on_equals_the_default_decoder(folder):
-    some = views(folder, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
+def test_prepare_on_equals_the_default_decoder(jpegs):
+    some = views(jpegs, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
     there = some.prepare_on(CPU, range(4))
     assert list(there) == [0, 1, 2, 3]
     for item, pixels in there.items():
@@ -54,21 +54,21 @@ def test_prepare_on_equals_the_default_decoder(folder):
         assert (pixels.short() - expected.short()).abs().max() <= 2
 
 
-def test_prepare_on_skips_special_files(folder):
+def test_prepare_on_skips_special_files(jpegs):
     names = ["turned.jpg", "cmyk.jpg", "image.png", "large.jpg", "text.jpg", "nowhere.jpg"]
-    assert views(folder, *names).prepare_on(CPU, range(6)) == {}
-    assert views(folder, "plain.jpg", augmentation=object()).prepare_on(CPU, [0]) == {}
+    assert views(jpegs, *names).prepare_on(CPU, range(6)) == {}
+    assert views(jpegs, "plain.jpg", augmentation=object()).prepare_on(CPU, [0]) == {}
     array = Views(as_images(np.zeros((2, 8, 8, 3), np.uint8)), PREPROCESSING)
     assert array.prepare_on(CPU, range(2)) == {}
 
 
-def test_prepare_on_decodes_encoded_bytes(folder):
-    encoded = [(folder / "plain.jpg").read_bytes()] * 2
+def test_prepare_on_decodes_encoded_bytes(jpegs):
+    encoded = [(jpegs / "plain.jpg").read_bytes()] * 2
     assert len(Views(as_images(encoded), PREPROCESSING).prepare_on(CPU, range(2))) == 2
 
 
-def test_broken_image_is_named_and_the_others_are_decoded(folder):
-    some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
+def test_broken_image_is_named_and_the_others_are_decoded(jpegs):
+    some = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
     with pytest.raises(ImageError, match=r"row 1 .*broken\.jpg"):
         list(ImageReader(some, 2, ImageErrors("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
     image_errors = ImageErrors("nan")
@@ -79,23 +79,23 @@ def test_broken_image_is_named_and_the_others_are_decoded(folder):
         np.testing.assert_allclose(found, some.prepare(row), atol=2)
 
 
-def test_prepare_on_skips_the_batch_of_a_broken_image(folder, monkeypatch):
+def test_prepare_on_skips_the_batch_of_a_broken_image(jpegs, monkeypatch):
     monkeypatch.setattr(device_decoding, "_IMAGES_PER_BATCH", 2)
-    some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
+    some = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
     assert list(some.prepare_on(CPU, range(5))) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("no nvJPEG"), torch.OutOfMemoryError(), NotImplementedError()]
 )
-def test_prepare_on_returns_nothing_if_the_device_cannot_decode(folder, error, monkeypatch):
+def test_prepare_on_returns_nothing_if_the_device_cannot_decode(jpegs, error, monkeypatch):
     def fails(*arguments):
         raise error
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
-    assert views(folder, "plain.jpg").prepare_on(CPU, [0]) == {}
+    assert views(jpegs, "plain.jpg").prepare_on(CPU, [0]) == {}
     monkeypatch.delattr(torchvision.io, "decode_jpeg")  # as a later torchvision
-    encoded = {7: (folder / "plain.jpg").read_bytes()}
+    encoded = {7: (jpegs / "plain.jpg").read_bytes()}
     assert prepare_jpegs(encoded, lambda pixels: pixels, CPU) == {}
 
 
@@ -108,8 +108,8 @@ def test_gpu_decoding_is_off_by_default(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_gpu_decoding_gives_the_same_embeddings(folder, monkeypatch):
-    paths = [str(folder / name) for name in ("plain.jpg", "gray.jpg", "turned.jpg", "large.jpg")]
+def test_gpu_decoding_gives_the_same_embeddings(jpegs, monkeypatch):
+    paths = [str(jpegs / name) for name in ("plain.jpg", "gray.jpg", "turned.jpg", "large.jpg")]
     extractor = PretrainedFeatureExtractor(device="cuda", cache=None).fit(paths * 40)
     expected = extractor.transform(paths * 40)
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
