@@ -9,7 +9,7 @@ from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.frozen import freeze
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
 
-# Tables that follow from the structure.
+# Buffers that follow from the structure of a network.
 TABLES = ("relative_position_index", "relative_coords_table", "num_batches_tracked")
 
 
@@ -65,7 +65,7 @@ def assert_equal(x, y):
 
 @torch.no_grad()
 def check_block_list(network, x):
-    """Check what holds for every network, and return its block list and last feature map."""
+    """Check the block list of a network, and return it with the last feature map."""
     block_list = split_into_blocks(network)
     network.eval()
     expected = network(x)

@@ -1,4 +1,4 @@
-"""Photographs and copies of them that the tests of duplicates and leaks share."""
+"""Crops of photographs, and ways to copy them, for the tests of duplicates and leaks."""
 
 import io
 
@@ -10,7 +10,7 @@ CHINA, FLOWER = (Image.fromarray(image) for image in load_sample_images().images
 
 
 def tile(number):
-    """Cut one of 24 images out of the two photographs."""
+    """Crop one of 24 images from the two photographs."""
     source = (CHINA, FLOWER)[number % 2]
     row, column = divmod(number // 2, 4)
     return source.crop((160 * column, 140 * row, 160 * column + 160, 140 * row + 140))

@@ -1,4 +1,4 @@
-"""What the tests share: small backbones, images, classifiers, and other processes."""
+"""Small backbones, images, classifiers and processes that several test files share."""
 
 import io
 import os
@@ -35,7 +35,7 @@ def seeded(module):
 
 
 class Tiny(nn.Sequential):
-    """Two blocks of convolution with BatchNorm, 12 features, 5 logits."""
+    """Two convolutional blocks with BatchNorm, 12 features, 5 logits."""
 
     preprocessing = Preprocessing(resize=SIZE, crop=(SIZE, SIZE))
 
@@ -58,13 +58,13 @@ class Tiny(nn.Sequential):
 
 
 class CountingTiny(Tiny):
-    """Appends to the file `log` a line for each batch that comes through: its length, the worker.
+    """Appends a line to the file `log` for each batch: its number of images, and the worker.
 
-    With `n_workers`, every worker waits in its first batches until so many have computed one.
+    Every worker waits in its first batch until `n_workers` workers have computed a batch.
 
-    The log is written by every process that runs the backbone, and knows nothing of the store.
-    Probes are not counted, by which `fit` learns the structure (outside inference mode) and the
-    width (a blank image).
+    Every process that runs the backbone writes the log, independently of the store. The log leaves
+    out the probes with which `fit` finds the structure (outside inference mode) and the width (a
+    blank image).
     """
 
     def __init__(self, log, n_workers=1):
@@ -80,7 +80,7 @@ class Counter(nn.Module):
         self.n_workers = n_workers
 
     def forward(self, x):
-        shown = int((x.flatten(2).std(dim=2).sum(dim=1) > 0).sum())  # not what fills a batch up
+        shown = int((x.flatten(2).std(dim=2).sum(dim=1) > 0).sum())  # without padding
         if torch.is_inference_mode_enabled() and shown:
             with open(self.log, "a") as file:
                 worker = f"{os.getpid()}-{threading.get_ident()}"
@@ -92,12 +92,12 @@ class Counter(nn.Module):
 
 
 def counted(log):
-    """Sum the images of a log."""
+    """Return the number of images in a log."""
     return sum(int(line.split()[0]) for line in _lines(log))
 
 
 def workers(log):
-    """Return the workers, processes or threads, that computed images of a log."""
+    """Return the processes and threads that computed the images of a log."""
     return {line.split()[1] for line in _lines(log)}
 
 
@@ -106,7 +106,7 @@ def _lines(log):
 
 
 def unreachable(*arguments, **options):
-    """Stand in for `socket.create_connection` where nobody answers for a long time."""
+    """Replace `socket.create_connection`: wait for a long time, then fail."""
     time.sleep(30)
     raise OSError("timed out")
 
@@ -165,7 +165,7 @@ def flat_image(value, height=64, width=64):
 
 
 def cosine(a, b):
-    """Cosine between the rows of two arrays."""
+    """Compute the cosine between the rows of two arrays."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
@@ -174,7 +174,7 @@ NAMES = np.array(["cat", "dog", "owl"])
 
 
 def colored_images(n=60, seed=0):
-    """Make noisy images of three kinds, told apart by their color, and their names."""
+    """Make noisy images of three classes that differ in color, and their labels."""
     y = np.arange(n) % 3
     X = images(n, seed=seed).astype(np.int64)
     X[np.arange(n), :, :, y] += 90
@@ -199,7 +199,7 @@ X, Y = colored_images()
 X_TEST, Y_TEST = colored_images(30, seed=1)
 
 
-# The target: other images of the same kinds, darker and of less contrast.
+# The target domain: other images of the same classes, darker and with less contrast.
 X_TARGET = (colored_images(40, seed=2)[0] * 0.4).astype(np.uint8)
 BOTH = np.concatenate([X, X_TARGET])
 DOMAIN = np.repeat([1, -2], [60, 40])
@@ -210,7 +210,7 @@ def domain_labels(garbage):
 
 
 class Interrupt(Callback):
-    """Stands in for Ctrl-C in the third epoch."""
+    """Raises KeyboardInterrupt in the third epoch."""
 
     epochs = 0
 
@@ -223,10 +223,10 @@ class Interrupt(Callback):
 
 
 class PowerCut(Callback):
-    """Ends a fit with an error after its first batch, once `n_epochs` more batches have run."""
+    """Raises an error after more than `n_validated` validation batches."""
 
-    def __init__(self, n_epochs):
-        self.left = n_epochs
+    def __init__(self, n_validated):
+        self.left = n_validated
 
     def on_batch_end(self, net, training=False, **kwargs):
         self.left -= not training
@@ -234,8 +234,8 @@ class PowerCut(Callback):
             raise RuntimeError("power cut")
 
 
-# The store needs nothing of what `import sktransfer` brings; a function, so that a worker can
-# receive it too.
+# Imports the store without the rest of the package, which it does not need. It is a function, so
+# that it can be sent to a worker.
 PREAMBLE = f"""
 def light():
     import sys, types
@@ -248,7 +248,7 @@ light()
 
 
 def start_python(script, *arguments, **options):
-    """Start Python on a script, with its standard input and output in our hands."""
+    """Start Python on a script, with pipes for its standard input and output."""
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -259,7 +259,7 @@ def start_python(script, *arguments, **options):
 
 
 def finish_python(process):
-    """Wait for a process, and give what it has printed."""
+    """Wait for a process, and return its output."""
     with process:
         try:
             output, _ = process.communicate(timeout=60)
@@ -270,7 +270,7 @@ def finish_python(process):
 
 
 def make_search(extractor, n_jobs=1, seed=0):
-    """Make a search of 6 candidates in 5 shuffled folds: 31 fits."""
+    """Build a search of 6 candidates in 5 shuffled folds: 31 fits."""
     return GridSearchCV(
         Pipeline([("embed", extractor), ("classify", RidgeClassifier())]),
         {"classify__alpha": np.logspace(-3, 2, 6)},

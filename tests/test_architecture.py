@@ -14,8 +14,8 @@ import sktransfer
 
 PACKAGE = Path(sktransfer.__file__).parent
 
-# From the bottom up: a layer imports from the layers before it. A module of a folder belongs to
-# the folder's layer, a module at the root is a layer of its own.
+# From the bottom up: a layer imports only from earlier layers. A folder is one layer, and so is
+# each module at the root.
 LAYERS = [
     "_version",
     "utils",
@@ -59,7 +59,7 @@ OWNERS = {
 
 @functools.cache
 def modules():
-    """List all modules but the docstrings of folders, such as "finetuning/head"."""
+    """List all modules, such as "finetuning/head", without the `__init__` files of folders."""
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
     return sorted(
         path.as_posix() for path in paths if path.name != "__init__" or not path.parts[1:]
@@ -71,7 +71,7 @@ def layer_of(module):
 
 
 def imported_modules(source):
-    """List the modules of this package that some source imports, at whatever level."""
+    """Yield the modules of this package that a source imports, at any level of nesting."""
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -92,7 +92,7 @@ def graph():
 
 
 def upward(edges):
-    """List the imports that point up: from a layer to a later one."""
+    """List the imports from a layer to a later one."""
     order = {layer: place for place, layer in enumerate(LAYERS)}
     return [
         (module, other)
@@ -103,7 +103,7 @@ def upward(edges):
 
 
 def circles(edges):
-    """Find modules in circles: take away those that import none of those left, again and again."""
+    """List modules in circles: those that remain if modules without imports are removed."""
     left = dict(edges)
     while free := [module for module, others in left.items() if not others & set(left)]:
         for module in free:
@@ -165,11 +165,11 @@ def test_concern_has_one_owner(pattern):
 
 
 def test_import_changes_nothing(tmp_path):
-    """No folder is made and no global setting is touched at import."""
+    """Importing creates no folder and changes no global setting."""
     script = (
         "import os, tempfile, torch, torchvision, sklearn.utils\n"
         "def state():\n"
-        "    folders = os.listdir(tempfile.gettempdir())  # torch makes one of its own\n"
+        "    folders = os.listdir(tempfile.gettempdir())  # torch creates one\n"
         "    return torch.get_num_threads(), torch.initial_seed(), sorted(os.environ), folders\n"
         "before = state()\n"
         "import sktransfer\n"

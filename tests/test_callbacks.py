@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks on the estimators themselves."""
+"""The estimators work with scikit-learn's callbacks."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""FineTunedImageClassifier as a user of scikit-learn meets it."""
+"""FineTunedImageClassifier behaves as users of scikit-learn expect."""
 
 import pickle
 import re
@@ -37,7 +37,7 @@ from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.transforms.augmentation import count_views, resolve_augmentation
 from sktransfer.utils.progress import StageProgress
 
-# scikit-learn means scikit-learn
+# The contract of scikit-learn
 
 
 @pytest.mark.parametrize("unfreeze", [(0,), (0, 1, 2)])
@@ -48,8 +48,8 @@ def test_classifier_passes_check_estimator(unfreeze):
         unfreeze=unfreeze,
         max_epochs=2,
         lr=1e-4,
-        augment=None,  # what is no image is none when it is turned
-        early_stopping=False,  # a few rows are too few to hold some of them back
+        augment=None,  # the rows are no images, so views of them make no sense
+        early_stopping=False,  # some checks have too few rows to hold any out
     )
     results = check_estimator(estimator, on_fail=None, on_skip=None)
     statuses = [result["status"] for result in results]
@@ -58,7 +58,7 @@ def test_classifier_passes_check_estimator(unfreeze):
     assert "xfail" not in statuses
     assert statuses.count("passed") >= 50
     skipped = {result["check_name"] for result in results if result["status"] == "skipped"}
-    assert skipped <= {"check_array_api_input"}  # which scikit-learn's PCA skips too
+    assert skipped <= {"check_array_api_input"}  # scikit-learn's PCA skips it too
 
 
 def test_classifier_learns_and_predicts_the_labels_of_y():
@@ -117,7 +117,7 @@ def test_clone_is_unfitted_and_set_params_applies_at_the_next_fit():
     assert [stage["stage"] for stage in classifier.stages_] == ["head"]
 
 
-# Frozen is frozen
+# Frozen blocks
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
@@ -153,7 +153,7 @@ def test_batch_norm_adapt_sets_statistics_and_learns():
     assert classifier.score(X_TEST, Y_TEST) > 0.9
 
 
-# Same seed, same result
+# Reproducibility
 
 
 def test_fit_is_reproducible_and_leaves_global_random_states_unchanged():
@@ -195,7 +195,7 @@ def test_class_weight_raises_the_probability_of_its_class():
     assert uneven[0] > even[0]
 
 
-# Cached is the same as computed
+# Cached and computed activations
 
 
 @pytest.mark.parametrize("augment", [None, "standard"])
@@ -223,7 +223,7 @@ def test_fit_of_the_head_warns_of_embeddings_that_do_not_fit_on_disk(monkeypatch
 
 
 def test_training_equals_a_plain_torch_loop():
-    """Two epochs of one batch each, without anything random, against plain torch."""
+    """Compare two epochs of one batch each, without randomness, with plain torch."""
     settings = {"augment": None, "dropout": 0.0, "batch_size": 100, "early_stopping": False}
     classifier = make_classifier(unfreeze=(0, 2), max_epochs=2, weight_decay=0.1, **settings).fit(
         X, Y
@@ -276,7 +276,7 @@ def test_auto_n_views_ignores_the_name_of_a_function():
     assert count_views(resolve_augmentation(industrial), "auto") == 3
 
 
-# Guards
+# Warnings and errors
 
 
 def test_low_lr_drop_is_warned_of():
@@ -331,7 +331,7 @@ def test_invalid_parameters_are_rejected(parameters, message):
 
 
 class Explode(Callback):
-    """Makes the weights infinite in an epoch."""
+    """Sets the weights to infinity in one epoch."""
 
     def __init__(self, epoch):
         self.epoch, self.epochs = epoch, 0
@@ -445,11 +445,11 @@ def test_interrupted_fit_keeps_its_best_weights():
     assert classifier.interrupted_
 
 
-# What is random
+# Random augmentation
 
 
 def slow_noise(image):
-    """Draw from the generator that the whole process shares, and hold it for a while."""
+    """Draw from the global generator, slowly."""
     noise = torch.randint(0, 30, image.shape, dtype=torch.uint8)
     time.sleep(0.002)
     return image // 2 + noise
@@ -480,7 +480,7 @@ def test_fresh_views_differ_in_each_epoch_of_each_stage(monkeypatch):
     assert len(seen) == len(set(seen)) == 4
 
 
-# From scratch, and all at once
+# Training of all blocks at once
 
 
 @pytest.mark.parametrize("weights", [None, "default"])
@@ -573,7 +573,7 @@ def test_classifier_fitted_on_a_gpu_predicts_the_same_on_the_cpu():
     )
 
 
-# Once in a fit
+# Calls per fit
 
 
 def test_fit_resolves_images_and_loads_the_backbone_once(monkeypatch):

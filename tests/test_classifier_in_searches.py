@@ -1,4 +1,4 @@
-"""FineTunedImageClassifier inside scikit-learn's searches, ensembles and reports."""
+"""FineTunedImageClassifier works in scikit-learn's searches, ensembles and pipelines."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def counting(log, store, **parameters):
 
 @pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_search_embeds_each_view_once_per_boundary(log, store, folder, n_jobs):
-    """8 candidates in 3 folds: 25 fits; boundaries behind block 0 and behind block 1."""
+    """The search has 25 fits (8 candidates in 3 folds), and boundaries after blocks 0 and 1."""
     search = GridSearchCV(counting(log, store), GRID, cv=3, n_jobs=n_jobs).fit(X, Y)
     assert search.best_score_ > 0.9
     views, boundaries = 3 * len(X), 2

@@ -1,7 +1,7 @@
-"""The pages of docs/: every python block runs, in order, and gives what the page says it gives.
+"""Every python block of the pages in docs/ runs in order, with the output that the page shows.
 
-A ```python block that is followed by a ```text block must print that text, or, where the text
-begins with the name of an error, raise it. "..." stands for anything, and line breaks are free.
+A ```python block that is followed by a ```text block must print that text, or raise the error if
+the text begins with the name of one. "..." matches anything, and line breaks are ignored.
 """
 
 import doctest
@@ -29,7 +29,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def blocks(page):
-    """List the python blocks of a page: line, code, and the text that directly follows or None."""
+    """List the python blocks of a page: line, code, and the text block after it or None."""
     text = (DOCS / page).read_text()
     found = list(BLOCK.finditer(text))
     listed = []
@@ -47,7 +47,7 @@ def blocks(page):
 
 
 def run(line, code, expected, page, namespace):
-    """Run a block, and compare what it prints or raises."""
+    """Run a block, and compare its output or error."""
     printed = io.StringIO()
     compiled = compile("\n" * line + code, str(DOCS / page), "exec")
     raises = expected is not None and ERROR.match(expected)
@@ -67,9 +67,9 @@ def run(line, code, expected, page, namespace):
 
 @pytest.fixture
 def offline(monkeypatch, folder):
-    """Work in an empty folder, on a machine that reaches nobody, and with one thread.
+    """Work in an empty folder, without a network, and with one thread.
 
-    Threads that wait for each other on cores that others use too cost more than they give.
+    On shared cores, threads that wait for each other cost more than they save.
     """
 
     def refuse(*args, **kwargs):
@@ -93,7 +93,7 @@ def test_python_blocks_print_the_documented_output(page, offline):
 
 
 def check_containers(namespace):
-    """The examples in the table of containers give the embeddings that the page begins with."""
+    """Check that every container in the table gives the same embeddings."""
     table = (DOCS / "input_formats.md").read_text().partition("## Containers")[2]
     examples = re.findall(r"^\| .* \| `(.*)` \|$", table.partition("\n## ")[0], re.M)
     assert len(examples) > 15

@@ -1,4 +1,4 @@
-"""The scripts of examples/ run from start to end, and print what can be believed."""
+"""The scripts of examples/ run from start to end, and print plausible scores."""
 
 import os
 import re
@@ -13,13 +13,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(script, tmp_path, *arguments):
-    """Run an example in a process of its own, where warnings are errors; return what it prints."""
+    """Run an example in a new process with warnings as errors, and return its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / script, *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        # One thread: those that wait for each other on shared cores cost more than they give.
+        # One thread: on shared cores, threads that wait for each other cost more than they save.
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         timeout=600,
         check=False,

@@ -41,13 +41,12 @@ def tiny(**parameters):
     return PretrainedFeatureExtractor(Tiny(), **parameters)
 
 
-# --- scikit-learn means scikit-learn -------------------------------------------------------------
+# --- the contract of scikit-learn ----------------------------------------------------------------
 
 
 def test_extractor_passes_check_estimator():
-    # The class is a callable that makes the module. (A module as a parameter passes all but one of
-    # the checks: that one compares joblib.hash of parameters with that of deep copies, which differ
-    # for every torch tensor.)
+    # The class is a callable that builds the module. A module as a parameter fails one check, which
+    # compares the joblib.hash of parameters and of their deep copies: torch tensors differ there.
     extractor = PretrainedFeatureExtractor(Tiny, image_shape=(1, -1))
     results = check_estimator(extractor, on_fail=None, on_skip=None)
     status = [result["status"] for result in results]
@@ -55,7 +54,7 @@ def test_extractor_passes_check_estimator():
     assert failed == []
     assert status.count("xfail") == 0
     assert status.count("passed") >= 45
-    # PCA skips the same: the array API checks, which need a package of their own.
+    # PCA skips the same array API checks, which need another package.
     skipped = {r["check_name"] for r in results if r["status"] == "skipped"}
     assert skipped <= {"check_array_api_input", "check_array_api_input_and_values"}
 
@@ -189,7 +188,7 @@ CONTAINERS = {
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Five different crops of real photographs."""
+    """Return four different crops of photographs."""
     china, flower = load_sample_images().images
     return np.stack(
         [image[y : y + 240, y : y + 240] for image in (china, flower) for y in (0, 150)]
@@ -336,12 +335,12 @@ def test_global_random_states_are_unchanged():
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-# --- once ------------------------------------------------------------------------------------
+# --- calls per fit -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Count the calls of the functions that a fit or a transform needs once."""
+    """Count the calls of functions that a fit or a transform should call once."""
     from collections import Counter
 
     from sktransfer import extractor

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-# Page, the text around a figure ({} stands for it), and where it is: file, then keys.
+# Page, the text around a figure, for which {} stands, and its path: file, then keys.
 FIGURES = [
     ("README.md", "| sktransfer with `[cpu]` | {} |", "embedding variants ours median"),
     ("README.md", 'precision="bfloat16"` | {} |', "embedding variants half median"),
@@ -84,7 +84,7 @@ STRATEGIES = {"used for choosing": "development", "used for testing": "test"}
 
 
 def result(path):
-    """Return a result, such as that of "accuracy_digits tuned accuracy"."""
+    """Return the result at a path such as "accuracy_digits tuned accuracy"."""
     name, *keys = path.split()
     value = json.loads((RESULTS / f"{name}.json").read_text())
     for key in keys:
@@ -93,12 +93,12 @@ def result(path):
 
 
 def page(name):
-    """Return the text of a page, with each line break as a space."""
+    """Return the text of a page, with spaces in place of line breaks."""
     return re.sub(r"\s+", " ", (ROOT / name).read_text())
 
 
 def rounds_to(typed, value):
-    """Return whether a figure is a value, to the digits that it is typed with."""
+    """Return whether a value, rounded to the digits of a figure, equals it."""
     unit = 10.0 ** -len(typed.partition(".")[2])
     return abs(float(typed) - value) <= unit / 2 + 1e-9
 

@@ -1,4 +1,4 @@
-"""The README's blocks run, in order, on images that have the names it uses."""
+"""The README's blocks run in order on images with the names that they use."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SelfTrainedImageClassifier: guesses of which a classifier is sure become labels."""
+"""SelfTrainedImageClassifier adds confident predictions on the target to the labels."""
 
 import pickle
 
@@ -33,7 +33,7 @@ from sktransfer.store.store import EmbeddingStore
 
 
 def shifted(n=200):
-    """Make two classes, told apart by the first feature; in the target, by the second better."""
+    """Make two classes that the first feature separates, and in the target better the second."""
     random, y = np.random.RandomState(0), np.arange(n) % 2
     source = (2 * y - 1)[:, None] * [1, 0] + random.normal(0, 0.6, (n, 2)) * [1, 0.1]
     target = (2 * y - 1)[:, None] * [0.4, 2] + random.normal(0, 0.6, (n, 2))
@@ -114,7 +114,7 @@ def test_target_labels_are_never_read(garbage):
 
 
 class Noting(ClassifierMixin, BaseEstimator):
-    """Notes what each fit gets."""
+    """Records the arguments of each fit."""
 
     def __init__(self, notes=None):
         self.notes = notes

@@ -1,4 +1,4 @@
-"""Domain-adversarial training, and BatchNorm of two domains."""
+"""Domain-adversarial training and BatchNorm of two domains."""
 
 import contextlib
 import math
@@ -51,7 +51,7 @@ def fitted(**parameters):
     return dann(**parameters).fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
 
 
-# The parts
+# Gradient reversal and the adversary
 
 
 def test_reverse_gradient_keeps_values_and_scales_the_gradient():
@@ -83,7 +83,7 @@ def test_adversary_loss_is_the_weighted_cross_entropy_of_domains():
 
 
 def test_gradients_improve_the_adversary_and_worsen_the_embeddings():
-    """One step of each along its gradient: the one tells domains better, the other worse."""
+    """A step of the adversary lowers the domain loss, and a step of the embedding raises it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         adversary, embed = Adversary(6, 1.0), torch.nn.Linear(6, 6)
@@ -158,7 +158,7 @@ def test_trained_blocks_depend_on_the_target_and_the_weight():
 
 
 class Calm(Tiny):
-    """Tiny with the values that torch begins with: its embeddings are of a usual size."""
+    """Tiny with torch's initial values, so that embeddings have a usual scale."""
 
     def __init__(self):
         super().__init__()
@@ -170,7 +170,7 @@ class Calm(Tiny):
 
 
 def separability(classifier):
-    """Tell how far the means of both domains are apart, in standard deviations of the source."""
+    """Compute the distance of the domain means in standard deviations of the source."""
     source, target = classifier.transform(X), classifier.transform(X_TARGET)
     apart = source.mean(axis=0) - target.mean(axis=0)
     return np.linalg.norm(apart / (source.std(axis=0) + 0.1 * source.std()))
@@ -255,7 +255,7 @@ def test_target_is_matched_to_the_source_after_training(weight):
     views = (Views(as_images(each), frozen.preprocessing_) for each in (X, X_TARGET))
     expected = match_batch_norm(frozen.as_backbone(), *views, CPU, 1).statistics
     found = adapted.batch_norm_.statistics
-    for name in expected:  # in another order, and so in other batches
+    for name in expected:  # in other batches, since the order differs
         torch.testing.assert_close(found[name], expected[name], rtol=0.15, atol=0.01)
     assert frozen.batch_norm_ is None
     trained = of_block(adapted, "1")
@@ -308,7 +308,7 @@ def test_adapted_batch_norm_of_untrained_blocks_survives_pickling(unfreeze):
     assert (loaded.predict_proba(X_TARGET) == classifier.predict_proba(X_TARGET)).all()
 
 
-# What scikit-learn asks
+# Pickles, clones and routing
 
 
 def test_pickle_leaves_out_the_adversary():
@@ -327,7 +327,7 @@ def test_clone_keeps_domain_adversarial():
 
 def test_sample_domain_is_routed_through_pipelines_and_searches():
     y = domain_labels("cat")
-    # Every fold has the target to learn from, and is tested on the source.
+    # Every fold trains with the target, and is tested on the source.
     folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
     with sklearn.config_context(enable_metadata_routing=True):
         last = dann(early_stopping=False).set_fit_request(sample_domain=True)
@@ -350,7 +350,7 @@ def test_callbacks_score_the_labeled_images():
     assert scores[(0,)] == classifier.score(X, Y)
 
 
-# A fit that goes on
+# Resumed fits
 
 
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}])

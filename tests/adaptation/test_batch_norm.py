@@ -69,7 +69,7 @@ def views(backbone, n, seed=0, light=1.0):
 
 
 def moments(backbone, views):
-    """Give mean and variance, channel by channel, of what each BatchNorm layer gives."""
+    """Return mean and variance of each channel in the output of each BatchNorm layer."""
     found, hooks = [], []
     blocks = nn.Sequential(*(block for _, block in backbone.block_list.blocks))
     for layer in blocks.modules():
@@ -100,7 +100,7 @@ def test_matched_target_has_the_moments_of_the_source():
 
 def test_matching_the_source_to_itself_keeps_the_statistics():
     backbone = load_backbone(Tiny())
-    one, other = (views(backbone, 80) for _ in range(2))  # in batches
+    one, other = (views(backbone, 80) for _ in range(2))  # more than one batch
     state = match_batch_norm(backbone, one, other, CPU, 2)
     parts = nn.ModuleList(block for _, block in backbone.block_list.blocks)
     learned = [t for name, t in parts.state_dict().items() if "running" in name]
@@ -123,7 +123,7 @@ def test_match_batch_norm_rejects_a_backbone_without_batch_norm():
 
 
 class Pooled(nn.Module):
-    """A map of one value a channel into BatchNorm; another BatchNorm that nothing goes through."""
+    """A BatchNorm with one value per channel and image, and another one that is never run."""
 
     def __init__(self):
         super().__init__()
@@ -162,7 +162,7 @@ def test_adapt_batch_norm_weighs_images_equally(n):
     with torch.no_grad():
         maps = Tiny()[0][0](backbone.preprocessing.normalize(x))
     mean = next(each for name, each in state.statistics.items() if "running_mean" in name)
-    # Batches differ by one image at most.
+    # The batches differ by at most one image.
     torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
 
 

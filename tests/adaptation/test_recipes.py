@@ -1,4 +1,4 @@
-"""The recipe of docs/domains.md that needs skada, which few have."""
+"""The recipe of docs/domains.md runs with skada, an optional dependency."""
 
 import re
 import warnings
@@ -17,8 +17,11 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "domains.md"
 
 
 def test_skada_recipe_of_the_docs_runs():
-    with warnings.catch_warnings(), sklearn.config_context():  # which importing it changes
-        warnings.simplefilter("ignore")  # what it imports warns, too
+    with (
+        warnings.catch_warnings(),
+        sklearn.config_context(),
+    ):  # skada changes it
+        warnings.simplefilter("ignore")  # its imports warn too
         pytest.importorskip("skada")
         digits = load_digits()
         images, y = digits.images[:300], digits.target[:300]

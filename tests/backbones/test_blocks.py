@@ -17,7 +17,7 @@ def convolutions():
 
 
 class Flattening(nn.Module):
-    """Children in order, but for a flatten in `forward`."""
+    """Runs its children in order, with a flatten in `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Flattening(nn.Module):
 
 
 class Residual(nn.Module):
-    """Children in order, but for an addition in `forward`."""
+    """Runs its children in order, with an addition in `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Residual(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A known network under a head of one's own."""
+    """A known network with a custom head."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Wrapped(nn.Module):
 
 
 class PreActivated(nn.Conv2d):
-    """Writes into its input, so that no block may begin with it."""
+    """Writes into its input, so no block may begin with it."""
 
     def forward(self, x):
         return super().forward(x.relu_())

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite has the published weights, computes what they are for, and says what fails."""
+"""EfficientNet-Lite has the published weights and outputs, and clear errors."""
 
 import hashlib
 import importlib.util
@@ -44,7 +44,7 @@ def published():
 
 @pytest.fixture(scope="module", params=LITE_VARIANTS)
 def variant(request):
-    """Return the name of each variant in turn, and its network."""
+    """Return the name and the network of each variant."""
     name = request.param
     return name, efficientnet_lite(name, published_weights(name)).eval()
 
@@ -58,7 +58,7 @@ def network(published):
 def test_weights_are_the_published_ones(name):
     digest = hashlib.sha256(weights_path(name).read_bytes()).hexdigest()
     assert digest == LITE_VARIANTS[name].sha256
-    # torch's convention: a file is named after the start of its digest.
+    # By torch's convention, the file name ends with the start of the digest.
     assert weights_path(name).stem.endswith(digest[:8])
 
 
@@ -157,7 +157,7 @@ def test_network_equals_the_timm_implementation(variant, size):
     timm = pytest.importorskip("timm")
     name, network = variant
     other = timm.create_model(f"tf_{name}").eval()
-    # Both list their tensors in the order of computation.
+    # Both networks list their tensors in the order of computation.
     ours, theirs = network.state_dict().values(), other.state_dict()
     other.load_state_dict(dict(zip(theirs, ours, strict=True)))
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

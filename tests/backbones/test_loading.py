@@ -52,7 +52,7 @@ def test_module_is_copied_and_identified_by_its_content():
     module = Tiny()
     backbone = load_backbone(module)
     assert load_backbone(copy.deepcopy(module)) is backbone
-    module[1][1].running_mean += 1  # a buffer counts as much as a parameter
+    module[1][1].running_mean += 1  # the digest covers buffers too
     changed = load_backbone(module)
     assert changed.digest != backbone.digest
     blocks = dict(backbone.block_list.blocks)
@@ -158,7 +158,7 @@ def test_vision_transformer_is_preprocessed_at_its_own_size(tmp_path):
 
 
 def test_module_is_loaded_by_several_threads_at_once():
-    """On Python 3.11 two threads that parse code at once fail, unless they wait for each other."""
+    """Without a lock, two threads that parse code at the same time fail on Python 3.11."""
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(lambda _: load_backbone(Tiny), range(40)))
     assert len({backbone.digest for backbone in loaded}) == 1
@@ -169,7 +169,7 @@ THUMBNAILS = as_images([np.zeros((55, 80, 3), dtype=np.uint8)] * 3)
 
 
 def pretrained(name):
-    """A network with random values that says it has those of its default weights."""
+    """Load a network with random values, marked as pretrained."""
     return dataclasses.replace(load_backbone(name, None), pretrained=True)
 
 

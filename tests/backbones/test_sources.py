@@ -11,7 +11,7 @@ from sktransfer.backbones.sources import SOURCES, LoadedNetwork, register_source
 
 
 class ToyNetwork(nn.Module):
-    """Its children do not compose to the network, so it is one block unless it is registered."""
+    """A network of one block unless it is registered, as its children do not compose to it."""
 
     def __init__(self, width):
         super().__init__()
@@ -24,7 +24,7 @@ class ToyNetwork(nn.Module):
 
 
 def load_toy(name, weights):
-    """Build `ToyNetwork`s that are named after their width."""
+    """Build a `ToyNetwork` whose width is its name."""
     assert weights in ("default", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -39,7 +39,7 @@ def split_toy(network):
 
 @pytest.fixture
 def toy_source():
-    """Register a source from outside, for the time of a test."""
+    """Register a source during a test."""
     register_source("toy", load_toy)
     yield
     del SOURCES["toy"]
@@ -47,7 +47,7 @@ def toy_source():
 
 @pytest.fixture
 def toy_splitter():
-    """Register a way to split a class from outside, for the time of a test."""
+    """Register a splitter during a test."""
     register_blocks(ToyNetwork, split_toy)
     yield
     del blocks._SPLITTERS[ToyNetwork]

@@ -1,4 +1,4 @@
-"""Blocks, composed again, are the network, for every network of torchvision."""
+"""The blocks of every torchvision network compose to the network."""
 
 import copy
 import re
@@ -18,9 +18,9 @@ from sktransfer.backbones.torchvision_blocks import (
     torchvision_weights,
 )
 
-# The smallest images that a network takes quickly, where it is not 64.
+# Image sizes that keep a network fast, if not 64.
 SIZES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 28}
-# Gigabytes of parameters.
+# Networks with gigabytes of parameters.
 LARGE = {"regnet_y_128gf", "vit_h_14"}
 
 
@@ -200,7 +200,7 @@ def test_unknown_names_are_rejected(function):
     )
 
 
-# Networks that somebody changed ----------------------------------------------------------------
+# Networks with another head -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from sktransfer.cli.main import main
 
 @pytest.fixture
 def photos(tmp_path):
-    """Make a folder of two classes, 14 crops of two photographs each."""
+    """Make a folder with two classes of 14 crops each."""
     random = np.random.RandomState(0)
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -23,7 +23,7 @@ def test_demo_runs_on_a_folder(photos, tmp_path, capsys):
     assert main(["demo", "--images", str(photos), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "21 training images and 7 held-out images, 2 classes" in printed
-    # 31 fits on 21 images and 7 predictions.
+    # 31 fits on 21 images, and 7 predictions.
     assert "Embedded 28 images. 31 fits without the store would have embedded 658, 24 " in printed
     assert "1.000 on the 7 held-out images" in printed
     with Image.open(tmp_path / "out" / "result.png") as image:

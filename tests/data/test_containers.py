@@ -18,7 +18,7 @@ def check(X, image_shape=None):
     check_source(source_of(X), image_shape)
 
 
-# What is no batch of images
+# Rejected containers
 
 
 @pytest.mark.parametrize(

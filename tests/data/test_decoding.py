@@ -15,7 +15,7 @@ GRAY = RGB[:, :, 0]
 
 
 def on_white(array):
-    """Composite in floating point, as an independent opinion."""
+    """Composite on white in floating point, as an independent reference."""
     color, alpha = array[..., :-1].astype(float), array[..., -1:] / 255
     return np.broadcast_to(np.rint(color * alpha + 255 * (1 - alpha)), (*array.shape[:2], 3))
 
@@ -66,7 +66,7 @@ def test_cmyk_becomes_rgb():
         ("HSV", (85, 255, 200), (0, 200, 0), 2),
         ("YCbCr", (120, 128, 128), (120, 120, 120), 0),
         ("LAB", (255, 128, 128), (255, 255, 255), 1),
-        ("RGBa", (64, 0, 0, 128), (191, 127, 127), 1),  # 64 + 127 of the white ground.
+        ("RGBa", (64, 0, 0, 128), (191, 127, 127), 1),  # 64, and 127 of the white ground
         ("La", (64, 128), (191, 191, 191), 1),
         ("PA", (0, 128), (127, 127, 127), 0),
     ],

@@ -11,7 +11,7 @@ from sktransfer.data.folders import load_image_folder
 
 @pytest.fixture
 def make(tmp_path):
-    """Make empty files below a folder; nothing is decoded, so they need no content."""
+    """Return a function that creates empty files, as nothing is decoded, and returns their root."""
 
     def make(*names):
         for name in names:

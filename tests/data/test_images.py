@@ -26,7 +26,7 @@ PHOTOGRAPHS = [
 
 @pytest.fixture(scope="module")
 def pixels():
-    """Two photographs, made smaller: uint8 (2, 20, 30, 3)."""
+    """Return two photographs, resized: uint8 (2, 20, 30, 3)."""
     small = []
     for path in PHOTOGRAPHS:
         with Image.open(path) as image:

@@ -117,7 +117,7 @@ def test_missing_y_raises_an_error_that_names_the_estimator():
         ([0, 1], {"sample_weight": [1, -1]}, "[Nn]egative"),
         ([0, 1], {"sample_weight": [1, np.nan]}, "NaN"),
         ([0, 1], {"sample_weight": [1, 1, 1]}, "sample_weight"),
-        # The first by scikit-learn itself, from some version on.
+        # Recent versions of scikit-learn raise the first message.
         ([0, 1], {"sample_weight": [0, 0]}, "at least one non-zero number|^Got no weight above 0"),
     ],
 )

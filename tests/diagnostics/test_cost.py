@@ -1,4 +1,4 @@
-"""The cost that is told before is what the counting backbone then sees."""
+"""The estimated cost equals the images that the counting backbone receives."""
 
 import copy
 import re
@@ -115,7 +115,7 @@ def test_estimate_cost_holds_out_as_many_images_as_the_fit(
     estimator.fit(X, Y)
     held_out = 0 if early_stopping is False else 6
     assert (estimator.stages_[0]["valid_loss"] is None) == (not held_out)
-    # At most: an image that is held out has no augmented views, and trains in no epoch.
+    # An upper bound: held-out images have no augmented views, and train in no epoch.
     spared = held_out * (2 if n_views else 1 + estimator.max_epochs)
     assert 0 <= cost.images_embedded - counted(log) - spared <= len(np.unique(Y))
     assert cost.images_trained == N * estimator.max_epochs
@@ -161,9 +161,9 @@ def test_estimate_cost_counts_each_embedding_of_a_search_separately(log, store, 
     cost = estimate_cost(search, X, Y)
     log.unlink(missing_ok=True)
     search.fit(X, Y)
-    adapting = (18 * 40 + N) if batch_norm == "adapt" else 0  # which the backbone does not count
+    adapting = (18 * 40 + N) if batch_norm == "adapt" else 0  # not counted by the backbone
     assert cost.images_embedded - adapting >= counted(log)
-    # Nobody knows which layer the refit takes: what both take is shared, but where it is adapted.
+    # The layer of the refit is unknown; its embeddings are shared unless BatchNorm is adapted.
     unknown = N if batch_norm == "adapt" else 0
     assert cost.images_embedded - adapting - counted(log) == unknown
 

@@ -7,7 +7,7 @@ from sktransfer.diagnostics.logme import logme
 
 
 def test_logme_equals_the_maximum_log_evidence():
-    """The same from the definition: targets are normal, and the best precisions are searched."""
+    """Compute the evidence by its definition, and search for the best precisions."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, 40)
     embeddings = np.eye(3)[codes] @ rng.normal(size=(3, 6)) + rng.normal(size=(40, 6))

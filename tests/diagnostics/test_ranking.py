@@ -1,4 +1,4 @@
-"""Backbones are ranked by what a linear classifier makes of their embeddings."""
+"""Backbones are ranked by the accuracy of a linear classifier on their embeddings."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_rank_backbones_keeps_the_settings_of_each_extractor():
     assert not hasattr(given[0], "digest_"), "the caller's extractor was fitted"
 
 
-@pytest.mark.parametrize("routing", [False, True])  # which importing skada switches on
+@pytest.mark.parametrize("routing", [False, True])  # importing skada enables routing
 def test_rank_backbones_uses_a_given_splitter_and_groups(ranking, routing):
     groups = np.arange(len(X)) // 6
     with sklearn.config_context(enable_metadata_routing=routing):

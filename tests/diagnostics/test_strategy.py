@@ -1,4 +1,4 @@
-"""What a set of images is told to be follows from what was measured, and so does what to do."""
+"""The recommended strategy follows from measurements of the images."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ AT_64 = PretrainedFeatureExtractor(image_size=(64, 64))
 
 
 def cuts(count):
-    """Cut squares out of a temple and a flower, in color; the first 15 are all different."""
+    """Crop squares from a temple and a flower; the first 15 are all different."""
     sources = load_sample_images().images
     found = []
     for number in range(count):
@@ -118,13 +118,13 @@ def test_probe_results_equal_cross_val_score(far):
 
 
 def test_recommend_strategy_embeds_each_image_once(log, monkeypatch):
-    monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # takes the time of a few
+    monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # it embeds some images
     X, y = images(40), np.arange(40) % 4
     backbone = CountingTiny(log)
     recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(backbone))
     assert counted(log) == 40
     PretrainedFeatureExtractor(backbone).fit_transform(X)
-    assert counted(log) == 40, "what is fitted later embeds the images again"
+    assert counted(log) == 40, "a later fit embeds the images again"
 
 
 def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
@@ -139,7 +139,7 @@ def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
 
 
 def test_recommend_strategy_keeps_groups_together(monkeypatch):
-    """Images of a group carry its color: only folds that divide groups find it of use."""
+    """The images of a group share a color, which helps only if folds divide groups."""
     random = np.random.RandomState(0)
     groups = np.arange(60) // 5
     y = np.arange(12)[groups] % 2
@@ -254,7 +254,7 @@ def test_strategy_report_html_escapes_class_names():
 
 def test_recommend_strategy_rejects_invalid_input(monkeypatch):
     def never(self, X):
-        raise AssertionError("images were embedded before the labels were looked at")
+        raise AssertionError("images were embedded before the labels were checked")
 
     monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
     X, y = images(9), np.arange(9) % 3

@@ -1,4 +1,4 @@
-"""Embed once: counted by the backbone itself, which knows nothing of the store."""
+"""Each image is embedded once, as counted by the backbone, independently of the store."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_searches_embed_each_image_once(log, tmp_path, cache):
 
 
 def test_search_without_a_store_embeds_each_image_31_times(log):
-    """The count means something: sklearn alone runs 30 x (4/5 + 1/5) N, and N for the refit."""
+    """Without a store, a search embeds 30 x (4/5 + 1/5) N images, and N for the refit."""
     make_search(PretrainedFeatureExtractor(CountingTiny(log), cache=None)).fit(X, y)
     assert counted(log) == 31 * N
 
@@ -87,7 +87,7 @@ def test_parameters_that_change_the_embedding_change_the_key(log, store, change)
     extractor.fit_transform(X)
     before = counted(log)
     extractor.set_params(**change).fit(X)
-    fitted = counted(log)  # adapting sends the images through once more
+    fitted = counted(log)  # adapting runs the images through the network once more
     extractor.transform(X)
     assert counted(log) == fitted + N >= before + N
 

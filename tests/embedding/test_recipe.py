@@ -20,7 +20,7 @@ def recipe(**fields):
 
 
 def test_recipe_digest_depends_on_every_field():
-    """A tripwire: a field that is added joins the key, or this fails."""
+    """Fail if a new field is not part of the key."""
     base = Recipe(load_backbone(CountingTiny("a")), Preprocessing())
     changes = {
         "backbone": load_backbone(CountingTiny("b")),

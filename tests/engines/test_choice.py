@@ -53,7 +53,7 @@ def test_unknown_engine_is_rejected():
 
 
 class ToyEngine(FrozenEngine):
-    """The least that an engine has to implement."""
+    """The minimum that an engine must implement."""
 
     name = "toy"
     supported = "on the CPU; device='cpu' does that"
@@ -77,7 +77,7 @@ class ToyEngine(FrozenEngine):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """Register an engine from outside, for the time of a test."""
+    """Register an engine during a test."""
     monkeypatch.setattr(ToyEngine, "batches", ())
     register_engine(ToyEngine)
     yield ToyEngine
@@ -125,7 +125,7 @@ def test_register_engine_rejects_a_name_in_use(taken):
 
 def test_openvino_batch_size_is_a_multiple_of_its_group():
     assert engine_batch_size("openvino", (32, 32), CPU) % 16 == 0
-    assert engine_batch_size("openvino", (5000, 5000), CPU) == 4  # what heavy weights ask for
+    assert engine_batch_size("openvino", (5000, 5000), CPU) == 4  # the number for heavy weights
 
 
 def test_torch_batch_size_is_the_automatic_one():

@@ -1,4 +1,4 @@
-"""Fused convolutions: the same numbers, in fewer steps."""
+"""Fused convolutions compute the same numbers in fewer steps."""
 
 import numpy as np
 import pytest

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path, monkeypatch):
-    """Give each test a folder of its own for the graphs."""
+    """Use an empty folder for the graphs of each test."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "sktransfer"
 
@@ -165,7 +165,6 @@ def test_truncated_graph_is_rebuilt(kept, damaged, keep, monkeypatch):
 
 
 def test_graph_with_damaged_weights_is_rebuilt(kept):
-    """As a disk may do to it."""
     expected = make().run(pixel_batch())
     (folder,) = kept.iterdir()
     content = (folder / "graph.bin").read_bytes()
@@ -210,7 +209,7 @@ def test_graph_that_computes_something_else_is_rejected(kept, monkeypatch):
 
 
 class Branching(nn.Module):
-    """Computes in a way that no graph can hold."""
+    """Branches on its input, which no graph can express."""
 
     def forward(self, x):
         return x * 2 if float(x.sum()) > 0 else x

@@ -96,7 +96,7 @@ def test_gathered_bits_do_not_depend_on_the_other_views(boundary, store):
     for row in (0, 22):
         alone = gathered(views_of(X[row : row + 1]), boundary).values
         np.testing.assert_array_equal(alone, expected[2 * row : 2 * row + 2])
-    gathered(views_of(X[7:12]), boundary, store=store)  # makes the store warm in the middle
+    gathered(views_of(X[7:12]), boundary, store=store)  # stores the rows in the middle
     for _ in range(2):
         np.testing.assert_array_equal(gathered(views_of(X), boundary, store=store).values, expected)
 
@@ -160,7 +160,7 @@ def test_scratch_file_is_removed_with_its_array(tmp_path, monkeypatch):
 
 
 def test_scratch_file_that_stays_open_is_removed_with_its_array(tmp_path, monkeypatch):
-    """Windows keeps the name of a file that is open."""
+    """Windows does not delete an open file."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     unlink, refused = Path.unlink, []
 
@@ -207,7 +207,7 @@ def test_fits_on_disk_returns_none_or_the_reason(free, limit, problem, tmp_path,
     monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or usage)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = None if limit is None else EmbeddingStore(tmp_path, max_bytes=limit)
-    recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)  # 8 x 8 x 8 of 2 bytes
+    recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)  # 8 x 8 x 8 values of 2 bytes
     assert fits_on_disk(10, recipe, store) == problem
     assert asked == [str(tmp_path)]
 

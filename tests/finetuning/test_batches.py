@@ -30,7 +30,7 @@ def targets(n, classes=3, **options):
 
 
 def cached(n=10, views=3, batch_size=4, **options):
-    """Make a feed in which each value is image + view / 10."""
+    """Build a feed in which each value is image + view / 10."""
     values = np.arange(n)[:, None, None] + np.arange(views)[:, None] / 10 + np.zeros(2)
     return CachedBatches(values.astype(np.float16), targets(n), batch_size, CPU, **options)
 
@@ -153,7 +153,7 @@ def test_unshuffled_batches_are_the_same_in_every_iteration():
 
 
 def test_mixup_mixes_targets_as_it_mixes_inputs():
-    """An image that is its own target shows in what share, and with which other, it is mixed."""
+    """An image that is its own target shows the share and the partner of the mixture."""
     n = 12
     values = torch.eye(n).numpy()[:, None]
     ours = SoftTargets(np.arange(n), np.ones(n), ClassificationTask(np.arange(n)))
@@ -170,7 +170,7 @@ def test_mixup_mixes_targets_as_it_mixes_inputs():
             assert len(pairs) <= 1, "a batch has more than one share"
             shares |= pairs
         total = sum(x.sum(0) for x, _ in batches)
-        # Every image is once the one and once the other.
+        # Every image is mixed once with either share.
         torch.testing.assert_close(total, torch.ones(n))
     assert len(shares) > 4
 
@@ -189,7 +189,7 @@ def image_feed(X, n_views, ours, batch_size, **options):
 
 
 def prepared(X, n_views):
-    """Prepare all views in another way: (N, V, 3, H, W)."""
+    """Prepare all views without `Views`: (N, V, 3, H, W)."""
     plain = torch.stack([PREPROCESSING.prepare(x) for x in X])
     return torch.stack([plain + (number > 0) for number in range(1 + n_views)], dim=1).numpy()
 

@@ -1,4 +1,4 @@
-"""Images go through a network that is cut at a boundary as they go through plain torch."""
+"""A network that is cut at a boundary computes the same as plain torch."""
 
 import dataclasses
 
@@ -62,7 +62,7 @@ def test_network_apply_does_not_depend_on_the_chunk_size(boundary, chunk, store,
         return suffix(x)
 
     monkeypatch.setattr(cut_network, "_CHUNK", chunk)
-    atol = 1e-6 * np.abs(whole).max()  # other lengths may sum in another order
+    atol = 1e-6 * np.abs(whole).max()  # chunks of another length may be summed in another order
     for _ in range(2):
         found = network.apply(X, layer, compute_config(store), 0)
         np.testing.assert_allclose(found, whole, rtol=1e-5, atol=atol)

@@ -1,4 +1,4 @@
-"""A tuned classifier as the source of the next estimator."""
+"""A fitted classifier is the backbone of another estimator."""
 
 import pickle
 import subprocess

@@ -14,12 +14,12 @@ from sktransfer.finetuning.head import STRENGTHS, LabeledEmbeddings, fit_head
 
 @pytest.fixture
 def to_the_end(monkeypatch):
-    """Solve to the last digits, so that two ways to one solution can be compared."""
+    """Lower the tolerance, so that two solutions can be compared."""
     monkeypatch.setattr(room, "_TOLERANCE", 1e-10)
 
 
 def labeled(n=60, classes=3, width=8, views=2, *, noise=1.0, seed=0):
-    """Draw embeddings around a center of each class, dimensions of very different scale."""
+    """Draw embeddings around the center of each class, with dimensions of very different scale."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
     centers = np.random.default_rng(7).normal(size=(classes, width))
@@ -41,7 +41,7 @@ def assert_same(one, other, data):
 
 
 def scaling(data):
-    """Compute center and floored scale, one image after another."""
+    """Compute center and floored scale image by image."""
     rows = [
         (view.astype(float), w / len(views))
         for views, w in zip(data.embeddings, data.weights, strict=True)
@@ -54,7 +54,7 @@ def scaling(data):
 
 
 def plain(data, strength, scale_by):
-    """Fit scikit-learn's classifier on scaled embeddings, every view a part of its image."""
+    """Fit a LogisticRegression on scaled embeddings; the views share the weight of their image."""
     center, scale = scale_by
     views = data.embeddings.shape[1]
     x = (data.embeddings.reshape(-1, data.embeddings.shape[2]) - center) / scale
@@ -64,7 +64,7 @@ def plain(data, strength, scale_by):
 
 
 def losses(train, valid):
-    """Compute the weighted log-loss on `valid` of every strength, each fitted from zero."""
+    """Compute the weighted log-loss on `valid` for every strength, without warm starts."""
     scale_by = scaling(train)
     x = (valid.embeddings[:, 0] - scale_by[0]) / scale_by[1]
     originals = LabeledEmbeddings(train.embeddings[:, :1], train.y, train.weights)
@@ -175,7 +175,7 @@ def test_constant_dimension_gets_a_negligible_weight(value):
 def test_nearly_constant_dimension_gets_a_bounded_weight():
     train = labeled(views=1)
     embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
-    # It tells the classes perfectly, at a size that another network would not keep.
+    # It separates the classes perfectly, at a scale that is lost in other computations.
     embeddings[:, 0, 3] = 1e-5 * train.y
     head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
     moved = embeddings[:, 0].copy()
@@ -290,18 +290,18 @@ def test_constant_embeddings_predict_the_class_frequencies(value, with_valid):
     data = LabeledEmbeddings(np.full((12, 2, 4), value, np.float32), y, weights)
     valid = LabeledEmbeddings(data.embeddings[:, :1], y, weights) if with_valid else None
     head = fit_head(data, valid, 3)
-    # As the network computes it, in float32.
+    # The network computes it in float32.
     logits = data.embeddings[0, :1] @ head.weight.astype(np.float32).T
     p = np.exp(log_softmax(logits + head.bias.astype(np.float32), axis=1))[0]
     shares = np.bincount(y, weights) / weights.sum()
     np.testing.assert_allclose(p, shares, atol=0.01)
-    # And no dimension in which the images did not differ decides anything later.
+    # Constant dimensions must not decide later predictions.
     assert np.abs(head.weight).max() < 1
 
 
 @pytest.mark.parametrize("power", [-33, -100, 33])
 def test_head_does_not_depend_on_the_scale_of_the_embeddings(power):
-    """They are as small as 1e-10, or 1e-30; powers of 2 leave every digit as it is."""
+    """Scales are as small as 1e-10 or 1e-30. Powers of 2 change no digit."""
     data, valid = labeled(), labeled(30, seed=1, views=1)
 
     def sized(data):

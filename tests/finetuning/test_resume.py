@@ -1,4 +1,4 @@
-"""A fit that is killed goes on where it was, to the same weights."""
+"""A fit that is killed resumes from its checkpoint and ends with the same weights."""
 
 import contextlib
 import random
@@ -61,7 +61,7 @@ save([classifier._tuned, stages, losses], {result!r})
 
 
 def fit_in_a_process(folder, result, events=0):
-    """Fit, or be killed at the `events`-th batch, epoch, or step of writing a checkpoint."""
+    """Fit in a process that is killed at the `events`-th batch, epoch or checkpoint write."""
     tests = str(Path(helpers.__file__).parent)
     script = SCRIPT.format(tests=tests, folder=str(folder), result=str(result), events=events)
     return subprocess.run([sys.executable, "-c", script]).returncode
@@ -100,9 +100,7 @@ def test_fit_resumed_in_any_epoch_gives_the_same_result(tmp_path):
     assert (classifier.predict_proba(X_TEST) == expected).all()
     assert len(list(tmp_path.glob("*.pt"))) == 1
 
-    finished = make_classifier(**settings, callbacks=[PowerCut(0)]).fit(
-        X, Y
-    )  # nothing is left to train
+    finished = make_classifier(**settings, callbacks=[PowerCut(0)]).fit(X, Y)  # no epoch is left
     assert (finished.predict_proba(X_TEST) == expected).all()
 
 

@@ -16,12 +16,12 @@ NAMES = ["stem", "layer1", "layer2", "layer3"]
 
 
 def stage(count):
-    """Make a stage of many blocks."""
+    """Build a stage that trains `count` blocks."""
     return Stage(f"last {count} blocks", tuple(f"block{i}" for i in range(count)), 3)
 
 
 def of_blocks(rates):
-    """Pick the rates of the blocks, from the last one to the first."""
+    """Return the rates of the blocks, from the last to the first."""
     return [rate for name, rate in rates.items() if name not in (HEAD, PRE_LOGITS)]
 
 

@@ -1,4 +1,4 @@
-"""Blocks after the boundary are trained, those before it keep every bit."""
+"""Blocks after the boundary are trained, and blocks before it keep every bit."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ PARTS = ("a", "b", "c", "pre_logits", "head")
 
 
 def suffix_of(network, boundary=0, **options):
-    """Cut a suffix, with the network's own head."""
+    """Build the suffix of a network, with the head of the network."""
     suffix = TrainedSuffix(network.block_list(), boundary, 5, 7, SHAPES, **options)
     suffix.set_head(network[4].weight.numpy(), network[4].bias.numpy())
     return suffix
 
 
 def train_a_little(suffix, x):
-    """Take two steps with everything that gets a gradient, in training mode."""
+    """Take two optimizer steps with all trained parameters, in training mode."""
     suffix.train()
     optimizer = torch.optim.SGD(suffix.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_new_suffix_trains_nothing_and_is_in_inference_mode():
 
 
 def test_frozen_blocks_compute_the_same_in_training_mode():
-    """Neither dropout nor the batch has a say in what is frozen."""
+    """Dropout and batch statistics do not affect frozen blocks."""
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
     suffix.move_boundary(0, ("head",))
@@ -158,7 +158,7 @@ def test_dropout_affects_only_the_input_of_the_head():
     x = torch.ones(200, 7)
     assert torch.equal(suffix(x), torch.full((200, 5), 7.0))
     suffix.train()
-    counts = suffix(x)[:, 0] / 2  # what is kept is doubled
+    counts = suffix(x)[:, 0] / 2  # dropout doubles the kept values
     assert 2.5 < counts.mean() < 4.5
     assert counts.std() > 0.5
     assert torch.equal(suffix.embed(x), x)
@@ -191,7 +191,7 @@ def test_state_of_parts_is_a_copy_that_restores_them():
     kept = {name: tensor.clone() for name, tensor in state.items()}
     parameters = list(map(id, suffix.parameters()))
     suffix.restore(state)
-    # The rest stays trained, and an optimizer still holds the same parameters.
+    # The other parts stay trained, and an optimizer still holds the same parameters.
     of_rest = {name for name in expected if name.startswith(("blocks.1", "blocks.2"))}
     assert changed(suffix, expected) == of_rest
     assert parameters == list(map(id, suffix.parameters()))

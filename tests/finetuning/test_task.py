@@ -1,4 +1,4 @@
-"""The task seam: another kind of target trains without touching anything else."""
+"""A task with another kind of target trains without changes elsewhere."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ class RegressionTask(Task):
 
 
 class Regressor(FineTunedImageClassifier):
-    """Fine-tune a regression: only the task is another one."""
+    """Fine-tunes a regression: only the task differs."""
 
     def _encode(self, images, y, sample_weight, sample_domain):
         values, ones = np.asarray(y, dtype=float), np.ones(len(y))
@@ -67,7 +67,7 @@ class Regressor(FineTunedImageClassifier):
 
 
 def brightness(n, seed):
-    """Return images of different brightness, and how bright they are, 0-1."""
+    """Return images and their brightness, 0-1."""
     level = np.random.default_rng(seed).uniform(0.2, 1, n)
     X = (0.2 * images(n, seed=seed) + 200) * level[:, None, None, None]
     return X.astype(np.uint8), level

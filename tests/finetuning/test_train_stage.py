@@ -1,4 +1,4 @@
-"""Optimizers and seeds; the fits of tests/test_classifier.py and test_resume.py test the rest."""
+"""Optimizers and seeds. The fits in test_classifier.py and test_resume.py test the training."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The room `sktransfer/examples.py`: labeled images."""
+"""Labeled images are merged, ordered by content, and split for validation."""
 
 import os
 from pathlib import Path
@@ -19,13 +19,13 @@ def examples(X, y, sample_weight=None, class_weight=None):
 
 
 def balanced_images(*counts):
-    """Make images and labels, of each class a number of its own, class by class."""
+    """Make images and labels, with a given number of images per class."""
     y = np.repeat([f"class{i}" for i in range(len(counts))], counts)
     return images(len(y), side=4), y
 
 
 def assert_equal(one, other):
-    """Compare all that a fit sees, to the last bit."""
+    """Compare images, labels and weights to the last bit."""
     for name in ("y", "counts", "weights"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert len(one.images) == len(other.images)

@@ -81,11 +81,11 @@ def test_display_accepts_no_augmentation_and_custom_transforms():
 
 
 def test_display_learns_the_pixel_range_from_all_rows():
-    """The range is learned from all of X, as `fit` does, and not from the images shown."""
+    """The range is learned from all of X, as in `fit`, not only from the images shown."""
     rows = np.zeros((8, 64))
     rows[0], rows[7] = 1.0, 16.0
     shown = show(rows, image_shape=(8, 8), n_images=1, n_views=0)
-    assert shown.views.max() == 16  # 1 of 16
+    assert shown.views.max() == 16  # 1 of 16, scaled to 255
     fixed = show(rows, image_shape=(8, 8), pixel_range=(0, 2), n_images=1, n_views=0)
     assert fixed.views.max() == 128
 

@@ -1,4 +1,4 @@
-"""One file, many threads and processes, and the accidents that files have."""
+"""The database file survives threads, processes, forks, corruption and deletion."""
 
 import shutil
 import sqlite3
@@ -67,7 +67,7 @@ def test_closed_database_opens_again(file):
 
 
 def test_database_works_on_a_file_system_without_shared_memory(file, monkeypatch):
-    """The pragma answers with the old mode, or fails; both leave a store that works."""
+    """The pragma returns the old mode or fails. Either way the database works."""
     monkeypatch.setattr(database, "_prefer_wal", lambda connection: None)
     note(file, b"a")
     mode = file.transact(lambda c: c.execute("PRAGMA journal_mode").fetchone(), write=False)
@@ -78,7 +78,7 @@ def test_database_works_on_a_file_system_without_shared_memory(file, monkeypatch
 
 
 def test_switch_to_wal_is_retried_while_the_database_is_locked(monkeypatch):
-    """SQLite answers BUSY at once when two switch to the log together; the second tries again."""
+    """SQLite returns BUSY at once if two processes switch to WAL together. The second retries."""
     pauses = []
     monkeypatch.setattr(database.time, "sleep", pauses.append)
     connection = Answering("database is locked", "database is locked", "wal")
@@ -94,7 +94,7 @@ CODES = {
 
 
 class Answering:
-    """Stand in for a connection that answers to statements as it is told."""
+    """A connection with predefined answers."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -159,7 +159,7 @@ def test_file_of_another_version_is_rejected(file, statement):
 
 
 def test_fork_during_a_write_works_in_child_and_parent(tmp_path):
-    """No child finds a lock that nobody will ever release, and none disturbs its parent."""
+    """No child inherits a held lock, and no child disturbs its parent."""
     script = """
 import os, sys, threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a table stores, who may claim what, and what goes when there is no room."""
+"""A table stores rows, grants claims, and removes old rows beyond the limit."""
 
 import copy
 import pickle
@@ -43,7 +43,7 @@ def test_values_are_stored_to_the_bit(store, dtype):
 
 
 def test_read_handles_many_keys_in_any_order(table, monkeypatch):
-    """More than one query and more than one read, in any order, some of them missing."""
+    """The keys need several queries and reads, and some are missing."""
     monkeypatch.setattr(embedding_table, "_BYTES_PER_READ", 700 * table.row_bytes)
     keys = [b"%016d" % number for number in range(2000)]
     table.write(keys[:1500], rows(*range(1500)))
@@ -80,7 +80,7 @@ def test_row_reused_during_a_read_is_not_returned(store, table, monkeypatch):
 
 
 def test_write_keeps_rows_that_are_already_stored(store, table):
-    """Whoever lost its claim may come late."""
+    """A writer that lost its claim may write late."""
     table.write([A], rows(1))
     table.write([A, B], rows(3, 2))
     out = np.empty((2, 2), np.float32)
@@ -141,12 +141,12 @@ def test_claims_exclude_each_other(store, table):
         other = elsewhere.table(b"digest", "a table", width=2)
         assert table.claim([A, B, A]) == [A, B]
         assert other.claim([B, C]) == [C]
-        assert table.claim([A, B, C]) == [A, B]  # what is one's own stays one's own
+        assert table.claim([A, B, C]) == [A, B]  # claims of the same table are kept
         table.write([A], rows(1))
         assert other.claim([A, B]) == []
         table.release([B])
         assert other.claim([A, B]) == [B]
-        table.release([B])  # no longer one's own
+        table.release([B])  # the claim belongs to the other table
         assert table.claim([B]) == []
         other.release()
         assert table.claim([A, B, C]) == [B, C]
@@ -174,7 +174,7 @@ def test_lease_expires_unless_it_is_renewed(table, monkeypatch):
     monkeypatch.setattr(embedding_table, "LEASE_SECONDS", -1)
     table.renew()
     monkeypatch.undo()
-    table.write([B], rows(1))  # renews too
+    table.write([B], rows(1))  # renews the lease too
     assert other.claim([A]) == []
 
 
@@ -208,7 +208,7 @@ def test_process_number_is_ignored_for_another_machine(table, monkeypatch):
 
 
 def test_clear_during_other_work_does_no_harm(store, table):
-    """Neither claims nor numbers of tables from before must do harm."""
+    """Claims and table numbers from before `clear` do no harm."""
     table.claim([A])
     store.clear()
     other = store.table(b"other", "", width=2)
@@ -224,7 +224,7 @@ def test_clear_during_other_work_does_no_harm(store, table):
 
 @pytest.fixture
 def bounded(tmp_path):
-    """Give a store for ten rows of two float32."""
+    """Return a store limited to ten rows of two float32."""
     with closing(EmbeddingStore(tmp_path, max_bytes=80)) as store:
         yield store
 
@@ -237,7 +237,7 @@ def test_oldest_rows_are_removed_beyond_the_limit(bounded):
     table = bounded.table(b"digest", "", width=2)
     for number, key in enumerate(keys("x", 11)):
         table.write([key], rows(number))
-    assert stored(table, keys("x", 11)) == keys("x", 11)[2:]  # a tenth is free now
+    assert stored(table, keys("x", 11)) == keys("x", 11)[2:]  # a tenth of the limit is free
     table.write(keys("y", 4), rows(1, 2, 3, 4))
     assert stored(table, keys("x", 11) + keys("y", 4)) == keys("x", 11)[6:] + keys("y", 4)
     (info,) = bounded.info().tables
@@ -250,12 +250,12 @@ def test_rows_of_the_least_recently_used_table_are_removed_first(bounded, monkey
     first, second, third = (bounded.table(name, "", width=2) for name in (b"1", b"2", b"3"))
     first.write(keys("a", 4), rows(*range(4)))
     second.write(keys("b", 4), rows(*range(4)))
-    assert len(stored(first, keys("a", 4))) == 4  # so the second is the one that rests
+    assert len(stored(first, keys("a", 4))) == 4  # the second is the least recently used
     third.write(keys("c", 4), rows(*range(4)))
     assert stored(second, keys("b", 4)) == keys("b", 4)[3:]
     assert stored(first, keys("a", 4)) == keys("a", 4)
     third.write(keys("d", 6), rows(*range(6)))
-    # The first had been read before the second, and what is being written goes last.
+    # The table being written goes last.
     assert stored(first, keys("a", 4)) == []
     assert stored(second, keys("b", 4)) == []
     assert stored(third, keys("c", 4) + keys("d", 6)) == keys("c", 4)[1:] + keys("d", 6)
@@ -272,7 +272,7 @@ def test_row_larger_than_the_limit_is_not_stored(bounded):
     table.claim([A])
     with pytest.warns(UserWarning, match="One embedding takes 84 bytes, but .* 80 .*max_bytes"):
         table.write([A], np.ones((1, 21)))
-    table.write([B], np.ones((1, 21)))  # says so once
+    table.write([B], np.ones((1, 21)))  # warns only once
     assert stored(table, [A, B]) == []
     assert copy.copy(table).claim([A]) == [A]
     assert bounded.info().computed == 2

@@ -1,4 +1,4 @@
-"""One session: found by every worker however it was started, and gone with its owner."""
+"""All workers find the session store, and it is removed with its owner."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ VARIABLE = "SKTRANSFER_SESSION"
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    """Forget this process's session for a while; give the directory in which a new one is made."""
+    """Reset this process's session during a test, and return the directory of new ones."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setattr(session, "_session", None)
@@ -102,7 +102,7 @@ def test_session_avoids_a_folder_of_another_user(tmp_path, base, monkeypatch):
 
 
 def test_workers_share_the_session_and_it_is_removed_at_exit(tmp_path):
-    """Those that joblib started before it was made, and after; and nothing of it stays."""
+    """Workers started before and after the session find it, and it leaves no files."""
     script = """
 import os
 from joblib import Parallel, delayed
@@ -134,7 +134,7 @@ print(ours)
 
 
 def test_fork_shares_the_session_and_removes_only_its_own(tmp_path):
-    """A fork uses what its parent has, and removes only what it has made itself."""
+    """A fork uses the session of its parent, and removes only a session that it created."""
     script = """
 import multiprocessing, os, sys
 from sktransfer.store.session import session_store

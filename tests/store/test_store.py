@@ -1,4 +1,4 @@
-"""Embed once: through threads, processes, crashes and broken stores."""
+"""Each image is computed once despite threads, processes, crashes and broken stores."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ BATCH = 8
 
 
 class Backbone:
-    """Embed row i as (i, -i), remember each row, and stumble where it is told to."""
+    """Embeds row i as (i, -i), records each row, and fails as configured."""
 
     def __init__(self, broken=(), error=None, after=0):
         self.rows = []
@@ -93,7 +93,7 @@ def test_batch_is_stored_as_soon_as_it_is_computed(table):
 
 @pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), GeneratorExit(), OSError()])
 def test_interrupted_run_keeps_its_batches_and_no_claims(table, error):
-    """An OSError of an image is not one of the store."""
+    """An OSError of the computation is not taken for one of the store."""
     backbone = Backbone(error=error, after=3 * BATCH)
     with pytest.raises(type(error)):
         embed(table, backbone)
@@ -126,7 +126,7 @@ def test_embed_once_waits_for_images_claimed_by_others(table, monkeypatch):
     pauses = []
 
     def sleep(seconds):
-        """Let the other finish once we have computed all that is ours, and come to rest."""
+        """Let the other owner finish after some pauses; all other rows are computed by then."""
         assert backbone.rows == list(range(20, 200))
         pauses.append(seconds)
         if len(pauses) == 12:
@@ -161,7 +161,7 @@ def test_embed_once_takes_over_unfinished_claims(table, monkeypatch, end):
 
 
 def test_long_computation_renews_its_claims(store, table, monkeypatch):
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.003)  # how often, not how long
+    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.003)  # of renewals, not of a lease
     renewed = threading.Event()
     renew = EmbeddingTable.renew
     monkeypatch.setattr(EmbeddingTable, "renew", lambda table: (renew(table), renewed.set()))
@@ -237,7 +237,7 @@ def test_killed_process_loses_only_the_batch_in_flight(table, store, tmp_path, m
         assert table.claim(KEYS[:40]) == []
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    monkeypatch.setattr(store_module.time, "sleep", None)  # so nobody waits for its lease
+    monkeypatch.setattr(store_module.time, "sleep", None)  # fails if anything waits for the lease
     backbone = Backbone()
     assert (embed(table, backbone) == expected(range(200))).all()
     assert sorted(backbone.rows) == list(range(3 * 8, 200))
@@ -261,7 +261,7 @@ def test_store_that_cannot_be_created_embeds_with_a_warning(tmp_path):
         np.delete(embeddings, [7, 207], 0), np.delete(expected(rows), [7, 207], 0)
     )
     assert backbone.rows == [row for row in range(200) if row != 7]
-    embed(table, Backbone())  # the warning was said, and would be an error now
+    embed(table, Backbone())  # a second warning would be an error
 
 
 @pytest.mark.parametrize("operation", ["read", "claim", "write", "release"])
@@ -283,7 +283,7 @@ def test_store_that_fails_midway_embeds_with_a_warning(table, monkeypatch, opera
     assert np.flatnonzero(np.isnan(embeddings[:, 0])).tolist() == [50]
     assert np.nanmax(np.abs(embeddings - expected(range(200)))) == 0
     assert sorted(backbone.rows) == [row for row in range(10, 200) if row != 50]
-    assert len(calls) == 2  # a locked store would take a minute each time
+    assert len(calls) == 2  # each use of a locked store would take a minute
 
 
 def test_failure_to_count_does_not_prevent_reading(table, monkeypatch):

@@ -65,13 +65,13 @@ COPIES = {
 
 
 def own_function(image):
-    """Draw from all three global generators, and write into what it is given."""
+    """Draw from all three global generators, and write into the image."""
     shift = int(torch.randint(9, ())) + int(np.random.randint(9)) + random.randrange(9)
     return image.add_(shift)
 
 
 class Stuttering(nn.Module):
-    """Draws while it transforms, in many steps, and so notices any other thread that draws."""
+    """Draws in many steps, so random numbers drawn by another thread change its result."""
 
     def forward(self, image):
         for _ in range(200):
@@ -97,7 +97,7 @@ def augment(request):
     return resolve_augmentation(EVERY_KIND[request.param])
 
 
-# The same seed
+# Seeds and random states
 
 
 def test_augmentation_depends_on_the_seed(augment):
@@ -154,7 +154,7 @@ def test_global_random_state_is_restored_after_an_error():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_do_not_use_the_global_generators(policy, monkeypatch):
-    """They need no lock, so that threads do not wait for each other."""
+    """Policies need no lock, so threads do not wait for each other."""
 
     def refuse(*_):
         raise AssertionError("drew from the global generator")
@@ -171,7 +171,7 @@ def test_any_seed_is_accepted(augment, seed):
 
 
 def test_high_bits_of_the_seed_matter():
-    """torch's own generator heeds the lowest 32 only."""
+    """torch's generator uses only the lowest 32 bits."""
     light = resolve_augmentation("light")
     assert not torch.equal(light(smooth_image(), 1), light(smooth_image(), 1 + 2**32))
 
@@ -234,7 +234,7 @@ def test_uncovered_corners_have_the_color_of_the_background(policy, value):
 
 
 def mirrored(policy, seeds=24):
-    """Count the copies whose bright half changed sides."""
+    """Count the augmented images whose bright half changed sides."""
     image = flat_image(40)
     image[:, :, 32:] = 200
     augment = resolve_augmentation(policy)
@@ -275,14 +275,14 @@ def test_docstring_lists_every_policy():
 
 
 def test_policy_digests_are_unchanged():
-    """A change to a policy raises `_AUGMENTATION_VERSION`, and then these digests."""
+    """If a policy changes, raise `_AUGMENTATION_VERSION` and update these digests."""
     digests = {policy: resolve_augmentation(policy).digest.hex() for policy in POLICIES}
     assert digests == DIGESTS
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy_outputs_are_unchanged(policy):
-    """A change to what a policy computes raises `_AUGMENTATION_VERSION`, then these gray values."""
+    """If a policy's output changes, raise `_AUGMENTATION_VERSION` and update these gray values."""
     x, y = torch.linspace(0, 255, 60), torch.linspace(0, 120, 48)[:, None]
     image = torch.stack([x.expand(48, 60), y.expand(48, 60), (255 - x).expand(48, 60)])
     copies = [resolve_augmentation(policy)(image.to(torch.uint8), seed) for seed in range(6)]
@@ -295,14 +295,14 @@ def test_policy_outputs_are_unchanged(policy):
 @pytest.mark.parametrize("shape", [(48, 60), (61, 47), (40, 40)])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_geometry_of_the_center_equals_the_center_of_the_whole(policy, shape):
-    """Where nothing but geometry changes it: light, for one, depends on what there is to see."""
+    """Only geometry commutes with cropping: other steps depend on the whole image."""
     image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
     whole = resolve_augmentation(policy)
     geometry = dataclasses.replace(whole, steps=whole.steps[:1])
     for seed in range(8):
         expected = tvf.center_crop(geometry(image, seed), [40, 40]).short()
         found = geometry(image, seed, (40, 40)).short()
-        assert (found - expected).abs().max() <= 1  # of 255: the last rounding
+        assert (found - expected).abs().max() <= 1  # of 255, by rounding
         assert whole(image, seed, (40, 40)).shape[1:] in ((40, 40), shape)
 
 
@@ -349,7 +349,7 @@ def test_digest_depends_on_the_parameters(one, other):
 
 
 def Constant(value):  # noqa: N802
-    """Make a module of torch's that holds a tensor."""
+    """Build a torch module that holds a tensor."""
     layer = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.constant_(layer.weight, value)
     return layer

@@ -15,7 +15,7 @@ from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 
-CPU = torch.device("cpu")  # decodes many at once, too
+CPU = torch.device("cpu")  # decodes batches as well
 PREPROCESSING = Preprocessing(resize=120, crop=(96, 96))
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -94,7 +94,7 @@ def test_prepare_on_returns_nothing_if_the_device_cannot_decode(jpegs, error, mo
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
     assert views(jpegs, "plain.jpg").prepare_on(CPU, [0]) == {}
-    monkeypatch.delattr(torchvision.io, "decode_jpeg")  # as a later torchvision
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")  # as in a later torchvision
     encoded = {7: (jpegs / "plain.jpg").read_bytes()}
     assert prepare_jpegs(encoded, lambda pixels: pixels, CPU) == {}
 

@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing(resize=16, crop=(16, 16))
 
 
 class Watched(torch.utils.data.Dataset):
-    """Counts what was read; row 5 may be broken."""
+    """A dataset that counts its reads, with broken rows."""
 
     def __init__(self, n=40, broken=()):
         self.items = images(n)

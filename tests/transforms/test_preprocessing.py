@@ -15,8 +15,8 @@ def test_preprocessing_equals_torchvision(name):
     photograph = load_sample_images().images[0]
     expected = preset(Image.fromarray(photograph))
     got = preprocessing.normalize(preprocessing.prepare(photograph)[None])[0]
-    # Pillow and torch round the two passes of a resize differently: by two gray values at most,
-    # and seldom.
+    # Pillow and torch round the two passes of a resize differently: rarely, and by at most two
+    # gray values.
     gray_value = 1 / 255 / min(preprocessing.std)
     assert (got - expected).abs().max() < 2.01 * gray_value
     assert (got - expected).abs().mean() < 0.01 * gray_value

@@ -22,7 +22,7 @@ PREPROCESSING = Preprocessing(resize=20, crop=(SIZE, SIZE))
 
 @dataclass
 class Noted:
-    """An augmentation that adds a number, and notes the seeds that it gets."""
+    """An augmentation that adds a number and records its seeds."""
 
     added: int = 1
     seeds: list = field(default_factory=list)
@@ -37,7 +37,7 @@ class Noted:
 
 
 class Counted(Images):
-    """Images that count how often each is decoded."""
+    """Images that count how often each row is decoded."""
 
     def __init__(self, X):
         super().__init__(as_images(X).source)
@@ -104,7 +104,7 @@ def test_only_selects_one_view_of_each_image():
 
 
 def test_fingerprint_covers_everything_that_determines_a_view():
-    """A new parameter of `Views` joins the fingerprint, or is known not to matter, here."""
+    """Fail if a parameter of `Views` is neither in the fingerprint nor known not to matter."""
     X, changed = images(1), images(1)
     changed[0, 0, 0, 0] ^= 1
     usual = {"augmentation": Noted(1), "n_views": 3}
@@ -122,7 +122,7 @@ def test_fingerprint_covers_everything_that_determines_a_view():
     assert prints["only"] == numbers[2]
     assert prints["the image alone"] == numbers[0]
     assert all(len(each) == 16 for each in numbers)
-    # How many views there are does not change one; the preprocessing is in the recipe's key.
+    # A view does not depend on the number of views. The preprocessing is in the recipe's key.
     assert views_of(X, Noted(1), 99).fingerprint(1) == numbers[1]
     known = {*others, "n_views", "preprocessing", "self"} - {"the image alone"}
     assert set(inspect.signature(Views.__init__).parameters) == known

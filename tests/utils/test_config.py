@@ -10,7 +10,7 @@ PACKAGE = Path(sktransfer.__file__).parent
 
 
 def test_only_config_reads_the_variables_of_the_package():
-    """Other modules may name them in docstrings, which double backquotes mark."""
+    """Other modules may name variables only in docstrings, in double backquotes."""
     named = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")

@@ -25,12 +25,12 @@ X[:, 0] *= 3
 
 
 class Staged(CallbackSupport, GaussianNB):
-    """A classifier whose fit is over at once, and whose stages and epochs are for show."""
+    """A classifier whose fit takes no time, with stages and epochs only for callbacks."""
 
     def __init__(self, epochs=(0, 2, 3), last_epochs=None, fail_at=None, verbose=0):
         super().__init__()
         self.epochs = epochs  # of every stage
-        self.last_epochs = last_epochs  # those that early stopping leaves of the last stage
+        self.last_epochs = last_epochs  # epochs of the last stage before early stopping
         self.fail_at = fail_at  # (stage, epoch)
         self.verbose = verbose
 
@@ -59,13 +59,13 @@ class Staged(CallbackSupport, GaussianNB):
         if self.fail_at == (stage, epoch):
             raise RuntimeError("out of luck")
         metrics = {"loss": 1 / (1 + epoch), "valid_acc": 0.5 + epoch / 10, "lr": (1e-3, 1e-4)}
-        # The first epoch takes every class for the other one.
+        # The first epoch swaps the two classes.
         means = self.theta_ if epoch else self.theta_[::-1]
         epochs.update(metrics, reconstruction=lambda: {"theta_": means})
 
 
 class Recorder:
-    """Keep what a callback hears: the end or the beginning, the task's place and its name."""
+    """Records the events that a callback receives, with the place of each task."""
 
     def __init__(self, stop_after=()):
         self.heard = []
@@ -88,13 +88,13 @@ class Recorder:
 
 
 class Follower(Recorder):
-    """A recorder that a meta-estimator hands on."""
+    """A recorder that meta-estimators propagate."""
 
     max_propagation_depth = None
 
 
 def place(context):
-    """Give a task's numbers below the root, like 1.0 for the first epoch of the second stage."""
+    """Return the path of a task, such as fit.1.0 for the first epoch of the second stage."""
     numbers = []
     while context.parent is not None:
         numbers.append(str(context.task_id))
@@ -103,7 +103,7 @@ def place(context):
 
 
 def assert_nested(heard):
-    """Every task ends once, before the one around it."""
+    """Check that every task ends once, before the task around it."""
     running = []
     for what in heard:
         if what.startswith("begin"):
@@ -189,7 +189,7 @@ def test_callback_stops_the_stages():
 
 @needs_callbacks
 def test_stage_after_a_request_to_stop_has_no_epochs():
-    """Even where a fit does not look at `stop`."""
+    """This holds even if a fit ignores `stop`."""
     recorder = Recorder(stop_after=["fit.0"])
 
     class Deaf(CallbackSupport):
@@ -343,7 +343,7 @@ def test_fit_leaves_no_context_and_clone_keeps_the_callbacks():
 
 
 def bars(err):
-    """Give what tqdm left on every line."""
+    """Return the last state of each bar."""
     return [line.split("\r")[-1].strip() for line in err.split("\n")[:-1]]
 
 
@@ -404,7 +404,7 @@ def test_fit_is_quiet_in_meta_estimators(many, capfd):
 
 
 def test_fit_is_quiet_in_a_parallel_search(folder, capfd):
-    """The fixture has workers started here, where what they write is seen."""
+    """The fixture starts new workers, whose output is captured."""
     GridSearchCV(Staged(verbose=1), {"epochs": [(0, 2), (0, 3)]}, cv=2, n_jobs=2).fit(X, y)
     assert capfd.readouterr() == ("", "")
 
@@ -420,7 +420,7 @@ def test_fit_is_quiet_by_default(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # GaussianNB's own
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # of GaussianNB
 def test_estimator_with_callbacks_passes_check_estimator():
     results = check_estimator(Staged(), on_skip=None, on_fail="raise")
     assert len(results) > 40
@@ -436,7 +436,7 @@ def test_decorated_fit_keeps_its_signature_and_metadata_requests():
 
 
 def test_bars_work_without_sklearn_callback(capfd, monkeypatch):
-    """As in scikit-learn 1.6: the bars are there, and so is the silence in a search."""
+    """As in scikit-learn 1.6: bars are shown, but not in a search."""
     monkeypatch.setitem(sys.modules, "sklearn.callback", None)
     spec = importlib.util.spec_from_file_location("progress_without_callbacks", progress.__file__)
     bare = importlib.util.module_from_spec(spec)

@@ -18,7 +18,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend to have CUDA devices, or Apple's."""
+    """Return a function that simulates CUDA and MPS devices."""
 
     def pretend(cuda=0, mps=False, bf16=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
