@@ -191,8 +191,10 @@ def net_state(classifier):
     return {name: tensor.clone() for name, tensor in classifier.net_.module_.state_dict().items()}
 
 
-def equal_states(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def equal_states(state, expected):
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[key], expected[key]) for key in state
+    )
 
 
 X, Y = colored_images()

@@ -95,20 +95,20 @@ def upward(edges):
     """List the imports from a layer to a later one."""
     order = {layer: place for place, layer in enumerate(LAYERS)}
     return [
-        (module, other)
-        for module, others in edges.items()
-        for other in others
-        if order[layer_of(other)] > order[layer_of(module)]
+        (module, imported)
+        for module, imports in edges.items()
+        for imported in imports
+        if order[layer_of(imported)] > order[layer_of(module)]
     ]
 
 
 def circles(edges):
     """List modules in circles: those that remain if modules without imports are removed."""
-    left = dict(edges)
-    while free := [module for module, others in left.items() if not others & set(left)]:
+    remaining = dict(edges)
+    while free := [module for module, imports in remaining.items() if not imports & set(remaining)]:
         for module in free:
-            del left[module]
-    return sorted(left)
+            del remaining[module]
+    return sorted(remaining)
 
 
 def code(module):

@@ -126,14 +126,16 @@ def test_fit_changes_only_blocks_after_the_boundary(batch_norm, augment):
     backbone = Tiny()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     loaded = load_backbone(backbone).block_list
-    kept = [{k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks]
+    pretrained = [
+        {k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks
+    ]
     classifier = make_classifier(backbone, unfreeze=(0, 1), batch_norm=batch_norm, augment=augment)
     classifier.set_params(early_stopping=False).fit(X, Y)
     assert equal_states(before, backbone.state_dict())
-    for (_, block), values in zip(loaded.blocks, kept, strict=True):
+    for (_, block), values in zip(loaded.blocks, pretrained, strict=True):
         assert equal_states(values, block.state_dict())
     trained = classifier.net_.module_.parts()["1"].state_dict()
-    for name, value in kept[1].items():
+    for name, value in pretrained[1].items():
         statistic = "running" in name or "num_batches" in name
         changed = not torch.equal(value, trained[name])
         assert changed == (batch_norm == "train" or not statistic), name
@@ -166,14 +168,14 @@ def test_fit_is_reproducible_and_leaves_global_random_states_unchanged():
     torch.manual_seed(6)
     second = make_classifier(mixup=0.2).fit(X, Y)
     assert (first.predict_proba(X_TEST) == second.predict_proba(X_TEST)).all()
-    other = make_classifier(mixup=0.2, random_state=1).fit(X, Y)
-    assert (first.predict_proba(X_TEST) != other.predict_proba(X_TEST)).any()
+    different = make_classifier(mixup=0.2, random_state=1).fit(X, Y)
+    assert (first.predict_proba(X_TEST) != different.predict_proba(X_TEST)).any()
 
 
 def test_fit_does_not_depend_on_the_row_order():
     order = np.random.RandomState(3).permutation(len(X))
-    one, other = make_classifier().fit(X, Y), make_classifier().fit(X[order], Y[order])
-    assert (one.predict_proba(X_TEST) == other.predict_proba(X_TEST)).all()
+    ordered, shuffled = make_classifier().fit(X, Y), make_classifier().fit(X[order], Y[order])
+    assert (ordered.predict_proba(X_TEST) == shuffled.predict_proba(X_TEST)).all()
 
 
 def test_sample_weight_equals_repetition():
@@ -210,8 +212,10 @@ def test_recomputed_activations_give_the_same_result(monkeypatch, augment):
     np.testing.assert_allclose(
         cached.predict_proba(X_TEST), recomputed.predict_proba(X_TEST), rtol=1e-2, atol=1e-3
     )
-    for one, other in zip(cached.history_, recomputed.history_, strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2, abs=1e-3)
+    for cached_row, recomputed_row in zip(cached.history_, recomputed.history_, strict=True):
+        assert cached_row["train_loss"] == pytest.approx(
+            recomputed_row["train_loss"], rel=1e-2, abs=1e-3
+        )
 
 
 def test_fit_of_the_head_warns_of_embeddings_that_do_not_fit_on_disk(monkeypatch):

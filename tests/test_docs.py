@@ -31,9 +31,9 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 def blocks(page):
     """List the python blocks of a page: line, code, and the text block after it or None."""
     text = (DOCS / page).read_text()
-    found = list(BLOCK.finditer(text))
+    matches = list(BLOCK.finditer(text))
     listed = []
-    for block, following in zip_longest(found, found[1:]):
+    for block, following in zip_longest(matches, matches[1:]):
         if not block.group().startswith("```python"):
             continue
         follows = (
@@ -100,8 +100,8 @@ def check_containers(namespace):
     expected = namespace["PretrainedFeatureExtractor"]().fit_transform(["a.png", "b.png"])
     for example in examples:
         X = eval(example, namespace)
-        found = namespace["PretrainedFeatureExtractor"](cache=None).fit_transform(X)
-        np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=example)
+        embeddings = namespace["PretrainedFeatureExtractor"](cache=None).fit_transform(X)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-4, err_msg=example)
 
 
 def test_pages_have_python_blocks():

@@ -88,8 +88,8 @@ def test_which_layer_prints_a_score_for_each_layer(tmp_path):
 
 @pytest.mark.slow
 def test_fine_tune_prints_scores_and_stages(tmp_path):
-    few = ("--digits", "100", "--epochs", "3", "--unfreeze", "3")
-    printed = run("05_fine_tune.py", tmp_path, *few)
+    short = ("--digits", "100", "--epochs", "3", "--unfreeze", "3")
+    printed = run("05_fine_tune.py", tmp_path, *short)
     for name in ("pixels", "frozen", "tuned"):
         assert numbers(rf"{name} +accuracy (\d\.\d+) in", printed)[0] > 0.6
     assert re.search(r"^head +0 epochs, +12,810 parameters$", printed, re.M)
@@ -121,8 +121,8 @@ def test_which_strategy_with_defaults_beats_frozen_embeddings(tmp_path):
 
 @pytest.mark.slow
 def test_domain_shift_prints_a_score_for_each_method(tmp_path):
-    few = ("--digits", "60", "--epochs", "1", "--unfreeze", "2")
-    printed = run("06_domain_shift.py", tmp_path, *few)
+    short = ("--digits", "60", "--epochs", "1", "--unfreeze", "2")
+    printed = run("06_domain_shift.py", tmp_path, *short)
     # Ten classes. Measured: 0.20 unless BatchNorm is matched, then 0.45, and 0.40 self-trained.
     bounds = {
         "source only": 0.15,

@@ -90,10 +90,10 @@ def test_set_params_applies_at_the_next_fit():
     np.testing.assert_array_equal(extractor.transform(X), before)
     after = extractor.fit_transform(X)
     assert after.shape == (3, 1024)
-    again = PretrainedFeatureExtractor(
+    expected = PretrainedFeatureExtractor(
         "mobilenet_v3_small", weights=None, image_size=64, cache=None
     ).fit_transform(X)
-    np.testing.assert_allclose(after, again, rtol=1e-5)
+    np.testing.assert_allclose(after, expected, rtol=1e-5)
 
 
 def test_feature_names_match_the_width_and_set_output():
@@ -247,10 +247,10 @@ def test_named_backbone_stays_equal_to_its_file():
         "efficientnet_lite0", load_state_dict(weights_path("efficientnet_lite0"))
     ).state_dict()
     block_list = load_backbone("efficientnet_lite0").block_list
-    kept = [t for _, block in block_list.blocks for t in block.state_dict().values()]
-    kept += block_list.logits.state_dict().values()
-    assert len(kept) == len(reference)
-    assert all(torch.equal(a, b) for a, b in zip(kept, reference.values(), strict=True))
+    tensors = [t for _, block in block_list.blocks for t in block.state_dict().values()]
+    tensors += block_list.logits.state_dict().values()
+    assert len(tensors) == len(reference)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, reference.values(), strict=True))
 
 
 def test_embedding_does_not_depend_on_the_batch(photographs):
@@ -281,8 +281,8 @@ def test_pickle_is_small_and_works_in_a_fresh_process(tmp_path, photographs):
         "np.save('embeddings.npy', extractor.transform(np.load('X.npy')))\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
-    again = np.load(tmp_path / "embeddings.npy")
-    assert cosine(again, extractor.transform(photographs)).min() >= 0.9999
+    embeddings = np.load(tmp_path / "embeddings.npy")
+    assert cosine(embeddings, extractor.transform(photographs)).min() >= 0.9999
 
 
 def test_weights_changed_since_fit_raise(tmp_path):
@@ -315,13 +315,13 @@ def test_weights_in_the_hub_folder_are_used(tmp_path, monkeypatch):
     state = build_torchvision("mobilenet_v3_small", seed=5).state_dict()
     torch.save(state, folder / os.path.basename(member.url))
     X = images(3)
-    got = PretrainedFeatureExtractor("mobilenet_v3_small", image_size=64).fit_transform(X)
+    embeddings = PretrainedFeatureExtractor("mobilenet_v3_small", image_size=64).fit_transform(X)
     file = tmp_path / "own.safetensors"
     __import__("safetensors.torch").torch.save_file(state, file)
-    own = PretrainedFeatureExtractor("mobilenet_v3_small", weights=file, image_size=64)
-    np.testing.assert_allclose(own.fit_transform(X), got, rtol=1e-4, atol=1e-5)
-    other = PretrainedFeatureExtractor("mobilenet_v3_small", weights=None, image_size=64)
-    assert cosine(other.fit_transform(X), got).max() < 0.5
+    from_file = PretrainedFeatureExtractor("mobilenet_v3_small", weights=file, image_size=64)
+    np.testing.assert_allclose(from_file.fit_transform(X), embeddings, rtol=1e-4, atol=1e-5)
+    untrained = PretrainedFeatureExtractor("mobilenet_v3_small", weights=None, image_size=64)
+    assert cosine(untrained.fit_transform(X), embeddings).max() < 0.5
 
 
 def test_global_random_states_are_unchanged():

@@ -51,31 +51,33 @@ def test_self_training_passes_check_estimator():
 
 def test_self_training_improves_the_target_score():
     X, y, domain = shifted()
-    ours, theirs = domain > 0, domain < 0
-    once = LogisticRegression().fit(X[ours], y[ours])
-    again = SelfTrainedImageClassifier(LogisticRegression())
-    again.fit(X, np.where(ours, y, -1), sample_domain=domain)
-    assert again.score(X[theirs], y[theirs]) > once.score(X[theirs], y[theirs]) + 0.08
+    source, target = domain > 0, domain < 0
+    source_only = LogisticRegression().fit(X[source], y[source])
+    self_trained = SelfTrainedImageClassifier(LogisticRegression())
+    self_trained.fit(X, np.where(source, y, -1), sample_domain=domain)
+    assert self_trained.score(X[target], y[target]) > source_only.score(X[target], y[target]) + 0.08
 
 
 def test_most_confident_predictions_of_each_class_join():
     X, y, domain = shifted()
-    once = LogisticRegression().fit(X[domain > 0], y[domain > 0])
-    found = SelfTrainedImageClassifier(LogisticRegression(), shares=[0.25])
-    found.fit(X, y, sample_domain=domain)
+    first = LogisticRegression().fit(X[domain > 0], y[domain > 0])
+    self_trained = SelfTrainedImageClassifier(LogisticRegression(), shares=[0.25])
+    self_trained.fit(X, y, sample_domain=domain)
     expected = []
     for number in (0, 1):
-        guessed = np.flatnonzero((domain < 0) & (once.predict(X) == number))
-        sure = once.predict_proba(X)[guessed, number]
+        guessed = np.flatnonzero((domain < 0) & (first.predict(X) == number))
+        sure = first.predict_proba(X)[guessed, number]
         expected += [*guessed[np.argsort(-sure)][: round(len(guessed) / 4)]]
-    assert found.pseudo_rows_.tolist() == sorted(expected)
-    np.testing.assert_array_equal(found.pseudo_labels_, once.predict(X[found.pseudo_rows_]))
-    learned = [*np.flatnonzero(domain > 0), *found.pseudo_rows_]
-    again = LogisticRegression().fit(X[learned], [*y[domain > 0], *found.pseudo_labels_])
-    np.testing.assert_allclose(found.estimators_[1].coef_, again.coef_)
-    mean = (once.predict_proba(X) + again.predict_proba(X)) / 2
-    np.testing.assert_allclose(found.predict_proba(X), mean)
-    np.testing.assert_array_equal(found.predict(X), mean.argmax(axis=1))
+    assert self_trained.pseudo_rows_.tolist() == sorted(expected)
+    np.testing.assert_array_equal(
+        self_trained.pseudo_labels_, first.predict(X[self_trained.pseudo_rows_])
+    )
+    learned = [*np.flatnonzero(domain > 0), *self_trained.pseudo_rows_]
+    second = LogisticRegression().fit(X[learned], [*y[domain > 0], *self_trained.pseudo_labels_])
+    np.testing.assert_allclose(self_trained.estimators_[1].coef_, second.coef_)
+    mean = (first.predict_proba(X) + second.predict_proba(X)) / 2
+    np.testing.assert_allclose(self_trained.predict_proba(X), mean)
+    np.testing.assert_array_equal(self_trained.predict(X), mean.argmax(axis=1))
 
 
 def test_self_training_equals_the_same_fits_one_by_one():
@@ -83,34 +85,34 @@ def test_self_training_equals_the_same_fits_one_by_one():
         domain_labels("cat"),
         {"unfreeze": (0, 1), "batch_norm": "adapt", "early_stopping": False},
     )
-    found = SelfTrainedImageClassifier(make_classifier(**options), shares=[0.5])
-    found.fit(BOTH, y, sample_domain=DOMAIN)
+    self_trained = SelfTrainedImageClassifier(make_classifier(**options), shares=[0.5])
+    self_trained.fit(BOTH, y, sample_domain=DOMAIN)
     first = make_classifier(**options).fit(BOTH, y, sample_domain=DOMAIN)
-    guesses = first.predict(BOTH[found.pseudo_rows_])
-    assert found.pseudo_labels_.tolist() == guesses.tolist()
-    more = np.ones(len(guesses), int)
-    again = make_classifier(**options).fit(
-        np.concatenate([BOTH, BOTH[found.pseudo_rows_]]),
+    guesses = first.predict(BOTH[self_trained.pseudo_rows_])
+    assert self_trained.pseudo_labels_.tolist() == guesses.tolist()
+    ones = np.ones(len(guesses), int)
+    second = make_classifier(**options).fit(
+        np.concatenate([BOTH, BOTH[self_trained.pseudo_rows_]]),
         np.concatenate([y, guesses]),
-        sample_domain=np.concatenate([DOMAIN, more]),
+        sample_domain=np.concatenate([DOMAIN, ones]),
     )
-    assert equal_states(net_state(found.estimators_[0]), net_state(first))
-    assert equal_states(net_state(found.estimators_[1]), net_state(again))
-    assert not equal_states(net_state(again), net_state(first))
-    restored = pickle.loads(pickle.dumps(found))
-    np.testing.assert_array_equal(restored.predict_proba(X), found.predict_proba(X))
+    assert equal_states(net_state(self_trained.estimators_[0]), net_state(first))
+    assert equal_states(net_state(self_trained.estimators_[1]), net_state(second))
+    assert not equal_states(net_state(second), net_state(first))
+    restored = pickle.loads(pickle.dumps(self_trained))
+    np.testing.assert_array_equal(restored.predict_proba(X), self_trained.predict_proba(X))
 
 
 @pytest.mark.parametrize("garbage", ["cat", "nothing", None])
 def test_target_labels_are_never_read(garbage):
     estimator = make_classifier(unfreeze=0, batch_norm="adapt")
     y = [*Y.tolist(), *[garbage] * 40]
-    found = SelfTrainedImageClassifier(estimator).fit([*BOTH], y, sample_domain=DOMAIN)
+    classifier = SelfTrainedImageClassifier(estimator).fit([*BOTH], y, sample_domain=DOMAIN)
     expected = SelfTrainedImageClassifier(estimator).fit(
         BOTH, domain_labels("owl"), sample_domain=DOMAIN
     )
-    assert found.classes_.tolist() == ["cat", "dog", "owl"]
-    np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+    assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
+    np.testing.assert_array_equal(classifier.predict_proba(X), expected.predict_proba(X))
 
 
 class Noting(ClassifierMixin, BaseEstimator):
@@ -134,32 +136,35 @@ class Noting(ClassifierMixin, BaseEstimator):
 
 def test_sample_domain_is_passed_to_every_fit():
     notes = []
-    found = SelfTrainedImageClassifier(Noting(notes))
-    found.fit([[1], [9], [8], [2]], ["a", "?", "b", "?"], sample_domain=[3, -1, 3, -1])
+    classifier = SelfTrainedImageClassifier(Noting(notes))
+    classifier.fit([[1], [9], [8], [2]], ["a", "?", "b", "?"], sample_domain=[3, -1, 3, -1])
     first = ([1, 9, 8, 2], ["a", "a", "b", "a"], [1, -2, 1, -2])
-    again = ([1, 9, 8, 2, 9, 2], [*first[1], "b", "a"], [*first[2], 1, 1])
-    assert notes == [first, again, again, again]
-    assert (found.pseudo_rows_.tolist(), found.pseudo_labels_.tolist()) == ([1, 3], ["b", "a"])
+    later = ([1, 9, 8, 2, 9, 2], [*first[1], "b", "a"], [*first[2], 1, 1])
+    assert notes == [first, later, later, later]
+    assert (classifier.pseudo_rows_.tolist(), classifier.pseudo_labels_.tolist()) == (
+        [1, 3],
+        ["b", "a"],
+    )
 
 
 def test_classifier_is_fitted_once_without_a_target(log):
     estimator = make_classifier(CountingTiny(log), unfreeze=0, augment=None)
     expected = clone(estimator).fit(X, Y)
-    once = counted(log)
+    count = counted(log)
     for domain in (None, np.ones(60, int)):
         log.unlink()
-        found = SelfTrainedImageClassifier(estimator).fit(X, Y, sample_domain=domain)
-        assert counted(log) == once
-        assert len(found.pseudo_rows_) == len(found.pseudo_labels_) == 0
-        np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+        classifier = SelfTrainedImageClassifier(estimator).fit(X, Y, sample_domain=domain)
+        assert counted(log) == count
+        assert len(classifier.pseudo_rows_) == len(classifier.pseudo_labels_) == 0
+        np.testing.assert_array_equal(classifier.predict_proba(X), expected.predict_proba(X))
 
 
 def test_self_training_of_a_pipeline_embeds_each_image_once(log, tmp_path):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
-    found = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
-    found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
+    classifier = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
+    classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     assert counted(log) == len(BOTH)
-    assert found.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3
+    assert classifier.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3
 
 
 def test_search_keeps_the_target_in_all_folds():
@@ -182,13 +187,13 @@ def in_pipeline(**parameters):
 
 
 def test_sample_domain_is_routed_into_a_pipeline_on_request():
-    alone = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
-    alone.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
+    plain = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
+    plain.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     with sklearn.config_context(enable_metadata_routing=True):
-        found = SelfTrainedImageClassifier(in_pipeline())
-        found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
-    expected = alone.predict_proba(X_TARGET)
-    np.testing.assert_array_equal(found.predict_proba(X_TARGET), expected)
+        classifier = SelfTrainedImageClassifier(in_pipeline())
+        classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
+    expected = plain.predict_proba(X_TARGET)
+    np.testing.assert_array_equal(classifier.predict_proba(X_TARGET), expected)
 
 
 def test_meta_estimator_that_does_not_route_domains_is_warned_of():

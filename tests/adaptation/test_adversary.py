@@ -76,10 +76,10 @@ def test_adversary_loss_is_the_weighted_cross_entropy_of_domains():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         adversary, source, target = Adversary(6, 0.5), torch.randn(4, 6), torch.randn(4, 6)
-        found = adversary(source, target)
+        loss = adversary(source, target)
         p = adversary.layers(torch.cat([source, target])).sigmoid().squeeze(1)
     expected = -(p[:4].log().sum() + (1 - p[4:]).log().sum()) / 8
-    torch.testing.assert_close(found, 0.5 * expected)
+    torch.testing.assert_close(loss, 0.5 * expected)
 
 
 def test_gradients_improve_the_adversary_and_worsen_the_embeddings():
@@ -96,12 +96,12 @@ def test_gradients_improve_the_adversary_and_worsen_the_embeddings():
     before = loss()
     before.backward()
     for module, sign in ((adversary, -1), (embed, 1)):
-        kept = [p.detach().clone() for p in module.parameters()]
+        originals = [p.detach().clone() for p in module.parameters()]
         with torch.no_grad():
             for p in module.parameters():
                 p -= 0.01 * p.grad
             assert sign * (loss() - before) > 0
-            for p, old in zip(module.parameters(), kept, strict=True):
+            for p, old in zip(module.parameters(), originals, strict=True):
                 p.copy_(old)
 
 
@@ -152,9 +152,9 @@ def test_target_order_copies_and_zero_weights_do_not_matter():
 
 def test_trained_blocks_depend_on_the_target_and_the_weight():
     source_only = net_state(make_classifier(unfreeze=(0, 1)).fit(X, Y))
-    one, other = net_state(fitted()), net_state(fitted(domain_adversarial=0.1))
-    assert not equal_states(one, source_only)
-    assert not equal_states(one, other)
+    strong, weak = net_state(fitted()), net_state(fitted(domain_adversarial=0.1))
+    assert not equal_states(strong, source_only)
+    assert not equal_states(strong, weak)
 
 
 class Calm(Tiny):
@@ -223,15 +223,15 @@ def test_target_images_train_without_cached_activations(parameters):
 
 def test_recomputed_activations_give_the_same_result(monkeypatch):
     expected = fitted().predict_proba(X_TEST)
-    asked = []
+    counts = []
     monkeypatch.setattr(
         "sktransfer.finetuning.fine_tuning.fits_on_disk",
-        lambda n, *_: asked.append(n) or "9 bytes, and 8 are free",
+        lambda n, *_: counts.append(n) or "9 bytes, and 8 are free",
     )
     with pytest.warns(UserWarning, match="computed again in every epoch"):
-        found = fitted().predict_proba(X_TEST)
-    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
-    assert asked == [3 * (54 + 40)]  # 6 of the source are held out
+        probabilities = fitted().predict_proba(X_TEST)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-2, atol=1e-3)
+    assert counts == [3 * (54 + 40)]  # 6 of the source are held out
 
 
 def test_history_holds_the_domain_loss():
@@ -252,15 +252,15 @@ def test_target_is_matched_to_the_source_after_training(weight):
     frozen, adapted = (
         fitted(batch_norm=kind, domain_adversarial=weight) for kind in ("frozen", "adapt")
     )
-    views = (Views(as_images(each), frozen.preprocessing_) for each in (X, X_TARGET))
+    views = (Views(as_images(domain), frozen.preprocessing_) for domain in (X, X_TARGET))
     expected = match_batch_norm(frozen.as_backbone(), *views, CPU, 1).statistics
-    found = adapted.batch_norm_.statistics
+    statistics = adapted.batch_norm_.statistics
     for name in expected:  # in other batches, since the order differs
-        torch.testing.assert_close(found[name], expected[name], rtol=0.15, atol=0.01)
+        torch.testing.assert_close(statistics[name], expected[name], rtol=0.15, atol=0.01)
     assert frozen.batch_norm_ is None
     trained = of_block(adapted, "1")
-    assert torch.equal(trained["1.running_mean"], found["1.1.running_mean"])
-    assert torch.equal(trained["1.running_var"], found["1.1.running_var"])
+    assert torch.equal(trained["1.running_mean"], statistics["1.1.running_mean"])
+    assert torch.equal(trained["1.running_var"], statistics["1.1.running_var"])
     before, after = net_state(frozen), net_state(adapted)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"blocks.0.1.running_mean", "blocks.0.1.running_var"}

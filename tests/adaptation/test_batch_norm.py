@@ -31,8 +31,8 @@ def test_estimate_batch_norm_averages_over_batches_layer_by_layer():
             reference(backbone.preprocessing.normalize(batch))
     expected = [t for name, t in reference.state_dict().items() if "running" in name]
     assert len(expected) == len(state.statistics) == 4
-    for got, wanted in zip(state.statistics.values(), expected, strict=True):
-        torch.testing.assert_close(got, wanted)
+    for got, reference_value in zip(state.statistics.values(), expected, strict=True):
+        torch.testing.assert_close(got, reference_value)
 
 
 def test_with_batch_norm_leaves_the_backbone_and_changes_the_digest():
@@ -70,13 +70,13 @@ def views(backbone, n, seed=0, light=1.0):
 
 def moments(backbone, views):
     """Return mean and variance of each channel in the output of each BatchNorm layer."""
-    found, hooks = [], []
+    outputs, hooks = [], []
     blocks = nn.Sequential(*(block for _, block in backbone.block_list.blocks))
     for layer in blocks.modules():
         if isinstance(layer, nn.BatchNorm2d):
             hooks.append(
                 layer.register_forward_hook(
-                    lambda layer, x, y: found.append([y.mean((0, 2, 3)), y.var((0, 2, 3))])
+                    lambda layer, x, y: outputs.append([y.mean((0, 2, 3)), y.var((0, 2, 3))])
                 )
             )
     with torch.no_grad():
@@ -84,7 +84,7 @@ def moments(backbone, views):
         blocks(backbone.preprocessing.normalize(x))
     for hook in hooks:
         hook.remove()
-    return found
+    return outputs
 
 
 def test_matched_target_has_the_moments_of_the_source():
@@ -93,19 +93,19 @@ def test_matched_target_has_the_moments_of_the_source():
     state = match_batch_norm(backbone, source, target, CPU, 1)
     expected = moments(backbone, source)
     for adapted, matches in ((backbone, False), (with_batch_norm(backbone, state), True)):
-        for ours, theirs in zip(expected, moments(adapted, target), strict=True):
-            for one, other in zip(ours, theirs, strict=True):
-                assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) == matches
+        for source_moments, target_moments in zip(expected, moments(adapted, target), strict=True):
+            for source_moment, target_moment in zip(source_moments, target_moments, strict=True):
+                assert torch.allclose(source_moment, target_moment, rtol=1e-3, atol=1e-4) == matches
 
 
 def test_matching_the_source_to_itself_keeps_the_statistics():
     backbone = load_backbone(Tiny())
-    one, other = (views(backbone, 80) for _ in range(2))  # more than one batch
-    state = match_batch_norm(backbone, one, other, CPU, 2)
+    source, target = (views(backbone, 80) for _ in range(2))  # more than one batch
+    state = match_batch_norm(backbone, source, target, CPU, 2)
     parts = nn.ModuleList(block for _, block in backbone.block_list.blocks)
     learned = [t for name, t in parts.state_dict().items() if "running" in name]
-    for found, expected in zip(state.statistics.values(), learned, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
+    for value, expected in zip(state.statistics.values(), learned, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0.1, atol=0.02)
 
 
 def test_match_batch_norm_accepts_a_single_image_with_a_warning():
@@ -139,7 +139,7 @@ def test_adapt_batch_norm_makes_no_batch_of_one_image(n):
     backbone = load_backbone(nn.Sequential(Pooled(), nn.Flatten()))
     views = Views(as_images(images(n)), backbone.preprocessing)
     state = adapt_batch_norm(backbone, views, CPU, 1, ImageErrors("raise"))
-    assert all(each.isfinite().all() for each in state.statistics.values())
+    assert all(value.isfinite().all() for value in state.statistics.values())
 
 
 def test_match_batch_norm_keeps_the_statistics_of_unused_layers():
@@ -147,10 +147,12 @@ def test_match_batch_norm_keeps_the_statistics_of_unused_layers():
     source, target = (
         Views(as_images(images(12, seed=seed)), backbone.preprocessing) for seed in (0, 1)
     )
-    found = match_batch_norm(backbone, source, target, CPU, 1).statistics
-    unused = {name: each for name, each in found.items() if "unused" in name}
-    assert sorted(float(each.mean()) for each in unused.values()) == [0, 1]
-    assert any(each.mean() not in (0, 1) for name, each in found.items() if name not in unused)
+    statistics = match_batch_norm(backbone, source, target, CPU, 1).statistics
+    unused = {name: value for name, value in statistics.items() if "unused" in name}
+    assert sorted(float(value.mean()) for value in unused.values()) == [0, 1]
+    assert any(
+        value.mean() not in (0, 1) for name, value in statistics.items() if name not in unused
+    )
 
 
 @pytest.mark.parametrize("n", [34, 40, 70])
@@ -161,7 +163,7 @@ def test_adapt_batch_norm_weighs_images_equally(n):
     x = torch.stack([views.prepare(item) for item in range(n)])
     with torch.no_grad():
         maps = Tiny()[0][0](backbone.preprocessing.normalize(x))
-    mean = next(each for name, each in state.statistics.items() if "running_mean" in name)
+    mean = next(value for name, value in state.statistics.items() if "running_mean" in name)
     # The batches differ by at most one image.
     torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
 

@@ -17,11 +17,9 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "domains.md"
 
 
 def test_skada_recipe_of_the_docs_runs():
-    with (
-        warnings.catch_warnings(),
-        sklearn.config_context(),
-    ):  # skada changes it
-        warnings.simplefilter("ignore")  # its imports warn too
+    # Importing skada warns, and changes the configuration of scikit-learn.
+    with warnings.catch_warnings(), sklearn.config_context():
+        warnings.simplefilter("ignore")
         pytest.importorskip("skada")
         digits = load_digits()
         images, y = digits.images[:300], digits.target[:300]

@@ -109,8 +109,8 @@ def test_lite0_has_the_published_structure(network):
 )
 def test_larger_variants_have_the_published_structure(name, widths):
     network = efficientnet_lite(name)
-    found = Counter(block.project_conv.out_channels for block in network.blocks)
-    assert found == widths
+    counts = Counter(block.project_conv.out_channels for block in network.blocks)
+    assert counts == widths
     assert network.conv_stem.out_channels == 32
     assert network.fc.in_features == 1280
 
@@ -156,12 +156,12 @@ def test_top_three_classes_of_a_cat_are_cats(network):
 def test_network_equals_the_timm_implementation(variant, size):
     timm = pytest.importorskip("timm")
     name, network = variant
-    other = timm.create_model(f"tf_{name}").eval()
+    timm_network = timm.create_model(f"tf_{name}").eval()
     # Both networks list their tensors in the order of computation.
-    ours, theirs = network.state_dict().values(), other.state_dict()
-    other.load_state_dict(dict(zip(theirs, ours, strict=True)))
+    values, timm_state = network.state_dict().values(), timm_network.state_dict()
+    timm_network.load_state_dict(dict(zip(timm_state, values, strict=True)))
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(network(x), other(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network(x), timm_network(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -179,19 +179,19 @@ def test_same_padding_follows_its_definition(size, kernel):
 
 
 def test_state_dict_of_the_network_loads_again(network):
-    again = efficientnet_lite(LITE0, network.state_dict()).eval()
+    reloaded = efficientnet_lite(LITE0, network.state_dict()).eval()
     x = torch.ones(1, 3, 32, 32)
-    assert torch.equal(again(x), network(x))
+    assert torch.equal(reloaded(x), network(x))
 
 
 def test_random_weights_depend_only_on_the_seed():
     state = torch.get_rng_state()
-    one, same, other = (efficientnet_lite(LITE0, seed=seed).eval() for seed in (0, 0, 1))
+    first, same, different = (efficientnet_lite(LITE0, seed=seed).eval() for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(one.fc.weight, same.fc.weight)
-    assert not torch.equal(one.fc.weight, other.fc.weight)
+    assert torch.equal(first.fc.weight, same.fc.weight)
+    assert not torch.equal(first.fc.weight, different.fc.weight)
     with torch.no_grad():
-        logits = one(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        logits = first(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert logits.isfinite().all()
     assert (logits[0] - logits[1]).abs().max() > 0.01
 

@@ -43,9 +43,9 @@ def test_loaded_backbone_is_frozen():
 def test_random_weights_are_reproducible_and_have_their_own_digest():
     first = load_backbone("mobilenet_v3_small", None)
     load_backbone.__globals__["_load_named"].cache_clear()
-    again = load_backbone("mobilenet_v3_small", None)
-    assert again is not first
-    assert again.digest == first.digest != load_backbone("mobilenet_v3_large", None).digest
+    second = load_backbone("mobilenet_v3_small", None)
+    assert second is not first
+    assert second.digest == first.digest != load_backbone("mobilenet_v3_large", None).digest
 
 
 def test_module_is_copied_and_identified_by_its_content():
@@ -85,10 +85,10 @@ def test_module_digest_covers_code_and_settings():
 def test_module_may_define_its_preprocessing():
     assert load_backbone(Tiny()).preprocessing is Tiny.preprocessing
     assert load_backbone(Scaled(1.0)).preprocessing == Preprocessing()
-    other = Scaled(1.0)
-    other.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
-    assert load_backbone(other).preprocessing is other.preprocessing
-    assert load_backbone(other).digest != load_backbone(Scaled(1.0)).digest
+    module = Scaled(1.0)
+    module.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    assert load_backbone(module).preprocessing is module.preprocessing
+    assert load_backbone(module).digest != load_backbone(Scaled(1.0)).digest
 
 
 def test_fine_tuned_torchvision_network_keeps_its_blocks():
@@ -103,11 +103,11 @@ def test_weights_are_loaded_from_a_file(tmp_path, suffix):
     state = {name: t + 1 for name, t in Tiny().state_dict().items()}
     path = tmp_path / f"tiny{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    plain, own = load_backbone(Tiny), load_backbone(Tiny, path)
-    assert plain.digest != own.digest
-    first, other = plain.block_list.blocks[0][1], own.block_list.blocks[0][1]
-    expected = next(first.parameters()) + 1
-    torch.testing.assert_close(next(other.parameters()), expected)
+    plain, loaded = load_backbone(Tiny), load_backbone(Tiny, path)
+    assert plain.digest != loaded.digest
+    plain_block, loaded_block = plain.block_list.blocks[0][1], loaded.block_list.blocks[0][1]
+    expected = next(plain_block.parameters()) + 1
+    torch.testing.assert_close(next(loaded_block.parameters()), expected)
 
 
 def test_changed_weights_file_is_read_again(tmp_path):
@@ -187,8 +187,8 @@ def test_auto_image_size_is_larger_for_weights_of_standard_training(name, size):
     backbone = pretrained(name)
     assert backbone.image_size_for("auto", PHOTOGRAPHS) == size
     assert backbone.image_size_for("auto", THUMBNAILS) is None
-    for asked in (None, 64, (64, 96)):
-        assert backbone.image_size_for(asked, PHOTOGRAPHS) == asked
+    for requested in (None, 64, (64, 96)):
+        assert backbone.image_size_for(requested, PHOTOGRAPHS) == requested
 
 
 def test_auto_image_size_applies_only_to_pretrained_weights():
@@ -228,10 +228,12 @@ def test_keep_backbone_is_thread_safe_beyond_its_capacity(monkeypatch):
     try:
         with ThreadPoolExecutor(8) as pool:
             digests = [bytes([number % 8]) for number in range(2000)]
-            found = list(pool.map(lambda each: keep_backbone(each, lambda: each), digests))
+            kept_values = list(
+                pool.map(lambda digest: keep_backbone(digest, lambda: digest), digests)
+            )
     finally:
         sys.setswitchinterval(interval)
-    assert found == digests
+    assert kept_values == digests
     assert len(backbones._made) == 3
 
 

@@ -55,12 +55,12 @@ def toy_splitter():
 
 def test_registered_source_loads_by_name(toy_source):
     extractor = PretrainedFeatureExtractor("toy:6", cache=None, device="cpu")
-    found = extractor.fit_transform(images(4))
-    assert found.shape == (4, 6)
+    embeddings = extractor.fit_transform(images(4))
+    assert embeddings.shape == (4, 6)
     assert extractor.preprocessing_ == Tiny.preprocessing
     assert extractor.get_feature_names_out()[0] == "toy6_0"
     module = PretrainedFeatureExtractor(_toy_module(6), cache=None, device="cpu")
-    np.testing.assert_allclose(found, module.fit_transform(images(4)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embeddings, module.fit_transform(images(4)), rtol=1e-5, atol=1e-6)
 
 
 def _toy_module(width):

@@ -98,13 +98,13 @@ def test_build_on_meta_takes_no_memory_and_no_random_numbers(name):
 def test_random_weights_depend_only_on_the_seed(name):
     options = {"image_size": 64} if name == "vit_b_32" else {}
     before = torch.get_rng_state()
-    one, same, other = (build_torchvision(name, seed=seed, **options) for seed in (0, 0, 1))
+    first, same, different = (build_torchvision(name, seed=seed, **options) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     state = same.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
-    state = other.state_dict()
-    assert not all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
-    block_list = split_into_blocks(one.eval())
+    assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
+    state = different.state_dict()
+    assert not all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
+    block_list = split_into_blocks(first.eval())
     with torch.no_grad():
         vectors = block_list.pre_logits(run(block_list.blocks, two_images(SIZES.get(name, 64))))
     assert vectors.isfinite().all()

@@ -92,17 +92,17 @@ def test_fetch_offline_raises_before_the_connection_times_out(hub, monkeypatch):
 
 
 def test_fetch_downloads_to_the_hub_folder_and_checks_the_hash(hub, monkeypatch):
-    asked = {}
+    request = {}
 
     def download(url, target, hash_prefix):
-        asked.update(url=url, hash_prefix=hash_prefix)
+        request.update(url=url, hash_prefix=hash_prefix)
         with open(target, "wb") as file:
             file.write(b"weights")
 
     monkeypatch.setattr(weights, "_reachable", lambda url: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     assert weights.fetch(URL, "resnet18").read_bytes() == b"weights"
-    assert asked == {"url": URL, "hash_prefix": "f37072fd"}
+    assert request == {"url": URL, "hash_prefix": "f37072fd"}
 
 
 def test_failed_download_raises_an_error_that_names_the_remedy(hub, monkeypatch):
@@ -116,20 +116,20 @@ def test_failed_download_raises_an_error_that_names_the_remedy(hub, monkeypatch)
 
 
 def test_reachability_is_tested_at_the_proxy(monkeypatch):
-    asked = []
+    addresses = []
 
     class Open:
         def close(self):
             pass
 
     def connect(address, timeout):
-        asked.append(address)
+        addresses.append(address)
         return Open()
 
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setattr(weights.socket, "create_connection", connect)
     assert weights._reachable(URL)
-    assert asked == [("proxy.example", 3128)]
+    assert addresses == [("proxy.example", 3128)]
 
 
 def test_digest_tensors_depends_on_every_bit_name_and_shape():

@@ -195,9 +195,9 @@ def test_take_renumbers_rows_but_errors_name_those_of_x():
 @pytest.mark.parametrize("form", sorted(set(FORMS) - {"memoryview"}))
 def test_pickled_images_are_equal(form, paths, pixels):
     images = as_images(FORMS[form](paths, pixels), pixel_range=None).take([1])
-    again = pickle.loads(pickle.dumps(images))
-    np.testing.assert_array_equal(again[0], images[0])
-    assert again.fingerprint(0) == images.fingerprint(0)
+    loaded = pickle.loads(pickle.dumps(images))
+    np.testing.assert_array_equal(loaded[0], images[0])
+    assert loaded.fingerprint(0) == images.fingerprint(0)
 
 
 def test_as_images_keeps_the_pixel_range_of_images(pixels):

@@ -18,13 +18,13 @@ def labels(y=Y, sample_weight=None, class_weight=None, **options):
     "y", [Y, np.array(Y), np.array(Y, object), pd.Series(Y), pd.Series(Y, dtype="category")]
 )
 def test_labels_of_every_container_are_encoded(y):
-    found = labels(y)
-    assert found.classes.tolist() == ["cat", "dog", "owl"]
-    assert found.y.tolist() == [1, 0, 1, 2, 1, 0]
-    assert found.rows.tolist() == list(range(6))
-    assert found.sample_weight.dtype == found.weights.dtype == np.float64
-    assert (found.sample_weight == 1).all()
-    assert (found.weights == 1).all()
+    encoded = labels(y)
+    assert encoded.classes.tolist() == ["cat", "dog", "owl"]
+    assert encoded.y.tolist() == [1, 0, 1, 2, 1, 0]
+    assert encoded.rows.tolist() == list(range(6))
+    assert encoded.sample_weight.dtype == encoded.weights.dtype == np.float64
+    assert (encoded.sample_weight == 1).all()
+    assert (encoded.weights == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ def test_labels_of_every_container_are_encoded(y):
     [([3, -1, 3], [-1, 3]), ([True, False, True], [False, True]), ([1.0, 2.0, 1.0], [1.0, 2.0])],
 )
 def test_classes_keep_the_dtype_of_the_labels(y, classes):
-    found = labels(y)
-    assert found.classes.tolist() == classes
-    assert found.classes.dtype == np.asarray(y).dtype
-    np.testing.assert_array_equal(found.classes[found.y], y)
+    encoded = labels(y)
+    assert encoded.classes.tolist() == classes
+    assert encoded.classes.dtype == np.asarray(y).dtype
+    np.testing.assert_array_equal(encoded.classes[encoded.y], y)
 
 
 def test_column_of_labels_is_accepted_with_a_warning():
@@ -44,30 +44,34 @@ def test_column_of_labels_is_accepted_with_a_warning():
 
 
 def test_weight_of_0_leaves_out_an_image_and_its_class():
-    found = labels(sample_weight=[1, 1, 0, 0, 1, 2], class_weight="balanced")
-    assert found.classes.tolist() == ["cat", "dog"]
-    assert found.rows.tolist() == [0, 1, 4, 5]
-    assert found.y.tolist() == [1, 0, 1, 0]
-    assert found.sample_weight.tolist() == [1, 1, 1, 2]
-    np.testing.assert_allclose(found.weights, np.array([1, 1, 1, 2]) * [5 / 4, 5 / 6, 5 / 4, 5 / 6])
+    encoded = labels(sample_weight=[1, 1, 0, 0, 1, 2], class_weight="balanced")
+    assert encoded.classes.tolist() == ["cat", "dog"]
+    assert encoded.rows.tolist() == [0, 1, 4, 5]
+    assert encoded.y.tolist() == [1, 0, 1, 0]
+    assert encoded.sample_weight.tolist() == [1, 1, 1, 2]
+    np.testing.assert_allclose(
+        encoded.weights, np.array([1, 1, 1, 2]) * [5 / 4, 5 / 6, 5 / 4, 5 / 6]
+    )
 
 
 @pytest.mark.parametrize("class_weight", [None, "balanced", {"cat": 2.0, "dog": 0.5, "owl": 7}])
 @pytest.mark.parametrize("sample_weight", [None, SAMPLE_WEIGHT])
 def test_class_weights_equal_those_of_scikit_learn(class_weight, sample_weight):
-    found = labels(sample_weight=sample_weight, class_weight=class_weight)
-    of_class = compute_class_weight(
-        class_weight, classes=found.classes, y=np.array(Y), sample_weight=sample_weight
+    encoded = labels(sample_weight=sample_weight, class_weight=class_weight)
+    class_weights = compute_class_weight(
+        class_weight, classes=encoded.classes, y=np.array(Y), sample_weight=sample_weight
     )
-    own = np.ones(len(Y)) if sample_weight is None else np.array(sample_weight)
-    np.testing.assert_allclose(found.weights, own * of_class[found.y], rtol=1e-14)
-    np.testing.assert_array_equal(found.sample_weight, own)
+    image_weights = np.ones(len(Y)) if sample_weight is None else np.array(sample_weight)
+    np.testing.assert_allclose(
+        encoded.weights, image_weights * class_weights[encoded.y], rtol=1e-14
+    )
+    np.testing.assert_array_equal(encoded.sample_weight, image_weights)
 
 
 def test_class_missing_from_a_weight_dict_weighs_1():
-    found = labels(class_weight={"owl": 4})
-    np.testing.assert_array_equal(found.weights, compute_sample_weight({"owl": 4}, Y))
-    assert found.weights.tolist() == [1, 1, 1, 4, 1, 1]
+    encoded = labels(class_weight={"owl": 4})
+    np.testing.assert_array_equal(encoded.weights, compute_sample_weight({"owl": 4}, Y))
+    assert encoded.weights.tolist() == [1, 1, 1, 4, 1, 1]
 
 
 def test_balanced_weights_treat_weights_as_repetition():

@@ -18,9 +18,9 @@ class Estimator(BaseEstimator):
 
 def test_check_images_learns_the_pixel_range_only_in_fit():
     estimator, X = Estimator(), images(4) / 255
-    found = check_images(estimator, X, reset=True)
-    assert estimator.pixel_range_ == found.pixel_range == (0, 1)
-    np.testing.assert_array_equal(found[2], images(4)[2])
+    checked = check_images(estimator, X, reset=True)
+    assert estimator.pixel_range_ == checked.pixel_range == (0, 1)
+    np.testing.assert_array_equal(checked[2], images(4)[2])
     later = check_images(estimator, X / 2, reset=False)
     assert estimator.pixel_range_ == later.pixel_range == (0, 1)
     assert later[2].max() < 130
@@ -50,8 +50,8 @@ def test_check_images_sets_and_compares_the_columns():
 
 def test_check_images_accepts_resolved_images():
     estimator = Estimator()
-    found = check_images(estimator, as_images(images(3) / 255), reset=True)
-    assert found.pixel_range == (0, 1)
+    checked = check_images(estimator, as_images(images(3) / 255), reset=True)
+    assert checked.pixel_range == (0, 1)
     assert not hasattr(estimator, "n_features_in_")
 
 

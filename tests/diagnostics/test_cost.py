@@ -64,14 +64,14 @@ def test_estimate_cost_equals_the_counts_of_a_classifier_search(log, store, para
     assert cost.images_embedded == counted(log)
     assert cost.images_trained == len(best.history_) * (2 * 2 * 42 + N)
     assert cost.seconds > 0
-    kept = sum(table.bytes for table in store.info().tables)
+    stored_bytes = sum(table.bytes for table in store.info().tables)
     boundary = min(stage["boundary"] for stage in best.stages_)
     fresh = best.augment is not None and best.n_views is None
     views = 0 if fresh and best.unfreeze == (1,) else N
     views *= 1 if fresh or best.augment is None else 3
     first = 12 if fresh or boundary == 2 else 8 * 8 * 8 // 2  # the map in float16
     later = 12 * (first > 12 and best.unfreeze == (0, 1))
-    assert cost.bytes_cached == kept + 4 * views * (first + later)
+    assert cost.bytes_cached == stored_bytes + 4 * views * (first + later)
 
 
 BOTH_DOMAINS = np.concatenate([X, images(30, seed=7)])

@@ -30,6 +30,6 @@ def test_resolve_extractor_rejects_other_types(extractor):
 def test_read_images_applies_the_shape_and_range_of_the_extractor():
     rows = np.linspace(0, 16, 128).reshape(2, 64)
     extractor = PretrainedFeatureExtractor(Tiny, image_shape=(8, 8), cache=None).fit(rows)
-    found = read_images(extractor, rows[:1] / 16)
-    assert found[0].shape == (8, 8, 3)
-    assert found[0].max() <= 8, "the range was learned again"
+    read = read_images(extractor, rows[:1] / 16)
+    assert read[0].shape == (8, 8, 3)
+    assert read[0].max() <= 8, "the range was learned again"

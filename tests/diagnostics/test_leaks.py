@@ -45,15 +45,15 @@ def test_find_leaks_reports_splits_and_labels():
     assert rows(report) == [(0, 6), (3, 7)]
     assert report.across.tolist() == [True, True]
     assert report.conflicts.tolist() == [False, True]
-    one = find_leaks(X, y, cv=halves[1:])
-    assert one.across.tolist() == [False, False]
+    second_split = find_leaks(X, y, cv=halves[1:])
+    assert second_split.across.tolist() == [False, False]
     text = repr(report)
     assert "2 pairs among 8 images: 1 identical, 1 mirrored." in text
     assert "2 pairs on both sides of a split: scores are too high" in text
     assert "1 pair with different labels." in text
-    assert one.conflicts.tolist() == [False, True]
-    assert "on both sides of a split" not in repr(one)
-    assert "1 pair with different labels." in repr(one)
+    assert second_split.conflicts.tolist() == [False, True]
+    assert "on both sides of a split" not in repr(second_split)
+    assert "1 pair with different labels." in repr(second_split)
 
 
 def test_find_leaks_groups_fix_a_split():
@@ -129,7 +129,7 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
 
 
 def test_find_leaks_warns_of_broken_images_in_the_second_set():
-    floats = [np.asarray(each) / 255 for each in TILES[:3]]
+    floats = [np.asarray(image) / 255 for image in TILES[:3]]
     with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Image"):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
     assert report.n_images == (3, 0)
@@ -182,7 +182,7 @@ def test_leak_report_shows_the_first_20_pairs():
 
 
 def test_find_leaks_accepts_rows_of_floats():
-    X = np.stack([np.asarray(Image.fromarray(each).resize((32, 32))) for each in TILES]) / 255
+    X = np.stack([np.asarray(Image.fromarray(image).resize((32, 32))) for image in TILES]) / 255
     X = np.concatenate([X, X[[4]]]).reshape(16, -1)
     report = find_leaks(X, extractor=PretrainedFeatureExtractor(image_shape=(32, 32, 3)))
     assert (4, 15) in rows(report)

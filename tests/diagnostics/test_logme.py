@@ -28,7 +28,9 @@ def test_logme_is_finite_with_more_features_than_images():
     rng = np.random.default_rng(0)
     codes = np.repeat([0, 1], 10)
     noise = rng.normal(size=(20, 200))
-    told = noise + 3 * codes[:, None] * (np.arange(200) < 20)
+    separable = noise + 3 * codes[:, None] * (np.arange(200) < 20)
     assert np.isfinite(logme(noise, codes))
-    assert logme(told, codes) > logme(noise, codes)
-    assert logme(np.column_stack([told, np.zeros(20)]), codes) == pytest.approx(logme(told, codes))
+    assert logme(separable, codes) > logme(noise, codes)
+    assert logme(np.column_stack([separable, np.zeros(20)]), codes) == pytest.approx(
+        logme(separable, codes)
+    )

@@ -41,7 +41,7 @@ def test_measure_separates_embeddings_from_pixels():
     results = measure(EmbeddedImages(as_images(X), embeddings), codes, splits, seed=0, threads=1)
     assert (results.accuracy, results.spread, results.neighbor) == (1, 0, 1)
     assert results.pixels < 0.8
-    assert results.curve == ((6, 1), (10, 1), (20, 1))
+    assert results.curve == ((4, 1), (10, 1), (20, 1))
     assert results.n_images == 40
     assert results.side == (20, 20, 20)
     assert results.gray == 0.25

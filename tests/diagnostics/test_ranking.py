@@ -57,31 +57,33 @@ def test_rank_backbones_embeds_each_image_once_per_network(tmp_path):
 
 
 def test_rank_backbones_keeps_the_settings_of_each_extractor():
-    given = [PretrainedFeatureExtractor(layer=layer, **SMALL) for layer in ("block5", "block10")]
-    found = rank_backbones(X, y, given, cv=2)
-    assert {row.features for row in found.rows} == {80, 112}
-    assert not hasattr(given[0], "digest_"), "the caller's extractor was fitted"
+    extractors = [
+        PretrainedFeatureExtractor(layer=layer, **SMALL) for layer in ("block5", "block10")
+    ]
+    result = rank_backbones(X, y, extractors, cv=2)
+    assert {row.features for row in result.rows} == {80, 112}
+    assert not hasattr(extractors[0], "digest_"), "the caller's extractor was fitted"
 
 
 @pytest.mark.parametrize("routing", [False, True])  # importing skada enables routing
 def test_rank_backbones_uses_a_given_splitter_and_groups(ranking, routing):
     groups = np.arange(len(X)) // 6
     with sklearn.config_context(enable_metadata_routing=routing):
-        found = rank_backbones(
+        grouped = rank_backbones(
             X, y, ["efficientnet_lite0"], cv=GroupKFold(4), groups=groups, extractor=SCANS
         )
-    assert found.rows[0].accuracy != ranking.rows[0].accuracy
-    assert np.isnan(found.agreement)
+    assert grouped.rows[0].accuracy != ranking.rows[0].accuracy
+    assert np.isnan(grouped.agreement)
 
 
 def test_rank_backbones_keeps_groups_together_without_a_splitter(ranking):
     groups = np.arange(len(X)) // 6
-    found = rank_backbones(X, y, "efficientnet_lite0", groups=groups, extractor=SCANS).rows[0]
+    default_row = rank_backbones(X, y, "efficientnet_lite0", groups=groups, extractor=SCANS).rows[0]
     splits = make_folds(np.unique(y, return_inverse=True)[1], groups)
     assert len(splits) == 5
     assert not any(set(groups[train]) & set(groups[test]) for train, test in splits)
-    given = rank_backbones(X, y, "efficientnet_lite0", cv=splits, extractor=SCANS).rows[0]
-    assert (found.accuracy, found.spread) == (given.accuracy, given.spread)
+    split_row = rank_backbones(X, y, "efficientnet_lite0", cv=splits, extractor=SCANS).rows[0]
+    assert (default_row.accuracy, default_row.spread) == (split_row.accuracy, split_row.spread)
 
 
 def test_make_folds_trains_on_every_class_in_every_fold():
@@ -95,13 +97,15 @@ def test_make_folds_trains_on_every_class_in_every_fold():
 
 def test_rank_backbones_spread_is_nan_for_a_single_split():
     split = [(np.arange(60), np.arange(60, 120))]
-    found = rank_backbones(X, y, [Tiny], cv=split, extractor=SCANS)
-    assert np.isnan(found.rows[0].spread)
+    result = rank_backbones(X, y, [Tiny], cv=split, extractor=SCANS)
+    assert np.isnan(result.rows[0].spread)
 
 
 def test_rank_backbones_row_names_include_the_parameters_that_differ():
-    given = [PretrainedFeatureExtractor(Tiny, image_size=size, **SMALL) for size in (8, (8, 12))]
-    assert {row.name for row in rank_backbones(X, y, given, cv=2).rows} == {
+    extractors = [
+        PretrainedFeatureExtractor(Tiny, image_size=size, **SMALL) for size in (8, (8, 12))
+    ]
+    assert {row.name for row in rank_backbones(X, y, extractors, cv=2).rows} == {
         "tiny, 8",
         "tiny, 8 x 12",
     }

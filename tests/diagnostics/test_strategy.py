@@ -31,11 +31,11 @@ AT_64 = PretrainedFeatureExtractor(image_size=(64, 64))
 def cuts(count):
     """Crop squares from a temple and a flower; the first 15 are all different."""
     sources = load_sample_images().images
-    found = []
+    crops = []
     for number in range(count):
-        top, left = (140 * each for each in divmod(number // 2, 4))
-        found.append(sources[number % 2][top : top + 140, left : left + 140])
-    return np.stack(found), np.array(["temple", "flower"])[np.arange(count) % 2]
+        top, left = (140 * position for position in divmod(number // 2, 4))
+        crops.append(sources[number % 2][top : top + 140, left : left + 140])
+    return np.stack(crops), np.array(["temple", "flower"])[np.arange(count) % 2]
 
 
 @pytest.fixture(scope="module")
@@ -149,21 +149,21 @@ def test_recommend_strategy_keeps_groups_together(monkeypatch):
     )
     X = X.astype(np.uint8)
     report = recommend_strategy(X, y, extractor=TINY, groups=groups)
-    without = recommend_strategy(X, y, extractor=TINY)
-    assert without.probe_results.neighbor > report.probe_results.neighbor + 0.2
+    ungrouped = recommend_strategy(X, y, extractor=TINY)
+    assert ungrouped.probe_results.neighbor > report.probe_results.neighbor + 0.2
     names = np.array([f"patient {group}" for group in groups])
-    again = recommend_strategy(X, y, extractor=TINY, groups=names)
-    assert again.probe_results.n_images == 60
+    named = recommend_strategy(X, y, extractor=TINY, groups=names)
+    assert named.probe_results.n_images == 60
 
 
 def test_recommend_strategy_is_reproducible_for_a_seed(far):
     state = np.random.get_state()[1].copy()
-    again = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(**SCANS))
-    assert again.probe_results == far.probe_results
-    assert again.reasons == far.reasons
+    repeated = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(**SCANS))
+    assert repeated.probe_results == far.probe_results
+    assert repeated.reasons == far.reasons
     noise = {"X": images(30), "y": np.arange(30) % 2, "extractor": TINY}
-    one, same, other = (recommend_strategy(**noise, random_state=seed) for seed in (0, 0, 1))
-    assert one.probe_results == same.probe_results != other.probe_results
+    first, same, different = (recommend_strategy(**noise, random_state=seed) for seed in (0, 0, 1))
+    assert first.probe_results == same.probe_results != different.probe_results
     assert (np.random.get_state()[1] == state).all()
 
 
@@ -225,11 +225,13 @@ def test_recommend_strategy_warns_of_duplicates_and_their_labels():
         "Duplicates with different labels: 1 pair. One label of each pair is wrong; see "
         "report.leaks." in (report.warnings)
     )
-    assert any("are too high; pass groups=report.leaks.groups" in each for each in report.warnings)
+    assert any(
+        "are too high; pass groups=report.leaks.groups" in warning for warning in report.warnings
+    )
     groups = report.leaks.groups
-    mended = recommend_strategy(X, y, extractor=AT_64, groups=groups)
-    assert not any("too high" in each for each in mended.warnings)
-    assert "Duplicates: 3 pairs. See report.leaks." in mended.warnings
+    grouped = recommend_strategy(X, y, extractor=AT_64, groups=groups)
+    assert not any("too high" in warning for warning in grouped.warnings)
+    assert "Duplicates: 3 pairs. See report.leaks." in grouped.warnings
 
 
 def test_strategy_report_repr_lists_reasons_and_warnings(far):
@@ -253,10 +255,10 @@ def test_strategy_report_html_escapes_class_names():
 
 
 def test_recommend_strategy_rejects_invalid_input(monkeypatch):
-    def never(self, X):
+    def fail(self, X):
         raise AssertionError("images were embedded before the labels were checked")
 
-    monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
+    monkeypatch.setattr(PretrainedFeatureExtractor, "transform", fail)
     X, y = images(9), np.arange(9) % 3
     for problem, changes in {
         "recommend_strategy requires y to be passed, but the target y is None": {"y": None},

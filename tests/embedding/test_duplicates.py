@@ -29,8 +29,8 @@ def test_find_pairs_connects_many_copies():
 
 def test_match_does_not_match_blank_images():
     blank = torch.full((2, 3, 64, 64), 255, dtype=torch.uint8)
-    other = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    assert match(blank, other).correlations.abs().max() < 1e-3
+    noise = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert match(blank, noise).correlations.abs().max() < 1e-3
     assert match(blank, blank).correlations.abs().max() < 1e-3
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import CountingTiny, Tiny
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.embedding import recipe as recipe_module
@@ -67,13 +68,13 @@ def test_recipe_digest_depends_on_the_recipe_version(monkeypatch):
     ],
 )
 def test_output_width_equals_the_width_of_the_prefix(fields, emits_map, width):
-    some = recipe(**fields)
-    pixels = torch.zeros(2, 3, *some.preprocessing.crop, dtype=torch.uint8)
+    tested = recipe(**fields)
+    pixels = torch.zeros(2, 3, *tested.preprocessing.crop, dtype=torch.uint8)
     with torch.no_grad():
-        output = some.prefix()(some.preprocessing.normalize(pixels))
+        output = tested.prefix()(tested.preprocessing.normalize(pixels))
     assert output.shape == (2, width)
-    assert output_width(some) == width
-    assert some.emits_map == emits_map
+    assert output_width(tested) == width
+    assert tested.emits_map == emits_map
 
 
 def test_recipe_at_a_boundary_emits_the_map_in_float16():
@@ -96,28 +97,30 @@ def test_recipe_at_stores_float32_if_values_do_not_fit_float16(factor, dtype):
     scaled = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), Scaled()), nn.Conv2d(4, 4, 3))
     backbone = load_backbone(nn.Sequential(*scaled, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     preprocessing = Preprocessing(resize=16, crop=(16, 16))
-    found = recipe_at(backbone, preprocessing, 1, torch.float32)
-    assert found.emits_map
-    assert found.dtype == dtype
+    map_recipe = recipe_at(backbone, preprocessing, 1, torch.float32)
+    assert map_recipe.emits_map
+    assert map_recipe.dtype == dtype
 
 
 def test_output_is_measured_once_per_process(monkeypatch):
     monkeypatch.setattr(recipe_module, "_outputs", {})
     calls, run_noise = [], recipe_module._run_noise
     monkeypatch.setattr(
-        recipe_module, "_run_noise", lambda some: calls.append(some) or run_noise(some)
+        recipe_module, "_run_noise", lambda tested: calls.append(tested) or run_noise(tested)
     )
-    some = recipe(layers=("0",), pooling=None)
+    tested = recipe(layers=("0",), pooling=None)
     for _ in range(2):
-        assert output_width(some) == 512
-        assert map_shape(dataclasses.replace(some, dtype="float16")) == (8, 8, 8)
+        assert output_width(tested) == 512
+        assert map_shape(dataclasses.replace(tested, dtype="float16")) == (8, 8, 8)
     assert len(calls) == 1
 
 
 def test_output_width_names_the_image_size_that_the_backbone_rejects():
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 2))
-    module.preprocessing = Preprocessing(resize=16, crop=(16, 16))
-    backbone = load_backbone(module)
-    size = backbone.preprocessing.with_image_size((20, 24))
-    with pytest.raises(ValueError, match="Got image_size=20x24, but sequential cannot take such"):
-        output_width(Recipe(backbone, size, layers=("logits",)))
+    network = VisionTransformer(
+        image_size=32, patch_size=16, num_layers=1, num_heads=1, hidden_dim=12, mlp_dim=12
+    )
+    backbone = load_backbone(network)
+    assert output_width(Recipe(backbone, backbone.preprocessing)) == 12
+    large = backbone.preprocessing.with_image_size((48, 64))
+    with pytest.raises(ValueError, match=r"Got image_size=48x64, but .* cannot take such images"):
+        output_width(Recipe(backbone, large))

@@ -87,12 +87,12 @@ def toy(monkeypatch):
 def test_registered_engine_runs_in_an_extractor(toy):
     X = images(7)
     extractor = PretrainedFeatureExtractor(Tiny(), engine="toy", device="cpu", cache=None)
-    found = extractor.fit_transform(X)
+    embeddings = extractor.fit_transform(X)
     assert extractor.engine_ == "toy"
     assert sum(toy.batches) == 7
     assert max(toy.batches) == 3
     expected = PretrainedFeatureExtractor(Tiny(), engine="torch", device="cpu", cache=None)
-    np.testing.assert_allclose(found, expected.fit_transform(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embeddings, expected.fit_transform(X), rtol=1e-5, atol=1e-6)
 
 
 def test_registered_engine_declares_what_it_supports(toy):
@@ -116,9 +116,9 @@ def test_unregistered_engine_is_unknown():
 
 @pytest.mark.parametrize("taken", ["auto", "torch", "openvino"])
 def test_register_engine_rejects_a_name_in_use(taken):
-    other = type("Other", (ToyEngine,), {"name": taken})
+    engine = type("Other", (ToyEngine,), {"name": taken})
     with pytest.raises(ValueError, match=f"Got the engine Other with the name '{taken}', but exp"):
-        register_engine(other)
+        register_engine(engine)
     assert ENGINES["torch"] is TorchEngine
     assert register_engine(TorchEngine) is TorchEngine
 

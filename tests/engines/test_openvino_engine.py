@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path, monkeypatch):
+def graphs(tmp_path, monkeypatch):
     """Use an empty folder for the graphs of each test."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "sktransfer"
@@ -50,15 +50,15 @@ def never(*arguments):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_openvino_equals_plain_torch(layout):
     batch = pixel_batch(37).contiguous(memory_format=layout)
-    found = make().run(batch)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
+    embeddings = make().run(batch)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, plain(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_close_and_returned_as_float32():
-    found = make(precision=torch.bfloat16).run(pixel_batch())
-    assert found.dtype == np.float32
-    assert cosine(found, plain(pixel_batch())).min() >= 0.999
+    embeddings = make(precision=torch.bfloat16).run(pixel_batch())
+    assert embeddings.dtype == np.float32
+    assert cosine(embeddings, plain(pixel_batch())).min() >= 0.999
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_bfloat16_of_real_weights_is_as_close_as_in_torch():
     china, flower = (torch.tensor(each) for each in load_sample_images().images)
     batch = torch.stack([each[:384, :480].permute(2, 0, 1) for each in (china, flower)])
     batch = batch.unfold(2, 224, 80).unfold(3, 224, 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-    exact, torch_s, ours = (
+    exact_engine, torch_engine, openvino = (
         engine_for(
             recipe_at(backbone, preprocessing, end, precision), compute_config(engine=engine), 3
         )
@@ -78,9 +78,9 @@ def test_bfloat16_of_real_weights_is_as_close_as_in_torch():
             ("openvino", torch.bfloat16),
         )
     )
-    assert (torch_s.name, ours.name) == ("torch", "openvino")
-    expected = exact.run(batch)
-    cosines = [cosine(each.run(batch), expected) for each in (torch_s, ours)]
+    assert (torch_engine.name, openvino.name) == ("torch", "openvino")
+    expected = exact_engine.run(batch)
+    cosines = [cosine(each.run(batch), expected) for each in (torch_engine, openvino)]
     assert [np.median(each) >= 0.999 for each in cosines] == [True, True]
     assert 1 - cosines[1].min() < 2 * (1 - cosines[0].min())
 
@@ -121,11 +121,11 @@ def test_small_or_heavy_images_are_grouped(n, fitting, heavy, together, monkeypa
     monkeypatch.setattr(openvino_engine, "_PIXELS_TOGETHER", fitting * 16 * 16)
     monkeypatch.setattr(openvino_engine, "_HEAVY_BYTES", heavy)
     engine, batch = make(), pixel_batch(n)
-    found = engine.run(batch)
+    embeddings = engine.run(batch)
     assert not engine.batch_invariant
     requests = [engine._idle_requests.get() for _ in range(engine._idle_requests.qsize())]
     assert max(request.get_input_tensor(0).shape[0] for request in requests) == together
-    np.testing.assert_allclose(found, plain(batch), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embeddings, plain(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_engine_is_shared_by_threads():
@@ -139,73 +139,76 @@ def test_engine_is_shared_by_threads():
         return engine.run(batch)
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(work, batches))
-    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+        results = list(pool.map(work, batches))
+    assert all(
+        (result == expected_result).all()
+        for result, expected_result in zip(results, expected, strict=True)
+    )
 
 
-def test_graph_is_written_once_and_reused(kept, monkeypatch):
+def test_graph_is_written_once_and_reused(graphs, monkeypatch):
     expected = make().run(pixel_batch())
     monkeypatch.setattr(openvino_engine, "_convert", never)
     assert (make().run(pixel_batch()) == expected).all()
-    assert len(list(kept.iterdir())) == 1
+    assert len(list(graphs.iterdir())) == 1
     with pytest.raises(AssertionError, match="made again"):
         make(key=b"another")
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("damaged", ["graph.xml", "graph.bin"])
-def test_truncated_graph_is_rebuilt(kept, damaged, keep, monkeypatch):
+def test_truncated_graph_is_rebuilt(graphs, damaged, share, monkeypatch):
     expected = make().run(pixel_batch())
-    (folder,) = kept.iterdir()
+    (folder,) = graphs.iterdir()
     content = (folder / damaged).read_bytes()
-    (folder / damaged).write_bytes(content[: int(keep * len(content))])
+    (folder / damaged).write_bytes(content[: int(share * len(content))])
     assert (make().run(pixel_batch()) == expected).all()
     monkeypatch.setattr(openvino_engine, "_convert", never)
     assert (make().run(pixel_batch()) == expected).all()
 
 
-def test_graph_with_damaged_weights_is_rebuilt(kept):
+def test_graph_with_damaged_weights_is_rebuilt(graphs):
     expected = make().run(pixel_batch())
-    (folder,) = kept.iterdir()
+    (folder,) = graphs.iterdir()
     content = (folder / "graph.bin").read_bytes()
     (folder / "graph.bin").write_bytes(content[::-1])
     assert (make().run(pixel_batch()) == expected).all()
     assert (folder / "graph.bin").read_bytes() == content
 
 
-def test_least_recently_used_graphs_are_removed(kept, monkeypatch):
+def test_least_recently_used_graphs_are_removed(graphs, monkeypatch):
     make(key=b"first")
-    size = sum(file.stat().st_size for file in kept.glob("*/*"))
+    size = sum(file.stat().st_size for file in graphs.glob("*/*"))
     monkeypatch.setattr(graph_cache, "_MAX_BYTES", 2.5 * size)
-    (first,) = kept.iterdir()
+    (first,) = graphs.iterdir()
     make(key=b"second")
-    (second,) = set(kept.iterdir()) - {first}
+    (second,) = set(graphs.iterdir()) - {first}
     for folder, time in ((first, 2000), (second, 1000)):
         os.utime(folder, (time, time))
     make(key=b"third")
-    assert len(list(kept.iterdir())) == 2
+    assert len(list(graphs.iterdir())) == 2
     assert first.exists()
     assert not second.exists()
 
 
-def test_engine_works_if_nothing_can_be_written(kept, tmp_path):
+def test_engine_works_if_nothing_can_be_written(graphs, tmp_path):
     (tmp_path / "hub").write_text("a file where the folder should be")
     assert cosine(make().run(pixel_batch()), plain(pixel_batch())).min() >= 0.9999
 
 
-def test_graph_that_computes_something_else_is_rejected(kept, monkeypatch):
+def test_graph_that_computes_something_else_is_rejected(graphs, monkeypatch):
     convert = openvino_engine._convert
 
     def wrong(network):
-        other = copy.deepcopy(network)
+        changed = copy.deepcopy(network)
         with torch.no_grad():
-            other.prefix.blocks[1][0].weight.neg_()
-        return convert(other)
+            changed.prefix.blocks[1][0].weight.neg_()
+        return convert(changed)
 
     monkeypatch.setattr(openvino_engine, "_convert", wrong)
     with pytest.raises(EngineError, match="computes something else than the network"):
         make()
-    assert not list(kept.iterdir())
+    assert not list(graphs.iterdir())
 
 
 class Branching(nn.Module):
@@ -261,9 +264,9 @@ def test_extractor_computes_the_same_with_either_engine():
 
 def test_user_module_runs_with_openvino():
     X = images(7)
-    found = PretrainedFeatureExtractor(Tiny(), engine="openvino", cache=None).fit_transform(X)
+    embeddings = PretrainedFeatureExtractor(Tiny(), engine="openvino", cache=None).fit_transform(X)
     expected = PretrainedFeatureExtractor(Tiny(), engine="torch", cache=None).fit_transform(X)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_openvino_is_imported_on_first_use_and_without_telemetry():

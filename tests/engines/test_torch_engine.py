@@ -51,8 +51,8 @@ def test_float16_overflow_is_recomputed_in_float32(network):
     batch = torch.full((3, 3, 16, 16), 255, dtype=torch.uint8)
     expected = TorchEngine(Large(), network.preprocessing, CPU, torch.float32).run(batch)
     assert abs(expected).max() > 65504
-    found = TorchEngine(Large(), network.preprocessing, CPU, torch.float16).run(batch)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    embeddings = TorchEngine(Large(), network.preprocessing, CPU, torch.float16).run(batch)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-6)
 
 
 @pytest.mark.gpu

@@ -10,9 +10,9 @@ def test_min_cosine_is_scale_free_and_nan_for_bad_values():
     assert min_cosine(x, 3 * x) == pytest.approx(1.0)
     assert min_cosine(1e-20 * x, 1e-20 * x + 1e-27) == pytest.approx(1.0)
     assert min_cosine(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
-    other = x.clone()
-    other[1] = -other[1]
-    assert min_cosine(x, other) == pytest.approx(-1.0)
+    opposite = x.clone()
+    opposite[1] = -opposite[1]
+    assert min_cosine(x, opposite) == pytest.approx(-1.0)
     for bad in (torch.full((3, 5), torch.nan), torch.zeros(3, 5), x[:2], x[:, :4]):
         assert not min_cosine(x, bad) >= 0.9999
 

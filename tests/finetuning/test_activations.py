@@ -33,29 +33,29 @@ def gathered(views, boundary, backbone=TINY, store=None, precision=torch.float32
     return gather(views, recipe, boundary, compute_config(store))
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize(("boundary", "dtype"), [(1, np.float16), (2, np.float32)])
-def test_gathered_activations_equal_plain_torch(boundary, dtype, kept, store):
+def test_gathered_activations_equal_plain_torch(boundary, dtype, stored, store):
     views = views_of()
-    ours = gathered(views, boundary, store=store if kept else None)
+    activations = gathered(views, boundary, store=store if stored else None)
     expected = run_in_torch(views, boundary)
-    assert ours.values.dtype == dtype
-    assert ours.boundary == boundary
-    assert ours.shape == tuple(expected.shape[1:])
+    assert activations.values.dtype == dtype
+    assert activations.boundary == boundary
+    assert activations.shape == tuple(expected.shape[1:])
     tolerance = FLOAT16_TOLERANCE if dtype == np.float16 else {"rtol": 1e-5, "atol": 1e-5}
-    np.testing.assert_allclose(ours.values, expected.flatten(1), **tolerance)
+    np.testing.assert_allclose(activations.values, expected.flatten(1), **tolerance)
 
 
 def test_activations_of_lite0_equal_plain_torch_at_deep_boundaries():
     lite0 = load_backbone("efficientnet_lite0")
     views = views_of(images(2, side=90), 1, lite0, size=64)
-    ours = gathered(views, 11, lite0)
-    assert ours.values.dtype == np.float16
+    activations = gathered(views, 11, lite0)
+    assert activations.values.dtype == np.float16
     expected = run_in_torch(views, 11, lite0)
-    assert ours.shape == tuple(expected.shape[1:]) == (112, 4, 4)
-    np.testing.assert_allclose(ours.values, expected.flatten(1), rtol=1e-3, atol=1e-3)
+    assert activations.shape == tuple(expected.shape[1:]) == (112, 4, 4)
+    np.testing.assert_allclose(activations.values, expected.flatten(1), rtol=1e-3, atol=1e-3)
     for boundary in (12, 18):
-        later = ours.advance(boundary, CPU)
+        later = activations.advance(boundary, CPU)
         assert cosine(later.values, run_in_torch(views, boundary, lite0).flatten(1)).min() > 0.99999
         assert later.shape == tuple(run_in_torch(views, boundary, lite0).shape[1:])
 
@@ -82,8 +82,8 @@ def test_advance_runs_the_blocks_on_the_stored_values():
 
 
 def test_advance_to_the_same_boundary_returns_the_same_object():
-    ours = gathered(views_of(3), 1)
-    assert ours.advance(1, CPU) is ours
+    activations = gathered(views_of(3), 1)
+    assert activations.advance(1, CPU) is activations
 
 
 @pytest.mark.parametrize("boundary", [1, 2])
@@ -121,8 +121,8 @@ def test_advanced_bits_do_not_depend_on_the_other_views():
     expected = gathered(views_of(X), 1).advance(2, CPU).values.reshape(23, 2, -1)
     shuffled = gathered(views_of(X[order]), 1).advance(2, CPU).values.reshape(23, 2, -1)
     np.testing.assert_array_equal(shuffled, expected[order])
-    few = gathered(views_of(X[:2]), 1).advance(2, CPU).values.reshape(2, 2, -1)
-    np.testing.assert_array_equal(few, expected[:2])
+    first_two = gathered(views_of(X[:2]), 1).advance(2, CPU).values.reshape(2, 2, -1)
+    np.testing.assert_array_equal(first_two, expected[:2])
 
 
 def test_gather_embeds_each_view_once(log, store):
@@ -203,13 +203,13 @@ def test_scratch_array_leaves_no_file_if_it_fails(tmp_path, monkeypatch):
 )
 def test_fits_on_disk_returns_none_or_the_reason(free, limit, problem, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**12, 0, free)
-    asked = []
-    monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or usage)
+    paths = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: paths.append(path) or usage)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = None if limit is None else EmbeddingStore(tmp_path, max_bytes=limit)
     recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)  # 8 x 8 x 8 values of 2 bytes
     assert fits_on_disk(10, recipe, store) == problem
-    assert asked == [str(tmp_path)]
+    assert paths == [str(tmp_path)]
 
 
 def test_fits_on_disk_counts_twice_the_bytes_for_float32(monkeypatch):

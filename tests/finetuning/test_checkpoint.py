@@ -27,13 +27,13 @@ def names(path):
 
 
 def assert_whole(path, content=CONTENT):
-    found = load_checkpoint(path)
-    assert found.keys() == content.keys()
+    loaded = load_checkpoint(path)
+    assert loaded.keys() == content.keys()
     for name, tensor in content["weights"].items():
-        assert found["weights"][name].dtype == tensor.dtype
-        assert torch.equal(found["weights"][name], tensor)
+        assert loaded["weights"][name].dtype == tensor.dtype
+        assert torch.equal(loaded["weights"][name], tensor)
     for name in content.keys() - {"weights"}:
-        assert found[name] == content[name]
+        assert loaded[name] == content[name]
 
 
 def test_checkpoint_round_trip_is_lossless(path):
@@ -103,20 +103,20 @@ def test_save_checkpoint_syncs_before_it_replaces_the_old_file(path, monkeypatch
 
 def test_load_checkpoint_removes_only_leftovers_of_dead_processes(path):
     save_checkpoint(path, CONTENT)
-    others = ["0123abcd.txt", "0123abcde.77.tmp", "other.77.tmp", "0123abcd.pt.bak"]
-    for name in ["0123abcd.9999998.tmp", "0123abcd.9999999.tmp", *others]:
+    other_files = ["0123abcd.txt", "0123abcde.77.tmp", "other.77.tmp", "0123abcd.pt.bak"]
+    for name in ["0123abcd.9999998.tmp", "0123abcd.9999999.tmp", *other_files]:
         (path.parent / name).write_bytes(b"half")
     assert_whole(path)
-    assert names(path) == sorted(["0123abcd.pt", *others])
+    assert names(path) == sorted(["0123abcd.pt", *other_files])
 
 
 def test_loaded_tensors_are_on_the_cpu_and_share_no_memory(path):
     tensor = torch.ones(3)
     save_checkpoint(path, {"weights": tensor})
     tensor.zero_()
-    found = load_checkpoint(path)["weights"]
-    assert found.device.type == "cpu"
-    assert found.tolist() == [1, 1, 1]
+    loaded = load_checkpoint(path)["weights"]
+    assert loaded.device.type == "cpu"
+    assert loaded.tolist() == [1, 1, 1]
 
 
 class Evil:

@@ -35,9 +35,9 @@ def test_network_apply_equals_plain_torch(boundary, n, stored, store):
     expected = run_in_torch(views, 2)
     tolerance = FLOAT16_TOLERANCE if boundary == 1 else {"rtol": 1e-4, "atol": 1e-4}
     for layer, expected_output in ((suffix, head(expected)), (suffix.embed, expected.numpy())):
-        found = network.apply(views.images, layer, compute_config(store if stored else None), 0)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected_output, **tolerance)
+        output = network.apply(views.images, layer, compute_config(store if stored else None), 0)
+        assert output.dtype == np.float32
+        np.testing.assert_allclose(output, expected_output, **tolerance)
 
 
 @pytest.mark.parametrize("boundary", [0, 10, 18])
@@ -45,8 +45,8 @@ def test_network_apply_of_lite0_equals_plain_torch(boundary):
     lite0 = load_backbone("efficientnet_lite0")
     network, suffix, _ = cut(boundary, lite0, size=64)
     views = views_of(images(2, side=70), 0, lite0, size=64)
-    found = network.apply(views.images, suffix.embed, compute_config(), 0)
-    assert cosine(found, run_in_torch(views, 18, lite0)).min() > 0.99999
+    embeddings = network.apply(views.images, suffix.embed, compute_config(), 0)
+    assert cosine(embeddings, run_in_torch(views, 18, lite0)).min() > 0.99999
 
 
 @pytest.mark.parametrize("chunk", [7, 16, 17, 40])
@@ -64,8 +64,8 @@ def test_network_apply_does_not_depend_on_the_chunk_size(boundary, chunk, store,
     monkeypatch.setattr(cut_network, "_CHUNK", chunk)
     atol = 1e-6 * np.abs(whole).max()  # chunks of another length may be summed in another order
     for _ in range(2):
-        found = network.apply(X, layer, compute_config(store), 0)
-        np.testing.assert_allclose(found, whole, rtol=1e-5, atol=atol)
+        chunked = network.apply(X, layer, compute_config(store), 0)
+        np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=atol)
     assert max(lengths) <= chunk
     assert sum(lengths) == 80
 
@@ -109,6 +109,6 @@ def test_network_runner_carries_pixels_to_the_boundary(boundary):
     network, _, _ = cut(boundary)
     views = views_of(3, 0)
     batch = torch.stack([views.prepare(item) for item in range(3)])
-    found = network.runner(boundary, compute_config(), 3)(batch)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.flatten(1), run_in_torch(views, boundary).flatten(1))
+    activations = network.runner(boundary, compute_config(), 3)(batch)
+    assert activations.dtype == torch.float32
+    torch.testing.assert_close(activations.flatten(1), run_in_torch(views, boundary).flatten(1))

@@ -29,23 +29,25 @@ def extractor(backbone, **parameters):
 
 
 def test_extractor_of_a_classifier_returns_the_tuned_embedding(source):
-    found = extractor(source).fit_transform(X_TEST)
-    np.testing.assert_array_equal(found, source.transform(X_TEST))
-    assert abs(found - extractor(Tiny).fit_transform(X_TEST)).max() > 1e-3
+    embedding = extractor(source).fit_transform(X_TEST)
+    np.testing.assert_array_equal(embedding, source.transform(X_TEST))
+    assert abs(embedding - extractor(Tiny).fit_transform(X_TEST)).max() > 1e-3
 
 
 def test_extractor_logits_equal_those_of_the_classifier(source):
     logits = extractor(source, layer="logits").fit(X)
     expected = np.log(source.predict_proba(X_TEST))
-    found = logits.transform(X_TEST)
-    found = found - np.log(np.exp(found).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    log_probabilities = logits.transform(X_TEST)
+    log_probabilities = log_probabilities - np.log(
+        np.exp(log_probabilities).sum(axis=1, keepdims=True)
+    )
+    np.testing.assert_allclose(log_probabilities, expected, atol=1e-5)
     names = logits.get_feature_names_out().tolist()
     assert names == [f"tiny_tuned_logits_{name}" for name in ("cat", "dog", "owl")]
 
 
 def test_classifier_is_fine_tuned_again_on_other_classes(source):
-    before = {name: each.clone() for name, each in source.net_.module_.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in source.net_.module_.state_dict().items()}
     target = make_classifier(source, unfreeze=(0, 1)).fit(
         X[::-1], np.where(Y == "owl", "bird", "beast")[::-1]
     )
@@ -62,8 +64,8 @@ def test_classifier_is_fine_tuned_again_on_other_classes(source):
 
 def test_pickle_of_a_twice_tuned_classifier_predicts_the_same(source):
     target = make_classifier(source, unfreeze=(0, 1)).fit(X, Y)
-    again = pickle.loads(pickle.dumps(target))
-    np.testing.assert_array_equal(again.predict_proba(X_TEST), target.predict_proba(X_TEST))
+    loaded = pickle.loads(pickle.dumps(target))
+    np.testing.assert_array_equal(loaded.predict_proba(X_TEST), target.predict_proba(X_TEST))
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -71,8 +73,10 @@ def test_saved_weights_give_the_tuned_embedding(source, tmp_path, times):
     last = source if times == 1 else make_classifier(source, unfreeze=(0, 2)).fit(X[:40], Y[:40])
     last.save_weights(tmp_path / "folder" / "tuned.safetensors")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["tuned.safetensors"]
-    found = extractor(Tiny, weights=tmp_path / "folder" / "tuned.safetensors").fit_transform(X_TEST)
-    np.testing.assert_array_equal(found, last.transform(X_TEST))
+    embedding = extractor(Tiny, weights=tmp_path / "folder" / "tuned.safetensors").fit_transform(
+        X_TEST
+    )
+    np.testing.assert_array_equal(embedding, last.transform(X_TEST))
     Tiny().load_state_dict(load_file(tmp_path / "folder" / "tuned.safetensors"))
 
 
@@ -98,8 +102,8 @@ def test_saved_weights_of_known_networks_give_the_tuned_embedding(name, tmp_path
     source = FineTunedImageClassifier(name, weights=weights, **options, cache=None)
     source.fit(photos, np.arange(12) % 2)
     source.save_weights(tmp_path / "tuned.safetensors")
-    again = extractor(name, weights=tmp_path / "tuned.safetensors").fit(photos)
-    assert cosine(again.transform(photos), source.transform(photos)).min() >= 0.9999
+    reloaded = extractor(name, weights=tmp_path / "tuned.safetensors").fit(photos)
+    assert cosine(reloaded.transform(photos), source.transform(photos)).min() >= 0.9999
     untuned = extractor(name, weights=weights).fit_transform(photos)
     assert cosine(untuned, source.transform(photos)).max() < 0.9999
 
@@ -108,22 +112,22 @@ def test_saved_weights_hold_adapted_batch_norm(tmp_path):
     source = make_classifier(Tiny, batch_norm="adapt").fit(X // 4, Y)
     np.testing.assert_array_equal(extractor(source).fit_transform(X), source.transform(X))
     source.save_weights(tmp_path / "tuned.safetensors")
-    again = extractor(Tiny, weights=tmp_path / "tuned.safetensors").fit_transform(X)
-    np.testing.assert_array_equal(again, source.transform(X))
+    embedding = extractor(Tiny, weights=tmp_path / "tuned.safetensors").fit_transform(X)
+    np.testing.assert_array_equal(embedding, source.transform(X))
 
 
 def test_extractor_of_a_classifier_keeps_size_and_preprocessing():
     source = make_classifier(Tiny, image_size=(2 * SIZE, SIZE)).fit(X, Y)
     assert extractor(source).fit(X).preprocessing_ == source.preprocessing_
-    own = extractor(source, image_size=SIZE).fit(X)
-    assert own.preprocessing_ == Tiny.preprocessing.with_image_size(SIZE)
+    resized = extractor(source, image_size=SIZE).fit(X)
+    assert resized.preprocessing_ == Tiny.preprocessing.with_image_size(SIZE)
 
 
 def test_extractors_of_two_fits_share_no_embeddings(source, tmp_path):
-    other = make_classifier(Tiny, random_state=1).fit(X, Y)
-    for each in (source, other):
-        found = extractor(each, cache=tmp_path).fit_transform(X_TEST)
-        np.testing.assert_array_equal(found, each.transform(X_TEST))
+    second = make_classifier(Tiny, random_state=1).fit(X, Y)
+    for classifier in (source, second):
+        embedding = extractor(classifier, cache=tmp_path).fit_transform(X_TEST)
+        np.testing.assert_array_equal(embedding, classifier.transform(X_TEST))
 
 
 def test_clone_keeps_a_classifier_in_a_frozen_estimator(source):

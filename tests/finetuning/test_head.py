@@ -33,11 +33,11 @@ def logits_of(head, embeddings):
     return embeddings @ head.weight.T + head.bias
 
 
-def assert_same(one, other, data):
+def assert_same(head, expected, data):
     """Compare two heads by their logits."""
-    assert one.strength == other.strength
+    assert head.strength == expected.strength
     x = data.embeddings.reshape(-1, data.embeddings.shape[2]).astype(float)
-    np.testing.assert_allclose(logits_of(one, x), logits_of(other, x), atol=1e-3)
+    np.testing.assert_allclose(logits_of(head, x), logits_of(expected, x), atol=1e-3)
 
 
 def scaling(data):
@@ -69,7 +69,10 @@ def losses(train, valid):
     x = (valid.embeddings[:, 0] - scale_by[0]) / scale_by[1]
     originals = LabeledEmbeddings(train.embeddings[:, :1], train.y, train.weights)
     p = [plain(originals, strength, scale_by).predict_log_proba(x) for strength in STRENGTHS]
-    return [-(valid.weights * each[np.arange(len(x)), valid.y]).sum() for each in p]
+    return [
+        -(valid.weights * log_probabilities[np.arange(len(x)), valid.y]).sum()
+        for log_probabilities in p
+    ]
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -194,8 +197,10 @@ def test_weight_equals_repetition(classes, with_valid):
     weighted = LabeledEmbeddings(data.embeddings, data.y, counts.astype(float))
     repeated = LabeledEmbeddings(data.embeddings[rows], data.y[rows], np.ones(len(rows)))
     valid = labeled(20, classes, seed=1, views=1) if with_valid else None
-    one, other = (fit_head(train, valid, classes) for train in (weighted, repeated))
-    assert_same(one, other, data)
+    weighted_head, repeated_head = (
+        fit_head(train, valid, classes) for train in (weighted, repeated)
+    )
+    assert_same(weighted_head, repeated_head, data)
 
 
 def test_validation_weight_equals_repetition():
@@ -204,7 +209,7 @@ def test_validation_weight_equals_repetition():
     rows = np.repeat(np.arange(20), counts)
     weighted = LabeledEmbeddings(valid.embeddings, valid.y, counts.astype(float))
     repeated = LabeledEmbeddings(valid.embeddings[rows], valid.y[rows], np.ones(len(rows)))
-    heads = [fit_head(train, each, 3) for each in (weighted, repeated)]
+    heads = [fit_head(train, validation, 3) for validation in (weighted, repeated)]
     assert heads[0].strength == heads[1].strength
 
 
@@ -235,16 +240,16 @@ def test_strength_is_chosen_by_the_first_view_of_each_image():
     junk[:, 1] = junk[:, 0]
     alone = LabeledEmbeddings(data.embeddings[:, :1], data.y, data.weights)
     doubled = LabeledEmbeddings(junk, data.y, data.weights)
-    one, other = fit_head(alone, None, 3), fit_head(doubled, None, 3)
-    assert_same(one, other, data)
+    single_head, doubled_head = fit_head(alone, None, 3), fit_head(doubled, None, 3)
+    assert_same(single_head, doubled_head, data)
 
 
 @pytest.mark.usefixtures("to_the_end")
 def test_folds_do_not_depend_on_the_row_order():
     data = labeled(noise=2.0)
     order = np.random.default_rng(0).permutation(60)
-    one, other = fit_head(data, None, 3), fit_head(data.take(order), None, 3)
-    assert_same(one, other, data)
+    head, shuffled_head = fit_head(data, None, 3), fit_head(data.take(order), None, 3)
+    assert_same(head, shuffled_head, data)
 
 
 @pytest.mark.parametrize("valid", [None, labeled(30, noise=0.1, seed=1, views=1)])
@@ -309,16 +314,16 @@ def test_head_does_not_depend_on_the_scale_of_the_embeddings(power):
         assert ((embeddings != 0) == (data.embeddings != 0)).all()
         return LabeledEmbeddings(embeddings, data.y, data.weights)
 
-    head, other = fit_head(data, valid, 3), fit_head(sized(data), sized(valid), 3)
-    assert other.strength == head.strength
+    head, scaled_head = fit_head(data, valid, 3), fit_head(sized(data), sized(valid), 3)
+    assert scaled_head.strength == head.strength
     np.testing.assert_allclose(
-        logits_of(other, sized(data).embeddings.astype(float)),
+        logits_of(scaled_head, sized(data).embeddings.astype(float)),
         logits_of(head, data.embeddings.astype(float)),
         atol=1e-6,
     )
     alone = fit_head(sized(data), None, 3)
-    found = logits_of(alone, sized(data).embeddings[:, 0].astype(float)).argmax(1)
-    assert (found == data.y).mean() > 0.8
+    predicted = logits_of(alone, sized(data).embeddings[:, 0].astype(float)).argmax(1)
+    assert (predicted == data.y).mean() > 0.8
 
 
 def test_fit_head_leaves_its_input_unchanged():
@@ -326,5 +331,5 @@ def test_fit_head_leaves_its_input_unchanged():
     before = [array.copy() for data in (train, valid) for array in vars(data).values()]
     fit_head(train, valid, 3)
     after = [array for data in (train, valid) for array in vars(data).values()]
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array_before, array_after in zip(before, after, strict=True):
+        np.testing.assert_array_equal(array_before, array_after)

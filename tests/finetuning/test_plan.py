@@ -19,11 +19,11 @@ def plan(**parameters):
 def test_plan_finds_the_first_cached_boundary_and_the_trained_stages(
     unfreeze, first_boundary, n_trained
 ):
-    found = plan(unfreeze=unfreeze)
-    assert found.first_boundary == first_boundary
-    assert len(found.trained_stages) == n_trained
-    assert all(stage.blocks for stage in found.trained_stages)
-    assert found.n_blocks == 3
+    fit_plan = plan(unfreeze=unfreeze)
+    assert fit_plan.first_boundary == first_boundary
+    assert len(fit_plan.trained_stages) == n_trained
+    assert all(stage.blocks for stage in fit_plan.trained_stages)
+    assert fit_plan.n_blocks == 3
 
 
 def test_plan_counts_the_views_of_the_target_only_with_an_adversary():
@@ -33,10 +33,10 @@ def test_plan_counts_the_views_of_the_target_only_with_an_adversary():
 
 
 def test_plan_caches_stages_after_the_input_if_their_activations_fit():
-    found = plan(unfreeze=(0, 1, "all"), n_views=2)
-    assert [found.is_cached(stage, True) for stage in found.stages] == [True, True, False]
-    assert not any(found.is_cached(stage, False) for stage in found.stages)
-    assert (found.gathering_boundary(True), found.gathering_boundary(False)) == (2, 3)
+    cached = plan(unfreeze=(0, 1, "all"), n_views=2)
+    assert [cached.is_cached(stage, True) for stage in cached.stages] == [True, True, False]
+    assert not any(cached.is_cached(stage, False) for stage in cached.stages)
+    assert (cached.gathering_boundary(True), cached.gathering_boundary(False)) == (2, 3)
     fresh = plan(unfreeze=(0, 1, "all"), n_views=None)
     assert fresh.fresh
     assert not any(fresh.is_cached(stage, True) for stage in fresh.stages)

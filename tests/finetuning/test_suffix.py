@@ -88,7 +88,7 @@ def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, le
     state = copy_of(suffix)
     parts = {name: set(part.state_dict()) for name, part in suffix.parts().items()}
     train_a_little(suffix, run_before(network, 4 if start == 3 else start, float_images(10)))
-    found = changed(suffix, state)
+    changed_names = changed(suffix, state)
     place = {
         "a": "blocks.0",
         "b": "blocks.1",
@@ -103,7 +103,7 @@ def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, le
         if learn_statistics or not key.endswith(("running_mean", "running_var", "tracked"))
         if key != "penalty"  # a constant
     }
-    assert found == expected
+    assert changed_names == expected
 
 
 def test_penalty_weighs_squares_of_columns_and_is_part_of_the_head():
@@ -112,9 +112,9 @@ def test_penalty_weighs_squares_of_columns_and_is_part_of_the_head():
     penalty = np.arange(7, dtype=np.float32)
     suffix.set_head(np.full((5, 7), 2.0, np.float32), np.ones(5, np.float32), penalty)
     assert suffix.penalty() == 5 * 4 * penalty.sum()
-    other = suffix_of(Wide())
-    other.restore(suffix.state_of(["head"]))
-    assert other.penalty() == suffix.penalty()
+    restored = suffix_of(Wide())
+    restored.restore(suffix.state_of(["head"]))
+    assert restored.penalty() == suffix.penalty()
 
 
 @pytest.mark.parametrize("learn_statistics", [False, True])
@@ -188,7 +188,7 @@ def test_state_of_parts_is_a_copy_that_restores_them():
     assert "a.1.num_batches_tracked" in state
     assert not any(tensor.requires_grad for tensor in state.values())
     train_a_little(suffix, float_images(10))
-    kept = {name: tensor.clone() for name, tensor in state.items()}
+    state_before = {name: tensor.clone() for name, tensor in state.items()}
     parameters = list(map(id, suffix.parameters()))
     suffix.restore(state)
     # The other parts stay trained, and an optimizer still holds the same parameters.
@@ -196,17 +196,17 @@ def test_state_of_parts_is_a_copy_that_restores_them():
     assert changed(suffix, expected) == of_rest
     assert parameters == list(map(id, suffix.parameters()))
     train_a_little(suffix, float_images(10))
-    assert all(tensor.equal(kept[name]) for name, tensor in state.items())
+    assert all(tensor.equal(state_before[name]) for name, tensor in state.items())
 
 
 def test_restored_state_makes_another_suffix_equal():
     network = Wide()
-    suffix, other = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
+    suffix, restored = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
     suffix.move_boundary(1, PARTS)
     x = run_before(network, 1, float_images(10))
     train_a_little(suffix, x)
-    other.restore(suffix.state_of(PARTS))
-    torch.testing.assert_close(other(x), suffix.train(False)(x), rtol=0, atol=0)
+    restored.restore(suffix.state_of(PARTS))
+    torch.testing.assert_close(restored(x), suffix.train(False)(x), rtol=0, atol=0)
 
 
 def test_training_leaves_the_backbone_unchanged():
@@ -221,8 +221,10 @@ def test_training_leaves_the_backbone_unchanged():
     assert not any(module.training for module in network.modules())
     assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
     torch.testing.assert_close(network(float_images()), expected, rtol=0, atol=0)
-    ours = {id(tensor) for tensor in (*suffix.parameters(), *suffix.buffers())}
-    assert ours.isdisjoint(id(tensor) for tensor in (*network.parameters(), *network.buffers()))
+    suffix_tensors = {id(tensor) for tensor in (*suffix.parameters(), *suffix.buffers())}
+    assert suffix_tensors.isdisjoint(
+        id(tensor) for tensor in (*network.parameters(), *network.buffers())
+    )
 
 
 def test_mixed_precision_returns_close_float32():
@@ -249,15 +251,15 @@ def test_target_gradient_reaches_the_blocks_reversed():
     suffix.move_boundary(0, [*PARTS, ADVERSARY])
     generator = torch.Generator().manual_seed(0)
     x, target = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
-    found = {}
+    gradients = {}
     for strength in (-1.0, 0.0, 0.5):
         suffix.zero_grad()
         suffix.adversary.strength = strength
         suffix(x, target)[1].backward()
-        found[strength] = suffix.blocks[0][0].weight.grad.clone()
-    assert found[-1.0].abs().max() > 0
-    assert found[0.0].abs().max() == 0
-    torch.testing.assert_close(found[0.5], -0.5 * found[-1.0])
+        gradients[strength] = suffix.blocks[0][0].weight.grad.clone()
+    assert gradients[-1.0].abs().max() > 0
+    assert gradients[0.0].abs().max() == 0
+    torch.testing.assert_close(gradients[0.5], -0.5 * gradients[-1.0])
 
 
 def test_detached_adversary_is_no_part():

@@ -62,8 +62,8 @@ def test_display_draws_into_a_given_figure():
     display = show(n_images=1, n_views=1, fig=left)
     assert display.figure_ is left
     assert display._repr_png_() is None
-    again = display.plot(right)
-    assert again is display
+    redrawn = display.plot(right)
+    assert redrawn is display
     assert len(figure.axes) == 4
 
 

@@ -128,12 +128,12 @@ def test_corrupt_file_is_moved_aside(file, start):
 
 def test_file_replaced_by_another_process_is_not_moved_aside(file):
     note(file, b"old")
-    with closing(Database(file.path, temporary=False)) as other:
+    with closing(Database(file.path, temporary=False)) as replacement:
         shutil.rmtree(file.path.parent)
-        note(other, b"new")
+        note(replacement, b"new")
         with pytest.warns(UserWarning, match="is corrupt"):
             file._move_aside(sqlite3.DatabaseError("malformed"))
-        assert noted(file) == noted(other) == [b"new"]
+        assert noted(file) == noted(replacement) == [b"new"]
 
 
 def test_deleted_directory_is_created_again(file):
@@ -146,9 +146,9 @@ def test_deleted_directory_is_created_again(file):
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 99", "CREATE TABLE theirs (x)"])
 def test_file_of_another_version_is_rejected(file, statement):
     file.path.parent.mkdir()
-    with closing(sqlite3.connect(file.path)) as theirs:
-        theirs.execute(statement)
-        theirs.commit()
+    with closing(sqlite3.connect(file.path)) as connection:
+        connection.execute(statement)
+        connection.commit()
     version = 99 if "99" in statement else 0
     with pytest.raises(ValueError, match="Got version") as error:
         noted(file)

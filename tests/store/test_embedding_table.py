@@ -20,14 +20,14 @@ def rows(*values):
 
 def stored(table, keys):
     out = np.zeros((len(keys), table.width), table.dtype)
-    return [key for key, found in zip(keys, table.read(keys, out), strict=True) if found]
+    return [key for key, is_stored in zip(keys, table.read(keys, out), strict=True) if is_stored]
 
 
 def test_read_returns_the_written_rows(table):
     table.write([A, B], rows(1, 2))
     out = np.full((4, 2), 7, np.float32)
-    found = table.read([B, C, A, B], out)
-    assert found.tolist() == [True, False, True, True]
+    is_stored = table.read([B, C, A, B], out)
+    assert is_stored.tolist() == [True, False, True, True]
     assert out.tolist() == [[2, -2], [7, 7], [1, -1], [2, -2]]
 
 
@@ -49,10 +49,10 @@ def test_read_handles_many_keys_in_any_order(table, monkeypatch):
     table.write(keys[:1500], rows(*range(1500)))
     order = np.random.RandomState(0).permutation(2000)
     out = np.full((2000, 2), -1, np.float32)
-    found = table.read([keys[number] for number in order], out)
-    assert (found == (order < 1500)).all()
-    assert (out[found, 0] == order[found]).all()
-    assert (out[~found] == -1).all()
+    is_stored = table.read([keys[number] for number in order], out)
+    assert (is_stored == (order < 1500)).all()
+    assert (out[is_stored, 0] == order[is_stored]).all()
+    assert (out[~is_stored] == -1).all()
 
 
 def test_methods_accept_no_keys(table):

@@ -64,10 +64,10 @@ def test_session_limit_follows_the_free_disk_space(base, monkeypatch, free, limi
 
 
 def test_session_directory_is_read_from_the_environment(base, monkeypatch):
-    there = base / f"{this_host()}-1-abc"
-    there.mkdir()
-    monkeypatch.setenv(VARIABLE, str(there))
-    assert session_store().directory == there
+    directory = base / f"{this_host()}-1-abc"
+    directory.mkdir()
+    monkeypatch.setenv(VARIABLE, str(directory))
+    assert session_store().directory == directory
 
 
 @pytest.mark.parametrize("name", ["elsewhere-1-abc", f"{this_host()}-1-gone", ""])
@@ -180,15 +180,15 @@ os.kill(os.getpid(), signal.SIGKILL)
         killed = Path(process.stdout.readline().strip())
     assert killed.is_dir()
     assert killed.parent == base
-    kept = [
+    living = [
         base / f"{this_host()}-{os.getppid()}-living",
         base / f"elsewhere-{killed.name.split('-')[1]}-unknown",
     ]
     reused = base / f"{this_host()}-{os.getpid()}-reused"
-    for directory in [*kept, reused]:
+    for directory in [*living, reused]:
         directory.mkdir()
-    ours = session_store().directory
-    assert sorted(base.iterdir()) == sorted([*kept, ours])
+    new = session_store().directory
+    assert sorted(base.iterdir()) == sorted([*living, new])
 
 
 def test_old_sessions_are_removed_if_running_processes_are_unknown(base, monkeypatch):
@@ -197,21 +197,21 @@ def test_old_sessions_are_removed_if_running_processes_are_unknown(base, monkeyp
         directory.mkdir()
     os.utime(old, (0, 0))
     monkeypatch.setattr(session, "_RUNNING_IS_KNOWN", False)
-    ours = session_store().directory
-    assert sorted(base.iterdir()) == sorted([new, ours])
+    current = session_store().directory
+    assert sorted(base.iterdir()) == sorted([new, current])
 
 
 def test_resolve_store_accepts_every_kind_of_cache(base, tmp_path, monkeypatch):
     assert resolve_store(None) is None
     assert resolve_store("auto") is session_store()
-    kept = resolve_store(tmp_path / "kept")
-    assert kept.directory == tmp_path / "kept"
-    assert not kept.temporary
+    by_path = resolve_store(tmp_path / "kept")
+    assert by_path.directory == tmp_path / "kept"
+    assert not by_path.temporary
     monkeypatch.chdir(tmp_path)
-    assert resolve_store("kept") is kept
+    assert resolve_store("kept") is by_path
     assert resolve_store(Path("auto")).directory == tmp_path / "auto"
-    own = EmbeddingStore(tmp_path / "kept")
-    assert resolve_store(own) is own
+    explicit = EmbeddingStore(tmp_path / "kept")
+    assert resolve_store(explicit) is explicit
 
 
 @pytest.mark.parametrize("cache", [True, 3, b"bytes"])

@@ -46,10 +46,10 @@ def expected(rows):
 def embed(table, compute, keys=KEYS):
     """Call `embed_once` with a `compute` that takes one claim at a time."""
 
-    def each(claims):
+    def compute_claims(claims):
         return itertools.chain.from_iterable(map(compute, claims))
 
-    return embed_once(table, keys, each, batch_size=BATCH)
+    return embed_once(table, keys, compute_claims, batch_size=BATCH)
 
 
 def is_stored(table, keys=KEYS):
@@ -355,7 +355,7 @@ def test_info_counts_images_bytes_and_use(store, table):
     assert info.bytes == sum(file.stat().st_size for file in store.directory.iterdir())
     assert info.max_bytes == store.max_bytes == 32 * 2**30
     assert (info.computed, info.read) == (205, 200)
-    assert [(one.description, one.images, one.bytes) for one in info.tables] == [
+    assert [(listed.description, listed.images, listed.bytes) for listed in info.tables] == [
         ("a table", 200, 1600),
         ("another table", 5, 30),
     ]

@@ -301,8 +301,8 @@ def test_geometry_of_the_center_equals_the_center_of_the_whole(policy, shape):
     geometry = dataclasses.replace(whole, steps=whole.steps[:1])
     for seed in range(8):
         expected = tvf.center_crop(geometry(image, seed), [40, 40]).short()
-        found = geometry(image, seed, (40, 40)).short()
-        assert (found - expected).abs().max() <= 1  # of 255, by rounding
+        center = geometry(image, seed, (40, 40)).short()
+        assert (center - expected).abs().max() <= 1  # of 255, by rounding
         assert whole(image, seed, (40, 40)).shape[1:] in ((40, 40), shape)
 
 
@@ -367,11 +367,11 @@ def Constant(value):  # noqa: N802
     ],
 )
 def test_digest_of_unidentifiable_functions_is_unique_per_object(augment):
-    once, again = resolve_augmentation(augment), resolve_augmentation(augment)
-    assert len(once.digest) == 16
-    assert once.digest != again.digest
-    assert resolve_augmentation(once) is once
-    assert copy.deepcopy(once).digest == once.digest
+    first, second = resolve_augmentation(augment), resolve_augmentation(augment)
+    assert len(first.digest) == 16
+    assert first.digest != second.digest
+    assert resolve_augmentation(first) is first
+    assert copy.deepcopy(first).digest == first.digest
 
 
 def test_digest_does_not_draw_from_the_global_generators():
@@ -383,9 +383,9 @@ def test_digest_does_not_draw_from_the_global_generators():
 @pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND if kind != "lambda"])
 def test_pickled_augmentation_is_equal(kind):
     augment = resolve_augmentation(EVERY_KIND[kind])
-    again = pickle.loads(pickle.dumps(augment))
-    assert again.digest == augment.digest
-    assert torch.equal(again(smooth_image(), 9), augment(smooth_image(), 9))
+    loaded = pickle.loads(pickle.dumps(augment))
+    assert loaded.digest == augment.digest
+    assert torch.equal(loaded(smooth_image(), 9), augment(smooth_image(), 9))
 
 
 # Arguments of users

@@ -40,16 +40,16 @@ def jpegs(tmp_path):
     return tmp_path
 
 
-def views(jpegs, *names, **more):
-    return Views(as_images([str(jpegs / name) for name in names]), PREPROCESSING, **more)
+def views(jpegs, *names, **options):
+    return Views(as_images([str(jpegs / name) for name in names]), PREPROCESSING, **options)
 
 
 def test_prepare_on_equals_the_default_decoder(jpegs):
-    some = views(jpegs, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
-    there = some.prepare_on(CPU, range(4))
-    assert list(there) == [0, 1, 2, 3]
-    for item, pixels in there.items():
-        expected = some.prepare(item)
+    chosen = views(jpegs, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
+    decoded = chosen.prepare_on(CPU, range(4))
+    assert list(decoded) == [0, 1, 2, 3]
+    for item, pixels in decoded.items():
+        expected = chosen.prepare(item)
         assert (pixels.dtype, pixels.shape) == (torch.uint8, expected.shape)
         assert (pixels.short() - expected.short()).abs().max() <= 2
 
@@ -68,21 +68,23 @@ def test_prepare_on_decodes_encoded_bytes(jpegs):
 
 
 def test_broken_image_is_named_and_the_others_are_decoded(jpegs):
-    some = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
+    chosen = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
     with pytest.raises(ImageError, match=r"row 1 .*broken\.jpg"):
-        list(ImageReader(some, 2, ImageErrors("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
+        list(ImageReader(chosen, 2, ImageErrors("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
     image_errors = ImageErrors("nan")
-    ((rows, pixels),) = ImageReader(some, 2, image_errors, CPU).map(torch.Tensor.numpy, [range(4)])
+    ((rows, pixels),) = ImageReader(chosen, 2, image_errors, CPU).map(
+        torch.Tensor.numpy, [range(4)]
+    )
     assert rows == [0, 2, 3]
     assert [error.row for error in image_errors.sorted()] == [1]
-    for row, found in zip(rows, pixels, strict=True):
-        np.testing.assert_allclose(found, some.prepare(row), atol=2)
+    for row, prepared in zip(rows, pixels, strict=True):
+        np.testing.assert_allclose(prepared, chosen.prepare(row), atol=2)
 
 
 def test_prepare_on_skips_the_batch_of_a_broken_image(jpegs, monkeypatch):
     monkeypatch.setattr(device_decoding, "_IMAGES_PER_BATCH", 2)
-    some = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
-    assert list(some.prepare_on(CPU, range(5))) == [2, 3, 4]
+    chosen = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
+    assert list(chosen.prepare_on(CPU, range(5))) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,6 @@ def test_gpu_decoding_gives_the_same_embeddings(jpegs, monkeypatch):
     expected = extractor.transform(paths * 40)
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
     cuda = torch.device("cuda")
-    some = Views(as_images(paths), PREPROCESSING)
-    assert set(some.prepare_on(cuda, range(4))) == {0, 1}
+    chosen = Views(as_images(paths), PREPROCESSING)
+    assert set(chosen.prepare_on(cuda, range(4))) == {0, 1}
     assert cosine(extractor.transform(paths * 40), expected).min() >= 0.999

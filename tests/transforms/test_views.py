@@ -83,24 +83,24 @@ def test_views_without_augmentation_are_the_image():
 
 
 def test_views_compute_the_fingerprint_of_an_image_once(monkeypatch):
-    asked, fingerprint = [], Images.fingerprint
+    rows, fingerprint = [], Images.fingerprint
     monkeypatch.setattr(
-        Images, "fingerprint", lambda self, row: asked.append(row) or fingerprint(self, row)
+        Images, "fingerprint", lambda self, row: rows.append(row) or fingerprint(self, row)
     )
     views = views_of(images(3), resolve_augmentation("light"), 4)
     assert len({views.fingerprint(item) for item in range(len(views))}) == 15
-    assert asked == [0, 1, 2]
+    assert rows == [0, 1, 2]
 
 
 def test_only_selects_one_view_of_each_image():
     X, augmentation = images(3), resolve_augmentation("standard")
     every = views_of(X, augmentation, 4)
     for number in range(5):
-        one = views_of(X, augmentation, only=number)
-        assert len(one) == 3
+        selected = views_of(X, augmentation, only=number)
+        assert len(selected) == 3
         for row in range(3):
-            assert torch.equal(one.prepare(row), every.prepare(5 * row + number))
-            assert one.fingerprint(row) == every.fingerprint(5 * row + number)
+            assert torch.equal(selected.prepare(row), every.prepare(5 * row + number))
+            assert selected.fingerprint(row) == every.fingerprint(5 * row + number)
 
 
 def test_fingerprint_covers_everything_that_determines_a_view():
@@ -109,22 +109,22 @@ def test_fingerprint_covers_everything_that_determines_a_view():
     changed[0, 0, 0, 0] ^= 1
     usual = {"augmentation": Noted(1), "n_views": 3}
     base = views_of(X, **usual)
-    others = {
+    variants = {
         "images": views_of(changed, **usual),
         "augmentation": views_of(X, Noted(2), 3),
         "salt": views_of(X, **usual, salt=b"s"),
         "only": views_of(X, **usual, only=2),
         "the image alone": views_of(X),
     }
-    prints = {name: views.fingerprint(min(1, len(views) - 1)) for name, views in others.items()}
+    prints = {name: views.fingerprint(min(1, len(views) - 1)) for name, views in variants.items()}
     numbers = [base.fingerprint(item) for item in range(4)]
-    assert len({*numbers, *prints.values()}) == 4 + len(others) - 2
+    assert len({*numbers, *prints.values()}) == 4 + len(variants) - 2
     assert prints["only"] == numbers[2]
     assert prints["the image alone"] == numbers[0]
-    assert all(len(each) == 16 for each in numbers)
+    assert all(len(fingerprint) == 16 for fingerprint in numbers)
     # A view does not depend on the number of views. The preprocessing is in the recipe's key.
     assert views_of(X, Noted(1), 99).fingerprint(1) == numbers[1]
-    known = {*others, "n_views", "preprocessing", "self"} - {"the image alone"}
+    known = {*variants, "n_views", "preprocessing", "self"} - {"the image alone"}
     assert set(inspect.signature(Views.__init__).parameters) == known
 
 
@@ -188,8 +188,8 @@ def test_image_is_decoded_once_for_several_threads():
     counted = Slow(images(1, side=400))
     views = Told(counted, PREPROCESSING, Noted(), 1)
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(views.prepare, range(2))
-    assert torch.equal(one + 1, other)
+        original, augmented = pool.map(views.prepare, range(2))
+    assert torch.equal(original + 1, augmented)
     assert counted.decoded == [1]
 
 

@@ -45,12 +45,12 @@ def test_auto_device_is_the_fastest_available(machine):
 
 def test_auto_device_spreads_workers_over_the_gpus(machine, monkeypatch):
     machine(cuda=2)
-    found = []
+    indices = []
     for name in ("LokyProcess-1", "LokyProcess-2", "LokyProcess-3", "MainProcess"):
         process = types.SimpleNamespace(name=name)
         monkeypatch.setattr(multiprocessing, "current_process", lambda process=process: process)
-        found.append(resolve_device("auto").index)
-    assert found == [0, 1, 0, 0]
+        indices.append(resolve_device("auto").index)
+    assert indices == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
