@@ -39,7 +39,7 @@ def paths(pixels, tmp_path_factory):
     return save_images(pixels, tmp_path_factory.mktemp("images"))
 
 
-def encoded(paths):
+def file_contents(paths):
     return [Path(path).read_bytes() for path in paths]
 
 
@@ -65,14 +65,14 @@ FORMS = {
     "pandas DataFrame of PIL": lambda _, pixels: pd.DataFrame({"image": pil(pixels)}),
     "polars Series": lambda paths, _: pl.Series(paths),
     "polars DataFrame": lambda paths, _: pl.DataFrame({"image": paths}),
-    "polars DataFrame of bytes": lambda paths, _: pl.DataFrame({"image": encoded(paths)}),
+    "polars DataFrame of bytes": lambda paths, _: pl.DataFrame({"image": file_contents(paths)}),
     "polars Series of structs": lambda paths, _: pl.Series(
         [{"bytes": None, "path": path} for path in paths]
     ),
     "PIL": lambda _, pixels: pil(pixels),
-    "bytes": lambda paths, _: encoded(paths),
-    "bytearray": lambda paths, _: list(map(bytearray, encoded(paths))),
-    "memoryview": lambda paths, _: list(map(memoryview, encoded(paths))),
+    "bytes": lambda paths, _: file_contents(paths),
+    "bytearray": lambda paths, _: list(map(bytearray, file_contents(paths))),
+    "memoryview": lambda paths, _: list(map(memoryview, file_contents(paths))),
     "arrays": lambda _, pixels: list(pixels),
     "object array of arrays (n, 1)": lambda _, pixels: pd.DataFrame({"a": list(pixels)}).to_numpy(),
     "NHWC": lambda _, pixels: pixels,
@@ -90,7 +90,7 @@ FORMS = {
     "NHWC tensor": lambda _, pixels: torch.tensor(pixels),
     "dicts of PIL": lambda _, pixels: [{"image": image, "label": 0} for image in pil(pixels)],
     "dicts of bytes": lambda paths, _: [
-        {"bytes": data, "path": "gone.png"} for data in encoded(paths)
+        {"bytes": data, "path": "gone.png"} for data in file_contents(paths)
     ],
     "dicts of paths": lambda paths, _: [{"bytes": None, "path": path} for path in paths],
     "dicts of tensors": lambda _, pixels: [

@@ -80,7 +80,7 @@ def test_bfloat16_of_real_weights_is_as_close_as_in_torch():
     )
     assert (torch_engine.name, openvino.name) == ("torch", "openvino")
     expected = exact_engine.run(batch)
-    cosines = [cosine(each.run(batch), expected) for each in (torch_engine, openvino)]
+    cosines = [cosine(engine.run(batch), expected) for engine in (torch_engine, openvino)]
     assert [np.median(each) >= 0.999 for each in cosines] == [True, True]
     assert 1 - cosines[1].min() < 2 * (1 - cosines[0].min())
 

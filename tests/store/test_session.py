@@ -109,23 +109,23 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from sktransfer.store.session import session_store, share_session
 
-def where():
+def session_of_worker():
     light()
     from sktransfer.store.session import session_store
     return str(session_store().directory), os.environ["SKTRANSFER_SESSION"]
 
-def wheres():
-    return set(Parallel(2)(delayed(where)() for _ in range(4)))
+def sessions_of_workers():
+    return set(Parallel(2)(delayed(session_of_worker)() for _ in range(4)))
 
 Parallel(2)(delayed(os.getpid)() for _ in range(4))
 assert not os.environ["SKTRANSFER_SESSION"]
 share_session()
-ours = str(session_store().directory)
-assert wheres() == {(ours, ours)}
+directory = str(session_store().directory)
+assert sessions_of_workers() == {(directory, directory)}
 get_reusable_executor().shutdown()
-assert wheres() == {(ours, ours)}
-assert os.listdir(os.path.dirname(ours)) == [os.path.basename(ours)]
-print(ours)
+assert sessions_of_workers() == {(directory, directory)}
+assert os.listdir(os.path.dirname(directory)) == [os.path.basename(directory)]
+print(directory)
 """
     directory = Path(finish_python(start_python(script, env=environment(tmp_path))).strip())
     assert directory.name.startswith(this_host())
@@ -154,16 +154,16 @@ def run():
     assert process.exitcode == 0
     return queue.get()
 
-theirs, was_there = run()
-assert was_there and not theirs.exists()
-ours = session_store().directory
-assert run() == (ours, True)
-assert ours.is_dir()
+of_child, existed = run()
+assert existed and not of_child.exists()
+directory = session_store().directory
+assert run() == (directory, True)
+assert directory.is_dir()
 if os.fork() == 0:
-    assert session_store().directory == ours
+    assert session_store().directory == directory
     sys.exit()
 assert os.wait()[1] == 0
-assert ours.is_dir()
+assert directory.is_dir()
 """
     finish_python(start_python(script, env=environment(tmp_path)))
     assert list(tmp_path.glob("sktransfer-*")) == []
