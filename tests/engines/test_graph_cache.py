@@ -69,6 +69,14 @@ def test_new_folder_is_temporary_if_the_hub_folder_is_not_writable(hub, tmp_path
     assert not folder.exists()
 
 
+def test_keep_leaves_a_graph_in_the_temporary_folder(tmp_path):
+    folder, temporary = write_graph("key"), tmp_path / "temporary"
+    temporary.mkdir()
+    keep(temporary, folder)
+    assert temporary.is_dir()
+    assert (folder / "graph.bin").is_file()
+
+
 def test_keep_removes_the_least_recently_used_graphs(monkeypatch):
     monkeypatch.setattr(graph_cache, "_MAX_BYTES", 250)
     first, second = write_graph("first"), write_graph("second")
