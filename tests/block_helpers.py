@@ -9,7 +9,7 @@ from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.frozen import freeze
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
 
-# Tables that follow from the structure.
+# Buffers that follow from the structure of a network.
 TABLES = ("relative_position_index", "relative_coords_table", "num_batches_tracked")
 
 
@@ -45,6 +45,11 @@ def two_images(size):
     return functional.interpolate(coarse, (size, size), mode="bicubic")
 
 
+def float_images(n=3):
+    """Draw images from a normal distribution, float32 (N, 3, 16, 16)."""
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
 def run(blocks, x):
     for _, block in blocks:
         version = x._version
@@ -60,7 +65,7 @@ def assert_equal(x, y):
 
 @torch.no_grad()
 def check_block_list(network, x):
-    """Check what holds for every network, and return its block list and last feature map."""
+    """Check the block list of a network, and return it with the last feature map."""
     block_list = split_into_blocks(network)
     network.eval()
     expected = network(x)

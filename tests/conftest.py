@@ -6,7 +6,7 @@ from sktransfer.store.store import EmbeddingStore
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs a CUDA device where there is none."""
+    """Deselect tests that need a CUDA device if there is none."""
     if torch.cuda.is_available():
         return
     out = [item for item in items if item.get_closest_marker("gpu")]
@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="session")
 def torch_home(tmp_path_factory):
-    """Keep what torch and the engines keep out of the user's own folders."""
+    """Write downloads and graphs to a temporary folder, not to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
         yield
@@ -24,7 +24,7 @@ def torch_home(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Work in a folder of the test's own, and so do worker processes, which keep theirs."""
+    """Work in an empty folder, with new worker processes, which keep the folder they start in."""
     get_reusable_executor().shutdown(wait=True)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def store(tmp_path):
-    """Give a store of its own to a test that counts."""
+    """Return an empty store."""
     store = EmbeddingStore(tmp_path / "store")
     yield store
     store.close()
@@ -41,5 +41,5 @@ def store(tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
-    """Give the file in which `CountingTiny` counts."""
+    """Return the file in which `CountingTiny` counts."""
     return tmp_path / "images.log"

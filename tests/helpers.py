@@ -1,5 +1,6 @@
-"""What the tests share: small backbones, images, classifiers, and other processes."""
+"""Small backbones, images, classifiers and processes that several test files share."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from skorch.callbacks import Callback
 from torch import nn
+from torchvision.transforms.v2.functional import resize
 
 import sktransfer
 from sktransfer import FineTunedImageClassifier
@@ -32,7 +35,7 @@ def seeded(module):
 
 
 class Tiny(nn.Sequential):
-    """Two blocks of convolution with BatchNorm, 12 features, 5 logits."""
+    """Two convolutional blocks with BatchNorm, 12 features, 5 logits."""
 
     preprocessing = Preprocessing(resize=SIZE, crop=(SIZE, SIZE))
 
@@ -55,13 +58,13 @@ class Tiny(nn.Sequential):
 
 
 class CountingTiny(Tiny):
-    """Appends to the file `log` a line for each batch that comes through: its length, the worker.
+    """Appends a line to the file `log` for each batch: its number of images, and the worker.
 
-    With `n_workers`, every worker waits in its first batches until so many have computed one.
+    Every worker waits in its first batch until `n_workers` workers have computed a batch.
 
-    The log is written by every process that runs the backbone, and knows nothing of the store.
-    Probes are not counted, by which `fit` learns the structure (outside inference mode) and the
-    width (a blank image).
+    Every process that runs the backbone writes the log, independently of the store. The log leaves
+    out the probes with which `fit` finds the structure (outside inference mode) and the width (a
+    blank image).
     """
 
     def __init__(self, log, n_workers=1):
@@ -77,7 +80,7 @@ class Counter(nn.Module):
         self.n_workers = n_workers
 
     def forward(self, x):
-        shown = int((x.flatten(2).std(dim=2).sum(dim=1) > 0).sum())  # not what fills a batch up
+        shown = int((x.flatten(2).std(dim=2).sum(dim=1) > 0).sum())  # without padding
         if torch.is_inference_mode_enabled() and shown:
             with open(self.log, "a") as file:
                 worker = f"{os.getpid()}-{threading.get_ident()}"
@@ -89,12 +92,12 @@ class Counter(nn.Module):
 
 
 def counted(log):
-    """Sum the images of a log."""
+    """Return the number of images in a log."""
     return sum(int(line.split()[0]) for line in _lines(log))
 
 
 def workers(log):
-    """Return the workers, processes or threads, that computed images of a log."""
+    """Return the processes and threads that computed the images of a log."""
     return {line.split()[1] for line in _lines(log)}
 
 
@@ -103,7 +106,7 @@ def _lines(log):
 
 
 def unreachable(*arguments, **options):
-    """Stand in for `socket.create_connection` where nobody answers for a long time."""
+    """Replace `socket.create_connection`: wait for a long time, then fail."""
     time.sleep(30)
     raise OSError("timed out")
 
@@ -113,8 +116,56 @@ def images(n, side=20, seed=0):
     return np.random.RandomState(seed).randint(0, 256, (n, side, side, 3)).astype(np.uint8)
 
 
+class Items(torch.utils.data.Dataset):
+    """A map-style dataset of items with labels, which records the rows that are read."""
+
+    def __init__(self, items):
+        self.items = items
+        self.reads = []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        self.reads.append(row)
+        return self.items[row], row
+
+
+def encoded(image, file_type="PNG", **options):
+    """Encode a PIL image."""
+    file = io.BytesIO()
+    image.save(file, file_type, **options)
+    return file.getvalue()
+
+
+def save_images(X, folder):
+    """Save images as 0.png, 1.png, ... in a folder, and return their paths."""
+    folder.mkdir(exist_ok=True)
+    paths = [str(folder / f"{row}.png") for row in range(len(X))]
+    for path, image in zip(paths, X, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def pixel_batch(n=5, side=SIZE):
+    """Make distinct random images as a batch, uint8 (N, 3, H, W)."""
+    return torch.from_numpy(images(n, side)).permute(0, 3, 1, 2)
+
+
+def smooth_image(height=64, width=80, seed=0):
+    """Make a smooth colorful image, uint8 (3, H, W)."""
+    coarse = np.random.RandomState(seed).randint(0, 256, (3, 6, 6)).astype(np.uint8)
+    smooth = resize(torch.from_numpy(coarse), [max(height, 8), max(width, 8)])
+    return smooth[:, :height, :width].contiguous()
+
+
+def flat_image(value, height=64, width=64):
+    """Make an image of one gray value, uint8 (3, H, W)."""
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
 def cosine(a, b):
-    """Cosine between the rows of two arrays."""
+    """Compute the cosine between the rows of two arrays."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
@@ -123,7 +174,7 @@ NAMES = np.array(["cat", "dog", "owl"])
 
 
 def colored_images(n=60, seed=0):
-    """Make noisy images of three kinds, told apart by their color, and their names."""
+    """Make noisy images of three classes that differ in color, and their labels."""
     y = np.arange(n) % 3
     X = images(n, seed=seed).astype(np.int64)
     X[np.arange(n), :, :, y] += 90
@@ -140,15 +191,17 @@ def net_state(classifier):
     return {name: tensor.clone() for name, tensor in classifier.net_.module_.state_dict().items()}
 
 
-def equal_states(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def equal_states(state, expected):
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[key], expected[key]) for key in state
+    )
 
 
 X, Y = colored_images()
 X_TEST, Y_TEST = colored_images(30, seed=1)
 
 
-# The target: other images of the same kinds, darker and of less contrast.
+# The target domain: other images of the same classes, darker and with less contrast.
 X_TARGET = (colored_images(40, seed=2)[0] * 0.4).astype(np.uint8)
 BOTH = np.concatenate([X, X_TARGET])
 DOMAIN = np.repeat([1, -2], [60, 40])
@@ -159,7 +212,7 @@ def domain_labels(garbage):
 
 
 class Interrupt(Callback):
-    """Stands in for Ctrl-C in the third epoch."""
+    """Raises KeyboardInterrupt in the third epoch."""
 
     epochs = 0
 
@@ -171,8 +224,20 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-# The store needs nothing of what `import sktransfer` brings; a function, so that a worker can
-# receive it too.
+class PowerCut(Callback):
+    """Raises an error after more than `n_validated` validation batches."""
+
+    def __init__(self, n_validated):
+        self.left = n_validated
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        self.left -= not training
+        if self.left < 0:
+            raise RuntimeError("power cut")
+
+
+# Imports the store without the rest of the package, which it does not need. It is a function, so
+# that it can be sent to a worker.
 PREAMBLE = f"""
 def light():
     import sys, types
@@ -185,7 +250,7 @@ light()
 
 
 def start_python(script, *arguments, **options):
-    """Start Python on a script, with its standard input and output in our hands."""
+    """Start Python on a script, with pipes for its standard input and output."""
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -196,7 +261,7 @@ def start_python(script, *arguments, **options):
 
 
 def finish_python(process):
-    """Wait for a process, and give what it has printed."""
+    """Wait for a process, and return its output."""
     with process:
         try:
             output, _ = process.communicate(timeout=60)
@@ -207,7 +272,7 @@ def finish_python(process):
 
 
 def make_search(extractor, n_jobs=1, seed=0):
-    """Make a search of 6 candidates in 5 shuffled folds: 31 fits."""
+    """Build a search of 6 candidates in 5 shuffled folds: 31 fits."""
     return GridSearchCV(
         Pipeline([("embed", extractor), ("classify", RidgeClassifier())]),
         {"classify__alpha": np.logspace(-3, 2, 6)},

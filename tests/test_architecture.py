@@ -14,8 +14,8 @@ import sktransfer
 
 PACKAGE = Path(sktransfer.__file__).parent
 
-# From the bottom up: a layer imports from the layers before it. A module of a folder belongs to
-# the folder's layer, a module at the root is a layer of its own.
+# From the bottom up: a layer imports only from earlier layers. A folder is one layer, and so is
+# each module at the root.
 LAYERS = [
     "_version",
     "utils",
@@ -59,7 +59,7 @@ OWNERS = {
 
 @functools.cache
 def modules():
-    """List all modules but the docstrings of folders, such as "finetuning/head"."""
+    """List all modules, such as "finetuning/head", without the `__init__` files of folders."""
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
     return sorted(
         path.as_posix() for path in paths if path.name != "__init__" or not path.parts[1:]
@@ -71,7 +71,7 @@ def layer_of(module):
 
 
 def imported_modules(source):
-    """List the modules of this package that some source imports, at whatever level."""
+    """Yield the modules of this package that a source imports, at any level of nesting."""
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -92,23 +92,23 @@ def graph():
 
 
 def upward(edges):
-    """List the imports that point up: from a layer to a later one."""
+    """List the imports from a layer to a later one."""
     order = {layer: place for place, layer in enumerate(LAYERS)}
     return [
-        (module, other)
-        for module, others in edges.items()
-        for other in others
-        if order[layer_of(other)] > order[layer_of(module)]
+        (module, imported)
+        for module, imports in edges.items()
+        for imported in imports
+        if order[layer_of(imported)] > order[layer_of(module)]
     ]
 
 
 def circles(edges):
-    """Find modules in circles: take away those that import none of those left, again and again."""
-    left = dict(edges)
-    while free := [module for module, others in left.items() if not others & set(left)]:
+    """List modules in circles: those that remain if modules without imports are removed."""
+    remaining = dict(edges)
+    while free := [module for module, imports in remaining.items() if not imports & set(remaining)]:
         for module in free:
-            del left[module]
-    return sorted(left)
+            del remaining[module]
+    return sorted(remaining)
 
 
 def code(module):
@@ -140,7 +140,7 @@ def summary(layer):
     return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
 
 
-def test_the_page_on_architecture_lists_the_layers():
+def test_architecture_page_lists_the_layers():
     layers = [layer for layer in LAYERS if not layer.startswith("_")]
     expected = "\n".join(f"{layer:<14} {summary(layer)}" for layer in layers)
     page = PACKAGE.parent.joinpath("docs", "architecture.md").read_text()
@@ -148,28 +148,28 @@ def test_the_page_on_architecture_lists_the_layers():
     assert listed.strip() == f"```text\n{expected}\n```"
 
 
-def test_an_arrow_turned_around_is_noticed():
+def test_upward_import_and_circle_are_detected():
     edges = graph()
     edges["utils/errors"] = edges["utils/errors"] | {"extractor"}
     assert ("utils/errors", "extractor") in upward(edges)
     assert {"extractor", "utils/errors"} <= set(circles(edges))
 
 
-def test_root_holds_the_estimators_only():
+def test_root_holds_at_most_eight_modules():
     assert len([module for module in modules() if "/" not in module]) <= 8
 
 
 @pytest.mark.parametrize("pattern", OWNERS)
-def test_one_owner_per_concern(pattern):
+def test_concern_has_one_owner(pattern):
     assert {module for module in modules() if re.search(pattern, code(module))} == OWNERS[pattern]
 
 
 def test_import_changes_nothing(tmp_path):
-    """No folder is made and no global setting is touched at import."""
+    """Importing creates no folder and changes no global setting."""
     script = (
         "import os, tempfile, torch, torchvision, sklearn.utils\n"
         "def state():\n"
-        "    folders = os.listdir(tempfile.gettempdir())  # torch makes one of its own\n"
+        "    folders = os.listdir(tempfile.gettempdir())  # torch creates one\n"
         "    return torch.get_num_threads(), torch.initial_seed(), sorted(os.environ), folders\n"
         "before = state()\n"
         "import sktransfer\n"

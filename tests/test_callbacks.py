@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks on the estimators themselves."""
+"""The estimators work with scikit-learn's callbacks."""
 
 import warnings
 
@@ -20,7 +20,7 @@ def classifier(**parameters):
     return FineTunedImageClassifier(Tiny, **{**usual, **parameters})
 
 
-def test_a_scoring_monitor_scores_what_the_classifier_is_after_each_epoch():
+def test_scoring_monitor_scores_the_classifier_after_each_epoch():
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
     fitted = classifier().set_callbacks(monitor).fit(X, y)
     scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}
@@ -31,7 +31,7 @@ def test_a_scoring_monitor_scores_what_the_classifier_is_after_each_epoch():
     assert last == scores[(0, 1)] == scores[(0,)] == -log_loss(y, fitted.predict_proba(X))
 
 
-def test_a_scoring_monitor_scores_the_best_epoch_for_the_whole_stage():
+def test_scoring_monitor_scores_the_best_epoch_of_a_stage():
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
     fitted = classifier(lr=0.3, lr_drop=10, early_stopping=True).set_callbacks(monitor).fit(X, y)
     scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}
@@ -39,7 +39,7 @@ def test_a_scoring_monitor_scores_the_best_epoch_for_the_whole_stage():
     assert scores[(0, 1)] == scores[(0, 0)] != scores[(0, 1, 1)]
 
 
-def test_a_progress_bar_on_a_pipeline_of_the_extractor_warns_of_nothing(capfd, monkeypatch):
+def test_progress_bar_on_a_pipeline_of_the_extractor_does_not_warn(capfd, monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.setenv("COLUMNS", "160")
     pipeline = make_pipeline(PretrainedFeatureExtractor(Tiny, cache=None), LogisticRegression())

@@ -1,4 +1,4 @@
-"""FineTunedImageClassifier as a user of scikit-learn meets it."""
+"""FineTunedImageClassifier behaves as users of scikit-learn expect."""
 
 import pickle
 import re
@@ -37,19 +37,19 @@ from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.transforms.augmentation import resolve_augmentation, resolve_n_views
 from sktransfer.utils.progress import StageProgress
 
-# scikit-learn means scikit-learn
+# The contract of scikit-learn
 
 
 @pytest.mark.parametrize("unfreeze", [(0,), (0, 1, 2)])
-def test_check_estimator_on_real_rows(unfreeze):
+def test_classifier_passes_check_estimator(unfreeze):
     estimator = FineTunedImageClassifier(
         Tiny,
         image_shape=(1, -1),
         unfreeze=unfreeze,
         max_epochs=2,
         lr=1e-4,
-        augment=None,  # what is no image is none when it is turned
-        early_stopping=False,  # a few rows are too few to hold some of them back
+        augment=None,  # the rows are no images, so views of them make no sense
+        early_stopping=False,  # some checks have too few rows to hold any out
     )
     results = check_estimator(estimator, on_fail=None, on_skip=None)
     statuses = [result["status"] for result in results]
@@ -58,10 +58,10 @@ def test_check_estimator_on_real_rows(unfreeze):
     assert "xfail" not in statuses
     assert statuses.count("passed") >= 50
     skipped = {result["check_name"] for result in results if result["status"] == "skipped"}
-    assert skipped <= {"check_array_api_input"}  # which scikit-learn's PCA skips too
+    assert skipped <= {"check_array_api_input"}  # scikit-learn's PCA skips it too
 
 
-def test_it_learns_and_speaks_in_the_users_labels():
+def test_classifier_learns_and_predicts_the_labels_of_y():
     classifier = make_classifier(max_epochs=10).fit(X, Y)
     assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
     assert classifier.score(X_TEST, Y_TEST) > 0.9
@@ -72,7 +72,7 @@ def test_it_learns_and_speaks_in_the_users_labels():
     assert (classifier.decision_function(X_TEST).argmax(axis=1) == p.argmax(axis=1)).all()
 
 
-def test_two_classes_have_one_decision():
+def test_decision_function_is_one_dimensional_for_two_classes():
     rows = np.flatnonzero(Y != "owl")
     classifier = make_classifier().fit(X[rows], Y[rows])
     decision, p = classifier.decision_function(X_TEST), classifier.predict_proba(X_TEST)
@@ -80,7 +80,7 @@ def test_two_classes_have_one_decision():
     np.testing.assert_allclose(1 / (1 + np.exp(-decision)), p[:, 1], rtol=1e-4)
 
 
-def test_it_gives_the_tuned_embedding_with_names():
+def test_transform_returns_the_tuned_embedding_with_names():
     classifier = make_classifier().set_output(transform="pandas").fit(X, Y)
     frame = classifier.transform(X_TEST)
     assert list(frame.columns[:2]) == ["finetunedimageclassifier0", "finetunedimageclassifier1"]
@@ -90,7 +90,7 @@ def test_it_gives_the_tuned_embedding_with_names():
     np.testing.assert_allclose(logits, classifier.decision_function(X_TEST), rtol=1e-4, atol=1e-4)
 
 
-def test_stages_and_history_tell_what_was_done():
+def test_stages_and_history_describe_the_fit():
     classifier = make_classifier().fit(X, Y)
     head, last, both = classifier.stages_
     assert (head["stage"], head["boundary"], head["epochs"]) == ("head", 2, 0)
@@ -108,7 +108,7 @@ def test_stages_and_history_tell_what_was_done():
         assert max(rate for name, rate in rates.items() if name != "head") <= rates["head"] / 9.99
 
 
-def test_clone_and_set_params_start_anew():
+def test_clone_is_unfitted_and_set_params_applies_at_the_next_fit():
     classifier = make_classifier().fit(X, Y)
     with pytest.raises(NotFittedError):
         clone(classifier).predict(X)
@@ -117,29 +117,31 @@ def test_clone_and_set_params_start_anew():
     assert [stage["stage"] for stage in classifier.stages_] == ["head"]
 
 
-# Frozen is frozen
+# Frozen blocks
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
 @pytest.mark.parametrize("augment", [None, "standard"])
-def test_before_the_boundary_nothing_changes_and_after_it_everything(batch_norm, augment):
+def test_fit_changes_only_blocks_after_the_boundary(batch_norm, augment):
     backbone = Tiny()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     loaded = load_backbone(backbone).block_list
-    kept = [{k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks]
+    pretrained = [
+        {k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks
+    ]
     classifier = make_classifier(backbone, unfreeze=(0, 1), batch_norm=batch_norm, augment=augment)
     classifier.set_params(early_stopping=False).fit(X, Y)
     assert equal_states(before, backbone.state_dict())
-    for (_, block), values in zip(loaded.blocks, kept, strict=True):
+    for (_, block), values in zip(loaded.blocks, pretrained, strict=True):
         assert equal_states(values, block.state_dict())
     trained = classifier.net_.module_.parts()["1"].state_dict()
-    for name, value in kept[1].items():
+    for name, value in pretrained[1].items():
         statistic = "running" in name or "num_batches" in name
         changed = not torch.equal(value, trained[name])
         assert changed == (batch_norm == "train" or not statistic), name
 
 
-def test_only_named_blocks_change():
+def test_fit_changes_only_the_named_blocks():
     classifier = make_classifier(unfreeze=(0, "0"), early_stopping=False).fit(X, Y)
     original = dict(load_backbone(Tiny).block_list.blocks)
     parts = classifier.net_.module_.parts()
@@ -147,16 +149,16 @@ def test_only_named_blocks_change():
     assert equal_states(original["1"].state_dict(), parts["1"].state_dict())
 
 
-def test_batch_norm_adapts():
+def test_batch_norm_adapt_sets_statistics_and_learns():
     classifier = make_classifier(batch_norm="adapt", unfreeze=(0, 1)).fit(X, Y)
     assert classifier.batch_norm_ is not None
     assert classifier.score(X_TEST, Y_TEST) > 0.9
 
 
-# Same seed, same result
+# Reproducibility
 
 
-def test_same_seed_same_bits_and_the_global_state_is_untouched():
+def test_fit_is_reproducible_and_leaves_global_random_states_unchanged():
     torch.manual_seed(5)
     np.random.seed(5)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -166,24 +168,24 @@ def test_same_seed_same_bits_and_the_global_state_is_untouched():
     torch.manual_seed(6)
     second = make_classifier(mixup=0.2).fit(X, Y)
     assert (first.predict_proba(X_TEST) == second.predict_proba(X_TEST)).all()
-    other = make_classifier(mixup=0.2, random_state=1).fit(X, Y)
-    assert (first.predict_proba(X_TEST) != other.predict_proba(X_TEST)).any()
+    different = make_classifier(mixup=0.2, random_state=1).fit(X, Y)
+    assert (first.predict_proba(X_TEST) != different.predict_proba(X_TEST)).any()
 
 
-def test_the_order_of_the_rows_does_not_matter():
+def test_fit_does_not_depend_on_the_row_order():
     order = np.random.RandomState(3).permutation(len(X))
-    one, other = make_classifier().fit(X, Y), make_classifier().fit(X[order], Y[order])
-    assert (one.predict_proba(X_TEST) == other.predict_proba(X_TEST)).all()
+    ordered, shuffled = make_classifier().fit(X, Y), make_classifier().fit(X[order], Y[order])
+    assert (ordered.predict_proba(X_TEST) == shuffled.predict_proba(X_TEST)).all()
 
 
-def test_a_weight_is_a_number_of_copies():
+def test_sample_weight_equals_repetition():
     repeats = np.arange(len(X)) % 3
     weighted = make_classifier().fit(X, Y, sample_weight=repeats)
     repeated = make_classifier().fit(np.repeat(X, repeats, axis=0), np.repeat(Y, repeats))
     assert (weighted.predict_proba(X_TEST) == repeated.predict_proba(X_TEST)).all()
 
 
-def test_class_weight_moves_the_decision():
+def test_class_weight_raises_the_probability_of_its_class():
     even = make_classifier(unfreeze=(0, 1)).fit(X, Y).predict_proba(X_TEST).mean(axis=0)
     heavy = {"cat": 20, "dog": 1, "owl": 1}
     uneven = (
@@ -195,11 +197,11 @@ def test_class_weight_moves_the_decision():
     assert uneven[0] > even[0]
 
 
-# Cached is the same as computed
+# Cached and computed activations
 
 
 @pytest.mark.parametrize("augment", [None, "standard"])
-def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monkeypatch, augment):
+def test_recomputed_activations_give_the_same_result(monkeypatch, augment):
     backbone, settings = "efficientnet_lite0", {"image_size": 64, "unfreeze": (0, 2)}
     cached = make_classifier(backbone, augment=augment, **settings).fit(X, Y)
     monkeypatch.setattr(
@@ -210,11 +212,13 @@ def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monke
     np.testing.assert_allclose(
         cached.predict_proba(X_TEST), recomputed.predict_proba(X_TEST), rtol=1e-2, atol=1e-3
     )
-    for one, other in zip(cached.history_, recomputed.history_, strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2, abs=1e-3)
+    for cached_row, recomputed_row in zip(cached.history_, recomputed.history_, strict=True):
+        assert cached_row["train_loss"] == pytest.approx(
+            recomputed_row["train_loss"], rel=1e-2, abs=1e-3
+        )
 
 
-def test_embeddings_that_do_not_fit_where_the_head_is_all_that_is_trained(monkeypatch):
+def test_fit_of_the_head_warns_of_embeddings_that_do_not_fit_on_disk(monkeypatch):
     monkeypatch.setattr(
         "sktransfer.finetuning.fine_tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free"
     )
@@ -222,8 +226,8 @@ def test_embeddings_that_do_not_fit_where_the_head_is_all_that_is_trained(monkey
         make_classifier(unfreeze=(0,), early_stopping=False).fit(X, Y)
 
 
-def test_training_equals_a_plain_loop():
-    """Two epochs of one batch each, without anything random, against plain torch."""
+def test_training_equals_a_plain_torch_loop():
+    """Compare two epochs of one batch each, without randomness, with plain torch."""
     settings = {"augment": None, "dropout": 0.0, "batch_size": 100, "early_stopping": False}
     classifier = make_classifier(unfreeze=(0, 2), max_epochs=2, weight_decay=0.1, **settings).fit(
         X, Y
@@ -263,23 +267,23 @@ def test_fresh_augmentation_reads_every_image_in_every_epoch(log):
 
 
 @pytest.mark.parametrize(("augment", "copies"), [("standard", 3), ("industrial", 7), (None, 0)])
-def test_a_policy_makes_as_many_copies_as_it_needs(log, augment, copies):
+def test_auto_n_views_depends_on_the_policy(log, augment, copies):
     settings = {"unfreeze": (0, 1), "max_epochs": 1, "early_stopping": False}
     make_classifier(CountingTiny(log), n_views="auto", augment=augment, **settings).fit(X, Y)
     assert counted(log) == (1 + copies) * 60
 
 
-def test_a_function_may_be_called_as_a_policy_is():
+def test_auto_n_views_ignores_the_name_of_a_function():
     def industrial(image):
         return image
 
     assert resolve_n_views(resolve_augmentation(industrial), "auto") == 3
 
 
-# Guards
+# Warnings and errors
 
 
-def test_blocks_that_learn_too_fast_are_warned_of():
+def test_low_lr_drop_is_warned_of():
     with pytest.warns(
         UserWarning, match=r"Got lr_drop=2, so the blocks learn at 0\.0005, less tha"
     ):
@@ -289,14 +293,14 @@ def test_blocks_that_learn_too_fast_are_warned_of():
         make_classifier(lr_drop=10, unfreeze=(0,)).fit(X, Y)
 
 
-def test_one_class_is_an_error():
+def test_fit_raises_on_a_single_class():
     with pytest.raises(
         ValueError, match="Got 1 class in y, 'cat', but a classifier needs at least"
     ):
         make_classifier().fit(X[:5], ["cat"] * 5)
 
 
-def test_a_class_too_small_to_hold_back_is_warned_of():
+def test_class_too_small_to_hold_out_is_warned_of():
     y = Y.copy()
     y[0] = "yak"
     with pytest.warns(UserWarning, match="Got no more than 2 images of the classes 'yak'"):
@@ -325,13 +329,13 @@ def test_a_class_too_small_to_hold_back_is_warned_of():
         ({"class_weight": "balance"}, "did you mean 'balanced'?"),
     ],
 )
-def test_bad_parameters_are_explained(parameters, message):
+def test_invalid_parameters_are_rejected(parameters, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make_classifier(**parameters).fit(X, Y)
 
 
 class Explode(Callback):
-    """Makes the weights infinite in an epoch."""
+    """Sets the weights to infinity in one epoch."""
 
     def __init__(self, epoch):
         self.epoch, self.epochs = epoch, 0
@@ -343,7 +347,7 @@ class Explode(Callback):
                 net.module_.head.weight.fill_(torch.inf)
 
 
-def test_a_loss_that_is_not_finite_ends_the_stage_with_the_best_weights():
+def test_non_finite_loss_ends_the_stage_with_the_best_weights():
     with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of the stage"):
         classifier = make_classifier(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
@@ -369,7 +373,7 @@ def test_broken_images_are_named_by_their_row(tmp_path):
     assert (caught.value.row, caught.value.source) == (7, paths[7])
 
 
-def test_labels_and_validation_images_must_fit():
+def test_inconsistent_labels_or_validation_images_are_rejected():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         make_classifier().fit(X, Y[:-1])
     with pytest.raises(ValueError, match="Got only one of X_val and y_val"):
@@ -383,20 +387,20 @@ def test_labels_and_validation_images_must_fit():
 # Validation, early stopping, interruption
 
 
-def test_given_validation_images_are_used():
+def test_given_validation_images_determine_valid_loss():
     classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     p = classifier.predict_proba(X_TEST)[np.arange(30), np.searchsorted(NAMES, Y_TEST)]
     assert classifier.stages_[-1]["valid_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-2)
 
 
-def test_a_stage_never_ends_worse_than_it_began():
+def test_stage_never_ends_worse_than_it_began():
     classifier = make_classifier(unfreeze=(0, 1, 2), lr=10.0, max_epochs=4).fit(X, Y)
     losses = [stage["valid_loss"] for stage in classifier.stages_]
     assert losses[1] <= losses[0] * 1.01
     assert losses[2] <= losses[1] * 1.01
 
 
-def test_a_stage_ends_when_nothing_improves():
+def test_stage_ends_after_n_iter_no_change():
     classifier = make_classifier(unfreeze=(0, 1), lr=1.0, max_epochs=50, n_iter_no_change=2).fit(
         X, Y
     )
@@ -404,14 +408,14 @@ def test_a_stage_ends_when_nothing_improves():
     assert stage["epochs"] == stage["best_epoch"] + 2 < 50
 
 
-def test_without_early_stopping_all_images_train_all_epochs():
+def test_all_images_train_in_all_epochs_without_early_stopping():
     classifier = make_classifier(unfreeze=(0, 1), max_epochs=4, early_stopping=False).fit(X, Y)
     assert len(classifier.history_) == 4
     assert sum(batch["train_batch_size"] for batch in classifier.history_[0]["batches"]) == 60
     assert classifier.stages_[-1]["valid_loss"] is None
 
 
-def test_without_early_stopping_the_last_epoch_is_kept_and_told():
+def test_last_epoch_is_kept_without_early_stopping():
     classifier = make_classifier(unfreeze=(0, 1), lr=10.0, max_epochs=4, early_stopping=False)
     classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     first, last = classifier.stages_
@@ -420,14 +424,14 @@ def test_without_early_stopping_the_last_epoch_is_kept_and_told():
     assert last["valid_acc"] == pytest.approx(classifier.score(X_TEST, Y_TEST))
 
 
-def test_callbacks_of_skorch_stop_a_stage():
+def test_skorch_callback_stops_a_stage():
     stopping = EarlyStopping(monitor="train_loss", patience=1, threshold=1e9)
     classifier = make_classifier(unfreeze=(0, 1, 2), max_epochs=9, callbacks=[stopping]).fit(X, Y)
     assert [stage["epochs"] for stage in classifier.stages_[1:]] == [2, 2]
     assert len(classifier.stages_) == 3
 
 
-def test_two_callbacks_may_stop_a_stage_at_once(monkeypatch):
+def test_callbacks_of_skorch_and_scikit_learn_stop_a_stage_together(monkeypatch):
     class Stop(Callback):
         def on_epoch_end(self, net, **kwargs):
             raise KeyboardInterrupt
@@ -437,7 +441,7 @@ def test_two_callbacks_may_stop_a_stage_at_once(monkeypatch):
     assert [stage["epochs"] for stage in classifier.stages_] == [0, 1, 1]
 
 
-def test_an_interrupted_fit_keeps_its_best():
+def test_interrupted_fit_keeps_its_best_weights():
     with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
         classifier = make_classifier(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
     assert [stage["stage"] for stage in classifier.stages_] == ["head", "last block"]
@@ -445,18 +449,18 @@ def test_an_interrupted_fit_keeps_its_best():
     assert classifier.interrupted_
 
 
-# What is random
+# Random augmentation
 
 
 def slow_noise(image):
-    """Draw from the generator that the whole process shares, and hold it for a while."""
+    """Draw from the global generator, slowly."""
     noise = torch.randint(0, 30, image.shape, dtype=torch.uint8)
     time.sleep(0.002)
     return image // 2 + noise
 
 
 @pytest.mark.parametrize("unfreeze", [(0, 1), "all"])
-def test_transforms_that_run_beside_the_training_leave_dropout_alone(unfreeze):
+def test_background_transforms_do_not_change_dropout(unfreeze):
     settings = {"n_views": None, "dropout": 0.5, "batch_size": 4, "n_jobs": 2, "max_epochs": 2}
     fits = [
         make_classifier(
@@ -467,7 +471,7 @@ def test_transforms_that_run_beside_the_training_leave_dropout_alone(unfreeze):
     assert equal_states(*map(net_state, fits))
 
 
-def test_fresh_copies_are_others_in_each_epoch_of_each_stage(monkeypatch):
+def test_fresh_views_differ_in_each_epoch_of_each_stage(monkeypatch):
     seen, fresh = [], FineTuning._fresh_views
 
     def noted(*arguments):
@@ -480,11 +484,11 @@ def test_fresh_copies_are_others_in_each_epoch_of_each_stage(monkeypatch):
     assert len(seen) == len(set(seen)) == 4
 
 
-# From scratch, and all at once
+# Training of all blocks at once
 
 
 @pytest.mark.parametrize("weights", [None, "default"])
-def test_everything_at_once(weights):
+def test_unfreeze_all_changes_every_parameter_in_one_stage(weights):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = "efficientnet_lite0"
@@ -501,7 +505,7 @@ def test_everything_at_once(weights):
             assert not torch.equal(value, tuned), f"{name}.{key}"
 
 
-def test_from_scratch_everything_learns_at_the_same_rate():
+def test_rates_are_equal_only_from_scratch():
     classifier = make_classifier(lambda: Tiny(), unfreeze="all", weights="default").fit(X, Y)
     assert min(classifier.history_[0]["lr"].values()) < classifier.history_[0]["lr"]["head"]
     scratch = FineTunedImageClassifier(
@@ -513,7 +517,7 @@ def test_from_scratch_everything_learns_at_the_same_rate():
 # Devices
 
 
-def test_a_fitted_classifier_goes_to_the_device_that_it_is_told():
+def test_fitted_classifier_moves_to_another_device():
     classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y)
     expected, net = classifier.predict_proba(X_TEST), classifier.net_
     assert classifier.set_params(device="cpu").net_ is net
@@ -521,7 +525,7 @@ def test_a_fitted_classifier_goes_to_the_device_that_it_is_told():
     assert (classifier.set_params(device="cpu").predict_proba(X_TEST) == expected).all()
 
 
-def test_out_of_memory_in_trained_blocks_halves_what_is_predicted_at_once(monkeypatch):
+def test_out_of_memory_in_trained_blocks_halves_the_batch(monkeypatch):
     classifier, embed = make_classifier(unfreeze=(0, 1)).fit(X, Y), TrainedSuffix.embed
     expected, sizes = classifier.predict_proba(X_TEST), []
 
@@ -539,7 +543,7 @@ def test_out_of_memory_in_trained_blocks_halves_what_is_predicted_at_once(monkey
 # Pickles
 
 
-def test_a_pickle_carries_the_trained_blocks_alone_and_predicts_the_same_elsewhere(tmp_path):
+def test_pickle_holds_only_trained_blocks_and_predicts_the_same(tmp_path):
     settings = {"unfreeze": (0, 1), "image_size": 64, "max_epochs": 1, "augment": None}
     classifier = FineTunedImageClassifier(random_state=0, **settings).fit(X[:30], Y[:30])
     saved = pickle.dumps(classifier)
@@ -557,14 +561,14 @@ def test_a_pickle_carries_the_trained_blocks_alone_and_predicts_the_same_elsewhe
     assert (np.load(tmp_path / "p.npy") == classifier.predict_proba(X_TEST)).all()
 
 
-def test_a_pickle_holds_no_tensor_of_another_device():
+def test_pickle_holds_only_cpu_tensors():
     state = make_classifier().fit(X, Y).__getstate__()
     assert state["_net"] is None
     assert {tensor.device.type for tensor in state["_tuned"].weights.values()} == {"cpu"}
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_learns_the_same():
+def test_classifier_fitted_on_a_gpu_predicts_the_same_on_the_cpu():
     gpu = make_classifier(device="cuda", precision="float32", max_epochs=10).fit(X, Y)
     assert gpu.score(X_TEST, Y_TEST) > 0.9
     loaded = pickle.loads(pickle.dumps(gpu)).set_params(device="cpu")
@@ -573,7 +577,7 @@ def test_on_a_gpu_it_learns_the_same():
     )
 
 
-# Once in a fit
+# Calls per fit
 
 
 def test_fit_resolves_images_loads_the_backbone_and_chooses_the_engine_once(monkeypatch):

@@ -1,4 +1,4 @@
-"""FineTunedImageClassifier inside scikit-learn's searches, ensembles and reports."""
+"""FineTunedImageClassifier works in scikit-learn's searches, ensembles and pipelines."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def counting(log, store, **parameters):
 
 
 @pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_search_sends_each_view_through_the_prefix_once_per_boundary(log, store, folder, n_jobs):
-    """8 candidates in 3 folds: 25 fits; boundaries behind block 0 and behind block 1."""
+def test_search_embeds_each_view_once_per_boundary(log, store, folder, n_jobs):
+    """The search has 25 fits (8 candidates in 3 folds), and boundaries after blocks 0 and 1."""
     search = GridSearchCV(counting(log, store), GRID, cv=3, n_jobs=n_jobs).fit(X, Y)
     assert search.best_score_ > 0.9
     views, boundaries = 3 * len(X), 2
@@ -42,13 +42,13 @@ def test_a_search_sends_each_view_through_the_prefix_once_per_boundary(log, stor
     assert counted(log) == before
 
 
-def test_without_a_store_every_fit_sends_them_again(log):
+def test_search_without_a_store_embeds_in_every_fit(log):
     search = GridSearchCV(counting(log, None, unfreeze=(0, 1)), {"lr": [1e-3, 1e-4]}, cv=3)
     search.fit(X, Y)
     assert counted(log) == 2 * 3 * (3 * 40 + 20) + 3 * 60
 
 
-def test_the_extractor_and_stage_0_share_their_embeddings(log, store):
+def test_extractor_and_head_stage_share_embeddings(log, store):
     backbone = CountingTiny(log)
     PretrainedFeatureExtractor(backbone, cache=store).fit_transform(X)
     before = counted(log)
@@ -56,12 +56,12 @@ def test_the_extractor_and_stage_0_share_their_embeddings(log, store):
     assert counted(log) == before == len(X)
 
 
-def test_it_calibrates():
+def test_classifier_is_calibrated():
     classifier = CalibratedClassifierCV(make_classifier(), cv=3).fit(X, Y)
     assert classifier.score(X_TEST, Y_TEST) > 0.9
 
 
-def test_it_stacks():
+def test_classifier_is_stacked():
     rows = X.reshape(len(X), -1)
     estimators = [
         ("tuned", make_classifier(image_shape=(20, 20, 3))),
@@ -71,13 +71,13 @@ def test_it_stacks():
     assert classifier.score(X_TEST.reshape(len(X_TEST), -1), Y_TEST) > 0.9
 
 
-def test_it_predicts_across_folds():
+def test_classifier_works_in_cross_val_predict():
     p = cross_val_predict(make_classifier(), X, Y, cv=3, method="predict_proba")
     assert p.shape == (60, 3)
     assert (np.unique(Y)[p.argmax(axis=1)] == Y).mean() > 0.9
 
 
-def test_it_has_a_learning_curve():
+def test_classifier_works_in_learning_curve():
     sizes, _, scores = learning_curve(
         make_classifier(), X, Y, cv=3, train_sizes=[0.5, 1.0], shuffle=True
     )
@@ -85,24 +85,24 @@ def test_it_has_a_learning_curve():
     assert scores.mean(axis=1)[-1] > 0.9
 
 
-def test_it_is_halved():
+def test_classifier_works_in_a_halving_search():
     search = HalvingGridSearchCV(make_classifier(), {"lr": [1e-3, 1e-4]}, cv=2, min_resources=30)
     assert search.fit(X, Y).score(X_TEST, Y_TEST) > 0.9
 
 
-def test_its_threshold_is_tuned():
+def test_classifier_works_in_a_threshold_search():
     rows = np.flatnonzero(Y != "owl")
     classifier = TunedThresholdClassifierCV(make_classifier(), cv=3).fit(X[rows], Y[rows])
     test = np.flatnonzero(Y_TEST != "owl")
     assert classifier.score(X_TEST[test], Y_TEST[test]) > 0.8
 
 
-def test_it_ends_a_pipeline_and_transforms_in_the_middle_of_one():
+def test_classifier_transforms_in_a_pipeline():
     model = make_pipeline(make_classifier(), LogisticRegression(max_iter=1000)).fit(X, Y)
     assert model.score(X_TEST, Y_TEST) > 0.9
 
 
-def test_weights_are_routed():
+def test_sample_weight_is_routed_through_a_search():
     weights = np.where(Y == "owl", 0, 1)
     with sklearn.config_context(enable_metadata_routing=True):
         classifier = (
@@ -115,7 +115,7 @@ def test_weights_are_routed():
     assert search.best_estimator_.classes_.tolist() == ["cat", "dog"]
 
 
-def test_a_progress_bar_of_a_search_shows_stages_and_epochs(capsys):
+def test_progress_bar_of_a_search_shows_stages(capsys):
     callback = pytest.importorskip("sklearn.callback")
     pytest.importorskip("rich")
     search = GridSearchCV(make_classifier(), {"lr": [1e-3]}, cv=2).set_callbacks(
@@ -128,7 +128,7 @@ def test_a_progress_bar_of_a_search_shows_stages_and_epochs(capsys):
 
 
 @pytest.mark.parametrize("verbose", [0, 1])
-def test_a_fit_shows_its_stages_where_asked_and_a_search_is_quiet(capsys, verbose):
+def test_verbose_fit_shows_its_stages_but_not_in_a_search(capsys, verbose):
     make_classifier(verbose=verbose).fit(X, Y)
     shown = capsys.readouterr().err
     assert ("last block" in shown) == bool(verbose)
@@ -136,7 +136,7 @@ def test_a_fit_shows_its_stages_where_asked_and_a_search_is_quiet(capsys, verbos
     assert "last block" not in capsys.readouterr().err
 
 
-def test_names_of_the_contract():
+def test_classifier_has_the_documented_parameters():
     parameters = FineTunedImageClassifier().get_params()
     assert parameters["backbone"] == "efficientnet_lite0"
     promised = "weights unfreeze max_epochs lr lr_drop optimizer weight_decay batch_size batch_norm"

@@ -1,7 +1,7 @@
-"""The pages of docs/: every python block runs, in order, and gives what the page says it gives.
+"""Every python block of the pages in docs/ runs in order, with the output that the page shows.
 
-A ```python block that is followed by a ```text block must print that text, or, where the text
-begins with the name of an error, raise it. "..." stands for anything, and line breaks are free.
+A ```python block that is followed by a ```text block must print that text, or raise the error if
+the text begins with the name of one. "..." matches anything, and line breaks are ignored.
 """
 
 import doctest
@@ -29,11 +29,11 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def blocks(page):
-    """List the python blocks of a page: line, code, and the text that directly follows or None."""
+    """List the python blocks of a page: line, code, and the text block after it or None."""
     text = (DOCS / page).read_text()
-    found = list(BLOCK.finditer(text))
+    matches = list(BLOCK.finditer(text))
     listed = []
-    for block, following in zip_longest(found, found[1:]):
+    for block, following in zip_longest(matches, matches[1:]):
         if not block.group().startswith("```python"):
             continue
         follows = (
@@ -47,7 +47,7 @@ def blocks(page):
 
 
 def run(line, code, expected, page, namespace):
-    """Run a block, and compare what it prints or raises."""
+    """Run a block, and compare its output or error."""
     printed = io.StringIO()
     compiled = compile("\n" * line + code, str(DOCS / page), "exec")
     raises = expected is not None and ERROR.match(expected)
@@ -67,9 +67,9 @@ def run(line, code, expected, page, namespace):
 
 @pytest.fixture
 def offline(monkeypatch, folder):
-    """Work in an empty folder, on a machine that reaches nobody, and with one thread.
+    """Work in an empty folder, without a network, and with one thread.
 
-    Threads that wait for each other on cores that others use too cost more than they give.
+    On shared cores, threads that wait for each other cost more than they save.
     """
 
     def refuse(*args, **kwargs):
@@ -84,7 +84,7 @@ def offline(monkeypatch, folder):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
-def test_every_python_block_does_what_the_page_says(page, offline):
+def test_python_blocks_print_the_documented_output(page, offline):
     namespace = {"__name__": "__main__"}
     for line, code, expected in blocks(page):
         run(line, code, expected, page, namespace)
@@ -93,18 +93,18 @@ def test_every_python_block_does_what_the_page_says(page, offline):
 
 
 def check_containers(namespace):
-    """The examples in the table of containers give the embeddings that the page begins with."""
+    """Check that every container in the table gives the same embeddings."""
     table = (DOCS / "input_formats.md").read_text().partition("## Containers")[2]
     examples = re.findall(r"^\| .* \| `(.*)` \|$", table.partition("\n## ")[0], re.M)
     assert len(examples) > 15
     expected = namespace["PretrainedFeatureExtractor"]().fit_transform(["a.png", "b.png"])
     for example in examples:
         X = eval(example, namespace)
-        found = namespace["PretrainedFeatureExtractor"](cache=None).fit_transform(X)
-        np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=example)
+        embeddings = namespace["PretrainedFeatureExtractor"](cache=None).fit_transform(X)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-4, err_msg=example)
 
 
-def test_there_are_pages_with_blocks():
+def test_pages_have_python_blocks():
     assert sum(len(blocks(page)) for page in PAGES) > 40
 
 
@@ -121,14 +121,14 @@ def test_every_page_is_in_the_table_of_contents():
         assert page == "index.md" or re.search(f"^{page.removesuffix('.md')}$", index, re.M), page
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_resolve():
     for page in PAGES:
         text = (DOCS / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+\.md)\)", text):
             assert (DOCS / page).parent.joinpath(target).resolve().is_file(), (page, target)
 
 
-def test_parameters_that_the_pages_name_exist():
+def test_parameters_named_in_pages_exist():
     known = set(inspect.signature(sktransfer.PretrainedFeatureExtractor).parameters)
     for page in PAGES:
         text = (DOCS / page).read_text()
@@ -137,7 +137,7 @@ def test_parameters_that_the_pages_name_exist():
 
 
 @pytest.mark.parametrize("command", ["demo", "backbones"])
-def test_the_page_of_the_command_line_names_its_options(command, capsys):
+def test_command_line_page_names_every_option(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     options = set(re.findall(r"--\w+", capsys.readouterr().out)) - {"--help"}

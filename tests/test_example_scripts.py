@@ -1,4 +1,4 @@
-"""The scripts of examples/ run from start to end, and print what can be believed."""
+"""The scripts of examples/ run from start to end, and print plausible scores."""
 
 import os
 import re
@@ -13,13 +13,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(script, tmp_path, *arguments):
-    """Run an example in a process of its own, where warnings are errors; return what it prints."""
+    """Run an example in a new process with warnings as errors, and return its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / script, *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        # One thread: those that wait for each other on shared cores cost more than they give.
+        # One thread: on shared cores, threads that wait for each other cost more than they save.
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         timeout=600,
         check=False,
@@ -39,27 +39,27 @@ def test_every_example_is_tested():
         assert f'run("{script.name}"' in tests
 
 
-def test_three_lines(tmp_path):
+def test_three_lines_prints_counts_and_score(tmp_path):
     printed = run("01_three_lines.py", tmp_path, "--digits", "200")
     assert "Images through the network: 200 (without the store: 4700)" in printed
     assert numbers(r"held out: (\d\.\d+)", printed)[0] > 0.5
 
 
 @pytest.mark.slow
-def test_three_lines_as_they_stand(tmp_path):
+def test_three_lines_with_defaults_prints_counts_and_score(tmp_path):
     printed = run("01_three_lines.py", tmp_path)
     assert "Images through the network: 600 (without the store: 14100)" in printed
     assert numbers(r"held out: (\d\.\d+)", printed)[0] > 0.8
 
 
-def test_folder_of_images_without_a_folder(tmp_path):
+def test_folder_of_images_runs_without_a_folder(tmp_path):
     printed = run("02_folder_of_images.py", tmp_path)
     assert "48 images below" in printed
     assert numbers(r"accuracy +(\d\.\d+)", printed)[0] > 0.9
 
 
 @pytest.mark.slow
-def test_folder_of_images_with_a_broken_one(tmp_path):
+def test_folder_of_images_reports_a_broken_image(tmp_path):
     for name, color in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
         (tmp_path / "own" / name).mkdir(parents=True)
         for number in range(3):
@@ -71,7 +71,7 @@ def test_folder_of_images_with_a_broken_one(tmp_path):
     assert re.search(r"accuracy +\d\.\d+ +6\n", printed)
 
 
-def test_images_beside_columns(tmp_path):
+def test_images_beside_columns_scores_better_than_columns(tmp_path):
     printed = run("03_images_beside_columns.py", tmp_path)
     assert numbers("images and columns: accuracy (.*) in", printed)[0] > 0.9
     assert numbers("columns only: accuracy (.*) in", printed)[0] < 0.6
@@ -79,7 +79,7 @@ def test_images_beside_columns(tmp_path):
 
 
 @pytest.mark.slow
-def test_which_layer(tmp_path):
+def test_which_layer_prints_a_score_for_each_layer(tmp_path):
     printed = run("04_which_layer.py", tmp_path)
     for layer in ("block4", "block7", "block10", "block15", "penultimate"):
         assert re.search(rf"^{layer} +(\d\.\d+ \+- \d\.\d+ *){{3}}$", printed, re.M)
@@ -87,9 +87,9 @@ def test_which_layer(tmp_path):
 
 
 @pytest.mark.slow
-def test_fine_tune(tmp_path):
-    few = ("--digits", "100", "--epochs", "3", "--unfreeze", "3")
-    printed = run("05_fine_tune.py", tmp_path, *few)
+def test_fine_tune_prints_scores_and_stages(tmp_path):
+    short = ("--digits", "100", "--epochs", "3", "--unfreeze", "3")
+    printed = run("05_fine_tune.py", tmp_path, *short)
     for name in ("pixels", "frozen", "tuned"):
         assert numbers(rf"{name} +accuracy (\d\.\d+) in", printed)[0] > 0.6
     assert re.search(r"^head +0 epochs, +12,810 parameters$", printed, re.M)
@@ -97,14 +97,14 @@ def test_fine_tune(tmp_path):
 
 
 @pytest.mark.slow
-def test_fine_tune_as_it_stands(tmp_path):
+def test_fine_tune_with_defaults_beats_frozen_embeddings(tmp_path):
     printed = run("05_fine_tune.py", tmp_path)
     frozen = numbers(r"frozen +accuracy (\d\.\d+) in", printed)[0]
     assert numbers(r"tuned +accuracy (\d\.\d+) in", printed)[0] > max(frozen, 0.85)
 
 
 @pytest.mark.slow
-def test_which_strategy(tmp_path):
+def test_which_strategy_prints_the_report_and_scores(tmp_path):
     printed = run("07_which_strategy.py", tmp_path, "--digits", "60", "--epochs", "2")
     assert printed.startswith("Few images, different from those of the weights")
     assert "estimator_: FineTunedImageClassifier(augment='light'" in printed
@@ -113,16 +113,16 @@ def test_which_strategy(tmp_path):
 
 
 @pytest.mark.slow
-def test_which_strategy_as_it_stands(tmp_path):
+def test_which_strategy_with_defaults_beats_frozen_embeddings(tmp_path):
     printed = run("07_which_strategy.py", tmp_path)
     frozen = numbers(r"frozen +accuracy (\d\.\d+) in", printed)[0]
     assert numbers(r"recommended +accuracy (\d\.\d+) in", printed)[0] > frozen + 0.05
 
 
 @pytest.mark.slow
-def test_domain_shift(tmp_path):
-    few = ("--digits", "60", "--epochs", "1", "--unfreeze", "2")
-    printed = run("06_domain_shift.py", tmp_path, *few)
+def test_domain_shift_prints_a_score_for_each_method(tmp_path):
+    short = ("--digits", "60", "--epochs", "1", "--unfreeze", "2")
+    printed = run("06_domain_shift.py", tmp_path, *short)
     # Ten classes. Measured: 0.20 unless BatchNorm is matched, then 0.45, and 0.40 self-trained.
     bounds = {
         "source only": 0.15,
@@ -136,14 +136,14 @@ def test_domain_shift(tmp_path):
 
 
 @pytest.mark.slow
-def test_domain_shift_as_it_stands(tmp_path):
+def test_domain_shift_with_defaults_gains_from_batch_norm(tmp_path):
     printed = run("06_domain_shift.py", tmp_path)
     alone = numbers(r"source only +accuracy on the target (\d\.\d+) in", printed)[0]
     assert numbers(r"BatchNorm +accuracy on the target (\d\.\d+) in", printed)[0] > alone
 
 
 @pytest.mark.slow
-def test_closer_source(tmp_path):
+def test_closer_source_prints_scores_of_both_sources(tmp_path):
     printed = run(
         "08_closer_source.py", tmp_path, "--digits", "50", "--epochs", "1", "--draws", "1"
     )
@@ -153,7 +153,7 @@ def test_closer_source(tmp_path):
 
 
 @pytest.mark.slow
-def test_closer_source_as_it_stands(tmp_path):
+def test_closer_source_with_defaults_gains_from_the_closer_source(tmp_path):
     printed = run("08_closer_source.py", tmp_path)
     (linear,), (far,) = (
         numbers(rf"ImageNet +{way} +accuracy (\d\.\d+) ±", printed) for way in ("linear", "tuned")
@@ -164,7 +164,7 @@ def test_closer_source_as_it_stands(tmp_path):
 
 
 @pytest.mark.slow
-def test_as_data_grows(tmp_path):
+def test_as_data_grows_prints_scores_and_saves_a_plot(tmp_path):
     printed = run("09_as_data_grows.py", tmp_path, "--sizes", "2", "4", "--epochs", "1")
     for name in ("frozen", "staged", "full", "scratch"):
         assert len(numbers(rf"of a class: .*{name} (\d\.\d+)", printed)) == 4
@@ -173,7 +173,7 @@ def test_as_data_grows(tmp_path):
 
 
 @pytest.mark.slow
-def test_as_data_grows_as_it_stands(tmp_path):
+def test_as_data_grows_with_defaults_orders_the_strategies(tmp_path):
     printed = run("09_as_data_grows.py", tmp_path)
     frozen, full, scratch = (
         numbers(rf"45 of a class: .*{name} (\d\.\d+)", printed)

@@ -10,7 +10,18 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from helpers import SIZE, CountingTiny, Tiny, cosine, counted, images, unreachable
+from helpers import (
+    SIZE,
+    CountingTiny,
+    Items,
+    Tiny,
+    cosine,
+    counted,
+    encoded,
+    images,
+    save_images,
+    unreachable,
+)
 from PIL import Image
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -30,13 +41,12 @@ def tiny(**parameters):
     return PretrainedFeatureExtractor(Tiny(), **parameters)
 
 
-# --- scikit-learn means scikit-learn -------------------------------------------------------------
+# --- the contract of scikit-learn ----------------------------------------------------------------
 
 
-def test_check_estimator_on_real_rows():
-    # The class is a callable that makes the module. (A module as a parameter passes all but one of
-    # the checks: that one compares joblib.hash of parameters with that of deep copies, which differ
-    # for every torch tensor.)
+def test_extractor_passes_check_estimator():
+    # The class is a callable that builds the module. A module as a parameter fails one check, which
+    # compares the joblib.hash of parameters and of their deep copies: torch tensors differ there.
     extractor = PretrainedFeatureExtractor(Tiny, image_shape=(1, -1))
     results = check_estimator(extractor, on_fail=None, on_skip=None)
     status = [result["status"] for result in results]
@@ -44,26 +54,26 @@ def test_check_estimator_on_real_rows():
     assert failed == []
     assert status.count("xfail") == 0
     assert status.count("passed") >= 45
-    # PCA skips the same: the array API checks, which need a package of their own.
+    # PCA skips the same array API checks, which need another package.
     skipped = {r["check_name"] for r in results if r["status"] == "skipped"}
     assert skipped <= {"check_array_api_input", "check_array_api_input_and_values"}
 
 
-def test_unfitted():
+def test_unfitted_extractor_raises_not_fitted():
     with pytest.raises(NotFittedError, match="not fitted yet"):
         tiny().transform(images(2))
     with pytest.raises(NotFittedError, match="not fitted yet"):
         tiny().get_feature_names_out()
 
 
-def test_nothing_is_loaded_before_fit():
+def test_backbone_is_not_loaded_before_fit():
     extractor = clone(PretrainedFeatureExtractor("no_such_network", weights="nor_such_weights"))
     assert "no_such_network" in repr(extractor)
     with pytest.raises(ValueError, match="Got backbone='no_such_network'"):
         extractor.fit(images(2))
 
 
-def test_the_preprocessing_shows_in_the_repr():
+def test_repr_of_a_fitted_extractor_shows_the_preprocessing():
     extractor = PretrainedFeatureExtractor(batch_size=3)
     assert repr(extractor) == "PretrainedFeatureExtractor(batch_size=3)"
     shown = repr(extractor.fit(images(1)))
@@ -72,7 +82,7 @@ def test_the_preprocessing_shows_in_the_repr():
     )
 
 
-def test_set_params_and_fit_takes_the_new_backbone():
+def test_set_params_applies_at_the_next_fit():
     X = images(3)
     extractor = tiny(cache=None).fit(X)
     before = extractor.transform(X)
@@ -80,13 +90,13 @@ def test_set_params_and_fit_takes_the_new_backbone():
     np.testing.assert_array_equal(extractor.transform(X), before)
     after = extractor.fit_transform(X)
     assert after.shape == (3, 1024)
-    again = PretrainedFeatureExtractor(
+    expected = PretrainedFeatureExtractor(
         "mobilenet_v3_small", weights=None, image_size=64, cache=None
     ).fit_transform(X)
-    np.testing.assert_allclose(after, again, rtol=1e-5)
+    np.testing.assert_allclose(after, expected, rtol=1e-5)
 
 
-def test_names_match_the_width_and_set_output_uses_them():
+def test_feature_names_match_the_width_and_set_output():
     X = images(3)
     extractor = tiny(layer=["0", None, "logits"], pooling="avg")
     embeddings = extractor.fit_transform(X)
@@ -100,15 +110,15 @@ def test_names_match_the_width_and_set_output_uses_them():
     assert extractor.set_output(transform="polars").transform(X).shape == embeddings.shape
 
 
-def test_logits_carry_the_names_of_their_categories():
+def test_logits_are_named_after_their_categories():
     extractor = PretrainedFeatureExtractor(layer="logits").fit(images(1))
     names = list(extractor.get_feature_names_out())
     assert len(set(names)) == 1000
     assert names[1] == "efficientnet_lite0_logits_goldfish"
 
 
-def test_a_column_transformer_sends_a_column_of_paths(tmp_path):
-    paths = saved(images(6), tmp_path)
+def test_extractor_works_on_a_column_of_paths(tmp_path):
+    paths = save_images(images(6), tmp_path)
     frame = pd.DataFrame({"path": paths, "age": np.arange(6.0)})
     columns = ColumnTransformer(
         [("image", tiny(), ["path"]), ("number", StandardScaler(), ["age"])]
@@ -132,7 +142,7 @@ def test_flattened_rows_equal_the_images():
         tiny().fit(digits.data)
 
 
-def test_folds_of_float_images_share_their_range():
+def test_pixel_range_is_the_same_in_every_fold():
     digits = load_digits().images
     dark = digits[digits.max(axis=(1, 2)) < 16]
     assert len(dark) > 0
@@ -141,31 +151,6 @@ def test_folds_of_float_images_share_their_range():
 
 
 # --- the same image in every container ----------------------------------------------------------
-
-
-def saved(arrays, folder):
-    paths = []
-    for number, array in enumerate(arrays):
-        paths.append(str(folder / f"{number:03}.png"))
-        Image.fromarray(array).save(paths[-1])
-    return paths
-
-
-class Items(torch.utils.data.Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, row):
-        return self.items[row], row % 3
-
-
-def encoded(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
 
 
 CONTAINERS = {
@@ -184,18 +169,26 @@ CONTAINERS = {
     "float32 NCHW": lambda X, paths: (X / 255).astype(np.float32).transpose(0, 3, 1, 2),
     "int64": lambda X, paths: X.astype(np.int64),
     "uint16": lambda X, paths: X.astype(np.uint16) * 257,
-    "bytes": lambda X, paths: [encoded(x) for x in X],
+    "bytes": lambda X, paths: [encoded(Image.fromarray(x)) for x in X],
     "dicts of PIL": lambda X, paths: [{"image": Image.fromarray(x), "label": 1} for x in X],
-    "dicts of bytes": lambda X, paths: [{"bytes": encoded(x), "path": None} for x in X],
+    "dicts of bytes": lambda X, paths: [
+        {"bytes": encoded(Image.fromarray(x)), "path": None} for x in X
+    ],
     "torch Dataset": lambda X, paths: Items([torch.from_numpy(x).permute(2, 0, 1) for x in X]),
     "Dataset of PIL": lambda X, paths: Items([Image.fromarray(x) for x in X]),
-    "mixture": lambda X, paths: [paths[0], X[1], Image.fromarray(X[2]), encoded(X[3]), *X[4:]],
+    "mixture": lambda X, paths: [
+        paths[0],
+        X[1],
+        Image.fromarray(X[2]),
+        encoded(Image.fromarray(X[3])),
+        *X[4:],
+    ],
 }
 
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Five different crops of real photographs."""
+    """Return four different crops of photographs."""
     china, flower = load_sample_images().images
     return np.stack(
         [image[y : y + 240, y : y + 240] for image in (china, flower) for y in (0, 150)]
@@ -203,9 +196,9 @@ def photographs():
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_the_same_image_gives_the_same_embedding(container, photographs, tmp_path):
+def test_embedding_does_not_depend_on_the_container(container, photographs, tmp_path):
     reference = PretrainedFeatureExtractor().fit_transform(photographs)
-    X = CONTAINERS[container](photographs, saved(photographs, tmp_path))
+    X = CONTAINERS[container](photographs, save_images(photographs, tmp_path))
     embedded = PretrainedFeatureExtractor().fit_transform(X)
     assert cosine(embedded, reference).min() >= 0.9999
     assert cosine(embedded, reference[::-1]).max() < 0.99
@@ -214,7 +207,7 @@ def test_the_same_image_gives_the_same_embedding(container, photographs, tmp_pat
 # --- guarantees ----------------------------------------------------------------------------------
 
 
-def test_a_large_jpeg_that_is_decoded_smaller_gives_the_same_embedding():
+def test_large_jpeg_decoded_smaller_has_the_same_embedding():
     large, pixels = [], []
     for photograph in load_sample_images().images:
         image = Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC)
@@ -229,7 +222,7 @@ def test_a_large_jpeg_that_is_decoded_smaller_gives_the_same_embedding():
     assert not np.array_equal(decoded_smaller, whole)
 
 
-def test_frozen_is_frozen_after_fit_transform_and_search(log):
+def test_module_is_unchanged_after_fit_transform_and_search(log):
     from sklearn.model_selection import GridSearchCV
 
     module = Tiny()
@@ -244,7 +237,7 @@ def test_frozen_is_frozen_after_fit_transform_and_search(log):
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_the_named_backbone_stays_as_its_file_has_it():
+def test_named_backbone_stays_equal_to_its_file():
     from sktransfer.backbones.efficientnet_lite import efficientnet_lite, weights_path
     from sktransfer.backbones.weights import load_state_dict
 
@@ -254,13 +247,13 @@ def test_the_named_backbone_stays_as_its_file_has_it():
         "efficientnet_lite0", load_state_dict(weights_path("efficientnet_lite0"))
     ).state_dict()
     block_list = load_backbone("efficientnet_lite0").block_list
-    kept = [t for _, block in block_list.blocks for t in block.state_dict().values()]
-    kept += block_list.logits.state_dict().values()
-    assert len(kept) == len(reference)
-    assert all(torch.equal(a, b) for a, b in zip(kept, reference.values(), strict=True))
+    tensors = [t for _, block in block_list.blocks for t in block.state_dict().values()]
+    tensors += block_list.logits.state_dict().values()
+    assert len(tensors) == len(reference)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, reference.values(), strict=True))
 
 
-def test_the_embedding_does_not_depend_on_the_batch(photographs):
+def test_embedding_does_not_depend_on_the_batch(photographs):
     X = [*photographs, photographs[0][:100, :50]]
     together = PretrainedFeatureExtractor(cache=None, batch_size=5).fit(X)
     alone = np.concatenate([together.transform([x]) for x in X])
@@ -268,14 +261,14 @@ def test_the_embedding_does_not_depend_on_the_batch(photographs):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_batch_size_and_threads_change_nothing(batch_size):
+def test_embedding_does_not_depend_on_batch_size_and_threads(batch_size):
     X = images(20)
     expected = tiny(cache=None).fit_transform(X)
     got = tiny(cache=None, batch_size=batch_size, n_jobs=4).fit_transform(X)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_pickles_are_small_and_work_in_a_fresh_process(tmp_path, photographs):
+def test_pickle_is_small_and_works_in_a_fresh_process(tmp_path, photographs):
     extractor = PretrainedFeatureExtractor().fit(photographs)
     pickled = pickle.dumps(extractor)
     assert len(pickled) < 64 * 1024
@@ -288,11 +281,11 @@ def test_pickles_are_small_and_work_in_a_fresh_process(tmp_path, photographs):
         "np.save('embeddings.npy', extractor.transform(np.load('X.npy')))\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
-    again = np.load(tmp_path / "embeddings.npy")
-    assert cosine(again, extractor.transform(photographs)).min() >= 0.9999
+    embeddings = np.load(tmp_path / "embeddings.npy")
+    assert cosine(embeddings, extractor.transform(photographs)).min() >= 0.9999
 
 
-def test_weights_that_changed_since_fit_are_an_error(tmp_path):
+def test_weights_changed_since_fit_raise(tmp_path):
     module = Tiny()
     extractor = PretrainedFeatureExtractor(module).fit(images(2))
     with torch.no_grad():
@@ -301,9 +294,7 @@ def test_weights_that_changed_since_fit_are_an_error(tmp_path):
         extractor.transform(images(2))
 
 
-def test_offline_without_weights_is_one_clear_error_long_before_the_connection_times_out(
-    tmp_path, monkeypatch
-):
+def test_missing_weights_offline_raise_before_the_connection_times_out(tmp_path, monkeypatch):
     import socket
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -324,16 +315,16 @@ def test_weights_in_the_hub_folder_are_used(tmp_path, monkeypatch):
     state = build_torchvision("mobilenet_v3_small", seed=5).state_dict()
     torch.save(state, folder / os.path.basename(member.url))
     X = images(3)
-    got = PretrainedFeatureExtractor("mobilenet_v3_small", image_size=64).fit_transform(X)
+    embeddings = PretrainedFeatureExtractor("mobilenet_v3_small", image_size=64).fit_transform(X)
     file = tmp_path / "own.safetensors"
     __import__("safetensors.torch").torch.save_file(state, file)
-    own = PretrainedFeatureExtractor("mobilenet_v3_small", weights=file, image_size=64)
-    np.testing.assert_allclose(own.fit_transform(X), got, rtol=1e-4, atol=1e-5)
-    other = PretrainedFeatureExtractor("mobilenet_v3_small", weights=None, image_size=64)
-    assert cosine(other.fit_transform(X), got).max() < 0.5
+    from_file = PretrainedFeatureExtractor("mobilenet_v3_small", weights=file, image_size=64)
+    np.testing.assert_allclose(from_file.fit_transform(X), embeddings, rtol=1e-4, atol=1e-5)
+    untrained = PretrainedFeatureExtractor("mobilenet_v3_small", weights=None, image_size=64)
+    assert cosine(untrained.fit_transform(X), embeddings).max() < 0.5
 
 
-def test_the_seed_of_others_is_left_alone():
+def test_global_random_states_are_unchanged():
     adapting, X = tiny(batch_norm="adapt"), images(8)
     torch.manual_seed(3)
     np.random.seed(3)
@@ -344,12 +335,12 @@ def test_the_seed_of_others_is_left_alone():
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-# --- once ------------------------------------------------------------------------------------
+# --- calls per fit -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Count the calls of the functions that a fit or a transform needs once."""
+    """Count the calls of functions that a fit or a transform should call once."""
     from collections import Counter
 
     from sktransfer import extractor
@@ -382,9 +373,7 @@ ONCE = {"source_of", "check_source", "load_backbone", "digest_tensors", "choose_
 
 
 @pytest.mark.parametrize("parameters", [{}, {"image_shape": (20, 20, 3)}, {"batch_norm": "adapt"}])
-def test_each_call_resolves_images_loads_the_backbone_and_chooses_the_engine_once(
-    calls, parameters
-):
+def test_call_resolves_images_backbone_and_engine_once(calls, parameters):
     X = images(6) / 255
     if "image_shape" in parameters:
         X = pd.DataFrame(X.reshape(6, -1))
@@ -404,14 +393,14 @@ def test_each_call_resolves_images_loads_the_backbone_and_chooses_the_engine_onc
 
 @pytest.fixture
 def with_broken(tmp_path):
-    paths = saved(images(6), tmp_path)
-    (tmp_path / "002.png").write_bytes(b"no image")
+    paths = save_images(images(6), tmp_path)
+    (tmp_path / "2.png").write_bytes(b"no image")
     paths[4] = str(tmp_path / "gone.png")
     return paths
 
 
-def test_a_broken_image_is_named(with_broken):
-    with pytest.raises(ImageError, match=r"Image in row 2 \(.*002\.png\): ") as caught:
+def test_broken_image_is_named(with_broken):
+    with pytest.raises(ImageError, match=r"Image in row 2 \(.*2\.png\): ") as caught:
         tiny(batch_size=2, cache=None).fit(with_broken[:4]).transform(with_broken[:4])
     assert caught.value.row == 2
     with pytest.raises(ImageError, match=r"Image in row 4 \(.*gone\.png\): "):
@@ -424,7 +413,7 @@ def test_broken_images_become_rows_of_nan(with_broken, cache):
     embedded = extractor.fit_transform(with_broken)
     assert np.isnan(embedded).any(axis=1).tolist() == [False, False, True, False, True, False]
     assert [error.row for error in extractor.errors_] == [2, 4]
-    assert "002.png" in str(extractor.errors_[0])
+    assert "2.png" in str(extractor.errors_[0])
     good = [0, 1, 3, 5]
     np.testing.assert_allclose(
         embedded[good], tiny(cache=None).fit_transform([with_broken[i] for i in good]), rtol=1e-5
@@ -436,7 +425,7 @@ def test_broken_images_become_rows_of_nan(with_broken, cache):
     assert [error.row for error in extractor.errors_] == [2, 3]
 
 
-def test_what_was_computed_before_a_broken_image_is_kept(with_broken, log, store):
+def test_embeddings_before_a_broken_image_are_stored(with_broken, log, store):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, batch_size=1, n_jobs=1)
     with pytest.raises(ImageError):
         extractor.fit_transform(with_broken[:4])
@@ -465,17 +454,17 @@ def test_what_was_computed_before_a_broken_image_is_kept(with_broken, log, store
         ({"cache": 3}, "Got cache=3"),
     ],
 )
-def test_bad_parameters(parameters, message):
+def test_invalid_parameters_are_rejected(parameters, message):
     with pytest.raises((ValueError, TypeError), match=message):
         tiny(**parameters).fit_transform(images(2) / 255)
 
 
-def test_a_size_that_the_backbone_does_not_take():
+def test_image_size_unsupported_by_the_backbone_is_rejected():
     with pytest.raises(ValueError, match="Got image_size=100x100, but vit_b_16 cannot take such"):
         PretrainedFeatureExtractor("vit_b_16", weights=None, image_size=100).fit(images(1))
 
 
-def test_pooling_none_keeps_the_whole_map():
+def test_pooling_none_keeps_the_whole_feature_map():
     embedded = tiny(pooling=None).fit_transform(images(2))
     assert embedded.shape == (2, 12 * (SIZE // 4) ** 2)
 
@@ -498,13 +487,13 @@ def test_adapted_statistics_are_those_of_the_images():
     np.testing.assert_allclose(copied.transform(X), adapted, rtol=1e-5)
 
 
-def test_adapting_needs_batch_norm():
+def test_batch_norm_adapt_rejects_a_module_without_batch_norm():
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1))
     with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
         PretrainedFeatureExtractor(module, batch_norm="adapt").fit(images(4))
 
 
-def test_a_callable_makes_the_same_module_every_time():
+def test_callable_backbone_builds_the_same_module_every_time():
     embedded = [
         PretrainedFeatureExtractor(random_module, image_size=SIZE, cache=None).fit_transform(
             images(2)
@@ -518,7 +507,7 @@ def random_module():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1))
 
 
-def test_timm_by_name(photographs):
+def test_timm_backbone_is_loaded_by_name(photographs):
     extractor = PretrainedFeatureExtractor("timm:mobilenetv3_small_050", weights=None)
     assert extractor.fit_transform(photographs).shape == (4, 1024)
     with pytest.raises(
@@ -527,7 +516,7 @@ def test_timm_by_name(photographs):
         PretrainedFeatureExtractor("timm:resnet5O", weights=None).fit(photographs)
 
 
-def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
+def test_missing_timm_raises_an_error_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[timm\]'"):
         PretrainedFeatureExtractor("timm:resnet18", weights=None).fit(images(1))

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-# Page, the text around a figure ({} stands for it), and where it is: file, then keys.
+# Page, the text around a figure, for which {} stands, and its path: file, then keys.
 FIGURES = [
     ("README.md", "| sktransfer with `[cpu]` | {} |", "embedding variants ours median"),
     ("README.md", 'precision="bfloat16"` | {} |', "embedding variants half median"),
@@ -84,7 +84,7 @@ STRATEGIES = {"used for choosing": "development", "used for testing": "test"}
 
 
 def result(path):
-    """Return a result, such as that of "accuracy_digits tuned accuracy"."""
+    """Return the result at a path such as "accuracy_digits tuned accuracy"."""
     name, *keys = path.split()
     value = json.loads((RESULTS / f"{name}.json").read_text())
     for key in keys:
@@ -93,25 +93,25 @@ def result(path):
 
 
 def page(name):
-    """Return the text of a page, with each line break as a space."""
+    """Return the text of a page, with spaces in place of line breaks."""
     return re.sub(r"\s+", " ", (ROOT / name).read_text())
 
 
 def rounds_to(typed, value):
-    """Return whether a figure is a value, to the digits that it is typed with."""
+    """Return whether a value, rounded to the digits of a figure, equals it."""
     unit = 10.0 ** -len(typed.partition(".")[2])
     return abs(float(typed) - value) <= unit / 2 + 1e-9
 
 
 @pytest.mark.parametrize(("name", "text", "path"), FIGURES)
-def test_figure(name, text, path):
+def test_figure_equals_the_benchmark_result(name, text, path):
     before, after = map(re.escape, text.split("{}"))
     (typed,) = re.findall(before + r"(\d+(?:\.\d+)?)" + after, page(name))
     assert rounds_to(typed, result(path)), (typed, result(path))
 
 
 @pytest.mark.parametrize("row", METHODS)
-def test_row_of_domains(row):
+def test_domain_row_equals_the_benchmark_result(row):
     cells = re.search(
         rf"\| {re.escape(row)} \| (0\.[^|]*) \| (0\.[^|]*) \|", page("docs/domains.md")
     )
@@ -123,7 +123,7 @@ def test_row_of_domains(row):
 
 
 @pytest.mark.parametrize("row", AUGMENTATIONS)
-def test_row_of_corruptions(row):
+def test_corruption_row_equals_the_benchmark_result(row):
     cells = re.search(rf"\| {re.escape(row)} \|(.*?)\|(.*?)\|(.*?)\|", page("docs/domains.md"))
     measured = result("industrial tuned accuracy")[AUGMENTATIONS[row]]
     for cell, key in zip(cells.groups(), ("as they are", "spoiled", "all at once"), strict=True):
@@ -131,7 +131,7 @@ def test_row_of_corruptions(row):
 
 
 @pytest.mark.parametrize("row", STRATEGIES)
-def test_row_of_strategies(row):
+def test_strategy_row_equals_the_benchmark_result(row):
     cells = re.search(rf"data sets {row} \|([\d |]+)\|", page("docs/strategy.md"))
     measured = result(f"strategies {STRATEGIES[row]}")
     always = [measured["always"][key] for key in ("frozen", "staged", "full", "scratch")]

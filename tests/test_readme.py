@@ -1,4 +1,4 @@
-"""The README's blocks run, in order, on images that have the names it uses."""
+"""The README's blocks run in order on images with the names that they use."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def save_crops(folder, name, photograph, count):
         crop.save(folder / f"{name}{number}.jpg")
 
 
-def test_every_block_runs(folder):
+def test_python_blocks_run(folder):
     china, flower = load_sample_images().images
     save_crops(folder, "cat", china, 2)
     save_crops(folder, "dog", flower, 1)
@@ -39,7 +39,7 @@ def test_every_block_runs(folder):
     assert (folder / "embeddings" / "embeddings.sqlite").is_file()
 
 
-def test_the_commands_it_names_exist():
+def test_named_make_targets_exist():
     commands = re.findall(r"^make ([\w-]+) +#", README.read_text(), re.MULTILINE)
     targets = re.findall(r"^([\w-]+):", (README.parent / "Makefile").read_text(), re.MULTILINE)
     assert commands == ["demo", "test"]

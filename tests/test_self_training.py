@@ -1,4 +1,4 @@
-"""SelfTrainedImageClassifier: guesses of which a classifier is sure become labels."""
+"""SelfTrainedImageClassifier adds confident predictions on the target to the labels."""
 
 import pickle
 
@@ -33,14 +33,14 @@ from sktransfer.store.store import EmbeddingStore
 
 
 def shifted(n=200):
-    """Make two classes, told apart by the first feature; in the target, by the second better."""
+    """Make two classes that the first feature separates, and in the target better the second."""
     random, y = np.random.RandomState(0), np.arange(n) % 2
     source = (2 * y - 1)[:, None] * [1, 0] + random.normal(0, 0.6, (n, 2)) * [1, 0.1]
     target = (2 * y - 1)[:, None] * [0.4, 2] + random.normal(0, 0.6, (n, 2))
     return np.concatenate([source, target]), np.tile(y, 2), np.repeat([1, -2], n)
 
 
-def test_check_estimator():
+def test_self_training_passes_check_estimator():
     results = check_estimator(
         SelfTrainedImageClassifier(LogisticRegression()), on_fail=None, on_skip=None
     )
@@ -49,72 +49,74 @@ def test_check_estimator():
     assert [r["status"] for r in results].count("passed") >= 50
 
 
-def test_it_learns_what_tells_the_classes_of_the_target():
+def test_self_training_improves_the_target_score():
     X, y, domain = shifted()
-    ours, theirs = domain > 0, domain < 0
-    once = LogisticRegression().fit(X[ours], y[ours])
-    again = SelfTrainedImageClassifier(LogisticRegression())
-    again.fit(X, np.where(ours, y, -1), sample_domain=domain)
-    assert again.score(X[theirs], y[theirs]) > once.score(X[theirs], y[theirs]) + 0.08
+    source, target = domain > 0, domain < 0
+    source_only = LogisticRegression().fit(X[source], y[source])
+    self_trained = SelfTrainedImageClassifier(LogisticRegression())
+    self_trained.fit(X, np.where(source, y, -1), sample_domain=domain)
+    assert self_trained.score(X[target], y[target]) > source_only.score(X[target], y[target]) + 0.08
 
 
-def test_of_each_class_the_surest_join_under_what_they_were_guessed_to_be():
+def test_most_confident_predictions_of_each_class_join():
     X, y, domain = shifted()
-    once = LogisticRegression().fit(X[domain > 0], y[domain > 0])
-    found = SelfTrainedImageClassifier(LogisticRegression(), shares=[0.25])
-    found.fit(X, y, sample_domain=domain)
+    first = LogisticRegression().fit(X[domain > 0], y[domain > 0])
+    self_trained = SelfTrainedImageClassifier(LogisticRegression(), shares=[0.25])
+    self_trained.fit(X, y, sample_domain=domain)
     expected = []
     for number in (0, 1):
-        guessed = np.flatnonzero((domain < 0) & (once.predict(X) == number))
-        sure = once.predict_proba(X)[guessed, number]
+        guessed = np.flatnonzero((domain < 0) & (first.predict(X) == number))
+        sure = first.predict_proba(X)[guessed, number]
         expected += [*guessed[np.argsort(-sure)][: round(len(guessed) / 4)]]
-    assert found.pseudo_rows_.tolist() == sorted(expected)
-    np.testing.assert_array_equal(found.pseudo_labels_, once.predict(X[found.pseudo_rows_]))
-    learned = [*np.flatnonzero(domain > 0), *found.pseudo_rows_]
-    again = LogisticRegression().fit(X[learned], [*y[domain > 0], *found.pseudo_labels_])
-    np.testing.assert_allclose(found.estimators_[1].coef_, again.coef_)
-    mean = (once.predict_proba(X) + again.predict_proba(X)) / 2
-    np.testing.assert_allclose(found.predict_proba(X), mean)
-    np.testing.assert_array_equal(found.predict(X), mean.argmax(axis=1))
+    assert self_trained.pseudo_rows_.tolist() == sorted(expected)
+    np.testing.assert_array_equal(
+        self_trained.pseudo_labels_, first.predict(X[self_trained.pseudo_rows_])
+    )
+    learned = [*np.flatnonzero(domain > 0), *self_trained.pseudo_rows_]
+    second = LogisticRegression().fit(X[learned], [*y[domain > 0], *self_trained.pseudo_labels_])
+    np.testing.assert_allclose(self_trained.estimators_[1].coef_, second.coef_)
+    mean = (first.predict_proba(X) + second.predict_proba(X)) / 2
+    np.testing.assert_allclose(self_trained.predict_proba(X), mean)
+    np.testing.assert_array_equal(self_trained.predict(X), mean.argmax(axis=1))
 
 
-def test_it_is_what_the_same_fits_one_by_one_are():
+def test_self_training_equals_the_same_fits_one_by_one():
     y, options = (
         domain_labels("cat"),
         {"unfreeze": (0, 1), "batch_norm": "adapt", "early_stopping": False},
     )
-    found = SelfTrainedImageClassifier(make_classifier(**options), shares=[0.5])
-    found.fit(BOTH, y, sample_domain=DOMAIN)
+    self_trained = SelfTrainedImageClassifier(make_classifier(**options), shares=[0.5])
+    self_trained.fit(BOTH, y, sample_domain=DOMAIN)
     first = make_classifier(**options).fit(BOTH, y, sample_domain=DOMAIN)
-    guesses = first.predict(BOTH[found.pseudo_rows_])
-    assert found.pseudo_labels_.tolist() == guesses.tolist()
-    more = np.ones(len(guesses), int)
-    again = make_classifier(**options).fit(
-        np.concatenate([BOTH, BOTH[found.pseudo_rows_]]),
+    guesses = first.predict(BOTH[self_trained.pseudo_rows_])
+    assert self_trained.pseudo_labels_.tolist() == guesses.tolist()
+    ones = np.ones(len(guesses), int)
+    second = make_classifier(**options).fit(
+        np.concatenate([BOTH, BOTH[self_trained.pseudo_rows_]]),
         np.concatenate([y, guesses]),
-        sample_domain=np.concatenate([DOMAIN, more]),
+        sample_domain=np.concatenate([DOMAIN, ones]),
     )
-    assert equal_states(net_state(found.estimators_[0]), net_state(first))
-    assert equal_states(net_state(found.estimators_[1]), net_state(again))
-    assert not equal_states(net_state(again), net_state(first))
-    restored = pickle.loads(pickle.dumps(found))
-    np.testing.assert_array_equal(restored.predict_proba(X), found.predict_proba(X))
+    assert equal_states(net_state(self_trained.estimators_[0]), net_state(first))
+    assert equal_states(net_state(self_trained.estimators_[1]), net_state(second))
+    assert not equal_states(net_state(second), net_state(first))
+    restored = pickle.loads(pickle.dumps(self_trained))
+    np.testing.assert_array_equal(restored.predict_proba(X), self_trained.predict_proba(X))
 
 
 @pytest.mark.parametrize("garbage", ["cat", "nothing", None])
-def test_labels_of_the_target_are_never_read(garbage):
+def test_target_labels_are_never_read(garbage):
     estimator = make_classifier(unfreeze=0, batch_norm="adapt")
     y = [*Y.tolist(), *[garbage] * 40]
-    found = SelfTrainedImageClassifier(estimator).fit([*BOTH], y, sample_domain=DOMAIN)
+    classifier = SelfTrainedImageClassifier(estimator).fit([*BOTH], y, sample_domain=DOMAIN)
     expected = SelfTrainedImageClassifier(estimator).fit(
         BOTH, domain_labels("owl"), sample_domain=DOMAIN
     )
-    assert found.classes_.tolist() == ["cat", "dog", "owl"]
-    np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+    assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
+    np.testing.assert_array_equal(classifier.predict_proba(X), expected.predict_proba(X))
 
 
 class Noting(ClassifierMixin, BaseEstimator):
-    """Notes what each fit gets."""
+    """Records the arguments of each fit."""
 
     def __init__(self, notes=None):
         self.notes = notes
@@ -132,37 +134,40 @@ class Noting(ClassifierMixin, BaseEstimator):
         return np.stack([1 - second, second], axis=1)
 
 
-def test_a_classifier_that_knows_domains_is_told_of_them_in_every_fit():
+def test_sample_domain_is_passed_to_every_fit():
     notes = []
-    found = SelfTrainedImageClassifier(Noting(notes))
-    found.fit([[1], [9], [8], [2]], ["a", "?", "b", "?"], sample_domain=[3, -1, 3, -1])
+    classifier = SelfTrainedImageClassifier(Noting(notes))
+    classifier.fit([[1], [9], [8], [2]], ["a", "?", "b", "?"], sample_domain=[3, -1, 3, -1])
     first = ([1, 9, 8, 2], ["a", "a", "b", "a"], [1, -2, 1, -2])
-    again = ([1, 9, 8, 2, 9, 2], [*first[1], "b", "a"], [*first[2], 1, 1])
-    assert notes == [first, again, again, again]
-    assert (found.pseudo_rows_.tolist(), found.pseudo_labels_.tolist()) == ([1, 3], ["b", "a"])
+    later = ([1, 9, 8, 2, 9, 2], [*first[1], "b", "a"], [*first[2], 1, 1])
+    assert notes == [first, later, later, later]
+    assert (classifier.pseudo_rows_.tolist(), classifier.pseudo_labels_.tolist()) == (
+        [1, 3],
+        ["b", "a"],
+    )
 
 
-def test_without_a_target_the_classifier_is_fitted_once(log):
+def test_classifier_is_fitted_once_without_a_target(log):
     estimator = make_classifier(CountingTiny(log), unfreeze=0, augment=None)
     expected = clone(estimator).fit(X, Y)
-    once = counted(log)
+    count = counted(log)
     for domain in (None, np.ones(60, int)):
         log.unlink()
-        found = SelfTrainedImageClassifier(estimator).fit(X, Y, sample_domain=domain)
-        assert counted(log) == once
-        assert len(found.pseudo_rows_) == len(found.pseudo_labels_) == 0
-        np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+        classifier = SelfTrainedImageClassifier(estimator).fit(X, Y, sample_domain=domain)
+        assert counted(log) == count
+        assert len(classifier.pseudo_rows_) == len(classifier.pseudo_labels_) == 0
+        np.testing.assert_array_equal(classifier.predict_proba(X), expected.predict_proba(X))
 
 
-def test_a_pipeline_embeds_each_image_once(log, tmp_path):
+def test_self_training_of_a_pipeline_embeds_each_image_once(log, tmp_path):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
-    found = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
-    found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
+    classifier = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
+    classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     assert counted(log) == len(BOTH)
-    assert found.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3
+    assert classifier.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3
 
 
-def test_a_search_keeps_the_target_in_all_folds():
+def test_search_keeps_the_target_in_all_folds():
     folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
     with sklearn.config_context(enable_metadata_routing=True):
         classifier = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
@@ -181,17 +186,17 @@ def in_pipeline(**parameters):
     return make_pipeline(classifier.set_fit_request(sample_domain=True))
 
 
-def test_what_is_in_a_pipeline_is_told_of_domains_where_it_asks_for_them():
-    alone = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
-    alone.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
+def test_sample_domain_is_routed_into_a_pipeline_on_request():
+    plain = SelfTrainedImageClassifier(make_classifier(unfreeze=0, batch_norm="adapt"))
+    plain.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     with sklearn.config_context(enable_metadata_routing=True):
-        found = SelfTrainedImageClassifier(in_pipeline())
-        found.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
-    expected = alone.predict_proba(X_TARGET)
-    np.testing.assert_array_equal(found.predict_proba(X_TARGET), expected)
+        classifier = SelfTrainedImageClassifier(in_pipeline())
+        classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
+    expected = plain.predict_proba(X_TARGET)
+    np.testing.assert_array_equal(classifier.predict_proba(X_TARGET), expected)
 
 
-def test_what_cannot_be_told_of_domains_is_warned_of():
+def test_meta_estimator_that_does_not_route_domains_is_warned_of():
     inner = GridSearchCV(make_classifier(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
     with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which imag"):
         SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
@@ -200,7 +205,7 @@ def test_what_cannot_be_told_of_domains_is_warned_of():
 
 
 @pytest.mark.parametrize("row", [70, 99])
-def test_a_broken_image_is_named_by_its_row(row):
+def test_broken_image_is_named_by_its_row(row):
     X = [*BOTH[:row], b"no image", *BOTH[row + 1 :]]
     plain = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
     for estimator in (plain, make_classifier(batch_norm="adapt")):
@@ -209,7 +214,7 @@ def test_a_broken_image_is_named_by_its_row(row):
         assert caught.value.row == row
 
 
-def test_an_interrupt_ends_all_of_it():
+def test_interrupt_ends_self_training():
     class Once(Callback):
         def on_epoch_begin(self, net, **kwargs):
             raise KeyboardInterrupt
@@ -221,12 +226,12 @@ def test_an_interrupt_ends_all_of_it():
     assert len(classifier.pseudo_rows_) == 0
 
 
-def test_without_labels():
+def test_missing_y_is_rejected():
     with pytest.raises(ValueError, match="requires y to be passed"):
         SelfTrainedImageClassifier(LogisticRegression()).fit(X, None, sample_domain=[1] * len(X))
 
 
-def test_a_classifier_has_to_tell_how_sure_it_is():
+def test_classifier_without_predict_proba_is_rejected():
     with pytest.raises(TypeError, match="but expected a classifier with predict_proba"):
         SelfTrainedImageClassifier(LinearSVC()).fit(*shifted()[:2])
 
@@ -240,12 +245,12 @@ def test_a_classifier_has_to_tell_how_sure_it_is():
         (["half"], "Got an entry of shares='half', but expected a number from 0 to 1"),
     ],
 )
-def test_bad_shares_are_explained(shares, message):
+def test_invalid_shares_are_rejected(shares, message):
     with pytest.raises(ValueError, match=message):
         SelfTrainedImageClassifier(LogisticRegression(), shares=shares).fit(*shifted()[:2])
 
 
-def test_bad_domains_are_explained():
+def test_domains_without_a_source_are_rejected():
     classifier = SelfTrainedImageClassifier(LogisticRegression())
     with pytest.raises(ValueError, match="Got no image of the source in sample_domain"):
         classifier.fit([[1], [2]], [0, 1], sample_domain=[-1, -1])

@@ -1,4 +1,4 @@
-"""Domain-adversarial training, and BatchNorm of two domains."""
+"""Domain-adversarial training and BatchNorm of two domains."""
 
 import contextlib
 import math
@@ -16,6 +16,7 @@ from helpers import (
     X_TEST,
     CountingTiny,
     Interrupt,
+    PowerCut,
     Tiny,
     X,
     Y,
@@ -30,7 +31,6 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
-from skorch.callbacks import Callback
 
 from sktransfer.adaptation.adversary import Adversary, reversal_strength, reverse_gradient
 from sktransfer.adaptation.batch_norm import match_batch_norm
@@ -51,10 +51,10 @@ def fitted(**parameters):
     return dann(**parameters).fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
 
 
-# The parts
+# Gradient reversal and the adversary
 
 
-def test_the_gradient_is_reversed_and_scaled_and_the_values_are_not():
+def test_reverse_gradient_keeps_values_and_scales_the_gradient():
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight = torch.randn(4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     (x.sin() @ weight).sum().backward()
@@ -67,23 +67,23 @@ def test_the_gradient_is_reversed_and_scaled_and_the_values_are_not():
     torch.testing.assert_close(weight.grad, plain_weight)
 
 
-def test_the_strength_follows_the_schedule_of_the_paper():
+def test_reversal_strength_follows_the_schedule_of_the_paper():
     for p in np.linspace(0, 1, 7):
         assert reversal_strength(p) == pytest.approx(2 / (1 + math.exp(-10 * p)) - 1)
 
 
-def test_the_loss_is_the_weighted_cross_entropy_of_domains():
+def test_adversary_loss_is_the_weighted_cross_entropy_of_domains():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         adversary, source, target = Adversary(6, 0.5), torch.randn(4, 6), torch.randn(4, 6)
-        found = adversary(source, target)
+        loss = adversary(source, target)
         p = adversary.layers(torch.cat([source, target])).sigmoid().squeeze(1)
     expected = -(p[:4].log().sum() + (1 - p[4:]).log().sum()) / 8
-    torch.testing.assert_close(found, 0.5 * expected)
+    torch.testing.assert_close(loss, 0.5 * expected)
 
 
-def test_the_adversary_learns_and_the_embeddings_learn_against_it():
-    """One step of each along its gradient: the one tells domains better, the other worse."""
+def test_gradients_improve_the_adversary_and_worsen_the_embeddings():
+    """A step of the adversary lowers the domain loss, and a step of the embedding raises it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         adversary, embed = Adversary(6, 1.0), torch.nn.Linear(6, 6)
@@ -96,12 +96,12 @@ def test_the_adversary_learns_and_the_embeddings_learn_against_it():
     before = loss()
     before.backward()
     for module, sign in ((adversary, -1), (embed, 1)):
-        kept = [p.detach().clone() for p in module.parameters()]
+        originals = [p.detach().clone() for p in module.parameters()]
         with torch.no_grad():
             for p in module.parameters():
                 p -= 0.01 * p.grad
             assert sign * (loss() - before) > 0
-            for p, old in zip(module.parameters(), kept, strict=True):
+            for p, old in zip(module.parameters(), originals, strict=True):
                 p.copy_(old)
 
 
@@ -109,7 +109,7 @@ def test_the_adversary_learns_and_the_embeddings_learn_against_it():
 
 
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}, {"domain_adversarial": 0.0}])
-def test_labels_of_the_target_are_never_read(parameters):
+def test_target_labels_are_never_read(parameters):
     expected = net_state(fitted(**parameters))
     lists = [*Y.tolist(), *([None, ["no label"]] * 20)]
     for y in (domain_labels("unknown"), domain_labels("dog"), lists):
@@ -118,7 +118,7 @@ def test_labels_of_the_target_are_never_read(parameters):
         assert equal_states(net_state(classifier), expected)
 
 
-def test_numbers_that_mask_the_target_are_no_classes():
+def test_target_placeholders_are_not_classes():
     codes = np.unique(Y, return_inverse=True)[1]
     expected = net_state(fitted())
     for mask in (-1, 7, np.nan):
@@ -128,12 +128,12 @@ def test_numbers_that_mask_the_target_are_no_classes():
         assert equal_states(net_state(classifier), expected)
 
 
-def test_without_an_adversary_a_target_changes_nothing():
+def test_target_changes_nothing_without_an_adversary():
     both = make_classifier().fit(BOTH, domain_labels("unknown"), sample_domain=DOMAIN)
     assert equal_states(net_state(both), net_state(make_classifier().fit(X, Y)))
 
 
-def test_order_and_copies_of_the_images_of_the_target_do_not_matter():
+def test_target_order_copies_and_zero_weights_do_not_matter():
     order = np.random.RandomState(0).permutation(100)
     expected, y = net_state(fitted()), domain_labels("cat")
     shuffled = dann().fit(BOTH[order], y[order], sample_domain=DOMAIN[order])
@@ -150,15 +150,15 @@ def test_order_and_copies_of_the_images_of_the_target_do_not_matter():
 # Training
 
 
-def test_the_target_changes_the_trained_blocks_and_the_weight_says_how_much():
+def test_trained_blocks_depend_on_the_target_and_the_weight():
     source_only = net_state(make_classifier(unfreeze=(0, 1)).fit(X, Y))
-    one, other = net_state(fitted()), net_state(fitted(domain_adversarial=0.1))
-    assert not equal_states(one, source_only)
-    assert not equal_states(one, other)
+    strong, weak = net_state(fitted()), net_state(fitted(domain_adversarial=0.1))
+    assert not equal_states(strong, source_only)
+    assert not equal_states(strong, weak)
 
 
 class Calm(Tiny):
-    """Tiny with the values that torch begins with: its embeddings are of a usual size."""
+    """Tiny with torch's initial values, so that embeddings have a usual scale."""
 
     def __init__(self):
         super().__init__()
@@ -170,13 +170,13 @@ class Calm(Tiny):
 
 
 def separability(classifier):
-    """Tell how far the means of both domains are apart, in standard deviations of the source."""
+    """Compute the distance of the domain means in standard deviations of the source."""
     source, target = classifier.transform(X), classifier.transform(X_TARGET)
     apart = source.mean(axis=0) - target.mean(axis=0)
     return np.linalg.norm(apart / (source.std(axis=0) + 0.1 * source.std()))
 
 
-def test_domains_are_confused():
+def test_adversary_makes_domains_harder_to_separate():
     settings = {"backbone": Calm, "unfreeze": (0, 2), "max_epochs": 10, "lr": 1e-2}
     settings |= {"early_stopping": False, "n_views": 0}
     plain = make_classifier(**settings).fit(X, Y)
@@ -185,7 +185,7 @@ def test_domains_are_confused():
     assert confused.score(X, Y) > 0.9
 
 
-def test_the_source_must_not_hold_images_back_to_judge_the_target_by(monkeypatch):
+def test_auto_early_stopping_holds_nothing_out_with_an_adversary(monkeypatch):
     monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", 10)
     assert fitted(early_stopping="auto").stages_[-1]["valid_loss"] is None
     assert fitted(early_stopping=True).stages_[-1]["valid_loss"] is not None
@@ -194,19 +194,19 @@ def test_the_source_must_not_hold_images_back_to_judge_the_target_by(monkeypatch
 
 
 @pytest.mark.parametrize("parameters", [{"mixup": 0.3}, {"batch_norm": "adapt"}])
-def test_same_seed_same_bits(parameters):
+def test_fit_is_bitwise_reproducible_for_a_seed(parameters):
     assert equal_states(net_state(fitted(**parameters)), net_state(fitted(**parameters)))
     assert not equal_states(
         net_state(fitted(**parameters)), net_state(fitted(**parameters, random_state=1))
     )
 
 
-def test_stage_0_is_solved_on_the_source_alone():
+def test_head_stage_is_fitted_on_the_source_only():
     still = {"unfreeze": (0, 1), "max_epochs": 1, "lr": 1e-30}
     assert equal_states(net_state(fitted(**still)), net_state(make_classifier(**still).fit(X, Y)))
 
 
-def test_views_of_both_domains_go_through_the_frozen_blocks_once(log, store):
+def test_views_of_both_domains_are_embedded_once(log, store):
     settings = {"cache": store, "n_views": 2, "early_stopping": False}
     for weight in (1.0, 0.5):
         fitted(backbone=CountingTiny(log), domain_adversarial=weight, **settings)
@@ -214,27 +214,27 @@ def test_views_of_both_domains_go_through_the_frozen_blocks_once(log, store):
 
 
 @pytest.mark.parametrize("parameters", [{"n_views": None}, {"unfreeze": "all"}])
-def test_images_of_the_target_are_read_anew_where_nothing_is_cached(parameters):
+def test_target_images_train_without_cached_activations(parameters):
     settings = {"early_stopping": False, **parameters}
     confronted = net_state(fitted(**settings))
     assert equal_states(confronted, net_state(fitted(**settings)))
     assert not equal_states(confronted, net_state(fitted(**settings, domain_adversarial=0.0)))
 
 
-def test_activations_that_do_not_fit_are_computed_again_to_the_same_result(monkeypatch):
+def test_recomputed_activations_give_the_same_result(monkeypatch):
     expected = fitted().predict_proba(X_TEST)
-    asked = []
+    counts = []
     monkeypatch.setattr(
         "sktransfer.finetuning.fine_tuning.fits_on_disk",
-        lambda n, *_: asked.append(n) or "9 bytes, and 8 are free",
+        lambda n, *_: counts.append(n) or "9 bytes, and 8 are free",
     )
     with pytest.warns(UserWarning, match="computed again in every epoch"):
-        found = fitted().predict_proba(X_TEST)
-    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
-    assert asked == [3 * (54 + 40)]  # 6 of the source are held out
+        probabilities = fitted().predict_proba(X_TEST)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-2, atol=1e-3)
+    assert counts == [3 * (54 + 40)]  # 6 of the source are held out
 
 
-def test_the_history_says_how_well_domains_are_told_apart():
+def test_history_holds_the_domain_loss():
     for row in fitted().history_:
         assert 0 < row["domain_loss"] < 5
     assert all("domain_loss" not in row for row in make_classifier().fit(X, Y).history_)
@@ -248,19 +248,19 @@ def of_block(classifier, name):
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_the_target_is_matched_to_the_source_when_all_is_learned(weight):
+def test_target_is_matched_to_the_source_after_training(weight):
     frozen, adapted = (
         fitted(batch_norm=kind, domain_adversarial=weight) for kind in ("frozen", "adapt")
     )
-    views = (Views(as_images(each), frozen.preprocessing_) for each in (X, X_TARGET))
+    views = (Views(as_images(domain), frozen.preprocessing_) for domain in (X, X_TARGET))
     expected = match_batch_norm(frozen.as_backbone(), *views, CPU, 1).statistics
-    found = adapted.batch_norm_.statistics
-    for name in expected:  # in another order, and so in other batches
-        torch.testing.assert_close(found[name], expected[name], rtol=0.15, atol=0.01)
+    statistics = adapted.batch_norm_.statistics
+    for name in expected:  # in other batches, since the order differs
+        torch.testing.assert_close(statistics[name], expected[name], rtol=0.15, atol=0.01)
     assert frozen.batch_norm_ is None
     trained = of_block(adapted, "1")
-    assert torch.equal(trained["1.running_mean"], found["1.1.running_mean"])
-    assert torch.equal(trained["1.running_var"], found["1.1.running_var"])
+    assert torch.equal(trained["1.running_mean"], statistics["1.1.running_mean"])
+    assert torch.equal(trained["1.running_var"], statistics["1.1.running_var"])
     before, after = net_state(frozen), net_state(adapted)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"blocks.0.1.running_mean", "blocks.0.1.running_var"}
@@ -268,7 +268,7 @@ def test_the_target_is_matched_to_the_source_when_all_is_learned(weight):
     assert (loaded.predict_proba(X_TEST) == adapted.predict_proba(X_TEST)).all()
 
 
-def test_a_network_without_batch_norm_is_refused_before_it_is_trained():
+def test_network_without_batch_norm_is_rejected_before_training():
     bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
     classifier = dann(backbone=bare, unfreeze=(0,), domain_adversarial=0.0, batch_norm="adapt")
     with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
@@ -276,7 +276,7 @@ def test_a_network_without_batch_norm_is_refused_before_it_is_trained():
     assert not hasattr(classifier, "stages_")
 
 
-def test_a_head_alone_is_learned_on_the_source_and_used_on_the_target():
+def test_head_is_fitted_on_the_source_and_used_on_the_target():
     head = {"unfreeze": (0,), "domain_adversarial": 0.0}
     alone = make_classifier(**head).fit(X, Y)
     both = fitted(batch_norm="adapt", **head)
@@ -289,7 +289,7 @@ def test_a_head_alone_is_learned_on_the_source_and_used_on_the_target():
     np.testing.assert_allclose(both.transform(X_TEST), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_adapting_to_the_target_undoes_what_light_and_contrast_do():
+def test_adapted_batch_norm_compensates_for_darkness():
     test, y = colored_images(60, seed=3)
     dark = (test * 0.4).astype(np.uint8)
     scores = {
@@ -302,16 +302,16 @@ def test_adapting_to_the_target_undoes_what_light_and_contrast_do():
 
 
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, ["0"])])
-def test_adapting_to_the_target_takes_in_blocks_that_were_not_trained(unfreeze):
+def test_adapted_batch_norm_of_untrained_blocks_survives_pickling(unfreeze):
     classifier = fitted(batch_norm="adapt", unfreeze=unfreeze, domain_adversarial=0.0)
     loaded = pickle.loads(pickle.dumps(classifier))
     assert (loaded.predict_proba(X_TARGET) == classifier.predict_proba(X_TARGET)).all()
 
 
-# What scikit-learn asks
+# Pickles, clones and routing
 
 
-def test_the_adversary_is_no_part_of_the_pickle():
+def test_pickle_leaves_out_the_adversary():
     classifier = fitted()
     assert not any("adversary" in name for name in classifier._tuned.weights)
     assert not any("adversary" in name for name in net_state(classifier))
@@ -321,13 +321,13 @@ def test_the_adversary_is_no_part_of_the_pickle():
     assert (loaded.predict_proba(X_TEST) == classifier.predict_proba(X_TEST)).all()
 
 
-def test_clones_keep_the_weight_of_the_adversary():
+def test_clone_keeps_domain_adversarial():
     assert clone(dann(domain_adversarial=0.3)).domain_adversarial == 0.3
 
 
-def test_domains_are_routed_through_pipelines_and_searches():
+def test_sample_domain_is_routed_through_pipelines_and_searches():
     y = domain_labels("cat")
-    # Every fold has the target to learn from, and is tested on the source.
+    # Every fold trains with the target, and is tested on the source.
     folds = PredefinedSplit(np.r_[np.arange(60) % 2, np.full(40, -1)])
     with sklearn.config_context(enable_metadata_routing=True):
         last = dann(early_stopping=False).set_fit_request(sample_domain=True)
@@ -341,7 +341,7 @@ def test_domains_are_routed_through_pipelines_and_searches():
     assert np.isfinite(search.best_score_)
 
 
-def test_callbacks_score_the_images_whose_labels_are_known():
+def test_callbacks_score_the_labeled_images():
     callback = pytest.importorskip("sklearn.callback")
     monitor = callback.ScoringMonitor(scoring="accuracy")
     classifier = dann().set_callbacks(monitor)
@@ -350,29 +350,18 @@ def test_callbacks_score_the_images_whose_labels_are_known():
     assert scores[(0,)] == classifier.score(X, Y)
 
 
-# A fit that goes on
-
-
-class Die(Callback):
-    """Ends the fit with an error in the middle of an epoch."""
-
-    left = 1
-
-    def on_batch_end(self, net, training=False, **kwargs):
-        self.left -= not training
-        if self.left < 0:
-            raise RuntimeError("power cut")
+# Resumed fits
 
 
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}])
-def test_a_fit_that_was_interrupted_goes_on_to_the_same_result(tmp_path, parameters):
+def test_resumed_fit_gives_the_same_result(tmp_path, parameters):
     settings = {"max_epochs": 4, "n_iter_no_change": 9, "unfreeze": (0, 1, 2), **parameters}
     expected = fitted(**settings)
     settings["checkpoint_dir"] = str(tmp_path)
     deaths = 0
     for _ in range(20):
         with contextlib.suppress(RuntimeError):
-            classifier = fitted(**settings, callbacks=[Die()])
+            classifier = fitted(**settings, callbacks=[PowerCut(1)])
             break
         deaths += 1
     assert deaths > 3
@@ -382,7 +371,7 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_result(tmp_path, paramet
     ]
 
 
-def test_the_checkpoint_keeps_the_adversary_and_knows_its_target(tmp_path):
+def test_checkpoint_holds_the_adversary_and_depends_on_the_target(tmp_path):
     settings = {"max_epochs": 4, "checkpoint_dir": str(tmp_path)}
     with pytest.warns(UserWarning, match="Interrupted"):
         fitted(**settings, callbacks=[Interrupt()])
@@ -398,7 +387,7 @@ def test_the_checkpoint_keeps_the_adversary_and_knows_its_target(tmp_path):
 # Errors
 
 
-def test_an_adversary_needs_a_target():
+def test_adversary_without_a_target_is_rejected():
     message = (
         "Got domain_adversarial=1, but no images of a target domain: give fit a sample_domain "
         "with numbers above 0 for labeled images of the source and below 0 for unlabeled ones "
@@ -409,7 +398,7 @@ def test_an_adversary_needs_a_target():
             dann().fit(X, Y, sample_domain=domain)
 
 
-def test_an_adversary_needs_blocks_that_learn():
+def test_adversary_without_trained_blocks_is_rejected():
     message = (
         "Got domain_adversarial=1 and unfreeze=(0,), but no stage trains blocks that could learn "
         "from it; add one, such as unfreeze=(0, 2), or set domain_adversarial=0"
@@ -428,12 +417,12 @@ def test_an_adversary_needs_blocks_that_learn():
         ([1, 1], "inconsistent numbers of samples: [3, 2]"),
     ],
 )
-def test_domains_that_are_none(domain, message):
+def test_invalid_sample_domain_is_rejected(domain, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check_labels(range(3), ["a", "b", "a"], sample_domain=domain)
 
 
-def test_a_negative_weight_is_none():
+def test_negative_domain_adversarial_is_rejected():
     with pytest.raises(
         ValueError, match="Got domain_adversarial=-1, but expected a number of at least 0"
     ):

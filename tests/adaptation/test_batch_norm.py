@@ -18,7 +18,7 @@ def batches(backbone, n=48, size=16):
     return prepared.split(size)
 
 
-def test_statistics_are_the_average_over_the_batches_of_each_layer_in_turn():
+def test_estimate_batch_norm_averages_over_batches_layer_by_layer():
     backbone = load_backbone(Tiny())
     state = estimate_batch_norm(backbone, batches(backbone), CPU)
     reference = Tiny().train()
@@ -31,11 +31,11 @@ def test_statistics_are_the_average_over_the_batches_of_each_layer_in_turn():
             reference(backbone.preprocessing.normalize(batch))
     expected = [t for name, t in reference.state_dict().items() if "running" in name]
     assert len(expected) == len(state.statistics) == 4
-    for got, wanted in zip(state.statistics.values(), expected, strict=True):
-        torch.testing.assert_close(got, wanted)
+    for got, reference_value in zip(state.statistics.values(), expected, strict=True):
+        torch.testing.assert_close(got, reference_value)
 
 
-def test_the_backbone_is_left_as_it_is_and_its_copy_has_another_digest():
+def test_with_batch_norm_leaves_the_backbone_and_changes_the_digest():
     backbone = load_backbone(Tiny())
     parts = nn.ModuleList(block for _, block in backbone.block_list.blocks)
     before = {name: t.clone() for name, t in parts.state_dict().items()}
@@ -51,7 +51,7 @@ def test_the_backbone_is_left_as_it_is_and_its_copy_has_another_digest():
     assert changed == set(before) - same
 
 
-def test_a_single_value_per_channel_has_no_variance():
+def test_estimate_batch_norm_rejects_a_single_value_per_channel():
     module = nn.Sequential(
         nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten()
     )
@@ -69,14 +69,14 @@ def views(backbone, n, seed=0, light=1.0):
 
 
 def moments(backbone, views):
-    """Give mean and variance, channel by channel, of what each BatchNorm layer gives."""
-    found, hooks = [], []
+    """Return mean and variance of each channel in the output of each BatchNorm layer."""
+    outputs, hooks = [], []
     blocks = nn.Sequential(*(block for _, block in backbone.block_list.blocks))
     for layer in blocks.modules():
         if isinstance(layer, nn.BatchNorm2d):
             hooks.append(
                 layer.register_forward_hook(
-                    lambda layer, x, y: found.append([y.mean((0, 2, 3)), y.var((0, 2, 3))])
+                    lambda layer, x, y: outputs.append([y.mean((0, 2, 3)), y.var((0, 2, 3))])
                 )
             )
     with torch.no_grad():
@@ -84,31 +84,31 @@ def moments(backbone, views):
         blocks(backbone.preprocessing.normalize(x))
     for hook in hooks:
         hook.remove()
-    return found
+    return outputs
 
 
-def test_a_matched_target_looks_to_each_layer_as_the_source_does():
+def test_matched_target_has_the_moments_of_the_source():
     backbone = load_backbone(Tiny())
     source, target = views(backbone, 32), views(backbone, 32, seed=1, light=0.4)
     state = match_batch_norm(backbone, source, target, CPU, 1)
     expected = moments(backbone, source)
     for adapted, matches in ((backbone, False), (with_batch_norm(backbone, state), True)):
-        for ours, theirs in zip(expected, moments(adapted, target), strict=True):
-            for one, other in zip(ours, theirs, strict=True):
-                assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) == matches
+        for source_moments, target_moments in zip(expected, moments(adapted, target), strict=True):
+            for source_moment, target_moment in zip(source_moments, target_moments, strict=True):
+                assert torch.allclose(source_moment, target_moment, rtol=1e-3, atol=1e-4) == matches
 
 
-def test_the_source_itself_matches_as_it_is():
+def test_matching_the_source_to_itself_keeps_the_statistics():
     backbone = load_backbone(Tiny())
-    one, other = (views(backbone, 80) for _ in range(2))  # in batches
-    state = match_batch_norm(backbone, one, other, CPU, 2)
+    source, target = (views(backbone, 80) for _ in range(2))  # more than one batch
+    state = match_batch_norm(backbone, source, target, CPU, 2)
     parts = nn.ModuleList(block for _, block in backbone.block_list.blocks)
     learned = [t for name, t in parts.state_dict().items() if "running" in name]
-    for found, expected in zip(state.statistics.values(), learned, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
+    for value, expected in zip(state.statistics.values(), learned, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0.1, atol=0.02)
 
 
-def test_a_single_image_can_be_matched():
+def test_match_batch_norm_accepts_a_single_image_with_a_warning():
     backbone = load_backbone(Tiny())
     with pytest.warns(UserWarning, match="with 1 images of the target: too few to estimate"):
         state = match_batch_norm(backbone, views(backbone, 8), views(backbone, 1), CPU, 1)
@@ -116,14 +116,14 @@ def test_a_single_image_can_be_matched():
     assert all((v >= 0).all() for name, v in state.statistics.items() if name.endswith("var"))
 
 
-def test_backbone_without_batch_norm_is_refused():
+def test_match_batch_norm_rejects_a_backbone_without_batch_norm():
     backbone = load_backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     with pytest.raises(ValueError, match="has no BatchNorm layers to adapt"):
         match_batch_norm(backbone, views(backbone, 2), views(backbone, 2), CPU, 1)
 
 
 class Pooled(nn.Module):
-    """A map of one value a channel into BatchNorm; another BatchNorm that nothing goes through."""
+    """A BatchNorm with one value per channel and image, and another one that is never run."""
 
     def __init__(self):
         super().__init__()
@@ -135,38 +135,40 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("n", [33, 64, 65])
-def test_no_image_is_left_alone_in_a_batch(n):
+def test_adapt_batch_norm_makes_no_batch_of_one_image(n):
     backbone = load_backbone(nn.Sequential(Pooled(), nn.Flatten()))
     views = Views(as_images(images(n)), backbone.preprocessing)
     state = adapt_batch_norm(backbone, views, CPU, 1, ImageErrors("raise"))
-    assert all(each.isfinite().all() for each in state.statistics.values())
+    assert all(value.isfinite().all() for value in state.statistics.values())
 
 
-def test_a_layer_that_nothing_goes_through_keeps_its_statistics():
+def test_match_batch_norm_keeps_the_statistics_of_unused_layers():
     backbone = load_backbone(nn.Sequential(Pooled(), nn.Flatten()))
     source, target = (
         Views(as_images(images(12, seed=seed)), backbone.preprocessing) for seed in (0, 1)
     )
-    found = match_batch_norm(backbone, source, target, CPU, 1).statistics
-    unused = {name: each for name, each in found.items() if "unused" in name}
-    assert sorted(float(each.mean()) for each in unused.values()) == [0, 1]
-    assert any(each.mean() not in (0, 1) for name, each in found.items() if name not in unused)
+    statistics = match_batch_norm(backbone, source, target, CPU, 1).statistics
+    unused = {name: value for name, value in statistics.items() if "unused" in name}
+    assert sorted(float(value.mean()) for value in unused.values()) == [0, 1]
+    assert any(
+        value.mean() not in (0, 1) for name, value in statistics.items() if name not in unused
+    )
 
 
 @pytest.mark.parametrize("n", [34, 40, 70])
-def test_each_image_counts_the_same(n):
+def test_adapt_batch_norm_weighs_images_equally(n):
     backbone = load_backbone(Tiny())
     views = Views(as_images(images(n)), backbone.preprocessing)
     state = adapt_batch_norm(backbone, views, CPU, 1, ImageErrors("raise"))
     x = torch.stack([views.prepare(item) for item in range(n)])
     with torch.no_grad():
         maps = Tiny()[0][0](backbone.preprocessing.normalize(x))
-    mean = next(each for name, each in state.statistics.items() if "running_mean" in name)
-    # Batches differ by one image at most.
+    mean = next(value for name, value in state.statistics.items() if "running_mean" in name)
+    # The batches differ by at most one image.
     torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
 
 
-def test_a_target_of_few_images_is_warned_of():
+def test_match_batch_norm_warns_of_few_target_images():
     backbone = load_backbone(Tiny())
     source, target = (Views(as_images(images(n)), backbone.preprocessing) for n in (20, 9))
     with pytest.warns(UserWarning, match="Got batch_norm='adapt' with 9 images of the target"):

@@ -1,4 +1,4 @@
-"""The recipe of docs/domains.md that needs skada, which few have."""
+"""The recipe of docs/domains.md runs with skada, an optional dependency."""
 
 import re
 import warnings
@@ -16,9 +16,10 @@ from sktransfer import PretrainedFeatureExtractor
 PAGE = Path(__file__).parent.parent.parent / "docs" / "domains.md"
 
 
-def test_embeddings_are_aligned_by_skada():
-    with warnings.catch_warnings(), sklearn.config_context():  # which importing it changes
-        warnings.simplefilter("ignore")  # what it imports warns, too
+def test_skada_recipe_of_the_docs_runs():
+    # Importing skada warns, and changes the configuration of scikit-learn.
+    with warnings.catch_warnings(), sklearn.config_context():
+        warnings.simplefilter("ignore")
         pytest.importorskip("skada")
         digits = load_digits()
         images, y = digits.images[:300], digits.target[:300]

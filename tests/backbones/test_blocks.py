@@ -17,7 +17,7 @@ def convolutions():
 
 
 class Flattening(nn.Module):
-    """Children in order, but for a flatten in `forward`."""
+    """Runs its children in order, with a flatten in `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Flattening(nn.Module):
 
 
 class Residual(nn.Module):
-    """Children in order, but for an addition in `forward`."""
+    """Runs its children in order, with an addition in `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Residual(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A known network under a head of one's own."""
+    """A known network with a custom head."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Wrapped(nn.Module):
 
 
 class PreActivated(nn.Conv2d):
-    """Writes into its input, so that no block may begin with it."""
+    """Writes into its input, so no block may begin with it."""
 
     def forward(self, x):
         return super().forward(x.relu_())
@@ -129,7 +129,7 @@ def test_unknown_network_is_split_finely(make, blocks, layout, width, size):
     ["resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224",
      "efficientnet_lite0"],
 )  # fmt: skip
-def test_networks_of_timm_are_split(name):
+def test_timm_network_is_split(name):
     timm = pytest.importorskip("timm")
     network = fill(timm.create_model(name, pretrained=False))
     block_list, last = check_block_list(network, two_images(224))
@@ -138,7 +138,7 @@ def test_networks_of_timm_are_split(name):
 
 
 @pytest.mark.parametrize("make", [Flattening, Residual, jumpy, tied])
-def test_unknown_network_is_left_as_it_was(make):
+def test_split_leaves_the_network_unchanged(make):
     network = make().train()
     next(network.children()).eval()
     next(network.parameters()).requires_grad_(False)
@@ -157,20 +157,20 @@ def test_unknown_network_is_left_as_it_was(make):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_equal_outputs_for_all_images_prove_nothing():
+def test_network_with_constant_outputs_is_one_block():
     network = Flattening()
     nn.init.zeros_(network.classifier[3].weight)
     assert [name for name, _ in split_into_blocks(network).blocks] == ["model"]
 
 
-def test_network_that_takes_one_size_is_split_at_that_size():
+def test_network_of_fixed_input_size_is_split_at_image_size():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 19**2, 2))
     with pytest.raises(ValueError, match="Sequential"):
         split_into_blocks(network)
     assert [name for name, _ in split_into_blocks(network, image_size=40).blocks] == ["0"]
 
 
-def test_network_that_takes_no_images_is_refused():
+def test_network_that_takes_no_images_is_rejected():
     with pytest.raises(ValueError, match="Got a Conv2d") as error:
         split_into_blocks(nn.Conv2d(5, 4, 3))
     assert str(error.value).startswith(
@@ -189,7 +189,7 @@ class Doubled(torchvision.models.ResNet):
         return 2 * super().forward(x)
 
 
-def test_a_subclass_that_computes_something_else_is_probed():
+def test_subclass_that_computes_something_else_is_probed():
     network = fill(Doubled(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1]))
     block_list, _ = check_block_list(network, two_images(64))
     assert [name for name, _ in block_list.blocks] == ["model"]

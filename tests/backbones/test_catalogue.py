@@ -10,7 +10,7 @@ from sktransfer.backbones.loading import load_backbone
 from sktransfer.backbones.torchvision_blocks import list_torchvision
 
 
-def test_every_backbone_has_a_row_that_is_true():
+def test_list_backbones_has_a_correct_row_for_every_backbone():
     table = {row.name: row for row in list_backbones()}
     assert set(table) == {*LITE_VARIANTS, *list_torchvision()}
     for name in list_torchvision():
@@ -21,7 +21,7 @@ def test_every_backbone_has_a_row_that_is_true():
 
 
 @pytest.mark.parametrize("name", LITE_VARIANTS)
-def test_rows_of_efficientnet_lite_are_true(name):
+def test_list_backbones_has_correct_rows_for_efficientnet_lite(name):
     (row,) = list_backbones(name)
     block_list = load_backbone(name).block_list
     modules = [block for _, block in block_list.blocks] + [block_list.logits]
@@ -30,13 +30,13 @@ def test_rows_of_efficientnet_lite_are_true(name):
     assert row.local
 
 
-def test_row_of_a_package_that_is_not_installed_is_not_local(monkeypatch):
+def test_row_of_a_missing_weights_package_is_not_local(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not any(row.local for row in list_backbones("lite"))
     assert len(list_backbones("lite")) == 3
 
 
-def test_weights_in_the_hub_folder_show(tmp_path, monkeypatch):
+def test_row_is_local_if_the_hub_folder_holds_the_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert not any(row.local for row in list_backbones("resnet18"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
@@ -44,7 +44,7 @@ def test_weights_in_the_hub_folder_show(tmp_path, monkeypatch):
     assert all(row.local for row in list_backbones("resnet18"))
 
 
-def test_the_table_shows_and_becomes_a_frame():
+def test_backbone_table_has_a_repr_html_and_a_dataframe_form():
     table = list_backbones("mobilenet_v2")
     lines = repr(table).splitlines()
     assert lines[0].split()[:4] == ["name", "parameters", "GFLOPs", "features"]

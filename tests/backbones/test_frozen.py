@@ -1,6 +1,6 @@
 import pytest
 import torch
-from block_helpers import Wide, changed, copy_of, run_before
+from block_helpers import Wide, changed, copy_of, float_images, run_before
 from helpers import Tiny
 from torch import nn
 
@@ -13,35 +13,31 @@ def network():
     return freeze(Tiny())
 
 
-def image(n=3):
-    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-def test_frozen_means_no_gradient_no_moving_statistics_and_no_dropout_in_any_mode():
+def test_prefix_stays_frozen_in_any_mode():
     network = Tiny()
     prefix = FrozenPrefix(split_into_blocks(freeze(network)), (None, "logits"))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    first = prefix(image())
+    first = prefix(float_images())
     for mode in (True, False):
         prefix.train(mode)
         assert not any(module.training for module in prefix.modules())
-        torch.testing.assert_close(prefix(image()), first, rtol=0, atol=0)
+        torch.testing.assert_close(prefix(float_images()), first, rtol=0, atol=0)
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
-def test_taps_are_emitted_side_by_side_in_the_order_asked_for(network):
+def test_prefix_concatenates_layers_in_the_given_order(network):
     block_list = split_into_blocks(network)
     first, second = (name for name, _ in block_list.blocks[:2])
-    x = image()
+    x = float_images()
     together = FrozenPrefix(block_list, ("logits", second, None, first))(x)
     apart = [FrozenPrefix(block_list, (tap,))(x) for tap in ("logits", second, None, first)]
     torch.testing.assert_close(together, torch.cat(apart, dim=1))
     assert [part.shape[1] for part in apart] == [5, 12, 12, 8]
 
 
-def test_taps_equal_the_network_itself(network):
-    x = image()
+def test_prefix_layers_equal_the_network(network):
+    x = float_images()
     block_list = split_into_blocks(network)
     torch.testing.assert_close(FrozenPrefix(block_list, ("logits",))(x), network(x))
     torch.testing.assert_close(FrozenPrefix(block_list)(x), network.embed(x))
@@ -52,7 +48,7 @@ def test_taps_equal_the_network_itself(network):
     )
 
 
-def test_blocks_after_the_boundary_are_left_out(network):
+def test_prefix_leaves_out_blocks_after_the_boundary(network):
     block_list = split_into_blocks(network)
     prefix = FrozenPrefix(block_list, (block_list.blocks[0][0],))
     assert len(prefix.blocks) == 1
@@ -61,7 +57,7 @@ def test_blocks_after_the_boundary_are_left_out(network):
     )
 
 
-def test_a_layer_that_is_none_of_the_blocks_names_them(network):
+def test_unknown_layer_raises_an_error_that_lists_the_blocks(network):
     block_list = split_into_blocks(network)
     names = ", ".join(name for name, _ in block_list.blocks)
     with pytest.raises(ValueError, match=r"^Got layer='logit', but the backbone has blocks ") as e:
@@ -76,7 +72,7 @@ def test_a_layer_that_is_none_of_the_blocks_names_them(network):
     ("layout", "axes"), [("NCHW", (0, 3, 1, 2)), ("NHWC", (0, 1, 2, 3)), ("NLC", None)]
 )
 @pytest.mark.parametrize("pooling", ["avg", "max", "avgmax"])
-def test_pooling_in_every_layout(layout, axes, pooling):
+def test_pool_handles_every_layout(layout, axes, pooling):
     x = torch.randn(2, 4, 5, 3)  # N, H, W, C
     mean, largest = x.mean((1, 2)), x.amax((1, 2))
     arranged = x.flatten(1, 2) if axes is None else x.permute(axes)
@@ -84,12 +80,12 @@ def test_pooling_in_every_layout(layout, axes, pooling):
     torch.testing.assert_close(pool(arranged, pooling, layout), expected)
 
 
-def test_class_tokens_are_no_positions():
+def test_pool_leaves_out_class_tokens():
     tokens = torch.randn(2, 1 + 6, 4)
     torch.testing.assert_close(pool(tokens, "avg", "NLC", 1), tokens[:, 1:].mean(1))
 
 
-def test_pooling_none_keeps_every_value_and_vectors_stay_vectors():
+def test_pool_keeps_every_value_for_none_and_returns_vectors_unchanged():
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(pool(x, None), x.flatten(1))
     vectors = nn.Flatten()(x)
@@ -97,21 +93,21 @@ def test_pooling_none_keeps_every_value_and_vectors_stay_vectors():
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 3), (0, 3), (3, 3)])
-def test_a_span_is_the_blocks_between_two_boundaries_and_the_pre_logits_at_the_end(start, stop):
+def test_span_runs_the_blocks_between_two_boundaries(start, stop):
     network = Wide()
     span = FrozenSpan(network.block_list(), start, stop)
-    x = run_before(network, start, image())
-    expected = run_before(network, 4 if stop == 3 else stop, image())
+    x = run_before(network, start, float_images())
+    expected = run_before(network, 4 if stop == 3 else stop, float_images())
     torch.testing.assert_close(span(x), expected, rtol=0, atol=0)
 
 
-def test_a_span_stays_frozen_in_any_mode():
+def test_span_stays_frozen_in_any_mode():
     network = Wide()
     span = FrozenSpan(network.block_list(), 0, 3)
-    state, first = copy_of(network), span(image())
+    state, first = copy_of(network), span(float_images())
     for mode in (True, False):
         span.train(mode)
-        torch.testing.assert_close(span(image()), first, rtol=0, atol=0)
+        torch.testing.assert_close(span(float_images()), first, rtol=0, atol=0)
         assert not any(module.training for module in span.modules())
     assert not any(parameter.requires_grad for parameter in span.parameters())
     assert not changed(network, state)

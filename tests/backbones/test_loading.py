@@ -29,30 +29,30 @@ def names(backbone):
     return [name for name, _ in backbone.block_list.blocks]
 
 
-def test_a_name_is_loaded_once_by_a_process():
+def test_named_backbone_is_loaded_once_per_process():
     assert load_backbone("efficientnet_lite0") is load_backbone("efficientnet_lite0")
     assert load_backbone("resnet18", None) is not load_backbone("efficientnet_lite0")
 
 
-def test_a_loaded_backbone_is_frozen():
+def test_loaded_backbone_is_frozen():
     for _, block in load_backbone("efficientnet_lite0").block_list.blocks:
         assert not any(module.training for module in block.modules())
         assert not any(parameter.requires_grad for parameter in block.parameters())
 
 
-def test_random_weights_are_the_same_every_time_and_have_a_digest_of_their_own():
+def test_random_weights_are_reproducible_and_have_their_own_digest():
     first = load_backbone("mobilenet_v3_small", None)
     load_backbone.__globals__["_load_named"].cache_clear()
-    again = load_backbone("mobilenet_v3_small", None)
-    assert again is not first
-    assert again.digest == first.digest != load_backbone("mobilenet_v3_large", None).digest
+    second = load_backbone("mobilenet_v3_small", None)
+    assert second is not first
+    assert second.digest == first.digest != load_backbone("mobilenet_v3_large", None).digest
 
 
-def test_a_module_is_copied_and_told_by_what_it_holds():
+def test_module_is_copied_and_identified_by_its_content():
     module = Tiny()
     backbone = load_backbone(module)
     assert load_backbone(copy.deepcopy(module)) is backbone
-    module[1][1].running_mean += 1  # a buffer counts as much as a parameter
+    module[1][1].running_mean += 1  # the digest covers buffers too
     changed = load_backbone(module)
     assert changed.digest != backbone.digest
     blocks = dict(backbone.block_list.blocks)
@@ -76,22 +76,22 @@ class ScaledTwice(Scaled):
         return self.layer(2 * self.factor * x.mean((2, 3)))
 
 
-def test_code_and_settings_of_a_module_are_in_its_digest():
+def test_module_digest_covers_code_and_settings():
     digests = [load_backbone(m).digest for m in (Scaled(1.0), Scaled(2.0), ScaledTwice(1.0))]
     assert len(set(digests)) == 3
     assert load_backbone(Scaled(1.0)).digest == digests[0]
 
 
-def test_a_module_may_bring_its_preprocessing():
+def test_module_may_define_its_preprocessing():
     assert load_backbone(Tiny()).preprocessing is Tiny.preprocessing
     assert load_backbone(Scaled(1.0)).preprocessing == Preprocessing()
-    other = Scaled(1.0)
-    other.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
-    assert load_backbone(other).preprocessing is other.preprocessing
-    assert load_backbone(other).digest != load_backbone(Scaled(1.0)).digest
+    module = Scaled(1.0)
+    module.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    assert load_backbone(module).preprocessing is module.preprocessing
+    assert load_backbone(module).digest != load_backbone(Scaled(1.0)).digest
 
 
-def test_a_fine_tuned_torchvision_network_keeps_its_blocks():
+def test_fine_tuned_torchvision_network_keeps_its_blocks():
     network = tvm.resnet18(weights=None, num_classes=4)
     backbone = load_backbone(network)
     assert names(backbone) == ["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -99,18 +99,18 @@ def test_a_fine_tuned_torchvision_network_keeps_its_blocks():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_from_a_file(tmp_path, suffix):
+def test_weights_are_loaded_from_a_file(tmp_path, suffix):
     state = {name: t + 1 for name, t in Tiny().state_dict().items()}
     path = tmp_path / f"tiny{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    plain, own = load_backbone(Tiny), load_backbone(Tiny, path)
-    assert plain.digest != own.digest
-    first, other = plain.block_list.blocks[0][1], own.block_list.blocks[0][1]
-    expected = next(first.parameters()) + 1
-    torch.testing.assert_close(next(other.parameters()), expected)
+    plain, loaded = load_backbone(Tiny), load_backbone(Tiny, path)
+    assert plain.digest != loaded.digest
+    plain_block, loaded_block = plain.block_list.blocks[0][1], loaded.block_list.blocks[0][1]
+    expected = next(plain_block.parameters()) + 1
+    torch.testing.assert_close(next(loaded_block.parameters()), expected)
 
 
-def test_a_file_that_changed_is_read_again(tmp_path):
+def test_changed_weights_file_is_read_again(tmp_path):
     path = tmp_path / "lite.pth"
     state = tvm.squeezenet1_1(weights=None).state_dict()
     torch.save(state, path)
@@ -120,7 +120,7 @@ def test_a_file_that_changed_is_read_again(tmp_path):
     assert load_backbone("squeezenet1_1", path).digest != before.digest
 
 
-def test_weights_file_of_another_network_is_refused(tmp_path):
+def test_weights_file_of_another_network_is_rejected(tmp_path):
     path = tmp_path / "tiny.pth"
     torch.save(Tiny().state_dict(), path)
     with pytest.raises(ValueError, match="resnet18"):
@@ -147,18 +147,18 @@ def test_weights_file_of_another_network_is_refused(tmp_path):
         (Tiny, None, ValueError, "Got weights=None for the backbone 'tiny', but expected"),
     ],
 )
-def test_bad_backbone_or_weights_are_refused(backbone, weights, error, message):
+def test_invalid_backbone_or_weights_are_rejected(backbone, weights, error, message):
     with pytest.raises(error, match=message):
         load_backbone(backbone, weights)
 
 
-def test_a_vision_transformer_of_another_size_is_prepared_for_it(tmp_path):
+def test_vision_transformer_is_preprocessed_at_its_own_size(tmp_path):
     network = tvm.VisionTransformer(64, 16, 1, 3, 768, 1536)
     assert load_backbone(network).preprocessing.crop == (64, 64)
 
 
-def test_threads_load_a_module_at_once():
-    """On Python 3.11 two threads that parse code at once fail, unless they wait for each other."""
+def test_module_is_loaded_by_several_threads_at_once():
+    """Without a lock, two threads that parse code at the same time fail on Python 3.11."""
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(lambda _: load_backbone(Tiny), range(40)))
     assert len({backbone.digest for backbone in loaded}) == 1
@@ -169,7 +169,7 @@ THUMBNAILS = as_images([np.zeros((55, 80, 3), dtype=np.uint8)] * 3)
 
 
 def pretrained(name):
-    """A network with random values that says it has those of its default weights."""
+    """Load a network with random values, marked as pretrained."""
     return dataclasses.replace(load_backbone(name, None), pretrained=True)
 
 
@@ -183,28 +183,28 @@ def pretrained(name):
         ("vit_b_32", None),
     ],
 )
-def test_image_size_for_weights_of_the_usual_training(name, size):
+def test_auto_image_size_is_larger_for_weights_of_standard_training(name, size):
     backbone = pretrained(name)
     assert backbone.image_size_for("auto", PHOTOGRAPHS) == size
     assert backbone.image_size_for("auto", THUMBNAILS) is None
-    for asked in (None, 64, (64, 96)):
-        assert backbone.image_size_for(asked, PHOTOGRAPHS) == asked
+    for requested in (None, 64, (64, 96)):
+        assert backbone.image_size_for(requested, PHOTOGRAPHS) == requested
 
 
-def test_image_size_auto_is_for_weights_that_libraries_bring():
+def test_auto_image_size_applies_only_to_pretrained_weights():
     assert load_backbone("efficientnet_lite0").pretrained
     for backbone in (load_backbone("resnet18", None), load_backbone(Tiny)):
         assert not backbone.pretrained
         assert backbone.image_size_for("auto", PHOTOGRAPHS) is None
 
 
-def test_image_size_that_is_an_unknown_word_is_refused():
+def test_unknown_word_for_image_size_is_rejected():
     message = "Got image_size='large', but expected one of 'auto'"
     with pytest.raises(ValueError, match=message):
         load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)
 
 
-def test_networks_take_the_size_that_auto_finds():
+def test_auto_image_size_is_accepted_by_every_network():
     sizes = {}
     for name in list_torchvision():
         member = torchvision_weights(name, "default")
@@ -221,21 +221,23 @@ def test_networks_take_the_size_that_auto_finds():
     assert len(sizes) > 20
 
 
-def test_threads_may_load_more_backbones_than_are_kept(monkeypatch):
+def test_keep_backbone_is_thread_safe_beyond_its_capacity(monkeypatch):
     monkeypatch.setattr(backbones, "_cache", OrderedDict())
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(8) as pool:
             digests = [bytes([number % 8]) for number in range(2000)]
-            found = list(pool.map(lambda each: keep_backbone(each, lambda: each), digests))
+            kept_values = list(
+                pool.map(lambda digest: keep_backbone(digest, lambda: digest), digests)
+            )
     finally:
         sys.setswitchinterval(interval)
-    assert found == digests
+    assert kept_values == digests
     assert len(backbones._cache) == 3
 
 
-def test_a_backbone_in_use_outlives_others(monkeypatch):
+def test_keep_backbone_keeps_a_backbone_in_use(monkeypatch):
     monkeypatch.setattr(backbones, "_cache", OrderedDict())
     used = keep_backbone(b"used", object)
     for number in range(9):

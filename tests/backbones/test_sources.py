@@ -11,7 +11,7 @@ from sktransfer.backbones.sources import SOURCES, LoadedNetwork, register_source
 
 
 class ToyNetwork(nn.Module):
-    """Its children do not compose to the network, so it is one block unless it is registered."""
+    """A network of one block unless it is registered, as its children do not compose to it."""
 
     def __init__(self, width):
         super().__init__()
@@ -24,7 +24,7 @@ class ToyNetwork(nn.Module):
 
 
 def load_toy(name, weights):
-    """Build `ToyNetwork`s that are named after their width."""
+    """Build a `ToyNetwork` whose width is its name."""
     assert weights in ("default", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -39,7 +39,7 @@ def split_toy(network):
 
 @pytest.fixture
 def toy_source():
-    """Register a source from outside, for the time of a test."""
+    """Register a source during a test."""
     register_source("toy", load_toy)
     yield
     del SOURCES["toy"]
@@ -47,7 +47,7 @@ def toy_source():
 
 @pytest.fixture
 def toy_splitter():
-    """Register a way to split a class from outside, for the time of a test."""
+    """Register a splitter during a test."""
     register_blocks(ToyNetwork, split_toy)
     yield
     del blocks._SPLITTERS[ToyNetwork]
@@ -55,12 +55,12 @@ def toy_splitter():
 
 def test_registered_source_loads_by_name(toy_source):
     extractor = PretrainedFeatureExtractor("toy:6", cache=None, device="cpu")
-    found = extractor.fit_transform(images(4))
-    assert found.shape == (4, 6)
+    embeddings = extractor.fit_transform(images(4))
+    assert embeddings.shape == (4, 6)
     assert extractor.preprocessing_ == Tiny.preprocessing
     assert extractor.get_feature_names_out()[0] == "toy6_0"
     module = PretrainedFeatureExtractor(_toy_module(6), cache=None, device="cpu")
-    np.testing.assert_allclose(found, module.fit_transform(images(4)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embeddings, module.fit_transform(images(4)), rtol=1e-5, atol=1e-6)
 
 
 def _toy_module(width):
@@ -69,7 +69,7 @@ def _toy_module(width):
     return module
 
 
-def test_registered_splitter_cuts_networks_of_its_class(toy_source, toy_splitter):
+def test_registered_splitter_splits_networks_of_its_class(toy_source, toy_splitter):
     extractor = PretrainedFeatureExtractor("toy:7", layer="stem", cache=None).fit(images(2))
     assert extractor.layers_ == ["stem", "second"]
     assert extractor.transform(images(2)).shape == (2, 7)
@@ -86,7 +86,7 @@ def test_subclass_that_computes_something_else_is_not_split_by_its_class(toy_spl
     assert blocks.split_known_into_blocks(Other(4)) is None
 
 
-def test_class_that_is_not_registered_is_split_by_probing():
+def test_unregistered_class_is_split_by_probing():
     extractor = PretrainedFeatureExtractor(_toy_module(9), cache=None).fit(images(2))
     assert extractor.layers_ == ["trunk"]
 
@@ -102,6 +102,6 @@ def test_unregistered_source_is_unknown():
 
 
 @pytest.mark.parametrize("prefix", ["timm", "", "a:b"])
-def test_prefix_that_cannot_be_registered_is_refused(prefix):
+def test_register_source_rejects_invalid_prefixes(prefix):
     with pytest.raises(ValueError, match=f"Got the prefix '{prefix}', but expected a word"):
         register_source(prefix, load_toy)

@@ -1,4 +1,4 @@
-"""Blocks, composed again, are the network, for every network of torchvision."""
+"""The blocks of every torchvision network compose to the network."""
 
 import copy
 import re
@@ -18,9 +18,9 @@ from sktransfer.backbones.torchvision_blocks import (
     torchvision_weights,
 )
 
-# The smallest images that a network takes quickly, where it is not 64.
+# Image sizes that keep a network fast, if not 64.
 SIZES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 28}
-# Gigabytes of parameters.
+# Networks with gigabytes of parameters.
 LARGE = {"regnet_y_128gf", "vit_h_14"}
 
 
@@ -37,7 +37,7 @@ def build(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in list_torchvision()]
 )
-def test_blocks_are_the_network(name):
+def test_blocks_compose_to_the_network(name):
     network, x = build(name)
     assert not any(t.is_meta for t in (*network.parameters(), *network.buffers()))
     block_list, last = check_block_list(network, x)
@@ -68,11 +68,11 @@ def test_blocks_are_the_network(name):
         ("vit_b_16", "stem " + " ".join(f"encoder_layer_{i}" for i in range(12))),
     ],
 )
-def test_blocks_have_the_usual_names(name, blocks):
+def test_blocks_have_their_conventional_names(name, blocks):
     assert [block for block, _ in split_into_blocks(build_on_meta(name)).blocks] == blocks.split()
 
 
-def test_efficientnet_lite_can_be_cut_after_every_block():
+def test_efficientnet_lite_is_split_after_every_block():
     block_list, last = check_block_list(
         fill(efficientnet_lite("efficientnet_lite0")), two_images(64)
     )
@@ -82,7 +82,7 @@ def test_efficientnet_lite_can_be_cut_after_every_block():
 
 
 @pytest.mark.parametrize("name", ["vgg19", "vit_h_14", "swin_v2_b", "regnet_y_128gf"])
-def test_structure_on_meta_takes_no_memory_and_no_random_numbers(name):
+def test_build_on_meta_takes_no_memory_and_no_random_numbers(name):
     before = torch.get_rng_state()
     network = build_on_meta(name)
     real = [t for t in (*network.parameters(), *network.buffers()) if not t.is_meta]
@@ -95,16 +95,16 @@ def test_structure_on_meta_takes_no_memory_and_no_random_numbers(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "inception_v3", "vit_b_32", "swin_t"])
-def test_random_weights_follow_the_seed_alone(name):
+def test_random_weights_depend_only_on_the_seed(name):
     options = {"image_size": 64} if name == "vit_b_32" else {}
     before = torch.get_rng_state()
-    one, same, other = (build_torchvision(name, seed=seed, **options) for seed in (0, 0, 1))
+    first, same, different = (build_torchvision(name, seed=seed, **options) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     state = same.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
-    state = other.state_dict()
-    assert not all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
-    block_list = split_into_blocks(one.eval())
+    assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
+    state = different.state_dict()
+    assert not all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
+    block_list = split_into_blocks(first.eval())
     with torch.no_grad():
         vectors = block_list.pre_logits(run(block_list.blocks, two_images(SIZES.get(name, 64))))
     assert vectors.isfinite().all()
@@ -140,7 +140,7 @@ AS_PUBLISHED = {"transform_input": True, "init_weights": False}
     ],
 )  # fmt: skip
 @torch.no_grad()
-def test_loads_the_weights_of_torchvisions_own_networks(name, options, old_key):
+def test_build_torchvision_loads_published_state_dicts(name, options, old_key):
     expected = fill(torchvision.models.get_model(name, weights=None, **options))
     state = {old_key(key): value.clone() for key, value in expected.state_dict().items()}
     network = build_torchvision(name, state_dict=state)
@@ -150,7 +150,7 @@ def test_loads_the_weights_of_torchvisions_own_networks(name, options, old_key):
     check_block_list(network, x)
 
 
-def test_loading_takes_tensors_over_as_float32():
+def test_build_torchvision_shares_tensors_and_converts_to_float32():
     state = random_state(build_on_meta("squeezenet1_1"))
     state["features.0.bias"] = state["features.0.bias"].half()
     network = build_torchvision("squeezenet1_1", state_dict=state)
@@ -158,14 +158,14 @@ def test_loading_takes_tensors_over_as_float32():
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-def test_loading_leaves_the_versions_of_the_state_dict_alone():
+def test_build_torchvision_leaves_the_state_dict_metadata_unchanged():
     state = build_torchvision("mnasnet0_5").state_dict()
     before = copy.deepcopy(state._metadata)
     build_torchvision("mnasnet0_5", state_dict=state)
     assert state._metadata == before
 
 
-def test_weights_of_another_network_are_refused():
+def test_weights_of_another_network_are_rejected():
     state = random_state(build_on_meta("resnet18"))
     with pytest.raises(
         ValueError, match="Got weights that do not fit resnet34: Missing key"
@@ -177,7 +177,7 @@ def test_weights_of_another_network_are_refused():
         build_torchvision("vit_b_16", state_dict=state)
 
 
-def test_published_weights_by_name():
+def test_torchvision_weights_are_found_by_name():
     members = torchvision.models.ResNet50_Weights
     assert torchvision_weights("resnet50", "default") is members.DEFAULT
     assert torchvision_weights("resnet50", "IMAGENET1K_V1") is members.IMAGENET1K_V1
@@ -190,7 +190,7 @@ def test_published_weights_by_name():
 
 
 @pytest.mark.parametrize("function", [torchvision_weights, build_on_meta, build_torchvision])
-def test_unknown_names_are_refused(function):
+def test_unknown_names_are_rejected(function):
     with pytest.raises(ValueError, match="resnet5O") as error:
         function("resnet5O")
     count = len(list_torchvision())
@@ -200,7 +200,7 @@ def test_unknown_names_are_refused(function):
     )
 
 
-# Networks that somebody changed ----------------------------------------------------------------
+# Networks with another head -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_unknown_names_are_refused(function):
         ("vgg11", nn.Sequential(nn.Linear(25088, 4), nn.LogSoftmax(1)), 25088),
     ],
 )
-def test_a_fine_tuned_network_keeps_its_blocks(name, head, width):
+def test_fine_tuned_network_keeps_its_blocks(name, head, width):
     network, x = build(name)
     blocks = [block for block, _ in split_into_blocks(network).blocks]
     head = copy.deepcopy(head)

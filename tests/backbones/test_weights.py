@@ -19,7 +19,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_state_dicts_are_read(tmp_path, suffix, wrapper):
+def test_load_state_dict_reads_every_file_format(tmp_path, suffix, wrapper):
     state = {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
     path = tmp_path / f"file{suffix}"
     if suffix == ".safetensors":
@@ -40,7 +40,7 @@ class Trap:
         return setattr, (Trap, "sprung", True)
 
 
-def test_no_code_of_a_file_is_run(tmp_path):
+def test_load_state_dict_runs_no_code_of_the_file(tmp_path):
     path = tmp_path / "trap.pth"
     torch.save({"weight": Trap()}, path)
     with pytest.raises(ValueError, match="could not be read as a state dict"):
@@ -49,32 +49,32 @@ def test_no_code_of_a_file_is_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, {"weight": "text"}])
-def test_file_without_a_state_dict_is_refused(tmp_path, content):
+def test_load_state_dict_rejects_other_content(tmp_path, content):
     path = tmp_path / "file.pth"
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"but expected a state dict \(names to tensors\)"):
         weights.load_state_dict(path)
 
 
-def test_missing_file_is_named(tmp_path):
+def test_load_state_dict_names_a_missing_file(tmp_path):
     with pytest.raises(WeightsNotFoundError, match=r"no such file \(looked in .*nowhere\)"):
         weights.load_state_dict(tmp_path / "nowhere" / "model.pth")
 
 
-def test_damaged_file_is_refused(tmp_path):
+def test_load_state_dict_rejects_a_damaged_file(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"not a file of tensors")
     with pytest.raises(ValueError, match="could not be read as a state dict"):
         weights.load_state_dict(path)
 
 
-def test_fetch_takes_what_is_in_the_hub_folder(hub):
+def test_fetch_returns_the_file_of_the_hub_folder(hub):
     hub.mkdir(parents=True)
     (hub / "resnet18-f37072fd.pth").write_bytes(b"here")
     assert weights.fetch(URL, "resnet18") == hub / "resnet18-f37072fd.pth"
 
 
-def test_offline_is_an_error_long_before_the_connection_times_out(hub, monkeypatch):
+def test_fetch_offline_raises_before_the_connection_times_out(hub, monkeypatch):
     # A name that never resolves and an address that never answers are the two ways to be offline.
     monkeypatch.setattr(weights.socket, "create_connection", unreachable)
     start = time.perf_counter()
@@ -91,21 +91,21 @@ def test_offline_is_an_error_long_before_the_connection_times_out(hub, monkeypat
     )
 
 
-def test_a_download_goes_to_the_hub_folder_and_its_name_is_checked(hub, monkeypatch):
-    asked = {}
+def test_fetch_downloads_to_the_hub_folder_and_checks_the_hash(hub, monkeypatch):
+    request = {}
 
     def download(url, target, hash_prefix):
-        asked.update(url=url, hash_prefix=hash_prefix)
+        request.update(url=url, hash_prefix=hash_prefix)
         with open(target, "wb") as file:
             file.write(b"weights")
 
     monkeypatch.setattr(weights, "_reachable", lambda url: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     assert weights.fetch(URL, "resnet18").read_bytes() == b"weights"
-    assert asked == {"url": URL, "hash_prefix": "f37072fd"}
+    assert request == {"url": URL, "hash_prefix": "f37072fd"}
 
 
-def test_a_download_that_fails_names_the_way_out(hub, monkeypatch):
+def test_failed_download_raises_an_error_that_names_the_remedy(hub, monkeypatch):
     def download(url, target, hash_prefix):
         raise OSError("connection reset")
 
@@ -115,24 +115,24 @@ def test_a_download_that_fails_names_the_way_out(hub, monkeypatch):
         weights.fetch(URL, "resnet18")
 
 
-def test_a_proxy_is_what_has_to_answer(monkeypatch):
-    asked = []
+def test_reachability_is_tested_at_the_proxy(monkeypatch):
+    addresses = []
 
     class Open:
         def close(self):
             pass
 
     def connect(address, timeout):
-        asked.append(address)
+        addresses.append(address)
         return Open()
 
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setattr(weights.socket, "create_connection", connect)
     assert weights._reachable(URL)
-    assert asked == [("proxy.example", 3128)]
+    assert addresses == [("proxy.example", 3128)]
 
 
-def test_digest_sees_every_bit_name_and_shape():
+def test_digest_tensors_depends_on_every_bit_name_and_shape():
     state = {"a": torch.zeros(2, 3), "b": torch.tensor(1, dtype=torch.int64)}
     variants = [
         state,

@@ -18,7 +18,7 @@ def check(X, image_shape=None):
     check_source(source_of(X), image_shape)
 
 
-# What is no batch of images
+# Rejected containers
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def check(X, image_shape=None):
         (np.float64(3), "array of shape ()"),
     ],
 )
-def test_single_image(X, description):
+def test_single_image_is_rejected(X, description):
     with pytest.raises(ValueError, match="wrap it") as caught:
         check(X)
     assert str(caught.value) == (
@@ -49,7 +49,7 @@ def test_single_image(X, description):
         (torch.zeros(8, 6, 4), "tensor of shape (8, 6, 4)", "X[:, None]"),
     ],
 )
-def test_single_image_as_an_array(X, description, gray):
+def test_single_image_as_an_array_is_rejected(X, description, gray):
     with pytest.raises(ValueError, match="wrap it") as caught:
         check(X)
     assert str(caught.value) == (
@@ -70,11 +70,11 @@ def test_single_image_as_an_array(X, description, gray):
         RGB[:, :, :, None],
     ],
 )
-def test_stacks_that_are_no_single_image(X):
+def test_small_stacks_are_not_taken_for_a_single_image(X):
     check(X)
 
 
-def test_folder(tmp_path):
+def test_folder_is_rejected_with_load_image_folder_as_remedy(tmp_path):
     for X in (tmp_path, str(tmp_path)):
         with pytest.raises(ValueError, match="a folder") as caught:
             check(X)
@@ -84,7 +84,7 @@ def test_folder(tmp_path):
         )
 
 
-def test_dict():
+def test_dict_is_rejected():
     with pytest.raises(ValueError, match=r"Got X as a dict with keys 'image', 'label', but"):
         check({"image": [RGB], "label": [0]})
 
@@ -129,7 +129,7 @@ class Stream(IterableDataset):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_no_length(X, message):
+def test_container_without_length_or_items_is_rejected(X, message):
     with pytest.raises(TypeError) as caught:
         check(X)
     assert str(caught.value) == message
@@ -138,7 +138,7 @@ def test_no_length(X, message):
 @pytest.mark.parametrize(
     "X", [csr_matrix(np.eye(4)), csr_array(np.eye(4)), torch.eye(4).to_sparse()]
 )
-def test_sparse(X):
+def test_sparse_matrix_is_rejected(X):
     with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
         check(X)
 
@@ -146,7 +146,7 @@ def test_sparse(X):
 @pytest.mark.parametrize(
     "X", [np.ones((4, 4), complex), np.ones((2, 8, 8), complex), torch.ones(4, 4) * 1j, [[1j, 2.0]]]
 )
-def test_complex(X):
+def test_complex_numbers_are_rejected(X):
     with pytest.raises(ValueError, match="Complex data not supported"):
         check(X, (1, -1))
 
@@ -155,7 +155,7 @@ def test_complex(X):
     ("X", "shape"),
     [([], "(0,)"), ((), "(0,)"), (np.empty((0, 3)), "(0, 3)"), (pd.Series([], dtype=str), "(0,)")],
 )
-def test_empty(X, shape):
+def test_empty_container_is_rejected(X, shape):
     with pytest.raises(ValueError, match="0 sample") as caught:
         check(X, (1, -1))
     assert (
@@ -165,7 +165,7 @@ def test_empty(X, shape):
 
 
 @pytest.mark.parametrize("X", [np.empty((3, 0)), [[], [], []]])
-def test_no_features(X):
+def test_rows_without_features_are_rejected(X):
     with pytest.raises(ValueError, match="0 feature") as caught:
         check(X, (1, -1))
     assert (
@@ -186,7 +186,7 @@ def test_no_features(X):
         pl.Series([1, 2, 3]),
     ],
 )
-def test_one_dimension(X):
+def test_one_dimensional_numbers_are_rejected(X):
     with pytest.raises(ValueError, match="Expected 2D") as caught:
         check(X, (1, -1))
     assert str(caught.value) == (
@@ -196,7 +196,7 @@ def test_one_dimension(X):
 
 
 @pytest.mark.parametrize("X", [np.zeros((2, 5, 6, 7)), torch.zeros(2, 5, 6, 7)])
-def test_no_channels(X):
+def test_array_without_a_channel_axis_is_rejected(X):
     with pytest.raises(ImageError) as caught:
         check(X)
     assert caught.value.reason == (
@@ -217,7 +217,7 @@ def test_no_channels(X):
         (np.array([["x.jpg", 1]], dtype=object), "0, 1", "X[:, 0]"),
     ],
 )
-def test_several_columns(X, columns, example):
+def test_table_with_several_columns_is_rejected(X, columns, example):
     with pytest.raises(ValueError, match="Select the column") as caught:
         check(X)
     assert str(caught.value) == (
@@ -262,13 +262,13 @@ def test_several_columns(X, columns, example):
         ),
     ],
 )
-def test_rows_that_do_not_fold(X, image_shape, message):
+def test_rows_that_do_not_fold_are_rejected(X, image_shape, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         check(X, image_shape)
     assert str(caught.value) == message
 
 
-def test_rows_fold_into_a_image():
+def test_rows_fold_into_images():
     with pytest.raises(ImageError, match=r"Got shape \(2, 2, 5\), but expected"):
         check(np.zeros((3, 20)), (2, 2, 5))
     check(np.zeros((3, 20)), (2, -1))
@@ -289,14 +289,14 @@ def test_rows_fold_into_a_image():
         pl.DataFrame(np.arange(12).reshape(3, 4)),
     ],
 )
-def test_rows(X):
+def test_rows_become_an_array_or_tensor(X):
     source = source_of(X)
     assert isinstance(source, np.ndarray | torch.Tensor)
     np.testing.assert_array_equal(source, np.arange(12).reshape(3, 4))
 
 
 @pytest.mark.parametrize("value", [{"foo": "bar"}, "text"])
-def test_objects_that_are_no_numbers(value):
+def test_rows_of_other_objects_are_rejected(value):
     X = np.ones((3, 4), dtype=object)
     X[2, 1] = value
     with pytest.raises((TypeError, ValueError), match=r"float"):
@@ -304,7 +304,7 @@ def test_objects_that_are_no_numbers(value):
 
 
 @pytest.mark.parametrize("X", [np.zeros((2, 8, 6, 3)), torch.zeros(2, 3, 8, 6), [RGB], ("a.jpg",)])
-def test_nothing_is_copied(X):
+def test_source_of_copies_nothing(X):
     source = source_of(X)
     if isinstance(X, torch.Tensor):
         assert source.data_ptr() == X.data_ptr()

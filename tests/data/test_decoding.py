@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import encoded
 from PIL import Image
 
 from sktransfer.data.decoding import decode, extent, fingerprint, usual_range
@@ -13,14 +14,8 @@ RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GRAY = RGB[:, :, 0]
 
 
-def encoded(image, file_type="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, file_type, **options)
-    return file.getvalue()
-
-
 def on_white(array):
-    """Composite in floating point, as an independent opinion."""
+    """Composite on white in floating point, as an independent reference."""
     color, alpha = array[..., :-1].astype(float), array[..., -1:] / 255
     return np.broadcast_to(np.rint(color * alpha + 255 * (1 - alpha)), (*array.shape[:2], 3))
 
@@ -50,13 +45,13 @@ def with_alpha(n_colors):
     ],
     ids=["RGB", "L", "1", "RGBA", "LA", "I;16"],
 )
-def test_modes(image, expected, wrap):
+def test_common_modes_become_rgb(image, expected, wrap):
     got = decode(wrap(image))
     assert (got.dtype, got.flags.c_contiguous) == (np.uint8, True)
     np.testing.assert_array_equal(got, expected)
 
 
-def test_cmyk():
+def test_cmyk_becomes_rgb():
     inks = [(0, 0, 0, 0), (0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 55)]
     image = Image.new("CMYK", (5, 1))
     image.putdata(inks)
@@ -71,12 +66,12 @@ def test_cmyk():
         ("HSV", (85, 255, 200), (0, 200, 0), 2),
         ("YCbCr", (120, 128, 128), (120, 120, 120), 0),
         ("LAB", (255, 128, 128), (255, 255, 255), 1),
-        ("RGBa", (64, 0, 0, 128), (191, 127, 127), 1),  # 64 + 127 of the white ground.
+        ("RGBa", (64, 0, 0, 128), (191, 127, 127), 1),  # 64, and 127 of the white ground
         ("La", (64, 128), (191, 191, 191), 1),
         ("PA", (0, 128), (127, 127, 127), 0),
     ],
 )
-def test_rare_modes(mode, pixel, expected, slack):
+def test_rare_modes_become_rgb(mode, pixel, expected, slack):
     image = Image.new(mode, (2, 2), pixel)
     np.testing.assert_allclose(decode(image)[0, 0], expected, atol=slack)
 
@@ -92,7 +87,7 @@ def test_rare_modes(mode, pixel, expected, slack):
         ),
     ],
 )
-def test_palette(options, expected):
+def test_palette_becomes_rgb_on_white(options, expected):
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.putdata([0, 1, 2])
@@ -101,7 +96,7 @@ def test_palette(options, expected):
     np.testing.assert_array_equal(decode(Image.open(io.BytesIO(data)))[0], expected)
 
 
-def test_transparent_color():
+def test_transparent_color_becomes_white():
     data = encoded(Image.fromarray(RGB), transparency=tuple(map(int, RGB[0, 0])))
     expected = RGB.copy()
     expected[0, 0] = 255
@@ -120,7 +115,7 @@ def test_transparent_color():
         ("F", np.float32, [0.0, 7.0, 200.0], [0, 7, 200]),
     ],
 )
-def test_numbers_in_pil_images(mode, dtype, values, expected):
+def test_numeric_pil_modes_are_scaled_to_uint8(mode, dtype, values, expected):
     array = np.array([values], dtype=dtype)
     image = Image.frombytes(mode, (3, 1), array.tobytes())
     np.testing.assert_array_equal(decode(image)[0], rgb(np.array(expected)))
@@ -142,7 +137,7 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("file_type", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation(orientation, file_type, tmp_path):
+def test_exif_orientation_is_applied(orientation, file_type, tmp_path):
     image = Image.fromarray(RGB)
     exif = image.getexif()
     exif[0x0112] = orientation
@@ -158,7 +153,7 @@ def test_exif_orientation(orientation, file_type, tmp_path):
         np.testing.assert_array_equal(decode(opened), expected)
 
 
-def test_exif_set_in_memory_and_image_left_alone():
+def test_exif_set_in_memory_is_applied_and_the_image_is_unchanged():
     image = Image.fromarray(RGB)
     image.getexif()[0x0112] = 6
     np.testing.assert_array_equal(decode(image), np.rot90(RGB, -1))
@@ -168,7 +163,7 @@ def test_exif_set_in_memory_and_image_left_alone():
 
 
 @pytest.mark.parametrize("file_type", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_animation_gives_its_first_frame(file_type):
+def test_animation_is_decoded_to_its_first_frame(file_type):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if file_type == "WEBP" else {}
     data = encoded(frames[0], file_type, save_all=True, append_images=frames[1:], **options)
@@ -176,7 +171,7 @@ def test_animation_gives_its_first_frame(file_type):
     np.testing.assert_array_equal(decode(data), np.full((4, 4, 3), [255, 0, 0]))
 
 
-def test_jpeg_equals_pillow(tmp_path):
+def test_jpeg_is_decoded_as_by_pillow(tmp_path):
     path = tmp_path / "image.jpg"
     Image.fromarray(RGB).save(path)
     with Image.open(path) as opened:
@@ -187,7 +182,7 @@ def test_jpeg_equals_pillow(tmp_path):
     ("side", "size"),
     [(20, (80, 60)), (30, (80, 60)), (31, (160, 120)), (121, (320, 240)), (500, (320, 240))],
 )
-def test_a_jpeg_is_decoded_no_larger_than_it_will_be_used(side, size):
+def test_jpeg_is_decoded_no_larger_than_needed(side, size):
     smooth = Image.fromarray(RGB).resize((320, 240), Image.Resampling.BICUBIC)
     got = decode(encoded(smooth, "JPEG"), side=side)
     assert got.shape == (size[1], size[0], 3)
@@ -196,7 +191,7 @@ def test_a_jpeg_is_decoded_no_larger_than_it_will_be_used(side, size):
     assert decode(encoded(smooth, "PNG"), side=side).shape == (240, 320, 3)
 
 
-def test_a_jpeg_that_is_decoded_smaller_stands_upright():
+def test_jpeg_decoded_smaller_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     buffer = io.BytesIO()
@@ -205,7 +200,7 @@ def test_a_jpeg_that_is_decoded_smaller_stands_upright():
 
 
 @pytest.mark.parametrize("file_type", ["PNG", "JPEG", "GIF", "BMP", "TIFF"])
-def test_truncated(file_type, tmp_path):
+def test_truncated_file_is_rejected(file_type, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), file_type)
     path = tmp_path / "image"
@@ -216,7 +211,7 @@ def test_truncated(file_type, tmp_path):
         decode(data[: len(data) // 2])
 
 
-def test_lazy_image_of_a_truncated_file():
+def test_lazy_image_of_a_truncated_file_is_rejected():
     data = encoded(Image.fromarray(RGB), "BMP")
     image = Image.open(io.BytesIO(data[:-20]))
     with pytest.raises(ImageError, match=r"truncated or corrupt: image file is truncated"):
@@ -226,7 +221,7 @@ def test_lazy_image_of_a_truncated_file():
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
-def test_no_image(content, tmp_path):
+def test_file_that_is_no_image_is_rejected(content, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(content)
     with pytest.raises(ImageError) as caught:
@@ -235,7 +230,7 @@ def test_no_image(content, tmp_path):
 
 
 @pytest.mark.parametrize("function", [decode, fingerprint])
-def test_missing_file(function):
+def test_missing_file_is_rejected_with_the_working_directory(function):
     with pytest.raises(ImageError) as caught:
         function("no/such.jpg")
     assert (
@@ -245,7 +240,7 @@ def test_missing_file(function):
 
 
 @pytest.mark.parametrize("function", [decode, fingerprint])
-def test_folder(function, tmp_path):
+def test_folder_and_null_character_in_a_path_are_rejected(function, tmp_path):
     with pytest.raises(ImageError, match="Got a folder, but expected an image"):
         function(str(tmp_path))
     with pytest.raises(ImageError, match=r"null (byte|character)"):
@@ -254,7 +249,7 @@ def test_folder(function, tmp_path):
 
 @pytest.mark.parametrize("limit", [16, 34])  # Pillow raises, and Pillow warns.
 @pytest.mark.parametrize("action", ["ignore", "error"])
-def test_decompression_bomb(limit, action, monkeypatch):
+def test_decompression_bomb_is_rejected(limit, action, monkeypatch):
     data = encoded(Image.fromarray(RGB))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
@@ -267,7 +262,7 @@ def test_decompression_bomb(limit, action, monkeypatch):
     np.testing.assert_array_equal(decode(data), RGB)
 
 
-def test_no_pixels():
+def test_image_without_pixels_is_rejected():
     with pytest.raises(ImageError, match="Got no pixels: the size is 0 x 3"):
         decode(Image.new("RGB", (0, 3)))
 
@@ -276,7 +271,7 @@ def test_no_pixels():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_every_gray_value_survives_as_a_float(dtype):
+def test_float_arrays_keep_every_gray_value(dtype):
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     for pixels, pixel_range in [
         ((levels / 255).astype(dtype), (0, 1)),
@@ -300,7 +295,7 @@ def test_every_gray_value_survives_as_a_float(dtype):
         (np.array([0, 1, 16], dtype=np.uint8), (0, 16), [0, 1, 16]),  # uint8 is taken as it is.
     ],
 )
-def test_pixel_ranges(values, pixel_range, expected):
+def test_pixel_range_is_mapped_to_uint8(values, pixel_range, expected):
     before = values.copy()
     got = decode(values.reshape(1, 3, 1), pixel_range)[0, :, 0]
     np.testing.assert_array_equal(got, expected)
@@ -308,7 +303,7 @@ def test_pixel_ranges(values, pixel_range, expected):
 
 
 @pytest.mark.parametrize(("value", "said"), [(2.0, "up to 2"), (-0.5, "down to -0.5")])
-def test_beyond_a_usual_range(value, said):
+def test_values_beyond_a_usual_range_are_rejected(value, said):
     with pytest.raises(ImageError) as caught:
         decode(np.array([[[0.0], [value]]]), (0, 1))
     assert caught.value.reason == (
@@ -318,25 +313,25 @@ def test_beyond_a_usual_range(value, said):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_finite(value):
+def test_non_finite_pixels_are_rejected(value):
     with pytest.raises(ImageError, match="Got NaN or infinite pixels, but expected finite"):
         decode(np.array([[[0.0], [value]]]), (0, 1))
 
 
-def test_alpha_of_arrays():
+def test_alpha_of_arrays_is_composited_on_white():
     pixels = with_alpha(3)
     np.testing.assert_array_equal(decode(pixels), on_white(pixels))
     np.testing.assert_array_equal(decode(pixels / 255, (0, 1)), on_white(pixels))
     np.testing.assert_array_equal(decode(with_alpha(1)), on_white(with_alpha(1)))
 
 
-def test_result_is_memory_of_its_own():
+def test_decoded_array_does_not_share_memory():
     pixels = RGB.copy()
     decode(pixels)[:] = 0
     np.testing.assert_array_equal(pixels, RGB)
 
 
-def test_extent():
+def test_extent_ignores_non_finite_values():
     assert extent(np.array([[np.nan, 2], [-np.inf, 1]])) == (1.0, 2.0)
     assert extent(np.array([np.nan])) is None
     assert extent(np.array([True, False])) == (0.0, 1.0)
@@ -357,14 +352,14 @@ def test_extent():
         (7, 7, (0, 16)),
     ],
 )
-def test_usual_range(low, high, expected):
+def test_usual_range_contains_the_values(low, high, expected):
     assert usual_range(low, high) == expected
 
 
 # Fingerprints
 
 
-def test_fingerprints_differ_where_the_image_does(tmp_path):
+def test_fingerprints_of_different_images_differ(tmp_path):
     path = tmp_path / "a.png"
     data = encoded(Image.fromarray(RGB))
     path.write_bytes(data)
@@ -396,7 +391,7 @@ def test_fingerprints_differ_where_the_image_does(tmp_path):
     assert len(set(prints)) == len(prints)
 
 
-def test_fingerprints_agree_where_the_image_does(tmp_path):
+def test_fingerprints_of_equal_images_agree(tmp_path):
     assert fingerprint(RGB, (0, 1)) == fingerprint(RGB)  # A range does not touch uint8.
     channels_first = np.ascontiguousarray(RGB.transpose(2, 0, 1))
     assert fingerprint(np.moveaxis(channels_first, 0, -1)) == fingerprint(RGB)
@@ -407,7 +402,7 @@ def test_fingerprints_agree_where_the_image_does(tmp_path):
         assert fingerprint(lazy) == fingerprint(Image.fromarray(RGB))
 
 
-def test_fingerprint_of_a_file_opens_nothing(tmp_path, monkeypatch):
+def test_fingerprint_of_a_path_does_not_open_the_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"no image at all")
     before = fingerprint(str(path))

@@ -11,7 +11,7 @@ from sktransfer.data.folders import load_image_folder
 
 @pytest.fixture
 def make(tmp_path):
-    """Make empty files below a folder; nothing is decoded, so they need no content."""
+    """Return a function that creates empty files, as nothing is decoded, and returns their root."""
 
     def make(*names):
         for name in names:
@@ -27,7 +27,7 @@ def names(bunch, root):
     return [Path(path).relative_to(root).as_posix() for path in bunch.data]
 
 
-def test_classes(make):
+def test_class_folders_become_sorted_targets(make):
     root = make("dogs/b.png", "dogs/a.JPG", "cats/z.jpeg", "cats/deep/er/y.webp", "cats/.x.png")
     bunch = load_image_folder(root)
     assert names(bunch, root) == ["cats/deep/er/y.webp", "cats/z.jpeg", "dogs/a.JPG", "dogs/b.png"]
@@ -41,7 +41,7 @@ def test_classes(make):
     assert bunch.DESCR.splitlines() == [f"4 images below {root}", "", "cats: 2", "dogs: 2"]
 
 
-def test_return_x_y_and_relative_root(make, monkeypatch):
+def test_return_x_y_keeps_a_relative_root(make, monkeypatch):
     monkeypatch.chdir(make("photos/cats/a.png", "photos/dogs/b.png"))
     X, y = load_image_folder("photos", return_X_y=True)
     assert list(X) == [
@@ -51,7 +51,7 @@ def test_return_x_y_and_relative_root(make, monkeypatch):
     np.testing.assert_array_equal(y, [0, 1])
 
 
-def test_extensions(make):
+def test_extensions_select_files(make):
     root = make("a/1.raw", "a/2.RAW", "a/3.png")
     with pytest.warns(UserWarning, match=r"Ignored 1 file\(s\)"):
         bunch = load_image_folder(root, extensions=[".raw"])
@@ -64,11 +64,11 @@ def test_extensions(make):
         )
 
 
-def test_one_class_is_enough(make):
+def test_single_class_is_accepted(make):
     assert load_image_folder(make("cats/a.png")).target_names == ["cats"]
 
 
-def test_images_reach_the_estimators(tmp_path):
+def test_paths_of_the_bunch_are_readable_images(tmp_path):
     from sktransfer.data.images import as_images
 
     (tmp_path / "red").mkdir()
@@ -89,7 +89,7 @@ def splits(make):
     )  # fmt: skip
 
 
-def test_all_splits(splits):
+def test_all_splits_are_listed_by_default(splits):
     bunch = load_image_folder(splits)
     assert names(bunch, splits) == [
         "Test/cats/5.png", "train/cats/1.png", "train/cats/2.png",
@@ -107,7 +107,7 @@ def test_all_splits(splits):
         ("test", ["Test/cats/5.png", "Test/dogs/6.png"], [0, 1]),
     ],
 )
-def test_one_split(splits, split, expected, target):
+def test_split_selects_its_files(splits, split, expected, target):
     bunch = load_image_folder(splits, split=split)
     assert names(bunch, splits) == expected
     np.testing.assert_array_equal(bunch.target, target)
@@ -116,7 +116,7 @@ def test_one_split(splits, split, expected, target):
 
 
 @pytest.mark.parametrize("split", [None, "train", "val"])
-def test_a_class_that_is_not_in_train(splits, make, split):
+def test_class_missing_from_train_is_warned_of(splits, make, split):
     make("validation/birds/7.png")
     with pytest.warns(UserWarning, match="Some classes") as caught:
         bunch = load_image_folder(splits, split=split)
@@ -126,19 +126,19 @@ def test_a_class_that_is_not_in_train(splits, make, split):
     assert bunch.target_names == ["birds", "cats", "dogs"]
 
 
-def test_without_a_train_folder_nothing_is_missing_in_it(make):
+def test_splits_without_a_train_folder_raise_no_warning(make):
     root = make("val/cats/1.png", "test/dogs/2.png")
     assert load_image_folder(root).split.tolist() == ["val", "test"]
 
 
-def test_a_class_may_be_called_train(make):
+def test_class_may_be_named_train(make):
     root = make("train/1.png", "car/2.png", "plane/3.png")
     bunch = load_image_folder(root)
     assert bunch.target_names == ["car", "plane", "train"]
     assert bunch.split is None
 
 
-def test_folders_without_images_beside_splits(splits, make):
+def test_folders_without_images_next_to_splits_are_ignored(splits, make):
     make("annotations/labels.csv", "README.txt")
     with pytest.warns(UserWarning, match="Ignored 2") as caught:
         bunch = load_image_folder(splits)
@@ -147,7 +147,7 @@ def test_folders_without_images_beside_splits(splits, make):
     assert [Path(path).name for path in bunch.ignored] == ["labels.csv", "README.txt"]
 
 
-def test_splits_beside_classes(splits, make):
+def test_splits_next_to_classes_are_rejected(splits, make):
     make("birds/1.png")
     with pytest.raises(ValueError, match="next to other folders") as caught:
         load_image_folder(splits)
@@ -158,7 +158,7 @@ def test_splits_beside_classes(splits, make):
     )
 
 
-def test_unlabeled_test_images(make):
+def test_unlabeled_test_images_are_ignored(make):
     root = make("train/cats/1.png", "test/2.png", "test/3.png")
     with pytest.warns(UserWarning, match="Ignored 2"):
         bunch = load_image_folder(root)
@@ -170,7 +170,7 @@ def test_unlabeled_test_images(make):
         load_image_folder(root, split="test")
 
 
-def test_unknown_split(splits, make):
+def test_unknown_split_is_rejected(splits, make):
     with pytest.raises(ValueError, match="did you mean 'train'"):
         load_image_folder(splits, split="training")
     (splits / "validation").rename(splits / ".hidden")
@@ -178,7 +178,7 @@ def test_unknown_split(splits, make):
         load_image_folder(splits, split="val")
 
 
-def test_split_of_a_folder_without_splits(make):
+def test_split_of_a_folder_without_splits_is_rejected(make):
     root = make("cats/1.png")
     with pytest.raises(ValueError, match="no folders named") as caught:
         load_image_folder(root, split="train")
@@ -191,7 +191,7 @@ def test_split_of_a_folder_without_splits(make):
 # Warnings and errors
 
 
-def test_ignored_files(make):
+def test_ignored_files_are_warned_of(make):
     root = make("cats/1.png", "cats/a.txt", "cats/b.txt", "cats/c.txt", "0.png", "cats/.d.txt")
     with pytest.warns(UserWarning, match="Ignored") as caught:
         bunch = load_image_folder(root)
@@ -205,7 +205,7 @@ def test_ignored_files(make):
     assert names(bunch, root) == ["cats/1.png"]
 
 
-def test_empty_class_folder(make):
+def test_empty_class_folder_is_warned_of(make):
     root = make("cats/1.png", "dogs/.hidden.png")
     with pytest.warns(UserWarning, match="holds no images") as caught:
         bunch = load_image_folder(root)
@@ -215,7 +215,7 @@ def test_empty_class_folder(make):
     assert bunch.target_names == ["cats"]
 
 
-def test_no_classes(make):
+def test_folder_without_classes_is_rejected(make):
     root = make("1.png", "2.png")
     with pytest.raises(ValueError, match="Found no class folders") as caught:
         load_image_folder(root)
@@ -225,14 +225,14 @@ def test_no_classes(make):
     )
 
 
-def test_splits_without_classes(make):
+def test_splits_without_classes_are_rejected(make):
     root = make("train/1.png", "test/2.png")
     with pytest.raises(ValueError, match="Found no class folders") as caught:
         load_image_folder(root)
     assert f"in {str(root / 'test')!r} and {str(root / 'train')!r}. Expected" in str(caught.value)
 
 
-def test_no_folder(make):
+def test_missing_folder_and_file_are_rejected(make):
     root = make("cats/1.png")
     with pytest.raises(FileNotFoundError) as caught:
         load_image_folder(root / "nowhere")
@@ -247,7 +247,7 @@ def test_no_folder(make):
 # Links
 
 
-def test_links_are_followed_without_end(make):
+def test_links_are_followed_but_not_in_circles(make):
     root = make("data/cats/1.png", "data/dogs/2.png", "elsewhere/3.png", "elsewhere/4.png")
     data = root / "data"
     (data / "cats" / "linked").symlink_to(root / "elsewhere")
@@ -265,7 +265,7 @@ def test_links_are_followed_without_end(make):
     assert not any("loop" in path or "up" in path for path in bunch.data)
 
 
-def test_a_class_folder_that_links_back(make):
+def test_class_folder_that_links_back_is_empty(make):
     root = make("cats/1.png")
     (root / "loop").symlink_to(root)
     with pytest.warns(UserWarning, match="loop' holds no images"):

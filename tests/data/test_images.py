@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 import sklearn.datasets
 import torch
+from helpers import Items, save_images
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from sktransfer.data.images import Images, as_images, is_rows, learn_pixel_range
 from sktransfer.utils.errors import ImageError
@@ -25,7 +26,7 @@ PHOTOGRAPHS = [
 
 @pytest.fixture(scope="module")
 def pixels():
-    """Two photographs, made smaller: uint8 (2, 20, 30, 3)."""
+    """Return two photographs, resized: uint8 (2, 20, 30, 3)."""
     small = []
     for path in PHOTOGRAPHS:
         with Image.open(path) as image:
@@ -35,29 +36,10 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def paths(pixels, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    paths = [str(folder / f"{row}.png") for row in range(len(pixels))]
-    for path, image in zip(paths, pixels, strict=True):
-        Image.fromarray(image).save(path)
-    return paths
+    return save_images(pixels, tmp_path_factory.mktemp("images"))
 
 
-class PhotographDataset(Dataset):
-    """A map-style Dataset, which says how often and how far it was read."""
-
-    def __init__(self, items):
-        self.items = items
-        self.reads = []
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, row):
-        self.reads.append(row)
-        return self.items[row], row
-
-
-def encoded(paths):
+def file_contents(paths):
     return [Path(path).read_bytes() for path in paths]
 
 
@@ -83,14 +65,14 @@ FORMS = {
     "pandas DataFrame of PIL": lambda _, pixels: pd.DataFrame({"image": pil(pixels)}),
     "polars Series": lambda paths, _: pl.Series(paths),
     "polars DataFrame": lambda paths, _: pl.DataFrame({"image": paths}),
-    "polars DataFrame of bytes": lambda paths, _: pl.DataFrame({"image": encoded(paths)}),
+    "polars DataFrame of bytes": lambda paths, _: pl.DataFrame({"image": file_contents(paths)}),
     "polars Series of structs": lambda paths, _: pl.Series(
         [{"bytes": None, "path": path} for path in paths]
     ),
     "PIL": lambda _, pixels: pil(pixels),
-    "bytes": lambda paths, _: encoded(paths),
-    "bytearray": lambda paths, _: list(map(bytearray, encoded(paths))),
-    "memoryview": lambda paths, _: list(map(memoryview, encoded(paths))),
+    "bytes": lambda paths, _: file_contents(paths),
+    "bytearray": lambda paths, _: list(map(bytearray, file_contents(paths))),
+    "memoryview": lambda paths, _: list(map(memoryview, file_contents(paths))),
     "arrays": lambda _, pixels: list(pixels),
     "object array of arrays (n, 1)": lambda _, pixels: pd.DataFrame({"a": list(pixels)}).to_numpy(),
     "NHWC": lambda _, pixels: pixels,
@@ -108,14 +90,14 @@ FORMS = {
     "NHWC tensor": lambda _, pixels: torch.tensor(pixels),
     "dicts of PIL": lambda _, pixels: [{"image": image, "label": 0} for image in pil(pixels)],
     "dicts of bytes": lambda paths, _: [
-        {"bytes": data, "path": "gone.png"} for data in encoded(paths)
+        {"bytes": data, "path": "gone.png"} for data in file_contents(paths)
     ],
     "dicts of paths": lambda paths, _: [{"bytes": None, "path": path} for path in paths],
     "dicts of tensors": lambda _, pixels: [
         {"pixel_values": tensor} for tensor in channels_first(pixels) / 255
     ],
-    "Dataset of PIL": lambda _, pixels: PhotographDataset(pil(pixels)),
-    "Dataset of paths": lambda paths, _: PhotographDataset(paths),
+    "Dataset of PIL": lambda _, pixels: Items(pil(pixels)),
+    "Dataset of paths": lambda paths, _: Items(paths),
     "TensorDataset": lambda _, pixels: TensorDataset(channels_first(pixels), torch.zeros(2)),
     "nested lists": lambda _, pixels: pixels.tolist(),
     "mixed": lambda paths, pixels: [paths[0], pixels[1] / 255],
@@ -128,12 +110,12 @@ FLAT_FORMS = {
     "pandas": lambda rows: pd.DataFrame(rows),
     "polars": lambda rows: pl.DataFrame(rows),
     "objects": lambda rows: rows.astype(object),
-    "Dataset": lambda rows: PhotographDataset(list(rows)),
+    "Dataset": lambda rows: Items(list(rows)),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_images(form, paths, pixels):
+def test_as_images_reads_every_container_to_the_same_images(form, paths, pixels):
     X = FORMS[form](paths, pixels)
     images = as_images(X, pixel_range=learn_pixel_range(X))
     assert len(images) == 2
@@ -148,7 +130,7 @@ def test_every_form_gives_the_same_images(form, paths, pixels):
 
 @pytest.mark.parametrize("image_shape", [(20, 30, 3), (20, -1, 3), [-1, 30, 3]])
 @pytest.mark.parametrize("form", FLAT_FORMS)
-def test_flat_rows_give_the_same_images(form, image_shape, pixels):
+def test_as_images_reads_flat_rows_to_the_same_images(form, image_shape, pixels):
     X = FLAT_FORMS[form](pixels.reshape(2, -1))
     assert is_rows(X) == (form != "Dataset")
     pixel_range = learn_pixel_range(X, image_shape=image_shape)
@@ -157,14 +139,14 @@ def test_flat_rows_give_the_same_images(form, image_shape, pixels):
         np.testing.assert_array_equal(images[row], pixels[row])
 
 
-def test_real_photographs_equal_pillow():
+def test_photographs_are_decoded_as_by_pillow():
     images = as_images(PHOTOGRAPHS)
     with Image.open(PHOTOGRAPHS[1]) as flower:
         np.testing.assert_array_equal(images[1], np.asarray(flower))
     assert images.describe(1) == PHOTOGRAPHS[1]
 
 
-def test_digits():
+def test_digits_are_read_from_rows_arrays_and_strips():
     digits = load_digits()
     assert learn_pixel_range(digits.data, image_shape=(8, 8)) == (0, 16)
     assert learn_pixel_range(digits.images) == (0, 16)
@@ -176,7 +158,7 @@ def test_digits():
     np.testing.assert_array_equal(strip[5][0, :, 0], expected.ravel())
 
 
-def test_arrays_of_different_sizes(pixels):
+def test_arrays_of_different_sizes_are_accepted(pixels):
     X = [pixels[0], pixels[1, :10], pixels[1, :, :, 0], pixels[1, ..., 0] > 99]
     shapes = [image.shape for image in as_images(X)]
     assert shapes == [(20, 30, 3), (10, 30, 3), (20, 30, 3), (20, 30, 3)]
@@ -185,7 +167,7 @@ def test_arrays_of_different_sizes(pixels):
 # Rows, selections, pickles
 
 
-def test_sequence(paths, pixels):
+def test_images_are_a_sequence(paths, pixels):
     images = as_images(paths)
     np.testing.assert_array_equal(images[-1], pixels[1])
     np.testing.assert_array_equal(images[np.int64(1)], pixels[1])
@@ -198,7 +180,7 @@ def test_sequence(paths, pixels):
         images[0.0]
 
 
-def test_take_numbers_rows_again_but_errors_name_those_of_x():
+def test_take_renumbers_rows_but_errors_name_those_of_x():
     images = as_images(["a.jpg", "b.jpg", "c.jpg"])
     taken = images.take([2, 0, 2]).take(np.array([1, 2]))
     assert [taken.describe(row) for row in range(len(taken))] == ["a.jpg", "c.jpg"]
@@ -211,14 +193,14 @@ def test_take_numbers_rows_again_but_errors_name_those_of_x():
 
 
 @pytest.mark.parametrize("form", sorted(set(FORMS) - {"memoryview"}))
-def test_pickle(form, paths, pixels):
+def test_pickled_images_are_equal(form, paths, pixels):
     images = as_images(FORMS[form](paths, pixels), pixel_range=None).take([1])
-    again = pickle.loads(pickle.dumps(images))
-    np.testing.assert_array_equal(again[0], images[0])
-    assert again.fingerprint(0) == images.fingerprint(0)
+    loaded = pickle.loads(pickle.dumps(images))
+    np.testing.assert_array_equal(loaded[0], images[0])
+    assert loaded.fingerprint(0) == images.fingerprint(0)
 
 
-def test_images_pass_through(pixels):
+def test_as_images_keeps_the_pixel_range_of_images(pixels):
     X = as_images(pixels / 510)
     assert X.pixel_range is None
     assert as_images(X, pixel_range=(0, 1))[0].max() < 200
@@ -228,7 +210,7 @@ def test_images_pass_through(pixels):
     assert not is_rows(fixed)
 
 
-def test_nothing_of_the_caller_changes(pixels):
+def test_as_images_leaves_the_input_unchanged(pixels):
     array, tensor, image = pixels / 255, channels_first(pixels) / 255, Image.fromarray(pixels[0])
     for X, values in [(array, array), (tensor, tensor), ([image], image)]:
         before = np.asarray(values).copy()
@@ -237,7 +219,7 @@ def test_nothing_of_the_caller_changes(pixels):
         np.testing.assert_array_equal(np.asarray(values), before)
 
 
-def test_a_uint8_array_is_not_shared(pixels):
+def test_decoded_uint8_array_is_not_shared(pixels):
     X = pixels.copy()
     as_images(X)[0][:] = 7
     np.testing.assert_array_equal(X, pixels)
@@ -265,12 +247,12 @@ def test_a_uint8_array_is_not_shared(pixels):
         (np.full((1, 2, 2), np.nan), None),
     ],
 )
-def test_learn_pixel_range(X, expected):
+def test_learn_pixel_range_finds_the_usual_range(X, expected):
     assert learn_pixel_range(X) == expected
     assert learn_pixel_range(list(X)) == expected
 
 
-def test_all_numbers_in_memory_are_looked_at(monkeypatch):
+def test_learn_pixel_range_reads_all_arrays(monkeypatch):
     X = np.zeros((300, 4, 4))
     X[299, 3, 3] = 16
     monkeypatch.setattr("sktransfer.data.images._BLOCK_BYTES", 1000)
@@ -281,13 +263,13 @@ def test_all_numbers_in_memory_are_looked_at(monkeypatch):
     assert learn_pixel_range(as_images(X).take(range(299))) == (0, 1)
 
 
-def test_datasets_are_looked_at_for_64_items():
-    dataset = PhotographDataset(list(np.zeros((300, 4, 4))))
+def test_learn_pixel_range_reads_64_items_of_a_dataset():
+    dataset = Items(list(np.zeros((300, 4, 4))))
     assert learn_pixel_range(dataset) == (0, 1)
     assert dataset.reads == list(range(64))
 
 
-def test_fit_and_transform_disagree():
+def test_values_beyond_the_learned_range_are_rejected():
     X = [np.array([[0.0, 1.0]]), np.array([[0.0, 200.0]])]
     images = as_images(X, pixel_range=learn_pixel_range(X[:1]))
     np.testing.assert_array_equal(images[0][0, :, 0], [0, 255])
@@ -300,13 +282,13 @@ def test_fit_and_transform_disagree():
     )
 
 
-def test_without_a_range_each_image_has_its_own():
+def test_images_without_a_range_are_scaled_one_by_one():
     images = as_images([np.array([[0.0, 1.0]]), np.array([[0.0, 255.0]])])
     np.testing.assert_array_equal(images[0], images[1])
 
 
 @pytest.mark.parametrize("pixel_range", ["auto", (1,), (1, 0), (0, np.inf), (0, None), 3])
-def test_pixel_range_that_is_none(pixel_range):
+def test_invalid_pixel_range_is_rejected(pixel_range):
     with pytest.raises(ValueError, match="Got pixel_range") as caught:
         as_images(["a.jpg"], pixel_range=pixel_range)
     assert str(caught.value) == (
@@ -315,7 +297,7 @@ def test_pixel_range_that_is_none(pixel_range):
 
 
 @pytest.mark.parametrize("image_shape", [8, (8,), (8, 0), (8, 8, 3, 1), (-1, -1), (8.0, 8), "88"])
-def test_image_shape_that_is_none(image_shape):
+def test_invalid_image_shape_is_rejected(image_shape):
     with pytest.raises(ValueError, match="Got image_shape") as caught:
         as_images(np.zeros((3, 64)), image_shape=image_shape)
     assert str(caught.value) == (
@@ -351,7 +333,7 @@ def test_errors_name_row_and_source(paths, tmp_path):
             assert (caught.value.row, caught.value.source) == (row, source)
 
 
-def test_a_missing_first_path(paths):
+def test_missing_first_path_is_rejected_only_when_read(paths):
     for X in (pd.Series([None, paths[0]]), np.array([[None], [paths[0]]], dtype=object)):
         images = as_images(X)
         assert images[1].shape == (20, 30, 3)
@@ -359,8 +341,8 @@ def test_a_missing_first_path(paths):
             images[0]
 
 
-def test_a_dataset_that_fails():
-    class Failing(PhotographDataset):
+def test_failing_dataset_raises_an_error_that_names_the_row():
+    class Failing(Items):
         def __getitem__(self, row):
             raise OSError("disk on fire")
 
@@ -377,7 +359,7 @@ def test_a_dataset_that_fails():
 # Threads and memory
 
 
-def test_threads_share_one_lazy_image(tmp_path):
+def test_lazy_image_is_shared_by_threads(tmp_path):
     path = tmp_path / "large.png"
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
@@ -390,8 +372,8 @@ def test_threads_share_one_lazy_image(tmp_path):
                 np.testing.assert_array_equal(got, np.rot90(noise, -1))
 
 
-def test_a_dataset_is_read_by_one_thread_at_a_time(pixels):
-    class Fragile(PhotographDataset):
+def test_dataset_is_read_by_one_thread_at_a_time(pixels):
+    class Fragile(Items):
         inside = 0
 
         def __getitem__(self, row):
@@ -407,7 +389,7 @@ def test_a_dataset_is_read_by_one_thread_at_a_time(pixels):
             np.testing.assert_array_equal(got, pixels[row % 2])
 
 
-def test_many_paths_cost_nothing(paths):
+def test_many_paths_take_no_memory(paths):
     many = paths * 100_000
     for X in (many, np.array(many), pd.Series(many)):
         tracemalloc.start()
@@ -427,7 +409,7 @@ def test_decoded_images_are_not_kept(paths):
     tracemalloc.stop()
 
 
-def test_learning_a_range_does_not_copy_the_data():
+def test_learn_pixel_range_does_not_copy_the_data():
     X = np.ones((200, 64, 64, 3), dtype=np.float32)
     tracemalloc.start()
     assert learn_pixel_range(X) == (0, 1)

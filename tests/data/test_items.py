@@ -25,24 +25,24 @@ RGB = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
         ((1, 1, 1), True, 0),
     ],
 )
-def test_channel_axis(shape, channels_first, expected):
+def test_channel_axis_follows_shape_and_layout(shape, channels_first, expected):
     assert channel_axis(shape, channels_first) == expected
 
 
 @pytest.mark.parametrize("shape", [(), (8,), (2, 8, 6), (8, 6, 5), (2, 2, 2, 3)])
-def test_no_channel_axis(shape):
+def test_channel_axis_rejects_other_shapes(shape):
     with pytest.raises(ImageError, match="but expected"):
         channel_axis(shape, channels_first=False)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (8, 0, 3), (0,)])
-def test_no_pixels(shape):
+def test_array_without_pixels_is_rejected(shape):
     with pytest.raises(ImageError) as caught:
         resolve(np.zeros(shape))
     assert caught.value.reason == f"Got no pixels: the shape is {shape}."
 
 
-def test_folded_rows_have_channels_last_where_both_are_possible():
+def test_folded_row_has_channels_last_if_both_are_possible():
     row = torch.arange(3 * 5 * 4)
     np.testing.assert_array_equal(resolve(row, (3, 5, 4)), np.arange(60).reshape(3, 5, 4))
     np.testing.assert_array_equal(
@@ -52,7 +52,7 @@ def test_folded_rows_have_channels_last_where_both_are_possible():
         resolve(row, (7, -1))
 
 
-def test_tensors_of_any_kind():
+def test_tensors_of_any_dtype_are_resolved():
     tensor = torch.tensor(RGB).permute(2, 0, 1)
     for kind in (
         tensor.double().requires_grad_(),
@@ -64,7 +64,7 @@ def test_tensors_of_any_kind():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_tensors_on_the_device():
+def test_cuda_tensors_are_resolved():
     on_device = torch.tensor(RGB, device="cuda", dtype=torch.float32).requires_grad_()
     np.testing.assert_array_equal(resolve(on_device.permute(2, 0, 1)), RGB)
 
@@ -84,11 +84,11 @@ def test_tensors_on_the_device():
         pl.Series(RGB[None])[0],
     ],
 )
-def test_items_that_wrap_a_image(item):
+def test_wrapped_images_are_unwrapped(item):
     np.testing.assert_array_equal(resolve(item), RGB)
 
 
-def test_items_of_hugging_face():
+def test_hugging_face_items_are_resolved():
     assert resolve({"bytes": b"123", "path": "a.jpg"}) == b"123"
     assert resolve({"bytes": None, "path": "a.jpg"}) == "a.jpg"
     assert resolve({"image": {"bytes": None, "path": "a.jpg"}}) == "a.jpg"
@@ -111,7 +111,7 @@ def test_items_of_hugging_face():
         (object(), "object"),
     ],
 )
-def test_items_that_are_no_image(item, what):
+def test_items_that_are_no_image_are_rejected(item, what):
     with pytest.raises(ImageError) as caught:
         resolve(item)
     assert caught.value.reason == (
@@ -129,7 +129,7 @@ def test_items_that_are_no_image(item, what):
         (np.ones(9), r"Got shape \(9,\), but expected"),
     ],
 )
-def test_arrays_that_are_no_image(item, reason):
+def test_arrays_that_are_no_image_are_rejected(item, reason):
     with pytest.raises(ImageError, match=reason):
         resolve(item)
 
@@ -146,5 +146,5 @@ def test_arrays_that_are_no_image(item, reason):
         (7, "int"),
     ],
 )
-def test_describe(item, said):
+def test_describe_names_the_item(item, said):
     assert describe(item) == said

@@ -17,60 +17,64 @@ def labels(y=Y, sample_weight=None, class_weight=None, **options):
 @pytest.mark.parametrize(
     "y", [Y, np.array(Y), np.array(Y, object), pd.Series(Y), pd.Series(Y, dtype="category")]
 )
-def test_labels_become_numbers_in_every_container(y):
-    found = labels(y)
-    assert found.classes.tolist() == ["cat", "dog", "owl"]
-    assert found.y.tolist() == [1, 0, 1, 2, 1, 0]
-    assert found.rows.tolist() == list(range(6))
-    assert found.sample_weight.dtype == found.weights.dtype == np.float64
-    assert (found.sample_weight == 1).all()
-    assert (found.weights == 1).all()
+def test_labels_of_every_container_are_encoded(y):
+    encoded = labels(y)
+    assert encoded.classes.tolist() == ["cat", "dog", "owl"]
+    assert encoded.y.tolist() == [1, 0, 1, 2, 1, 0]
+    assert encoded.rows.tolist() == list(range(6))
+    assert encoded.sample_weight.dtype == encoded.weights.dtype == np.float64
+    assert (encoded.sample_weight == 1).all()
+    assert (encoded.weights == 1).all()
 
 
 @pytest.mark.parametrize(
     ("y", "classes"),
     [([3, -1, 3], [-1, 3]), ([True, False, True], [False, True]), ([1.0, 2.0, 1.0], [1.0, 2.0])],
 )
-def test_labels_keep_their_kind(y, classes):
-    found = labels(y)
-    assert found.classes.tolist() == classes
-    assert found.classes.dtype == np.asarray(y).dtype
-    np.testing.assert_array_equal(found.classes[found.y], y)
+def test_classes_keep_the_dtype_of_the_labels(y, classes):
+    encoded = labels(y)
+    assert encoded.classes.tolist() == classes
+    assert encoded.classes.dtype == np.asarray(y).dtype
+    np.testing.assert_array_equal(encoded.classes[encoded.y], y)
 
 
-def test_a_column_is_taken_with_a_warning():
+def test_column_of_labels_is_accepted_with_a_warning():
     with pytest.warns(DataConversionWarning, match="A column-vector y was passed"):
         assert labels(np.array([[0], [1], [0]])).y.tolist() == [0, 1, 0]
 
 
-def test_a_weight_of_0_leaves_a_image_out_and_its_class_too():
-    found = labels(sample_weight=[1, 1, 0, 0, 1, 2], class_weight="balanced")
-    assert found.classes.tolist() == ["cat", "dog"]
-    assert found.rows.tolist() == [0, 1, 4, 5]
-    assert found.y.tolist() == [1, 0, 1, 0]
-    assert found.sample_weight.tolist() == [1, 1, 1, 2]
-    np.testing.assert_allclose(found.weights, np.array([1, 1, 1, 2]) * [5 / 4, 5 / 6, 5 / 4, 5 / 6])
+def test_weight_of_0_leaves_out_an_image_and_its_class():
+    encoded = labels(sample_weight=[1, 1, 0, 0, 1, 2], class_weight="balanced")
+    assert encoded.classes.tolist() == ["cat", "dog"]
+    assert encoded.rows.tolist() == [0, 1, 4, 5]
+    assert encoded.y.tolist() == [1, 0, 1, 0]
+    assert encoded.sample_weight.tolist() == [1, 1, 1, 2]
+    np.testing.assert_allclose(
+        encoded.weights, np.array([1, 1, 1, 2]) * [5 / 4, 5 / 6, 5 / 4, 5 / 6]
+    )
 
 
 @pytest.mark.parametrize("class_weight", [None, "balanced", {"cat": 2.0, "dog": 0.5, "owl": 7}])
 @pytest.mark.parametrize("sample_weight", [None, SAMPLE_WEIGHT])
-def test_weights_of_classes_are_those_of_scikit_learn(class_weight, sample_weight):
-    found = labels(sample_weight=sample_weight, class_weight=class_weight)
-    of_class = compute_class_weight(
-        class_weight, classes=found.classes, y=np.array(Y), sample_weight=sample_weight
+def test_class_weights_equal_those_of_scikit_learn(class_weight, sample_weight):
+    encoded = labels(sample_weight=sample_weight, class_weight=class_weight)
+    class_weights = compute_class_weight(
+        class_weight, classes=encoded.classes, y=np.array(Y), sample_weight=sample_weight
     )
-    own = np.ones(len(Y)) if sample_weight is None else np.array(sample_weight)
-    np.testing.assert_allclose(found.weights, own * of_class[found.y], rtol=1e-14)
-    np.testing.assert_array_equal(found.sample_weight, own)
+    image_weights = np.ones(len(Y)) if sample_weight is None else np.array(sample_weight)
+    np.testing.assert_allclose(
+        encoded.weights, image_weights * class_weights[encoded.y], rtol=1e-14
+    )
+    np.testing.assert_array_equal(encoded.sample_weight, image_weights)
 
 
-def test_classes_that_a_dict_leaves_out_weigh_1():
-    found = labels(class_weight={"owl": 4})
-    np.testing.assert_array_equal(found.weights, compute_sample_weight({"owl": 4}, Y))
-    assert found.weights.tolist() == [1, 1, 1, 4, 1, 1]
+def test_class_missing_from_a_weight_dict_weighs_1():
+    encoded = labels(class_weight={"owl": 4})
+    np.testing.assert_array_equal(encoded.weights, compute_sample_weight({"owl": 4}, Y))
+    assert encoded.weights.tolist() == [1, 1, 1, 4, 1, 1]
 
 
-def test_balanced_weights_do_not_change_when_images_come_as_weights():
+def test_balanced_weights_treat_weights_as_repetition():
     repeated = labels([*Y, "owl", "owl"], class_weight="balanced")
     weighted = labels(sample_weight=[1, 1, 1, 3, 1, 1], class_weight="balanced")
     np.testing.assert_allclose(weighted.weights[3], repeated.weights[repeated.y == 2].sum())
@@ -95,13 +99,13 @@ def test_balanced_weights_do_not_change_when_images_come_as_weights():
         ),
     ],
 )
-def test_what_cannot_be_learned_from(y, options, message):
+def test_invalid_labels_and_class_weights_are_rejected(y, options, message):
     with pytest.raises(ValueError, match=r"^Got ") as caught:
         labels(y, **options)
     assert str(caught.value) == message
 
 
-def test_no_labels_at_all_names_who_asks():
+def test_missing_y_raises_an_error_that_names_the_estimator():
     with pytest.raises(ValueError, match=r"^Picky requires y to be passed, but the target y is"):
         check_labels(range(3), None, estimator="Picky")
 
@@ -117,16 +121,16 @@ def test_no_labels_at_all_names_who_asks():
         ([0, 1], {"sample_weight": [1, -1]}, "[Nn]egative"),
         ([0, 1], {"sample_weight": [1, np.nan]}, "NaN"),
         ([0, 1], {"sample_weight": [1, 1, 1]}, "sample_weight"),
-        # The first by scikit-learn itself, from some version on.
+        # Recent versions of scikit-learn raise the first message.
         ([0, 1], {"sample_weight": [0, 0]}, "at least one non-zero number|^Got no weight above 0"),
     ],
 )
-def test_what_scikit_learn_refuses(y, options, match):
+def test_labels_that_scikit_learn_rejects_are_rejected(y, options, match):
     with pytest.raises(ValueError, match=match):
         labels(y, **options)
 
 
-def test_as_many_labels_as_images():
+def test_inconsistent_number_of_labels_is_rejected():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         check_labels(range(3), [0, 1])
 
@@ -140,7 +144,7 @@ def test_as_many_labels_as_images():
         ([0, 1, 2], np.array([[2], [0]]), [2, 0]),
     ],
 )
-def test_known_labels_are_encoded(classes, y, codes):
+def test_encode_returns_the_codes_of_known_labels(classes, y, codes):
     assert encode(y, np.array(classes)).tolist() == codes
 
 
@@ -154,7 +158,7 @@ def test_known_labels_are_encoded(classes, y, codes):
         (["0", "1"], [1], [1]),
     ],
 )
-def test_unknown_labels_are_named(classes, y, unknown):
+def test_encode_names_unknown_labels(classes, y, unknown):
     with pytest.raises(ValueError, match=r"^Got ") as caught:
         encode(y, np.array(classes))
     assert str(caught.value) == (
@@ -163,17 +167,17 @@ def test_unknown_labels_are_named(classes, y, unknown):
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.0, float("nan")])
-def test_a_class_weight_is_above_0(weight):
+def test_class_weight_of_at_most_0_is_rejected(weight):
     with pytest.raises(ValueError, match=r"Got class_weight=.*expected weights above 0"):
         labels(class_weight={"cat": weight})
 
 
-def test_missing_labels_of_validation_images():
+def test_encode_rejects_missing_labels():
     with pytest.raises(ValueError, match=r"Input y_val contains missing labels, in rows \[0\]"):
         encode(np.array([None, "a"], dtype=object), np.array(["a", "b"]))
 
 
-def test_domains_of_any_kind_of_integers():
+def test_split_domains_accepts_whole_numbers_of_any_dtype():
     for domains in ([1, -2], (1.0, -2.0), np.array([1, -2], dtype=object)):
         source, target = split_domains(domains, 2)
         assert (source.tolist(), target.tolist()) == ([0], [1])

@@ -1,4 +1,4 @@
-"""The cost that is told before is what the counting backbone then sees."""
+"""The estimated cost equals the images that the counting backbone receives."""
 
 import copy
 import re
@@ -48,7 +48,7 @@ def embedding(extractor):
         {"cache": None},
     ],
 )
-def test_a_search_of_classifiers(log, store, parameters):
+def test_estimate_cost_equals_the_counts_of_a_classifier_search(log, store, parameters):
     parameters = {"cache": store, **parameters}
     search = GridSearchCV(
         classifier(CountingTiny(log), **parameters),
@@ -64,14 +64,14 @@ def test_a_search_of_classifiers(log, store, parameters):
     assert cost.images_embedded == counted(log)
     assert cost.images_trained == len(best.history_) * (2 * 2 * 42 + N)
     assert cost.seconds > 0
-    kept = sum(table.bytes for table in store.info().tables)
+    stored_bytes = sum(table.bytes for table in store.info().tables)
     boundary = min(stage["boundary"] for stage in best.stages_)
     fresh = best.augment is not None and best.n_views is None
     views = 0 if fresh and best.unfreeze == (1,) else N
     views *= 1 if fresh or best.augment is None else 3
     first = 12 if fresh or boundary == 2 else 8 * 8 * 8 // 2  # the map in float16
     later = 12 * (first > 12 and best.unfreeze == (0, 1))
-    assert cost.bytes_cached == kept + 4 * views * (first + later)
+    assert cost.bytes_cached == stored_bytes + 4 * views * (first + later)
 
 
 BOTH_DOMAINS = np.concatenate([X, images(30, seed=7)])
@@ -89,7 +89,7 @@ BOTH_LABELS = np.concatenate([Y, np.full(30, Y[0])])
         {"batch_norm": "adapt"},
     ],
 )
-def test_estimate_cost_counts_the_images_of_a_target(log, store, parameters):
+def test_estimate_cost_counts_target_images(log, store, parameters):
     estimator = classifier(CountingTiny(log), cache=store, early_stopping=False, **parameters)
     cost = estimate_cost(estimator, BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
     source_only = estimate_cost(estimator, X, Y) if "batch_norm" in parameters else None
@@ -103,7 +103,7 @@ def test_estimate_cost_counts_the_images_of_a_target(log, store, parameters):
 
 @pytest.mark.parametrize("early_stopping", [True, "auto", False])
 @pytest.mark.parametrize("n_views", [2, None])
-def test_estimate_cost_holds_out_what_the_fit_holds_out(
+def test_estimate_cost_holds_out_as_many_images_as_the_fit(
     log, store, monkeypatch, early_stopping, n_views
 ):
     monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", N)
@@ -115,13 +115,13 @@ def test_estimate_cost_holds_out_what_the_fit_holds_out(
     estimator.fit(X, Y)
     held_out = 0 if early_stopping is False else 6
     assert (estimator.stages_[0]["valid_loss"] is None) == (not held_out)
-    # At most: an image that is held out has no augmented views, and trains in no epoch.
+    # An upper bound: held-out images have no augmented views, and train in no epoch.
     spared = held_out * (2 if n_views else 1 + estimator.max_epochs)
     assert 0 <= cost.images_embedded - counted(log) - spared <= len(np.unique(Y))
     assert cost.images_trained == N * estimator.max_epochs
 
 
-def test_estimate_cost_of_an_adversary_holds_nothing_out_by_itself(log, store, monkeypatch):
+def test_estimate_cost_holds_nothing_out_by_default_with_an_adversary(log, store, monkeypatch):
     monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", N)
     estimator = classifier(CountingTiny(log), cache=store, domain_adversarial=1.0)
     cost = estimate_cost(estimator, BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
@@ -130,14 +130,14 @@ def test_estimate_cost_of_an_adversary_holds_nothing_out_by_itself(log, store, m
     assert cost.images_embedded == counted(log)
 
 
-def test_a_whole_network_is_trained_on_all_images_and_keeps_nothing(log, store):
+def test_estimate_cost_of_a_whole_network_caches_nothing(log, store):
     cost = estimate_cost(classifier(CountingTiny(log), unfreeze="all", cache=store), X, Y, cv=3)
     assert (cost.fits, cost.images_embedded, cost.bytes_cached) == (3, 0, 0)
     assert cost.images_trained == 3 * 40 * 2
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_search_of_pipelines(log, store, shared):
+def test_estimate_cost_equals_the_counts_of_a_pipeline_search(log, store, shared):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store if shared else None)
     search = GridSearchCV(
         embedding(extractor), {"ridgeclassifier__alpha": np.logspace(-3, 2, 6)}, cv=5
@@ -151,7 +151,7 @@ def test_a_search_of_pipelines(log, store, shared):
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "adapt"])
-def test_what_gives_another_embedding_is_counted_apart(log, store, batch_norm):
+def test_estimate_cost_counts_each_embedding_of_a_search_separately(log, store, batch_norm):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, batch_norm=batch_norm)
     grid = {
         "pretrainedfeatureextractor__layer": [None, "0"],
@@ -161,14 +161,14 @@ def test_what_gives_another_embedding_is_counted_apart(log, store, batch_norm):
     cost = estimate_cost(search, X, Y)
     log.unlink(missing_ok=True)
     search.fit(X, Y)
-    adapting = (18 * 40 + N) if batch_norm == "adapt" else 0  # which the backbone does not count
+    adapting = (18 * 40 + N) if batch_norm == "adapt" else 0  # not counted by the backbone
     assert cost.images_embedded - adapting >= counted(log)
-    # Nobody knows which layer the refit takes: what both take is shared, but where it is adapted.
+    # The layer of the refit is unknown; its embeddings are shared unless BatchNorm is adapted.
     unknown = N if batch_norm == "adapt" else 0
     assert cost.images_embedded - adapting - counted(log) == unknown
 
 
-def test_nested_cross_validation(log, store):
+def test_estimate_cost_equals_the_counts_of_nested_cross_validation(log, store):
     tuned = classifier(CountingTiny(log), cache=store, max_epochs=1)
     search = GridSearchCV(tuned, {"lr": [1e-3, 1e-4]}, cv=2)
     cost = estimate_cost(search, X, Y, cv=3)
@@ -178,7 +178,7 @@ def test_nested_cross_validation(log, store):
     assert cost.images_embedded == counted(log)
 
 
-def test_a_union_of_both():
+def test_estimate_cost_counts_both_estimators_of_a_union():
     union = FeatureUnion([("a", PretrainedFeatureExtractor(Tiny)), ("b", classifier(n_views=0))])
     cost = estimate_cost(Pipeline([("union", union), ("ridge", RidgeClassifier())]), X, Y, cv=3)
     assert cost.fits == 3
@@ -186,7 +186,7 @@ def test_a_union_of_both():
     assert cost.images_embedded > N
 
 
-def test_a_halving_search_costs_no_more(log, store):
+def test_estimate_cost_bounds_a_halving_search_from_above(log, store):
     grid = {"lr": [1e-3, 5e-4, 2e-4, 1e-4]}
     search = HalvingGridSearchCV(
         classifier(CountingTiny(log), cache=store),
@@ -203,7 +203,7 @@ def test_a_halving_search_costs_no_more(log, store):
     assert len(search.cv_results_["params"]) * 2 + 1 <= cost.fits == 15
 
 
-def test_everything_is_left_as_it_was(store):
+def test_estimate_cost_leaves_random_states_parameters_and_store_unchanged(store):
     search = RandomizedSearchCV(
         classifier(cache=store, augment="standard"),
         {"lr": [1e-3, 1e-4, 1e-5]},
@@ -243,16 +243,16 @@ def test_everything_is_left_as_it_was(store):
         (classifier(unfreeze="layer9"), Y, None, "Got 'layer9' in unfreeze"),
     ],
 )
-def test_it_says_what_it_cannot_count(estimator, y, cv, message):
+def test_estimate_cost_raises_on_estimators_it_cannot_count(estimator, y, cv, message):
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         estimate_cost(estimator, X, y, cv=cv)
 
 
-def test_an_extractor_alone_needs_no_labels():
+def test_estimate_cost_of_an_extractor_needs_no_labels():
     assert estimate_cost(PretrainedFeatureExtractor(Tiny), X).images_embedded == N
 
 
-def test_it_reads_well():
+def test_cost_repr_lists_figures_with_separators():
     shown = repr(Cost(1001, 60_000, 0, 2_400_000, 1234.56))
     assert shown.splitlines()[1] == "  fits               1,001"
     assert shown.endswith("\n  seconds            1,234.6 in one process, besides solving heads")

@@ -1,63 +1,24 @@
 """Duplicates are found, and reported if they cross a split or have different labels."""
 
-import io
 import os
 
 import numpy as np
 import pytest
-import torch
+from duplicate_helpers import COPIES, TILES, cropped, tile
 from helpers import Tiny
 from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_images
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, find_leaks
-from sktransfer.data.images import as_images
-from sktransfer.embedding.duplicates import EmbeddedImages, find_pairs, match
-
-CHINA, FLOWER = (Image.fromarray(image) for image in load_sample_images().images)
-
-
-def tile(number):
-    """Cut one of 24 images out of the two photographs."""
-    source = (CHINA, FLOWER)[number % 2]
-    row, column = divmod(number // 2, 4)
-    return source.crop((160 * column, 140 * row, 160 * column + 160, 140 * row + 140))
-
-
-# The background of the flower is so smooth that two of its tiles are alike.
-TILES = [np.asarray(tile(number)) for number in range(15)]
-
-
-def recompressed(image, quality=60):
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file)
-
-
-def cropped(image, share=0.05):
-    width, height = image.size
-    return image.crop((0, round(share * height), round((1 - share) * width), height))
-
-
-WAYS = {
-    "identical": (lambda image: image, "identical"),
-    "resized": (lambda image: image.resize((90, 79)), "copy"),
-    "stretched": (lambda image: image.resize((160, 160)), "copy"),
-    "recompressed": (recompressed, "copy"),
-    "cropped": (cropped, "copy"),
-    "mirrored": (ImageOps.mirror, "mirrored"),
-    "mirrored and recompressed": (lambda p: recompressed(ImageOps.mirror(p)), "mirrored"),
-}
+from sktransfer import PretrainedFeatureExtractor, find_leaks
 
 
 def rows(report):
     return [tuple(pair) for pair in report.pairs[:, :2].astype(int).tolist()]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_find_leaks_finds_copies(way):
-    change, kind = WAYS[way]
+@pytest.mark.parametrize("copy", COPIES)
+def test_find_leaks_finds_copies(copy):
+    change, kind = COPIES[copy]
     copies = [np.asarray(change(tile(number))) for number in (0, 5, 13)]
     report = find_leaks([*TILES, *copies])
     assert sorted(rows(report)) == [(0, 15), (5, 16), (13, 17)]
@@ -84,15 +45,15 @@ def test_find_leaks_reports_splits_and_labels():
     assert rows(report) == [(0, 6), (3, 7)]
     assert report.across.tolist() == [True, True]
     assert report.conflicts.tolist() == [False, True]
-    one = find_leaks(X, y, cv=halves[1:])
-    assert one.across.tolist() == [False, False]
+    second_split = find_leaks(X, y, cv=halves[1:])
+    assert second_split.across.tolist() == [False, False]
     text = repr(report)
     assert "2 pairs among 8 images: 1 identical, 1 mirrored." in text
     assert "2 pairs on both sides of a split: scores are too high" in text
     assert "1 pair with different labels." in text
-    assert one.conflicts.tolist() == [False, True]
-    assert "on both sides of a split" not in repr(one)
-    assert "1 pair with different labels." in repr(one)
+    assert second_split.conflicts.tolist() == [False, True]
+    assert "on both sides of a split" not in repr(second_split)
+    assert "1 pair with different labels." in repr(second_split)
 
 
 def test_find_leaks_groups_fix_a_split():
@@ -135,16 +96,6 @@ def test_find_leaks_compares_two_sets():
     assert "Remove one image of each pair" in repr(report)
 
 
-def test_find_pairs_returns_alike_images():
-    """Embeddings of two shots of a scene: the cosine is high, the correlation of pixels is not."""
-    images = as_images([TILES[0], TILES[3]])
-    embeddings = np.array([[1.0, 0.0], [0.97, 0.2431]])
-    pairs = find_pairs(EmbeddedImages(images, embeddings))
-    assert pairs.rows.tolist() == [[0, 1]]
-    assert pairs.cosines[0] == pytest.approx(0.97, abs=1e-3)
-    assert pairs.correlations[0] < 0.9
-
-
 def test_find_leaks_reports_alike_images():
     """All embeddings of a network with positive weights are nearly parallel."""
     extractor = PretrainedFeatureExtractor(Tiny, cache=None)
@@ -177,8 +128,8 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
     assert str(tmp_path / "0.png") in repr(report)
 
 
-def test_find_leaks_warns_of_broken_images_of_the_second_set():
-    floats = [np.asarray(each) / 255 for each in TILES[:3]]
+def test_find_leaks_warns_of_broken_images_in_the_second_set():
+    floats = [np.asarray(image) / 255 for image in TILES[:3]]
     with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Image"):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
     assert report.n_images == (3, 0)
@@ -230,14 +181,8 @@ def test_leak_report_shows_the_first_20_pairs():
     assert report._repr_html_().count("<img") == 40
 
 
-def test_find_pairs_connects_many_copies():
-    embeddings = np.ones((130, 4), dtype=np.float32)
-    pairs = find_pairs(EmbeddedImages(as_images([TILES[0]] * 130), embeddings))
-    assert {*pairs.rows.ravel().tolist()} == {*range(130)}
-
-
-def test_find_leaks_takes_rows_of_floats():
-    X = np.stack([np.asarray(Image.fromarray(each).resize((32, 32))) for each in TILES]) / 255
+def test_find_leaks_accepts_rows_of_floats():
+    X = np.stack([np.asarray(Image.fromarray(image).resize((32, 32))) for image in TILES]) / 255
     X = np.concatenate([X, X[[4]]]).reshape(16, -1)
     report = find_leaks(X, extractor=PretrainedFeatureExtractor(image_shape=(32, 32, 3)))
     assert (4, 15) in rows(report)
@@ -256,44 +201,3 @@ def test_find_leaks_rejects_invalid_arguments(monkeypatch):
         find_leaks(TILES[:3], [0, 1])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         find_leaks(TILES[:3], groups=[0, 1])
-
-
-def test_match_does_not_match_blank_images():
-    blank = torch.full((2, 3, 64, 64), 255, dtype=torch.uint8)
-    other = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    assert match(blank, other).correlations.abs().max() < 1e-3
-    assert match(blank, blank).correlations.abs().max() < 1e-3
-
-
-# A fit checks its validation images.
-
-
-def fit(validation):
-    classifier = FineTunedImageClassifier(Tiny, unfreeze=(0,), n_views=1, cache=None)
-    return classifier.fit(
-        TILES[:12], [0, 1] * 6, X_val=validation, y_val=np.arange(len(validation)) % 2
-    )
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_fit_warns_of_validation_images_that_it_trains_on(way):
-    change, _ = WAYS[way]
-    copies = [np.asarray(change(tile(number))) for number in (2, 3)]
-    shape = copies[0].shape
-    message = (
-        r"Got 2 validation images that are copies of training images, such as array of shape "
-        rf"\({shape[0]}, {shape[1]}, 3\) of array of shape \(140, 160, 3\), so validation "
-        "scores are too optimistic. find_leaks lists such pairs, and its groups keep them on the "
-        "same side of a split"
-    )
-    with pytest.warns(UserWarning, match=f"^{message}$"):
-        fit([*TILES[12:], *copies])
-
-
-def test_a_fit_does_not_warn_of_other_images():
-    fit(TILES[12:])
-
-
-def test_a_fit_does_not_warn_of_small_scans():
-    scans = [np.asarray(tile(number).resize((40, 35))) for number in (2, 3)]
-    fit([*scans, *TILES[12:]])

@@ -1,6 +1,4 @@
-"""What a set of images is told to be follows from what was measured, and so does what to do."""
-
-import dataclasses
+"""The recommended strategy follows from measurements of the images."""
 
 import numpy as np
 import pytest
@@ -20,8 +18,6 @@ from sktransfer import (
     recommend_strategy,
 )
 from sktransfer.diagnostics import strategy
-from sktransfer.diagnostics.data_warnings import find_data_warnings
-from sktransfer.diagnostics.probes import ProbeResults, mean_interclass_cosine
 from sktransfer.diagnostics.ranking import make_folds
 from sktransfer.diagnostics.strategy import decide, make_estimator
 
@@ -33,13 +29,13 @@ AT_64 = PretrainedFeatureExtractor(image_size=(64, 64))
 
 
 def cuts(count):
-    """Cut squares out of a temple and a flower, in color; the first 15 are all different."""
+    """Crop squares from a temple and a flower; the first 15 are all different."""
     sources = load_sample_images().images
-    found = []
+    crops = []
     for number in range(count):
-        top, left = (140 * each for each in divmod(number // 2, 4))
-        found.append(sources[number % 2][top : top + 140, left : left + 140])
-    return np.stack(found), np.array(["temple", "flower"])[np.arange(count) % 2]
+        top, left = (140 * position for position in divmod(number // 2, 4))
+        crops.append(sources[number % 2][top : top + 140, left : left + 140])
+    return np.stack(crops), np.array(["temple", "flower"])[np.arange(count) % 2]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def near():
     return recommend_strategy(*cuts(14), extractor=AT_64)
 
 
-def test_scans_are_different_and_all_blocks_are_tuned(far):
+def test_recommend_strategy_tunes_all_blocks_for_scans(far):
     assert far.case == "Many images, different from those of the weights"
     assert (far.strategy, far.different, far.many) == ("full", True, True)
     assert far.estimator_.get_params() | SCANS | {"random_state": 0} == far.estimator_.get_params()
@@ -62,7 +58,7 @@ def test_scans_are_different_and_all_blocks_are_tuned(far):
     assert far.probe_results.side == (8, 8, 8)
 
 
-def test_photographs_are_similar(near):
+def test_recommend_strategy_keeps_the_network_frozen_for_few_photographs(near):
     assert near.case == "Few images, similar to those of the weights"
     assert near.strategy == "frozen"
     assert not near.different
@@ -82,7 +78,9 @@ def test_photographs_are_similar(near):
         (10, 0.45, False, (True, True, "scratch")),
     ],
 )
-def test_decide(images_per_class, cosine, pretrained, expected):
+def test_decide_maps_image_count_and_cosine_to_a_strategy(
+    images_per_class, cosine, pretrained, expected
+):
     assert decide(images_per_class, cosine, pretrained) == expected
 
 
@@ -104,7 +102,7 @@ def test_recommend_strategy_rejects_other_extractors():
         recommend_strategy(X, y, extractor="resnet18")
 
 
-def test_the_probe_results_is_scikit_learns(far):
+def test_probe_results_equal_cross_val_score(far):
     embeddings = PretrainedFeatureExtractor(image_shape=(8, 8), image_size=(64, 64)).fit_transform(
         X
     )
@@ -119,28 +117,17 @@ def test_the_probe_results_is_scikit_learns(far):
     assert 0.4 < far.probe_results.neighbor <= 1
 
 
-def test_crowding_weighs_classes_alike():
-    rng = np.random.default_rng(0)
-    ones, others = rng.normal(size=(50, 8)) + 3, rng.normal(size=(4, 8)) - 3
-    embeddings, codes = np.concatenate([ones, others]), np.repeat([0, 1], [50, 4])
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    assert mean_interclass_cosine(embeddings, codes) == pytest.approx(
-        (unit[:50] @ unit[50:].T).mean()
-    )
-    assert mean_interclass_cosine(np.zeros((2, 3)), np.array([0, 1])) == 0
-
-
-def test_each_image_goes_through_the_network_once(log, monkeypatch):
-    monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # takes the time of a few
+def test_recommend_strategy_embeds_each_image_once(log, monkeypatch):
+    monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)  # it embeds some images
     X, y = images(40), np.arange(40) % 4
     backbone = CountingTiny(log)
     recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(backbone))
     assert counted(log) == 40
     PretrainedFeatureExtractor(backbone).fit_transform(X)
-    assert counted(log) == 40, "what is fitted later embeds the images again"
+    assert counted(log) == 40, "a later fit embeds the images again"
 
 
-def test_many_images_are_measured_on_a_share(log, monkeypatch):
+def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
     monkeypatch.setattr(strategy, "_MAX_MEASURED", 40)
     X, y = images(200), np.repeat([0, 1, 2], [150, 45, 5])
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)
@@ -151,24 +138,8 @@ def test_many_images_are_measured_on_a_share(log, monkeypatch):
     assert np.bincount(y[report.rows]).tolist() == [30, 10, 5]
 
 
-def test_copies_of_a_share_are_counted_by_find_leaks(near):
-    leaks = dataclasses.replace(
-        near.leaks,
-        kinds=np.array(["copy", "alike"]),
-        across=np.array([True, True]),
-        conflicts=np.array([False, False]),
-    )
-    for count, groups in {50: "report.leaks", 49: "find_leaks(X)"}.items():
-        probe_results = dataclasses.replace(RESULTS, n_images=count)
-        (warning,) = find_data_warnings({"a": 30, "b": 20}, probe_results, leaks, 224)
-        assert warning == (
-            "Duplicates on both sides of a fold: 1 pair. The accuracies here are too high; pass "
-            f"groups={groups}.groups."
-        )
-
-
-def test_groups_are_respected(monkeypatch):
-    """Images of a group carry its color: only folds that divide groups find it of use."""
+def test_recommend_strategy_keeps_groups_together(monkeypatch):
+    """The images of a group share a color, which helps only if folds divide groups."""
     random = np.random.RandomState(0)
     groups = np.arange(60) // 5
     y = np.arange(12)[groups] % 2
@@ -178,26 +149,26 @@ def test_groups_are_respected(monkeypatch):
     )
     X = X.astype(np.uint8)
     report = recommend_strategy(X, y, extractor=TINY, groups=groups)
-    without = recommend_strategy(X, y, extractor=TINY)
-    assert without.probe_results.neighbor > report.probe_results.neighbor + 0.2
+    ungrouped = recommend_strategy(X, y, extractor=TINY)
+    assert ungrouped.probe_results.neighbor > report.probe_results.neighbor + 0.2
     names = np.array([f"patient {group}" for group in groups])
-    again = recommend_strategy(X, y, extractor=TINY, groups=names)
-    assert again.probe_results.n_images == 60
+    named = recommend_strategy(X, y, extractor=TINY, groups=names)
+    assert named.probe_results.n_images == 60
 
 
-def test_the_same_seed_gives_the_same_report(far):
+def test_recommend_strategy_is_reproducible_for_a_seed(far):
     state = np.random.get_state()[1].copy()
-    again = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(**SCANS))
-    assert again.probe_results == far.probe_results
-    assert again.reasons == far.reasons
+    repeated = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(**SCANS))
+    assert repeated.probe_results == far.probe_results
+    assert repeated.reasons == far.reasons
     noise = {"X": images(30), "y": np.arange(30) % 2, "extractor": TINY}
-    one, same, other = (recommend_strategy(**noise, random_state=seed) for seed in (0, 0, 1))
-    assert one.probe_results == same.probe_results != other.probe_results
+    first, same, different = (recommend_strategy(**noise, random_state=seed) for seed in (0, 0, 1))
+    assert first.probe_results == same.probe_results != different.probe_results
     assert (np.random.get_state()[1] == state).all()
 
 
 @pytest.mark.parametrize("name", strategy.STRATEGIES)
-def test_every_estimator_fits_and_predicts(name):
+def test_make_estimator_returns_an_estimator_that_fits_and_predicts(name):
     X, y = cuts(14)
     estimator = make_estimator(
         name, PretrainedFeatureExtractor(image_size=32), different=True, random_state=0
@@ -212,7 +183,7 @@ def test_every_estimator_fits_and_predicts(name):
     assert estimator.weights == (None if name == "scratch" else "default")
 
 
-def test_the_recommended_estimator_is_ready_to_fit(near):
+def test_recommended_estimator_is_unfitted_and_ready_to_fit(near):
     with pytest.raises(NotFittedError):
         check_is_fitted(near.estimator_)
     X, y = cuts(14)
@@ -226,13 +197,13 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
     assert near.cost.images_trained == 0
 
 
-def test_two_images_of_a_class_are_enough():
+def test_recommend_strategy_accepts_two_images_per_class():
     report = recommend_strategy(images(4), [0, 0, 1, 1], extractor=TINY)
     assert report.probe_results.curve == ((2, report.probe_results.accuracy),)
     assert "Fewer than 5 images of '0', '1': their scores are unreliable." in report.warnings
 
 
-def test_without_weights_it_is_from_scratch():
+def test_recommend_strategy_trains_from_scratch_without_weights():
     X, y = cuts(14)
     report = recommend_strategy(
         X, y, extractor=PretrainedFeatureExtractor(weights=None, image_size=32)
@@ -245,7 +216,7 @@ def test_without_weights_it_is_from_scratch():
     assert "Got weights=None: no pretrained weights to keep." in report.reasons
 
 
-def test_copies_and_their_labels_are_minded():
+def test_recommend_strategy_warns_of_duplicates_and_their_labels():
     X, y = cuts(14)
     X = np.concatenate([X, X[[0, 1, 2]]])
     y = np.concatenate([y, [y[1], y[1], y[2]]])
@@ -254,77 +225,16 @@ def test_copies_and_their_labels_are_minded():
         "Duplicates with different labels: 1 pair. One label of each pair is wrong; see "
         "report.leaks." in (report.warnings)
     )
-    assert any("are too high; pass groups=report.leaks.groups" in each for each in report.warnings)
+    assert any(
+        "are too high; pass groups=report.leaks.groups" in warning for warning in report.warnings
+    )
     groups = report.leaks.groups
-    mended = recommend_strategy(X, y, extractor=AT_64, groups=groups)
-    assert not any("too high" in each for each in mended.warnings)
-    assert "Duplicates: 3 pairs. See report.leaks." in mended.warnings
+    grouped = recommend_strategy(X, y, extractor=AT_64, groups=groups)
+    assert not any("too high" in warning for warning in grouped.warnings)
+    assert "Duplicates: 3 pairs. See report.leaks." in grouped.warnings
 
 
-RESULTS = ProbeResults(
-    n_images=50,
-    accuracy=0.9,
-    spread=0.1,
-    neighbor=0.8,
-    pixels=0.5,
-    curve=((20, 0.7), (40, 0.9)),
-    mean_interclass_cosine=0.2,
-    side=(100, 200, 300),
-    gray=0.0,
-    contrast=50.0,
-)
-
-
-@pytest.mark.parametrize(
-    ("counts", "change", "expected"),
-    [
-        (
-            {"a": 50, "b": 10},
-            {},
-            "The largest class, 'a', has 50 images, the smallest, 'b', 10. Score with balanced "
-            "accuracy, and try class_weight='balanced'.",
-        ),
-        (
-            {"a": 4, "b": 5, "c": 3},
-            {},
-            "Fewer than 5 images of 'a', 'c': their scores are unreliable.",
-        ),
-        (
-            {"a": 5, "b": 5},
-            {"side": (8, 56, 79)},
-            "Half of the images have a shorter side of at most 56 pixels, and the network's input "
-            "has 224: a smaller image_size may be as accurate, and is faster.",
-        ),
-        (
-            {"a": 5, "b": 5},
-            {"side": (30, 200, 300)},
-            "The shorter sides range from 30 to 300 pixels: small images are enlarged and look "
-            "blurred. Check that image size does not correlate with the class.",
-        ),
-        (
-            {"a": 5, "b": 5},
-            {"contrast": 4.9},
-            "Half of the images have nearly one color. Check pixel_range.",
-        ),
-        (
-            {"a": 9, "b": 6},
-            {"accuracy": 0.6, "pixels": 0.4},
-            "No classifier is better than always guessing the largest class, which is right 60% of "
-            "the time. Check the labels.",
-        ),
-    ],
-)
-def test_what_is_minded(near, counts, change, expected):
-    leaks = near.leaks
-    probe_results = dataclasses.replace(RESULTS, **change)
-    assert find_data_warnings(counts, probe_results, leaks, 224) == (expected,)
-
-
-def test_nothing_is_minded_where_all_is_well(near):
-    assert find_data_warnings({"a": 50, "b": 11}, RESULTS, near.leaks, 224) == ()
-
-
-def test_it_shows_as_text(far):
+def test_strategy_report_repr_lists_reasons_and_warnings(far):
     lines = repr(far).splitlines()
     assert lines[0] == (
         "Many images, different from those of the weights: fit the head, then tune all blocks"
@@ -334,7 +244,7 @@ def test_it_shows_as_text(far):
     assert "estimator_: FineTunedImageClassifier(" in repr(far)
 
 
-def test_it_shows_as_a_page_that_names_cannot_break():
+def test_strategy_report_html_escapes_class_names():
     X, y = cuts(14)
     y = np.where(y == "temple", "<b onclick=alert()>", "a & b")
     page = recommend_strategy(X, y, extractor=AT_64)._repr_html_()
@@ -344,11 +254,11 @@ def test_it_shows_as_a_page_that_names_cannot_break():
     assert "a &amp; b" in page
 
 
-def test_what_cannot_be(monkeypatch):
-    def never(self, X):
-        raise AssertionError("images were embedded before the labels were looked at")
+def test_recommend_strategy_rejects_invalid_input(monkeypatch):
+    def fail(self, X):
+        raise AssertionError("images were embedded before the labels were checked")
 
-    monkeypatch.setattr(PretrainedFeatureExtractor, "transform", never)
+    monkeypatch.setattr(PretrainedFeatureExtractor, "transform", fail)
     X, y = images(9), np.arange(9) % 3
     for problem, changes in {
         "recommend_strategy requires y to be passed, but the target y is None": {"y": None},

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Tiny
+from helpers import Tiny, pixel_batch
 
 from sktransfer.backbones.frozen import FrozenPrefix, freeze
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
@@ -16,12 +16,8 @@ def network():
     return FrozenPrefix(split_into_blocks(freeze(Tiny())))
 
 
-def pixels(n):
-    return torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8)
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on(network, monkeypatch):
-    batch, sizes = pixels(11), []
+def test_out_of_memory_halves_the_batch(network, monkeypatch):
+    batch, sizes = pixel_batch(11), []
     runner = TorchEngine(network, Tiny.preprocessing, CPU, torch.float32)
     expected = runner.run(batch)
     forward = TorchEngine._forward
@@ -40,16 +36,16 @@ def test_out_of_memory_halves_the_batch_and_goes_on(network, monkeypatch):
     assert max(sizes) <= 3, "the engine tried again what had failed"
 
 
-def test_out_of_memory_for_a_single_image_is_an_error(network, monkeypatch):
+def test_out_of_memory_for_a_single_image_raises(network, monkeypatch):
     def never(self, part):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TorchEngine, "_forward", never)
     with pytest.raises(torch.OutOfMemoryError):
-        TorchEngine(network, Tiny.preprocessing, CPU, torch.float32).run(pixels(2))
+        TorchEngine(network, Tiny.preprocessing, CPU, torch.float32).run(pixel_batch(2))
 
 
-def test_batch_size_fits_the_device_and_the_size_of_the_images():
+def test_auto_batch_size_depends_on_device_and_image_size():
     assert auto_batch_size(CUDA, (224, 224)) > auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (448, 448)) < auto_batch_size(CPU, (224, 224))
     assert auto_batch_size(CPU, (5000, 5000)) == 1

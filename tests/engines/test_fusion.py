@@ -1,4 +1,4 @@
-"""Fused convolutions: the same numbers, in fewer steps."""
+"""Fused convolutions compute the same numbers in fewer steps."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.engines import torch_engine
 from sktransfer.engines.fusion import fuse
 from sktransfer.engines.torch_engine import TorchEngine
-from sktransfer.engines.verification import min_cosine, noise
+from sktransfer.engines.verification import noise
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def assert_same(network, x, *, fused=None):
     ids=str,
 )
 @pytest.mark.parametrize("normalized", [True, False])
-def test_an_activation_goes_into_the_convolution(activation, normalized):
+def test_activation_is_fused_into_the_convolution(activation, normalized):
     batch_norm = [nn.BatchNorm2d(8)] if normalized else []
     network = freeze(seeded(nn.Sequential(nn.Conv2d(3, 8, 3), *batch_norm, activation)))
     fused = assert_same(network, 10 * maps(4, 3, 9, 9))
@@ -53,7 +53,7 @@ def test_an_activation_goes_into_the_convolution(activation, normalized):
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (7, 10)])
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_padding_goes_into_the_kernel(size, kernel, stride):
+def test_padding_is_fused_into_the_convolution(size, kernel, stride):
     layers = SameConv2d(6, 6, kernel, stride, groups=6), nn.BatchNorm2d(6)
     assert_same(freeze(seeded(nn.Sequential(*layers))), maps(2, 6, *size))
 
@@ -91,7 +91,7 @@ def test_output_with_several_users_is_not_fused():
     assert "BatchNorm2d" in kinds(fused)
 
 
-def test_module_that_is_used_twice_is_fused_right():
+def test_module_used_twice_is_fused_correctly():
     conv, relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
     network = freeze(seeded(nn.Sequential(conv, relu, conv, nn.BatchNorm2d(3), relu)))
     assert_same(network, maps(2, 3, 9, 9))
@@ -106,31 +106,31 @@ def test_module_that_is_used_twice_is_fused_right():
     ],
     ids=["reflect", "same", "another class"],
 )
-def test_convolution_of_another_kind_is_not_fused(conv):
+def test_unsupported_convolution_computes_the_same(conv):
     conv(maps(2, 3, 9, 9))
     network = freeze(seeded(nn.Sequential(conv, nn.ReLU())))
     assert_same(network, maps(2, 3, 9, 9))
 
 
-def test_batch_norm_without_statistics_stays():
+def test_batch_norm_without_statistics_computes_the_same():
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)
     assert_same(freeze(seeded(nn.Sequential(*layers))), maps(4, 3, 9, 9))
 
 
-def test_network_without_anything_to_fuse_is_returned():
+def test_network_without_anything_to_fuse_is_returned_unchanged():
     layers = nn.Conv2d(3, 8, 3), nn.LayerNorm(7), nn.Conv2d(8, 8, 3), nn.Tanh()
     network = freeze(nn.Sequential(*layers))
     assert fuse(network) is network
 
 
-def test_fused_network_takes_other_numbers_of_images():
+def test_fused_network_accepts_any_number_of_images():
     network = freeze(seeded(nn.Sequential(SameConv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())))
     fused = assert_same(network, maps(4, 3, 16, 16))
     for n in (1, 2, 4, 7):
         assert_same(network, maps(n, 3, 16, 16), fused=fused)
 
 
-def test_the_network_stays_as_it_is():
+def test_fuse_leaves_the_network_unchanged():
     network = freeze(Tiny())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     modules = kinds(network)
@@ -140,7 +140,7 @@ def test_the_network_stays_as_it_is():
         assert torch.equal(tensor, before[name])
 
 
-def test_the_engine_fuses(monkeypatch):
+def test_torch_engine_fuses_a_copy_of_the_prefix(monkeypatch):
     prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     engine = TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)
     assert "_FusedConv2d" in kinds(engine._prefix)
@@ -148,14 +148,14 @@ def test_the_engine_fuses(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_engine_leaves_modules_of_users_and_mixed_precision_alone(precision):
+def test_torch_engine_does_not_fuse_user_modules_or_mixed_precision(precision):
     prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     known = precision != torch.float32
     engine = TorchEngine(prefix, Tiny.preprocessing, CPU, precision, from_library=known)
     assert engine._prefix is prefix
 
 
-def test_engine_runs_what_cannot_be_fused():
+def test_torch_engine_runs_networks_that_cannot_be_fused():
     class Undecided(nn.Module):
         def forward(self, x):
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
@@ -168,21 +168,8 @@ def test_engine_runs_what_cannot_be_fused():
     np.testing.assert_allclose(engine.run(batch), expected, rtol=1e-6)
 
 
-def test_the_engine_refuses_what_gives_something_else(monkeypatch):
+def test_torch_engine_rejects_a_fusion_that_computes_something_else(monkeypatch):
     wrong = freeze(seeded(nn.Sequential(nn.Flatten(), nn.Linear(768, 12))))
     monkeypatch.setattr(torch_engine, "fuse", lambda network: wrong)
     prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     assert TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)._prefix is prefix
-
-
-def test_min_cosine_is_scale_free_and_nan_for_bad_values():
-    x = maps(3, 5)
-    assert min_cosine(x, x) == 1.0
-    assert min_cosine(x, 3 * x) == pytest.approx(1.0)
-    assert min_cosine(1e-20 * x, 1e-20 * x + 1e-27) == pytest.approx(1.0)
-    assert min_cosine(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
-    other = x.clone()
-    other[1] = -other[1]
-    assert min_cosine(x, other) == pytest.approx(-1.0)
-    for bad in (torch.full((3, 5), torch.nan), torch.zeros(3, 5), x[:2], x[:, :4]):
-        assert not min_cosine(x, bad) >= 0.9999

@@ -1,4 +1,4 @@
-"""What crosses a boundary, and below it the way through the whole network, which uses it."""
+"""Activations at a boundary are gathered, advanced and kept in scratch arrays."""
 
 import dataclasses
 import errno
@@ -12,81 +12,56 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CountingTiny, Tiny, cosine, counted, images
+from activation_helpers import FLOAT16_TOLERANCE, TINY, compute_config, run_in_torch, views_of
+from helpers import CountingTiny, cosine, counted, images
 from torch import nn
 
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.data.images import as_images
-from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import recipe_at
 from sktransfer.engines.batch_size import auto_batch_size
 from sktransfer.engines.torch_engine import TorchEngine
 from sktransfer.finetuning import activations
-from sktransfer.finetuning import cut_network as network
 from sktransfer.finetuning.activations import fits_on_disk, gather, run_span, scratch_array
-from sktransfer.finetuning.cut_network import Network
 from sktransfer.store.store import EmbeddingStore
-from sktransfer.transforms.augmentation import resolve_augmentation
-from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 
 CPU = torch.device("cpu")
-TINY = load_backbone(Tiny())
-# Half of the last digit of float16, and what rounding it early does to what is computed from it.
-HALF = {"rtol": 2e-3, "atol": 2e-3}
-
-
-def views_of(n=20, n_views=1, backbone=TINY, size=None):
-    X = images(n) if isinstance(n, int) else n
-    preprocessing = backbone.preprocessing.with_image_size(size)
-    return Views(as_images(X), preprocessing, resolve_augmentation("standard"), n_views)
 
 
 def gathered(views, boundary, backbone=TINY, store=None, precision=torch.float32):
     recipe = recipe_at(backbone, views.preprocessing, boundary, precision)
-    return gather(views, recipe, boundary, machine(store))
+    return gather(views, recipe, boundary, compute_config(store))
 
 
-@torch.no_grad()
-def plain(views, boundary, backbone=TINY, start=0, x=None):
-    """Send views through the blocks in plain torch; after the last one comes the pre_logits."""
-    if x is None:
-        batch = torch.stack([views.prepare(item) for item in range(len(views))])
-        x = views.preprocessing.normalize(batch)
-    for _, block in backbone.block_list.blocks[start:boundary]:
-        x = block(x)
-    return backbone.block_list.pre_logits(x) if boundary == len(backbone.block_list.blocks) else x
-
-
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize(("boundary", "dtype"), [(1, np.float16), (2, np.float32)])
-def test_what_is_gathered_equals_plain_torch(boundary, dtype, kept, store):
+def test_gathered_activations_equal_plain_torch(boundary, dtype, stored, store):
     views = views_of()
-    ours = gathered(views, boundary, store=store if kept else None)
-    expected = plain(views, boundary)
-    assert ours.values.dtype == dtype
-    assert ours.boundary == boundary
-    assert ours.shape == tuple(expected.shape[1:])
-    tolerance = HALF if dtype == np.float16 else {"rtol": 1e-5, "atol": 1e-5}
-    np.testing.assert_allclose(ours.values, expected.flatten(1), **tolerance)
+    activations = gathered(views, boundary, store=store if stored else None)
+    expected = run_in_torch(views, boundary)
+    assert activations.values.dtype == dtype
+    assert activations.boundary == boundary
+    assert activations.shape == tuple(expected.shape[1:])
+    tolerance = FLOAT16_TOLERANCE if dtype == np.float16 else {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(activations.values, expected.flatten(1), **tolerance)
 
 
-def test_a_deep_boundary_of_a_real_network_and_what_follows_from_there():
+def test_activations_of_lite0_equal_plain_torch_at_deep_boundaries():
     lite0 = load_backbone("efficientnet_lite0")
     views = views_of(images(2, side=90), 1, lite0, size=64)
-    ours = gathered(views, 11, lite0)
-    assert ours.values.dtype == np.float16
-    expected = plain(views, 11, lite0)
-    assert ours.shape == tuple(expected.shape[1:]) == (112, 4, 4)
-    np.testing.assert_allclose(ours.values, expected.flatten(1), rtol=1e-3, atol=1e-3)
+    activations = gathered(views, 11, lite0)
+    assert activations.values.dtype == np.float16
+    expected = run_in_torch(views, 11, lite0)
+    assert activations.shape == tuple(expected.shape[1:]) == (112, 4, 4)
+    np.testing.assert_allclose(activations.values, expected.flatten(1), rtol=1e-3, atol=1e-3)
     for boundary in (12, 18):
-        later = ours.advance(boundary, CPU)
-        assert cosine(later.values, plain(views, boundary, lite0).flatten(1)).min() > 0.99999
-        assert later.shape == tuple(plain(views, boundary, lite0).shape[1:])
+        later = activations.advance(boundary, CPU)
+        assert cosine(later.values, run_in_torch(views, boundary, lite0).flatten(1)).min() > 0.99999
+        assert later.shape == tuple(run_in_torch(views, boundary, lite0).shape[1:])
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_to_advance_is_to_gather_at_the_later_boundary(precision):
+def test_advance_equals_gathering_at_the_later_boundary(precision):
     views = views_of()
     early = gathered(views, 1, precision=precision)
     late = early.advance(2, CPU)
@@ -95,24 +70,24 @@ def test_to_advance_is_to_gather_at_the_later_boundary(precision):
     assert late.recipe == expected.recipe
     assert late.values.dtype == expected.values.dtype
     if precision == torch.float32:
-        np.testing.assert_allclose(late.values, expected.values, **HALF)
+        np.testing.assert_allclose(late.values, expected.values, **FLOAT16_TOLERANCE)
     assert cosine(late.values, expected.values).min() > 0.9999
 
 
-def test_to_advance_computes_just_what_the_blocks_make_of_the_values_that_are_kept():
+def test_advance_runs_the_blocks_on_the_stored_values():
     early = gathered(views_of(), 1)
     x = torch.from_numpy(early.values.astype(np.float32)).reshape(-1, *early.shape)
-    expected = plain(None, 2, start=1, x=x)
+    expected = run_in_torch(None, 2, start=1, x=x)
     np.testing.assert_allclose(early.advance(2, CPU).values, expected, rtol=1e-5)
 
 
-def test_to_advance_to_where_one_is_costs_nothing():
-    ours = gathered(views_of(3), 1)
-    assert ours.advance(1, CPU) is ours
+def test_advance_to_the_same_boundary_returns_the_same_object():
+    activations = gathered(views_of(3), 1)
+    assert activations.advance(1, CPU) is activations
 
 
 @pytest.mark.parametrize("boundary", [1, 2])
-def test_every_bit_is_the_same_in_whatever_company_a_view_comes(boundary, store):
+def test_gathered_bits_do_not_depend_on_the_other_views(boundary, store):
     X = images(23)
     expected = gathered(views_of(X), boundary).values
     order = np.random.default_rng(0).permutation(23)
@@ -121,12 +96,12 @@ def test_every_bit_is_the_same_in_whatever_company_a_view_comes(boundary, store)
     for row in (0, 22):
         alone = gathered(views_of(X[row : row + 1]), boundary).values
         np.testing.assert_array_equal(alone, expected[2 * row : 2 * row + 2])
-    gathered(views_of(X[7:12]), boundary, store=store)  # makes the store warm in the middle
+    gathered(views_of(X[7:12]), boundary, store=store)  # stores the rows in the middle
     for _ in range(2):
         np.testing.assert_array_equal(gathered(views_of(X), boundary, store=store).values, expected)
 
 
-def test_batches_are_always_full_since_some_networks_compute_other_bits_for_few(monkeypatch):
+def test_gather_pads_every_batch(monkeypatch):
     forward, sizes = TorchEngine._forward, []
 
     def noted(self, batch):
@@ -140,17 +115,17 @@ def test_batches_are_always_full_since_some_networks_compute_other_bits_for_few(
     assert sizes == [size] * (math.ceil(40 / size) + 1)
 
 
-def test_every_bit_is_the_same_wherever_one_advances_from():
+def test_advanced_bits_do_not_depend_on_the_other_views():
     X = images(23)
     order = np.random.default_rng(0).permutation(23)
     expected = gathered(views_of(X), 1).advance(2, CPU).values.reshape(23, 2, -1)
     shuffled = gathered(views_of(X[order]), 1).advance(2, CPU).values.reshape(23, 2, -1)
     np.testing.assert_array_equal(shuffled, expected[order])
-    few = gathered(views_of(X[:2]), 1).advance(2, CPU).values.reshape(2, 2, -1)
-    np.testing.assert_array_equal(few, expected[:2])
+    first_two = gathered(views_of(X[:2]), 1).advance(2, CPU).values.reshape(2, 2, -1)
+    np.testing.assert_array_equal(first_two, expected[:2])
 
 
-def test_each_view_goes_through_the_network_once(log, store):
+def test_gather_embeds_each_view_once(log, store):
     backbone = load_backbone(CountingTiny(log))
     for _ in range(2):
         gathered(views_of(20, 2, backbone), 1, backbone, store)
@@ -159,7 +134,7 @@ def test_each_view_goes_through_the_network_once(log, store):
     assert counted(log) == 80, "views that are there were computed again"
 
 
-def test_a_broken_image_names_its_row(tmp_path, monkeypatch):
+def test_gather_names_the_row_of_a_broken_image(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     X = [*images(20), b"no image"]
     with pytest.raises(ImageError) as caught:
@@ -170,7 +145,7 @@ def test_a_broken_image_names_its_row(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("sktransfer-*"))
 
 
-def test_the_file_goes_with_the_array(tmp_path, monkeypatch):
+def test_scratch_file_is_removed_with_its_array(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     array = scratch_array((3, 5), "float16")
     array[:] = 7
@@ -184,8 +159,8 @@ def test_the_file_goes_with_the_array(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_go_before_goes_with_the_array(tmp_path, monkeypatch):
-    """Windows keeps the name of a file that is open."""
+def test_scratch_file_that_stays_open_is_removed_with_its_array(tmp_path, monkeypatch):
+    """Windows does not delete an open file."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     unlink, refused = Path.unlink, []
 
@@ -204,7 +179,7 @@ def test_a_file_that_cannot_go_before_goes_with_the_array(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_no_file_is_left_where_the_array_cannot_be_made(tmp_path, monkeypatch):
+def test_scratch_array_leaves_no_file_if_it_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def full(*arguments, **options):
@@ -226,18 +201,18 @@ def test_no_file_is_left_where_the_array_cannot_be_made(tmp_path, monkeypatch):
         (10**9, 10_239, "10,240 bytes, and the store is limited to 10,239"),
     ],
 )
-def test_activations_fit_or_a_message_says_why_not(free, limit, problem, tmp_path, monkeypatch):
+def test_fits_on_disk_returns_none_or_the_reason(free, limit, problem, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**12, 0, free)
-    asked = []
-    monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or usage)
+    paths = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: paths.append(path) or usage)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = None if limit is None else EmbeddingStore(tmp_path, max_bytes=limit)
-    recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)  # 8 x 8 x 8 of 2 bytes
+    recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)  # 8 x 8 x 8 values of 2 bytes
     assert fits_on_disk(10, recipe, store) == problem
-    assert asked == [str(tmp_path)]
+    assert paths == [str(tmp_path)]
 
 
-def test_float32_takes_twice_the_room_of_float16(monkeypatch):
+def test_fits_on_disk_counts_twice_the_bytes_for_float32(monkeypatch):
     usage = namedtuple("usage", "total used free")(10**12, 0, 0)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)
@@ -246,113 +221,7 @@ def test_float32_takes_twice_the_room_of_float16(monkeypatch):
     assert fits_on_disk(1, wide, None).startswith("2,048 bytes")
 
 
-# The room sktransfer/network.py: all of a network, cut at a boundary.
-
-
-def machine(store=None):
-    return ComputeConfig(CPU, "auto", torch.float32, 2, store)
-
-
-def cut(boundary, backbone=TINY, size=None):
-    """Cut a network, and give it a head that tells images apart."""
-    preprocessing = backbone.preprocessing.with_image_size(size)
-    ours = Network(backbone, preprocessing, boundary, 3, dropout=0.5, learn_statistics=False)
-    suffix = ours.suffix({boundary}, machine())
-    rng = np.random.default_rng(0)
-    weight, bias = rng.normal(size=suffix.head.weight.shape), rng.normal(size=3)
-    suffix.set_head(weight, bias)
-    return ours, suffix, lambda x: (x.double().numpy() @ weight.T + bias).astype(np.float32)
-
-
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("n", [1, 5, 40])
-@pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_images_go_through_the_whole_network_as_in_plain_torch(boundary, n, kept, store):
-    ours, suffix, head = cut(boundary)
-    views = views_of(n, 0)
-    expected = plain(views, 2)
-    tolerance = HALF if boundary == 1 else {"rtol": 1e-4, "atol": 1e-4}
-    for layer, wanted in ((suffix, head(expected)), (suffix.embed, expected.numpy())):
-        found = ours.apply(views.images, layer, machine(store if kept else None), 0)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, wanted, **tolerance)
-
-
-@pytest.mark.parametrize("boundary", [0, 10, 18])
-def test_a_real_network_equals_plain_torch(boundary):
-    lite0 = load_backbone("efficientnet_lite0")
-    ours, suffix, _ = cut(boundary, lite0, size=64)
-    views = views_of(images(2, side=70), 0, lite0, size=64)
-    found = ours.apply(views.images, suffix.embed, machine(), 0)
-    assert cosine(found, plain(views, 18, lite0)).min() > 0.99999
-
-
-@pytest.mark.parametrize("chunk", [7, 16, 17, 40])
-@pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_what_is_in_memory_at_once_changes_nothing(boundary, chunk, store, monkeypatch):
-    ours, suffix, _ = cut(boundary)
-    X = as_images(images(40))
-    whole = ours.apply(X, suffix, machine(), 0)
-    lengths = []
-
-    def layer(x):
-        lengths.append(len(x))
-        return suffix(x)
-
-    monkeypatch.setattr(network, "_CHUNK", chunk)
-    atol = 1e-6 * np.abs(whole).max()  # other lengths may sum in another order
-    for _ in range(2):
-        found = ours.apply(X, layer, machine(store), 0)
-        np.testing.assert_allclose(found, whole, rtol=1e-5, atol=atol)
-    assert max(lengths) <= chunk
-    assert sum(lengths) == 80
-
-
-def test_a_broken_image_in_a_later_chunk_names_the_row_of_the_user(monkeypatch):
-    monkeypatch.setattr(network, "_CHUNK", 7)
-    X = [*images(20), b"no image", *images(2)]
-    for boundary in (0, 1):
-        ours, suffix, _ = cut(boundary)
-        with pytest.raises(ImageError) as caught:
-            ours.apply(as_images(X), suffix, machine(), 0)
-        assert caught.value.row == 20
-
-
-def test_a_suffix_takes_activations_at_every_boundary_that_is_asked_for():
-    ours = Network(TINY, TINY.preprocessing, 0, 3, 0.0, False)
-    suffix = ours.suffix({0, 1, 2}, machine())
-    views = views_of(4, 0)
-    for boundary in (0, 1, 2):
-        suffix.move_boundary(boundary, ())
-        x = plain(views, boundary).flatten(1)
-        torch.testing.assert_close(suffix.embed(x), plain(views, 2))
-
-
-@pytest.mark.parametrize(
-    ("precision", "trained_in"),
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-        (torch.float16, torch.bfloat16),
-    ],
-)
-def test_gradients_are_never_in_float16(precision, trained_in):
-    ours = Network(TINY, TINY.preprocessing, 1, 3, 0.0, False)
-    low = dataclasses.replace(machine(), precision=precision)
-    assert ours.suffix({1}, low).precision == trained_in
-
-
-@pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_what_carries_pixels_to_the_boundary(boundary):
-    ours, _, _ = cut(boundary)
-    views = views_of(3, 0)
-    batch = torch.stack([views.prepare(item) for item in range(3)])
-    found = ours.runner(boundary, machine(), 3)(batch)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.flatten(1), plain(views, boundary).flatten(1))
-
-
-def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch, tmp_path):
+def test_scratch_array_on_a_full_disk_raises_before_writing(monkeypatch, tmp_path):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -363,7 +232,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scratch_array_has_its_room_from_the_beginning(monkeypatch, tmp_path):
+def test_scratch_array_allocates_its_space_at_once(monkeypatch, tmp_path):
     taken = []
     fallocate = os.posix_fallocate
 
@@ -377,7 +246,7 @@ def test_a_scratch_array_has_its_room_from_the_beginning(monkeypatch, tmp_path):
     assert blocks >= size == 200_000
 
 
-def test_what_is_too_large_for_float16_crosses_a_span_in_float32():
+def test_run_span_falls_back_to_float32_on_overflow():
     class Large(nn.Module):
         def forward(self, x):
             return (x @ torch.full((3, 3), 4e4, dtype=x.dtype)) / 4e4
@@ -388,7 +257,7 @@ def test_what_is_too_large_for_float16_crosses_a_span_in_float32():
     assert low.dtype == np.float32
 
 
-def test_out_of_memory_halves_what_crosses_a_span():
+def test_run_span_halves_the_batch_on_out_of_memory():
     class Scarce(nn.Module):
         def forward(self, x):
             if len(x) > 3:

@@ -30,7 +30,7 @@ def targets(n, classes=3, **options):
 
 
 def cached(n=10, views=3, batch_size=4, **options):
-    """Make a feed in which each value is image + view / 10."""
+    """Build a feed in which each value is image + view / 10."""
     values = np.arange(n)[:, None, None] + np.arange(views)[:, None] / 10 + np.zeros(2)
     return CachedBatches(values.astype(np.float16), targets(n), batch_size, CPU, **options)
 
@@ -45,35 +45,37 @@ def rows_and_views(batches):
     return values.long().tolist(), ((values - values.floor()) * 10).round().long().tolist()
 
 
-def test_a_row_of_targets_sums_to_its_weight():
-    ours = targets(7, label_smoothing=0.2)
+def test_soft_targets_sum_to_the_weight_of_the_image():
+    soft_targets = targets(7, label_smoothing=0.2)
     rows = np.array([6, 0, 0, 3])
-    found = ours.of(rows)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.sum(1), ours.weights[rows] / ours.weights.mean(), rtol=1e-6)
-    np.testing.assert_allclose(ours.of(np.arange(7)).sum(), 7, rtol=1e-6)
+    chosen = soft_targets.of(rows)
+    assert chosen.dtype == torch.float32
+    np.testing.assert_allclose(
+        chosen.sum(1), soft_targets.weights[rows] / soft_targets.weights.mean(), rtol=1e-6
+    )
+    np.testing.assert_allclose(soft_targets.of(np.arange(7)).sum(), 7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3, 1.0])
 def test_label_smoothing_spreads_its_share_over_all_classes(smoothing):
-    ours = SoftTargets(
+    soft_targets = SoftTargets(
         np.array([2, 0]), np.array([4.0, 4.0]), ClassificationTask(np.arange(4)), smoothing
     )
     expected = np.full((2, 4), smoothing / 4)
     expected[0, 2] += 1 - smoothing
     expected[1, 0] += 1 - smoothing
-    np.testing.assert_allclose(ours.of(np.array([0, 1])), expected, rtol=1e-6)
+    np.testing.assert_allclose(soft_targets.of(np.array([0, 1])), expected, rtol=1e-6)
 
 
-def test_the_loss_of_soft_targets_is_the_weighted_loss_of_labels():
-    ours = targets(6, label_smoothing=0.1)
+def test_loss_of_soft_targets_is_the_weighted_loss_of_labels():
+    soft_targets = targets(6, label_smoothing=0.1)
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    each = torch.nn.functional.cross_entropy(
-        logits, torch.from_numpy(ours.y), label_smoothing=0.1, reduction="none"
+    losses = torch.nn.functional.cross_entropy(
+        logits, torch.from_numpy(soft_targets.y), label_smoothing=0.1, reduction="none"
     )
-    weights = torch.from_numpy(ours.weights / ours.weights.mean())
-    found = torch.nn.functional.cross_entropy(logits, ours.of(np.arange(6)))
-    torch.testing.assert_close(found.double(), (each * weights).mean())
+    weights = torch.from_numpy(soft_targets.weights / soft_targets.weights.mean())
+    soft_loss = torch.nn.functional.cross_entropy(logits, soft_targets.of(np.arange(6)))
+    torch.testing.assert_close(soft_loss.double(), (losses * weights).mean())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_the_loss_of_soft_targets_is_the_weighted_loss_of_labels():
         (2, 1, [1, 1]),
     ],
 )
-def test_batches_are_equal(n, batch_size, sizes):
+def test_batches_are_of_equal_size(n, batch_size, sizes):
     feed = cached(n, batch_size=batch_size)
     assert [len(x) for x, _ in feed] == sizes
     assert feed.n_batches == len(sizes)
@@ -95,7 +97,7 @@ def test_batches_are_equal(n, batch_size, sizes):
     assert len(feed) == n
 
 
-def test_an_epoch_shows_each_image_once_and_all_views_come_in_turn():
+def test_epoch_shows_each_image_once_and_rotates_its_views():
     feed = cached(n=10, views=3)
     seen = []
     for number in range(6):
@@ -110,17 +112,17 @@ def test_an_epoch_shows_each_image_once_and_all_views_come_in_turn():
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_the_same_seed_gives_the_same_batches(mixup):
+def test_batches_are_reproducible_for_a_seed(mixup):
     feed = cached(mixup=mixup)
-    once, again = epoch(feed, 5, 2), epoch(feed, 5, 2)
-    for (x, t), (same_x, same_t) in zip(once, again, strict=True):
+    first, second = epoch(feed, 5, 2), epoch(feed, 5, 2)
+    for (x, t), (same_x, same_t) in zip(first, second, strict=True):
         assert torch.equal(x, same_x)
         assert torch.equal(t, same_t)
-    other = epoch(feed, 6, 2)
-    assert not all(torch.equal(x, y) for (x, _), (y, _) in zip(once, other, strict=True))
+    different = epoch(feed, 6, 2)
+    assert not all(torch.equal(x, y) for (x, _), (y, _) in zip(first, different, strict=True))
 
 
-def test_the_global_random_state_is_left_alone():
+def test_batches_leave_the_global_random_states_unchanged():
     torch.manual_seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     epoch(cached(mixup=0.4))
@@ -128,7 +130,7 @@ def test_the_global_random_state_is_left_alone():
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
-def test_images_come_with_their_own_targets():
+def test_batches_pair_images_with_their_targets():
     feed = cached(n=11)
     batches = epoch(feed, seed=3)
     rows, _ = rows_and_views(batches)
@@ -138,26 +140,26 @@ def test_images_come_with_their_own_targets():
     assert all(x.dtype == torch.float32 for x, _ in batches)
 
 
-def test_without_shuffling_rows_come_in_order_whatever_the_seed():
+def test_unshuffled_batches_keep_the_row_order():
     feed = cached(n=10, views=1, shuffle=False)
     for seed in (0, 1):
         assert rows_and_views(epoch(feed, seed, seed))[0] == list(range(10))
 
 
-def test_a_feed_of_validation_gives_the_same_each_time_it_is_asked():
+def test_unshuffled_batches_are_the_same_in_every_iteration():
     feed = cached(n=10, views=1, shuffle=False)
-    once, again = list(feed), list(feed)
-    for (x, t), (same_x, same_t) in zip(once, again, strict=True):
+    first, second = list(feed), list(feed)
+    for (x, t), (same_x, same_t) in zip(first, second, strict=True):
         assert torch.equal(x, same_x)
         assert torch.equal(t, same_t)
 
 
 def test_mixup_mixes_targets_as_it_mixes_inputs():
-    """An image that is its own target shows in what share, and with which other, it is mixed."""
+    """An image that is its own target shows the share and the partner of the mixture."""
     n = 12
     values = torch.eye(n).numpy()[:, None]
-    ours = SoftTargets(np.arange(n), np.ones(n), ClassificationTask(np.arange(n)))
-    feed = CachedBatches(values, ours, 6, CPU, mixup=0.5)
+    soft_targets = SoftTargets(np.arange(n), np.ones(n), ClassificationTask(np.arange(n)))
+    feed = CachedBatches(values, soft_targets, 6, CPU, mixup=0.5)
     shares = set()
     for number in range(4):
         batches = epoch(feed, number, number)
@@ -170,7 +172,7 @@ def test_mixup_mixes_targets_as_it_mixes_inputs():
             assert len(pairs) <= 1, "a batch has more than one share"
             shares |= pairs
         total = sum(x.sum(0) for x, _ in batches)
-        # Every image is once the one and once the other.
+        # Every image is mixed once with either share.
         torch.testing.assert_close(total, torch.ones(n))
     assert len(shares) > 4
 
@@ -181,37 +183,43 @@ def test_mixup_keeps_the_weights_of_images():
     torch.testing.assert_close(total, torch.tensor(10.0))
 
 
-def image_feed(X, n_views, ours, batch_size, **options):
+def image_feed(X, n_views, soft_targets, batch_size, **options):
     views = Views(as_images(X), PREPROCESSING, Brighter(), n_views)
     return ImageBatches(
-        lambda epoch: (views, 1 + n_views), torch.Tensor.float, 2, ours, batch_size, CPU, **options
+        lambda epoch: (views, 1 + n_views),
+        torch.Tensor.float,
+        2,
+        soft_targets,
+        batch_size,
+        CPU,
+        **options,
     )
 
 
 def prepared(X, n_views):
-    """Prepare all views in another way: (N, V, 3, H, W)."""
+    """Prepare all views without `Views`: (N, V, 3, H, W)."""
     plain = torch.stack([PREPROCESSING.prepare(x) for x in X])
     return torch.stack([plain + (number > 0) for number in range(1 + n_views)], dim=1).numpy()
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"mixup": 0.4}])
 @pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (9, 5), (21, 5)])
-def test_images_read_anew_equal_cached_ones(n, batch_size, options):
-    X, ours = images(n), targets(n)
-    fresh = image_feed(X, 2, ours, batch_size, **options)
-    kept = CachedBatches(prepared(X, 2), ours, batch_size, CPU, **options)
+def test_image_batches_equal_cached_batches(n, batch_size, options):
+    X, soft_targets = images(n), targets(n)
+    image_batches = image_feed(X, 2, soft_targets, batch_size, **options)
+    cached_feed = CachedBatches(prepared(X, 2), soft_targets, batch_size, CPU, **options)
     for number in range(3):
-        batches = epoch(fresh, 7, number), epoch(kept, 7, number)
+        batches = epoch(image_batches, 7, number), epoch(cached_feed, 7, number)
         for (x, t), (same_x, same_t) in zip(*batches, strict=True):
             torch.testing.assert_close(x, same_x, rtol=0, atol=0)
             torch.testing.assert_close(t, same_t, rtol=0, atol=0)
 
 
-def test_views_may_be_others_in_every_epoch():
-    X, asked = images(5), []
+def test_image_batches_may_use_other_views_in_every_epoch():
+    X, epochs = images(5), []
 
     def views_of(epoch):
-        asked.append(epoch)
+        epochs.append(epoch)
         return Views(as_images(X), PREPROCESSING, Brighter(), only=epoch), 1
 
     feed = ImageBatches(views_of, torch.Tensor.float, 1, targets(5), 2, CPU, shuffle=False)
@@ -219,11 +227,11 @@ def test_views_may_be_others_in_every_epoch():
     for number in range(2):
         x = torch.cat([x for x, _ in epoch(feed, 0, number)])
         np.testing.assert_array_equal(x, plain[:, number])
-    assert asked == [0, 1]
+    assert epochs == [0, 1]
 
 
 @pytest.mark.parametrize("length", [4, 10, 23])
-def test_an_epoch_may_be_longer_or_shorter_than_the_images(length):
+def test_epoch_length_may_differ_from_the_number_of_images(length):
     feed = cached(n=10, views=2, batch_size=5, length=length)
     batches = epoch(feed, seed=1)
     rows, _ = rows_and_views(batches)
@@ -234,13 +242,15 @@ def test_an_epoch_may_be_longer_or_shorter_than_the_images(length):
     assert rows_and_views(epoch(feed, seed=2))[0] != rows
 
 
-def test_pairs_are_of_one_size_and_as_each_feed_alone_gives_them():
+def test_paired_batches_equal_the_batches_of_both_parts():
     source, target = cached(n=11), cached(n=4, views=2, length=11)
     paired = PairedBatches(cached(n=11), cached(n=4, views=2, length=11))
     assert (len(paired), paired.n_batches) == (11, source.n_batches)
     for number in range(2):
         expected = zip(epoch(source, 5, number), epoch(target, 5, number), strict=True)
-        for (x, targets), (one, other) in zip(epoch(paired, 5, number), expected, strict=True):
-            assert torch.equal(x["x"], one[0])
-            assert torch.equal(x["target"], other[0])
-            assert torch.equal(targets, one[1])
+        for (x, targets), (source_batch, target_batch) in zip(
+            epoch(paired, 5, number), expected, strict=True
+        ):
+            assert torch.equal(x["x"], source_batch[0])
+            assert torch.equal(x["target"], target_batch[0])
+            assert torch.equal(targets, source_batch[1])

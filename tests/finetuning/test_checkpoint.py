@@ -27,22 +27,22 @@ def names(path):
 
 
 def assert_whole(path, content=CONTENT):
-    found = load_checkpoint(path)
-    assert found.keys() == content.keys()
+    loaded = load_checkpoint(path)
+    assert loaded.keys() == content.keys()
     for name, tensor in content["weights"].items():
-        assert found["weights"][name].dtype == tensor.dtype
-        assert torch.equal(found["weights"][name], tensor)
+        assert loaded["weights"][name].dtype == tensor.dtype
+        assert torch.equal(loaded["weights"][name], tensor)
     for name in content.keys() - {"weights"}:
-        assert found[name] == content[name]
+        assert loaded[name] == content[name]
 
 
-def test_what_is_saved_comes_back(path):
+def test_checkpoint_round_trip_is_lossless(path):
     save_checkpoint(path, CONTENT)
     assert_whole(path)
     assert names(path) == ["0123abcd.pt"]
 
 
-def test_what_is_saved_later_replaces_it(path):
+def test_save_checkpoint_replaces_an_older_file(path):
     save_checkpoint(path, CONTENT)
     newer = {**CONTENT, "seed": 1, "weights": {"head.weight": torch.zeros(2)}}
     save_checkpoint(path, newer)
@@ -50,7 +50,7 @@ def test_what_is_saved_later_replaces_it(path):
     assert names(path) == ["0123abcd.pt"]
 
 
-def test_nothing_was_saved(path):
+def test_load_checkpoint_returns_none_without_a_file(path):
     assert load_checkpoint(path) is None
     path.parent.mkdir()
     assert load_checkpoint(path) is None
@@ -59,7 +59,7 @@ def test_nothing_was_saved(path):
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_save_that_breaks_off_leaves_the_old_file_whole(path, monkeypatch, error):
+def test_interrupted_save_keeps_the_old_file(path, monkeypatch, error):
     save_checkpoint(path, CONTENT)
 
     def breaks_off(content, file):
@@ -78,7 +78,7 @@ def test_a_save_that_breaks_off_leaves_the_old_file_whole(path, monkeypatch, err
     assert names(path) == ["0123abcd.pt"]
 
 
-def test_the_first_save_that_breaks_off_leaves_nothing(path, monkeypatch):
+def test_interrupted_first_save_leaves_no_file(path, monkeypatch):
     def breaks_off(content, file):
         file.write(b"half of it")
         raise OSError("No space left on device")
@@ -91,7 +91,7 @@ def test_the_first_save_that_breaks_off_leaves_nothing(path, monkeypatch):
     assert names(path) == []
 
 
-def test_all_of_it_is_on_the_disk_before_the_old_file_goes(path, monkeypatch):
+def test_save_checkpoint_syncs_before_it_replaces_the_old_file(path, monkeypatch):
     save_checkpoint(path, CONTENT)
     done = []
     fsync, replace = os.fsync, os.replace
@@ -101,22 +101,22 @@ def test_all_of_it_is_on_the_disk_before_the_old_file_goes(path, monkeypatch):
     assert done == ["fsync", "replace"]
 
 
-def test_leftovers_of_a_process_that_died_are_removed_and_no_other_files(path):
+def test_load_checkpoint_removes_only_leftovers_of_dead_processes(path):
     save_checkpoint(path, CONTENT)
-    others = ["0123abcd.txt", "0123abcde.77.tmp", "other.77.tmp", "0123abcd.pt.bak"]
-    for name in ["0123abcd.9999998.tmp", "0123abcd.9999999.tmp", *others]:
+    other_files = ["0123abcd.txt", "0123abcde.77.tmp", "other.77.tmp", "0123abcd.pt.bak"]
+    for name in ["0123abcd.9999998.tmp", "0123abcd.9999999.tmp", *other_files]:
         (path.parent / name).write_bytes(b"half")
     assert_whole(path)
-    assert names(path) == sorted(["0123abcd.pt", *others])
+    assert names(path) == sorted(["0123abcd.pt", *other_files])
 
 
-def test_tensors_come_to_the_cpu_and_share_nothing(path):
+def test_loaded_tensors_are_on_the_cpu_and_share_no_memory(path):
     tensor = torch.ones(3)
     save_checkpoint(path, {"weights": tensor})
     tensor.zero_()
-    found = load_checkpoint(path)["weights"]
-    assert found.device.type == "cpu"
-    assert found.tolist() == [1, 1, 1]
+    loaded = load_checkpoint(path)["weights"]
+    assert loaded.device.type == "cpu"
+    assert loaded.tolist() == [1, 1, 1]
 
 
 class Evil:
@@ -128,7 +128,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
-def test_no_code_of_a_file_is_run(path, tmp_path, kind):
+def test_load_checkpoint_runs_no_code_of_the_file(path, tmp_path, kind):
     path.parent.mkdir()
     content = {**CONTENT, "loss": Evil(tmp_path / "proof")}
     if kind == "torch":

@@ -1,4 +1,4 @@
-"""A tuned classifier as the source of the next estimator."""
+"""A fitted classifier is the backbone of another estimator."""
 
 import pickle
 import subprocess
@@ -28,24 +28,26 @@ def extractor(backbone, **parameters):
     return PretrainedFeatureExtractor(backbone, **{"cache": None, **parameters})
 
 
-def test_an_extractor_gives_the_tuned_embedding(source):
-    found = extractor(source).fit_transform(X_TEST)
-    np.testing.assert_array_equal(found, source.transform(X_TEST))
-    assert abs(found - extractor(Tiny).fit_transform(X_TEST)).max() > 1e-3
+def test_extractor_of_a_classifier_returns_the_tuned_embedding(source):
+    embedding = extractor(source).fit_transform(X_TEST)
+    np.testing.assert_array_equal(embedding, source.transform(X_TEST))
+    assert abs(embedding - extractor(Tiny).fit_transform(X_TEST)).max() > 1e-3
 
 
-def test_its_logits_are_the_classifier_s(source):
+def test_extractor_logits_equal_those_of_the_classifier(source):
     logits = extractor(source, layer="logits").fit(X)
     expected = np.log(source.predict_proba(X_TEST))
-    found = logits.transform(X_TEST)
-    found = found - np.log(np.exp(found).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    log_probabilities = logits.transform(X_TEST)
+    log_probabilities = log_probabilities - np.log(
+        np.exp(log_probabilities).sum(axis=1, keepdims=True)
+    )
+    np.testing.assert_allclose(log_probabilities, expected, atol=1e-5)
     names = logits.get_feature_names_out().tolist()
     assert names == [f"tiny_tuned_logits_{name}" for name in ("cat", "dog", "owl")]
 
 
-def test_transfer_from_a_to_b(source):
-    before = {name: each.clone() for name, each in source.net_.module_.state_dict().items()}
+def test_classifier_is_fine_tuned_again_on_other_classes(source):
+    before = {name: tensor.clone() for name, tensor in source.net_.module_.state_dict().items()}
     target = make_classifier(source, unfreeze=(0, 1)).fit(
         X[::-1], np.where(Y == "owl", "bird", "beast")[::-1]
     )
@@ -60,23 +62,25 @@ def test_transfer_from_a_to_b(source):
     assert all((before[name] == after[name]).all() for name in before)
 
 
-def test_a_pickle_of_what_came_of_it(source):
+def test_pickle_of_a_twice_tuned_classifier_predicts_the_same(source):
     target = make_classifier(source, unfreeze=(0, 1)).fit(X, Y)
-    again = pickle.loads(pickle.dumps(target))
-    np.testing.assert_array_equal(again.predict_proba(X_TEST), target.predict_proba(X_TEST))
+    loaded = pickle.loads(pickle.dumps(target))
+    np.testing.assert_array_equal(loaded.predict_proba(X_TEST), target.predict_proba(X_TEST))
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_weights_in_a_file(source, tmp_path, times):
+def test_saved_weights_give_the_tuned_embedding(source, tmp_path, times):
     last = source if times == 1 else make_classifier(source, unfreeze=(0, 2)).fit(X[:40], Y[:40])
     last.save_weights(tmp_path / "folder" / "tuned.safetensors")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["tuned.safetensors"]
-    found = extractor(Tiny, weights=tmp_path / "folder" / "tuned.safetensors").fit_transform(X_TEST)
-    np.testing.assert_array_equal(found, last.transform(X_TEST))
+    embedding = extractor(Tiny, weights=tmp_path / "folder" / "tuned.safetensors").fit_transform(
+        X_TEST
+    )
+    np.testing.assert_array_equal(embedding, last.transform(X_TEST))
     Tiny().load_state_dict(load_file(tmp_path / "folder" / "tuned.safetensors"))
 
 
-def test_weights_of_another_process(source, tmp_path):
+def test_saved_weights_give_the_same_embedding_in_another_process(source, tmp_path):
     source.save_weights(tmp_path / "tuned.safetensors")
     np.save(tmp_path / "X.npy", X_TEST)
     script = (
@@ -91,49 +95,49 @@ def test_weights_of_another_process(source, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "shufflenet_v2_x0_5"])
-def test_weights_of_known_networks(name, tmp_path):
+def test_saved_weights_of_known_networks_give_the_tuned_embedding(name, tmp_path):
     weights = "default" if name == "efficientnet_lite0" else None
     options = {"unfreeze": (0, 1), "lr": 0.1, "augment": None, "random_state": 0}
     photos = images(12, side=40)
     source = FineTunedImageClassifier(name, weights=weights, **options, cache=None)
     source.fit(photos, np.arange(12) % 2)
     source.save_weights(tmp_path / "tuned.safetensors")
-    again = extractor(name, weights=tmp_path / "tuned.safetensors").fit(photos)
-    assert cosine(again.transform(photos), source.transform(photos)).min() >= 0.9999
+    reloaded = extractor(name, weights=tmp_path / "tuned.safetensors").fit(photos)
+    assert cosine(reloaded.transform(photos), source.transform(photos)).min() >= 0.9999
     untuned = extractor(name, weights=weights).fit_transform(photos)
     assert cosine(untuned, source.transform(photos)).max() < 0.9999
 
 
-def test_adapted_batch_norm_comes_along(tmp_path):
+def test_saved_weights_hold_adapted_batch_norm(tmp_path):
     source = make_classifier(Tiny, batch_norm="adapt").fit(X // 4, Y)
     np.testing.assert_array_equal(extractor(source).fit_transform(X), source.transform(X))
     source.save_weights(tmp_path / "tuned.safetensors")
-    again = extractor(Tiny, weights=tmp_path / "tuned.safetensors").fit_transform(X)
-    np.testing.assert_array_equal(again, source.transform(X))
+    embedding = extractor(Tiny, weights=tmp_path / "tuned.safetensors").fit_transform(X)
+    np.testing.assert_array_equal(embedding, source.transform(X))
 
 
-def test_size_and_preprocessing_come_along():
+def test_extractor_of_a_classifier_keeps_size_and_preprocessing():
     source = make_classifier(Tiny, image_size=(2 * SIZE, SIZE)).fit(X, Y)
     assert extractor(source).fit(X).preprocessing_ == source.preprocessing_
-    own = extractor(source, image_size=SIZE).fit(X)
-    assert own.preprocessing_ == Tiny.preprocessing.with_image_size(SIZE)
+    resized = extractor(source, image_size=SIZE).fit(X)
+    assert resized.preprocessing_ == Tiny.preprocessing.with_image_size(SIZE)
 
 
-def test_two_fits_share_no_embeddings(source, tmp_path):
-    other = make_classifier(Tiny, random_state=1).fit(X, Y)
-    for each in (source, other):
-        found = extractor(each, cache=tmp_path).fit_transform(X_TEST)
-        np.testing.assert_array_equal(found, each.transform(X_TEST))
+def test_extractors_of_two_fits_share_no_embeddings(source, tmp_path):
+    second = make_classifier(Tiny, random_state=1).fit(X, Y)
+    for classifier in (source, second):
+        embedding = extractor(classifier, cache=tmp_path).fit_transform(X_TEST)
+        np.testing.assert_array_equal(embedding, classifier.transform(X_TEST))
 
 
-def test_clones_keep_it_in_a_frozen_estimator(source):
+def test_clone_keeps_a_classifier_in_a_frozen_estimator(source):
     embedding = clone(extractor(FrozenEstimator(source))).fit_transform(X_TEST)
     np.testing.assert_array_equal(embedding, source.transform(X_TEST))
     probe = make_pipeline(extractor(FrozenEstimator(source)), LogisticRegression(max_iter=1000))
     assert cross_val_score(probe, X, Y, cv=2, error_score="raise").mean() > 0.9
 
 
-def test_a_clone_of_its_own_is_not_fitted(source):
+def test_clone_of_a_bare_classifier_raises_not_fitted(source):
     message = (
         "Got a FineTunedImageClassifier as backbone that is not fitted. Where scikit-learn clones "
         "what it is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator"
@@ -142,7 +146,7 @@ def test_a_clone_of_its_own_is_not_fitted(source):
         clone(extractor(source)).fit(X)
 
 
-def test_it_takes_no_other_weights(source):
+def test_fitted_classifier_as_backbone_rejects_other_weights(source):
     message = (
         "Got weights=None with a fitted classifier as backbone, which has its own weights; "
         "leave weights at 'default'"
@@ -151,13 +155,13 @@ def test_it_takes_no_other_weights(source):
         extractor(source, weights=None).fit(X)
 
 
-def test_a_file_of_another_kind_is_refused(source, tmp_path):
+def test_save_weights_rejects_other_file_endings(source, tmp_path):
     message = f"Got the path '{tmp_path}/tuned.pth', but expected one that ends in .safetensors"
     with pytest.raises(ValueError, match=f"^{message}$"):
         source.save_weights(tmp_path / "tuned.pth")
 
 
-def test_an_old_file_stays_until_a_new_one_is_whole(source, tmp_path, monkeypatch):
+def test_interrupted_save_weights_keeps_the_old_file(source, tmp_path, monkeypatch):
     path = tmp_path / "tuned.safetensors"
     source.save_weights(path)
     content = path.read_bytes()

@@ -14,12 +14,12 @@ from sktransfer.finetuning.head import STRENGTHS, LabeledEmbeddings, fit_head
 
 @pytest.fixture
 def to_the_end(monkeypatch):
-    """Solve to the last digits, so that two ways to one solution can be compared."""
+    """Lower the tolerance, so that two solutions can be compared."""
     monkeypatch.setattr(room, "_TOLERANCE", 1e-10)
 
 
 def labeled(n=60, classes=3, width=8, views=2, *, noise=1.0, seed=0):
-    """Draw embeddings around a center of each class, dimensions of very different scale."""
+    """Draw embeddings around the center of each class, with dimensions of very different scale."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
     centers = np.random.default_rng(7).normal(size=(classes, width))
@@ -33,15 +33,15 @@ def logits_of(head, embeddings):
     return embeddings @ head.weight.T + head.bias
 
 
-def assert_same(one, other, data):
+def assert_same(head, expected, data):
     """Compare two heads by their logits."""
-    assert one.strength == other.strength
+    assert head.strength == expected.strength
     x = data.embeddings.reshape(-1, data.embeddings.shape[2]).astype(float)
-    np.testing.assert_allclose(logits_of(one, x), logits_of(other, x), atol=1e-3)
+    np.testing.assert_allclose(logits_of(head, x), logits_of(expected, x), atol=1e-3)
 
 
 def scaling(data):
-    """Compute center and floored scale, one image after another."""
+    """Compute center and floored scale image by image."""
     rows = [
         (view.astype(float), w / len(views))
         for views, w in zip(data.embeddings, data.weights, strict=True)
@@ -54,7 +54,7 @@ def scaling(data):
 
 
 def plain(data, strength, scale_by):
-    """Fit scikit-learn's classifier on scaled embeddings, every view a part of its image."""
+    """Fit a LogisticRegression on scaled embeddings; the views share the weight of their image."""
     center, scale = scale_by
     views = data.embeddings.shape[1]
     x = (data.embeddings.reshape(-1, data.embeddings.shape[2]) - center) / scale
@@ -64,18 +64,21 @@ def plain(data, strength, scale_by):
 
 
 def losses(train, valid):
-    """Compute the weighted log-loss on `valid` of every strength, each fitted from zero."""
+    """Compute the weighted log-loss on `valid` for every strength, without warm starts."""
     scale_by = scaling(train)
     x = (valid.embeddings[:, 0] - scale_by[0]) / scale_by[1]
     originals = LabeledEmbeddings(train.embeddings[:, :1], train.y, train.weights)
     p = [plain(originals, strength, scale_by).predict_log_proba(x) for strength in STRENGTHS]
-    return [-(valid.weights * each[np.arange(len(x)), valid.y]).sum() for each in p]
+    return [
+        -(valid.weights * log_probabilities[np.arange(len(x)), valid.y]).sum()
+        for log_probabilities in p
+    ]
 
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.usefixtures("to_the_end")
-def test_the_folded_head_equals_logistic_regression_on_scaled_embeddings(classes, views):
+def test_head_equals_logistic_regression_on_scaled_embeddings(classes, views):
     train = labeled(classes=classes, views=views, noise=2.0)
     head = fit_head(train, labeled(24, classes, seed=1, views=1, noise=2.0), classes)
     assert head.weight.shape == (classes, 8)
@@ -90,7 +93,7 @@ def test_the_folded_head_equals_logistic_regression_on_scaled_embeddings(classes
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.usefixtures("to_the_end")
-def test_the_head_is_where_mean_loss_and_penalty_are_least(classes, views):
+def test_head_minimizes_mean_loss_plus_penalty(classes, views):
     train = labeled(classes=classes, views=views, noise=2.0)
     head = fit_head(train, None, classes)
     x = torch.from_numpy(train.embeddings.reshape(-1, 8).astype(float))
@@ -130,7 +133,7 @@ assert not sklearn.get_config()["array_api_dispatch"]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_same_head_on_tensors(classes):
+def test_head_is_the_same_on_tensors(classes):
     environment = os.environ | {"SCIPY_ARRAY_API": "1"}
     script = f"CLASSES = {classes}\n{ON_TENSORS}"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
@@ -145,20 +148,22 @@ def test_the_same_head_on_tensors(classes):
         ("0", "cuda", 2**24, False),
     ],
 )
-def test_where_the_head_is_solved(monkeypatch, switch, device, numbers, on_device):
+def test_solver_device_is_the_gpu_only_for_large_problems(
+    monkeypatch, switch, device, numbers, on_device
+):
     monkeypatch.setenv("SCIPY_ARRAY_API", switch)
     where = room._solver_device(torch.device(device), numbers)
     assert where == (torch.device(device) if on_device else None)
 
 
-def test_two_classes_get_a_logit_each_that_mirror_each_other():
+def test_two_classes_have_mirrored_logits():
     head = fit_head(labeled(classes=2), None, 2)
     np.testing.assert_allclose(head.weight[0], -head.weight[1])
     np.testing.assert_allclose(head.bias[0], -head.bias[1])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
-def test_a_dead_dimension_stays_harmless_when_it_comes_to_life(value):
+def test_constant_dimension_gets_a_negligible_weight(value):
     train = labeled(views=1)
     embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
     embeddings[:, :, 3] = value
@@ -170,10 +175,10 @@ def test_a_dead_dimension_stays_harmless_when_it_comes_to_life(value):
     assert np.abs(logits_of(head, moved) - still).max() < 1e-2 * np.ptp(still)
 
 
-def test_a_dimension_that_is_all_but_dead_does_not_explode():
+def test_nearly_constant_dimension_gets_a_bounded_weight():
     train = labeled(views=1)
     embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
-    # It tells the classes perfectly, at a size that another network would not keep.
+    # It separates the classes perfectly, at a scale that is lost in other computations.
     embeddings[:, 0, 3] = 1e-5 * train.y
     head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
     moved = embeddings[:, 0].copy()
@@ -185,30 +190,32 @@ def test_a_dimension_that_is_all_but_dead_does_not_explode():
 @pytest.mark.parametrize("with_valid", [True, False])
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.usefixtures("to_the_end")
-def test_a_weight_is_the_same_as_repetition(classes, with_valid):
+def test_weight_equals_repetition(classes, with_valid):
     data = labeled(45, classes, noise=2.0)
     counts = np.arange(45) % 3 + 1
     rows = np.repeat(np.arange(45), counts)
     weighted = LabeledEmbeddings(data.embeddings, data.y, counts.astype(float))
     repeated = LabeledEmbeddings(data.embeddings[rows], data.y[rows], np.ones(len(rows)))
     valid = labeled(20, classes, seed=1, views=1) if with_valid else None
-    one, other = (fit_head(train, valid, classes) for train in (weighted, repeated))
-    assert_same(one, other, data)
+    weighted_head, repeated_head = (
+        fit_head(train, valid, classes) for train in (weighted, repeated)
+    )
+    assert_same(weighted_head, repeated_head, data)
 
 
-def test_weights_of_validation_images_are_the_same_as_repetition():
+def test_validation_weight_equals_repetition():
     train, valid = labeled(noise=2.0), labeled(20, seed=1, views=1, noise=2.0)
     counts = np.arange(20) % 4 + 1
     rows = np.repeat(np.arange(20), counts)
     weighted = LabeledEmbeddings(valid.embeddings, valid.y, counts.astype(float))
     repeated = LabeledEmbeddings(valid.embeddings[rows], valid.y[rows], np.ones(len(rows)))
-    heads = [fit_head(train, each, 3) for each in (weighted, repeated)]
+    heads = [fit_head(train, validation, 3) for validation in (weighted, repeated)]
     assert heads[0].strength == heads[1].strength
 
 
 @pytest.mark.usefixtures("to_the_end")
 @pytest.mark.parametrize("noise", [0.3, 2.0, 10.0])
-def test_the_strength_is_the_best_one_on_the_validation_images(noise):
+def test_strength_is_the_best_on_the_validation_images(noise):
     train, valid = labeled(noise=noise), labeled(30, noise=noise, seed=1, views=1)
     assert fit_head(train, valid, 3).strength == STRENGTHS[np.argmin(losses(train, valid))]
 
@@ -227,33 +234,33 @@ def test_noise_is_regularized_more_than_signal_with_and_without_validation():
 
 
 @pytest.mark.usefixtures("to_the_end")
-def test_only_the_first_view_of_a_image_chooses_by_folds():
+def test_strength_is_chosen_by_the_first_view_of_each_image():
     data = labeled(noise=2.0)
     junk = data.embeddings.copy()
     junk[:, 1] = junk[:, 0]
     alone = LabeledEmbeddings(data.embeddings[:, :1], data.y, data.weights)
     doubled = LabeledEmbeddings(junk, data.y, data.weights)
-    one, other = fit_head(alone, None, 3), fit_head(doubled, None, 3)
-    assert_same(one, other, data)
+    single_head, doubled_head = fit_head(alone, None, 3), fit_head(doubled, None, 3)
+    assert_same(single_head, doubled_head, data)
 
 
 @pytest.mark.usefixtures("to_the_end")
-def test_folds_follow_from_content_not_from_order():
+def test_folds_do_not_depend_on_the_row_order():
     data = labeled(noise=2.0)
     order = np.random.default_rng(0).permutation(60)
-    one, other = fit_head(data, None, 3), fit_head(data.take(order), None, 3)
-    assert_same(one, other, data)
+    head, shuffled_head = fit_head(data, None, 3), fit_head(data.take(order), None, 3)
+    assert_same(head, shuffled_head, data)
 
 
 @pytest.mark.parametrize("valid", [None, labeled(30, noise=0.1, seed=1, views=1)])
-def test_a_tiny_set_is_regularized_at_least_so_much(valid):
+def test_tiny_set_has_a_strength_of_at_most_a_tenth(valid):
     data = labeled(noise=0.1)
     assert fit_head(data, valid, 3).strength > 1
     assert fit_head(data, valid, 3, tiny=True).strength == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("tiny", [False, True])
-def test_a_class_with_a_single_image_leaves_nothing_to_choose_by(tiny):
+def test_strength_is_the_default_if_a_class_has_a_single_image(tiny):
     data = labeled(31)
     rows = np.flatnonzero((data.y != 2) | (np.arange(31) == 2))
     head = fit_head(data.take(rows), None, 3, tiny=tiny)
@@ -261,20 +268,20 @@ def test_a_class_with_a_single_image_leaves_nothing_to_choose_by(tiny):
     assert np.isfinite(head.weight).all()
 
 
-def test_copies_of_one_image_are_no_two_images():
+def test_copies_of_an_image_count_as_one_for_the_folds():
     data = labeled(31)
     rows = np.r_[np.flatnonzero(data.y != 2), 2, 2, 2]
     assert fit_head(data.take(rows), None, 3).strength == 0.03
 
 
-def test_two_images_of_each_class_are_enough_for_folds():
+def test_two_images_per_class_are_enough_for_folds():
     data = labeled(6, noise=0.1)
     head = fit_head(data, None, 3)
     assert head.strength != 0.03
     assert (logits_of(head, data.embeddings[:, 0]).argmax(1) == data.y).all()
 
 
-def test_validation_may_lack_a_class():
+def test_validation_set_may_lack_a_class():
     valid = labeled(30, seed=1, views=1)
     head = fit_head(labeled(), valid.take(valid.y != 1), 3)
     assert head.weight.shape == (3, 8)
@@ -283,23 +290,23 @@ def test_validation_may_lack_a_class():
 
 @pytest.mark.parametrize("with_valid", [True, False])
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e-10, -7.123456, 1e6])
-def test_constant_embeddings_give_the_shares_of_the_classes(value, with_valid):
+def test_constant_embeddings_predict_the_class_frequencies(value, with_valid):
     y, weights = np.arange(12) % 3, np.random.default_rng(0).uniform(0.5, 2, 12)
     data = LabeledEmbeddings(np.full((12, 2, 4), value, np.float32), y, weights)
     valid = LabeledEmbeddings(data.embeddings[:, :1], y, weights) if with_valid else None
     head = fit_head(data, valid, 3)
-    # As the network computes it, in float32.
+    # The network computes it in float32.
     logits = data.embeddings[0, :1] @ head.weight.astype(np.float32).T
     p = np.exp(log_softmax(logits + head.bias.astype(np.float32), axis=1))[0]
     shares = np.bincount(y, weights) / weights.sum()
     np.testing.assert_allclose(p, shares, atol=0.01)
-    # And no dimension in which the images did not differ decides anything later.
+    # Constant dimensions must not decide later predictions.
     assert np.abs(head.weight).max() < 1
 
 
 @pytest.mark.parametrize("power", [-33, -100, 33])
-def test_the_size_of_embeddings_does_not_matter(power):
-    """They are as small as 1e-10, or 1e-30; powers of 2 leave every digit as it is."""
+def test_head_does_not_depend_on_the_scale_of_the_embeddings(power):
+    """Scales are as small as 1e-10 or 1e-30. Powers of 2 change no digit."""
     data, valid = labeled(), labeled(30, seed=1, views=1)
 
     def sized(data):
@@ -307,22 +314,22 @@ def test_the_size_of_embeddings_does_not_matter(power):
         assert ((embeddings != 0) == (data.embeddings != 0)).all()
         return LabeledEmbeddings(embeddings, data.y, data.weights)
 
-    head, other = fit_head(data, valid, 3), fit_head(sized(data), sized(valid), 3)
-    assert other.strength == head.strength
+    head, scaled_head = fit_head(data, valid, 3), fit_head(sized(data), sized(valid), 3)
+    assert scaled_head.strength == head.strength
     np.testing.assert_allclose(
-        logits_of(other, sized(data).embeddings.astype(float)),
+        logits_of(scaled_head, sized(data).embeddings.astype(float)),
         logits_of(head, data.embeddings.astype(float)),
         atol=1e-6,
     )
     alone = fit_head(sized(data), None, 3)
-    found = logits_of(alone, sized(data).embeddings[:, 0].astype(float)).argmax(1)
-    assert (found == data.y).mean() > 0.8
+    predicted = logits_of(alone, sized(data).embeddings[:, 0].astype(float)).argmax(1)
+    assert (predicted == data.y).mean() > 0.8
 
 
-def test_what_comes_in_is_left_as_it_is():
+def test_fit_head_leaves_its_input_unchanged():
     train, valid = labeled(), labeled(30, seed=1, views=1)
     before = [array.copy() for data in (train, valid) for array in vars(data).values()]
     fit_head(train, valid, 3)
     after = [array for data in (train, valid) for array in vars(data).values()]
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array_before, array_after in zip(before, after, strict=True):
+        np.testing.assert_array_equal(array_before, array_after)

@@ -1,4 +1,4 @@
-"""A fit that is killed goes on where it was, to the same weights."""
+"""A fit that is killed resumes from its checkpoint and ends with the same weights."""
 
 import contextlib
 import random
@@ -10,6 +10,7 @@ from pathlib import Path
 import helpers
 import pytest
 import torch
+from helpers import X_TEST, Interrupt, PowerCut, X, Y, make_classifier
 
 from sktransfer.finetuning import train_stage as training
 
@@ -60,14 +61,14 @@ save([classifier._tuned.weights, stages, losses], {result!r})
 
 
 def fit_in_a_process(folder, result, events=0):
-    """Fit, or be killed at the `events`-th batch, epoch, or step of writing a checkpoint."""
+    """Fit in a process that is killed at the `events`-th batch, epoch or checkpoint write."""
     tests = str(Path(helpers.__file__).parent)
     script = SCRIPT.format(tests=tests, folder=str(folder), result=str(result), events=events)
     return subprocess.run([sys.executable, "-c", script]).returncode
 
 
 @pytest.mark.slow
-def test_resume_after_ten_kills_gives_the_same_result(tmp_path):
+def test_fit_resumed_after_ten_kills_gives_the_same_result(tmp_path):
     assert fit_in_a_process(tmp_path / "undisturbed", tmp_path / "expected.pt") == 0
     expected = torch.load(tmp_path / "expected.pt", weights_only=True)
 
@@ -86,57 +87,24 @@ def test_resume_after_ten_kills_gives_the_same_result(tmp_path):
         assert torch.equal(tensor, resumed[0][name]), name
 
 
-def test_a_fit_that_was_interrupted_in_any_epoch_goes_on_to_the_same_result(tmp_path):
-    from helpers import X_TEST, X, Y, make_classifier
-    from skorch.callbacks import Callback
-
-    class Die(Callback):
-        """Ends the fit with an error in the middle of an epoch."""
-
-        def __init__(self, epoch):
-            self.left = epoch
-
-        def on_batch_end(self, net, training=False, **kwargs):
-            self.left -= not training
-            if self.left < 0:
-                raise RuntimeError("power cut")
-
+def test_fit_resumed_in_any_epoch_gives_the_same_result(tmp_path):
     settings = {"max_epochs": 3, "checkpoint_dir": str(tmp_path), "n_iter_no_change": 9}
     expected = (
         make_classifier(**{**settings, "checkpoint_dir": None}).fit(X, Y).predict_proba(X_TEST)
     )
     for _ in range(20):
-        classifier = make_classifier(**settings, callbacks=[Die(1)])
+        classifier = make_classifier(**settings, callbacks=[PowerCut(1)])
         with contextlib.suppress(RuntimeError):
             classifier.fit(X, Y)
             break
     assert (classifier.predict_proba(X_TEST) == expected).all()
     assert len(list(tmp_path.glob("*.pt"))) == 1
 
-    finished = make_classifier(**settings, callbacks=[Die(0)]).fit(X, Y)  # nothing is left to train
+    finished = make_classifier(**settings, callbacks=[PowerCut(0)]).fit(X, Y)  # no epoch is left
     assert (finished.predict_proba(X_TEST) == expected).all()
 
 
-def test_other_parameters_or_data_have_a_checkpoint_of_their_own(tmp_path):
-    from helpers import X, Y, make_classifier
-
-    settings = {"unfreeze": (0,), "checkpoint_dir": str(tmp_path)}
-    fits = [({}, X, Y), ({"dropout": 0.5}, X, Y), ({"augment": "light"}, X, Y)]
-    fits += [({"random_state": 1}, X, Y), ({}, X[3:], Y[3:]), ({}, X, Y[::-1])]
-    for number, (parameters, data, labels) in enumerate(fits, start=1):
-        make_classifier(**settings, **parameters).fit(data, labels)
-        assert len(list(tmp_path.glob("*.pt"))) == number
-    for valid, of_valid in ((X[:9], Y[:9]), (X[9:18], Y[9:18]), (X[9:18], Y[17:8:-1])):
-        make_classifier(**settings).fit(X, Y, X_val=valid, y_val=of_valid)
-    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
-    for parameters in ({"verbose": 0, "n_jobs": 1}, {"cache": "auto"}, {"device": "cpu"}):
-        make_classifier(**{**settings, **parameters}).fit(X, Y)
-    assert len(list(tmp_path.glob("*.pt"))) == len(fits) + 3
-
-
-def test_what_was_interrupted_from_the_keyboard_goes_on_too(tmp_path):
-    from helpers import X_TEST, Interrupt, X, Y, make_classifier
-
+def test_fit_interrupted_from_the_keyboard_is_resumed(tmp_path):
     settings = {"max_epochs": 5, "n_iter_no_change": 9}
     expected = make_classifier(**settings).fit(X, Y).predict_proba(X_TEST)
     settings["checkpoint_dir"] = str(tmp_path)
@@ -145,9 +113,7 @@ def test_what_was_interrupted_from_the_keyboard_goes_on_too(tmp_path):
     assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
 
 
-def test_what_was_interrupted_while_it_was_saved_goes_on_too(tmp_path, monkeypatch):
-    from helpers import X_TEST, X, Y, make_classifier
-
+def test_fit_interrupted_while_saving_is_resumed(tmp_path, monkeypatch):
     settings = {"checkpoint_dir": str(tmp_path), "early_stopping": False}
     expected = make_classifier(early_stopping=False).fit(X, Y).predict_proba(X_TEST)
     save, seen = training.save_checkpoint, []
@@ -165,9 +131,7 @@ def test_what_was_interrupted_while_it_was_saved_goes_on_too(tmp_path, monkeypat
     assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
 
 
-def test_a_fit_without_a_seed_goes_on_with_the_one_that_it_drew(tmp_path):
-    from helpers import X_TEST, Interrupt, X, Y, make_classifier
-
+def test_resumed_fit_without_a_seed_keeps_the_drawn_seed(tmp_path):
     settings = {"max_epochs": 5, "random_state": None, "checkpoint_dir": str(tmp_path)}
     with pytest.warns(UserWarning, match="Interrupted"):
         make_classifier(**settings, callbacks=[Interrupt()]).fit(X, Y)

@@ -16,12 +16,12 @@ NAMES = ["stem", "layer1", "layer2", "layer3"]
 
 
 def stage(count):
-    """Make a stage of many blocks."""
+    """Build a stage that trains `count` blocks."""
     return Stage(f"last {count} blocks", tuple(f"block{i}" for i in range(count)), 3)
 
 
 def of_blocks(rates):
-    """Pick the rates of the blocks, from the last one to the first."""
+    """Return the rates of the blocks, from the last to the first."""
     return [rate for name, rate in rates.items() if name not in (HEAD, PRE_LOGITS)]
 
 
@@ -47,11 +47,11 @@ def of_blocks(rates):
         (np.array([0, 1]), [("head", (), 4), ("last block", ("layer3",), 3)]),
     ],
 )
-def test_every_form_of_unfreeze(unfreeze, expected):
+def test_resolve_stages_accepts_every_form_of_unfreeze(unfreeze, expected):
     assert resolve_stages(unfreeze, NAMES) == tuple(Stage(*fields) for fields in expected)
 
 
-def test_only_the_stage_without_blocks_solves_the_head():
+def test_stage_without_blocks_is_head_only():
     assert [s.head_only for s in resolve_stages((0, 1, "stem"), NAMES)] == [True, False, False]
 
 
@@ -63,7 +63,7 @@ def test_only_the_stage_without_blocks_solves_the_head():
         ((1, ["layer1", "layer3"], 2, "all"), [3, 1, 1, 0]),
     ],
 )
-def test_the_boundary_never_moves_back_over_what_an_earlier_stage_trained(unfreeze, boundaries):
+def test_boundary_never_moves_back_over_trained_blocks(unfreeze, boundaries):
     stages = resolve_stages(unfreeze, NAMES)
     assert [s.boundary for s in stages] == boundaries
     for s in stages:
@@ -123,21 +123,21 @@ def test_the_boundary_never_moves_back_over_what_an_earlier_stage_trained(unfree
         ],
     ],
 )
-def test_what_cannot_be_unfrozen(unfreeze, message):
+def test_resolve_stages_rejects_invalid_unfreeze(unfreeze, message):
     with pytest.raises(ValueError, match=r"^Got ") as caught:
         resolve_stages(unfreeze, NAMES)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("unfreeze", [True, (True,), (0, False)])
-def test_a_truth_value_is_no_number_of_blocks(unfreeze):
+def test_resolve_stages_rejects_booleans(unfreeze):
     with pytest.raises(ValueError, match=r"^Got (True|False) in unfreeze, a stage that trains"):
         resolve_stages(unfreeze, NAMES)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 18, 100])
 @pytest.mark.parametrize(("lr_drop", "lr_decay"), [(10, 2.6), (1, 1), (50, 1.1), (2, 1000)])
-def test_rates_fall_from_the_head_to_the_input_and_not_too_far(count, lr_drop, lr_decay):
+def test_peak_rates_fall_from_head_to_input_by_a_factor_of_10_at_most(count, lr_drop, lr_decay):
     rates = peak_rates(stage(count), lr=0.02, lr_drop=lr_drop, lr_decay=lr_decay)
     blocks = of_blocks(rates)
     assert rates[HEAD] == 0.02
@@ -148,7 +148,7 @@ def test_rates_fall_from_the_head_to_the_input_and_not_too_far(count, lr_drop, l
     assert blocks[0] / blocks[-1] <= 10 * (1 + 1e-12)
 
 
-def test_blocks_are_named_from_the_last_to_the_first():
+def test_peak_rates_are_listed_from_the_last_block_to_the_first():
     rates = peak_rates(stage(3), lr=1.0, lr_drop=10, lr_decay=2)
     assert rates == {
         "head": 1.0,
@@ -159,22 +159,22 @@ def test_blocks_are_named_from_the_last_to_the_first():
     }
 
 
-def test_many_blocks_share_the_whole_spread_evenly():
+def test_peak_rates_of_many_blocks_are_spread_evenly():
     blocks = of_blocks(peak_rates(stage(18), lr=1.0, lr_drop=10, lr_decay=2.6))
     steps = [later / earlier for later, earlier in itertools.pairwise(blocks)]
     np.testing.assert_allclose(steps, 10 ** (1 / 17))
 
 
-def test_from_scratch_everything_learns_alike():
+def test_peak_rates_from_scratch_are_equal():
     rates = peak_rates(stage(4), lr=0.1, lr_drop=10, lr_decay=2.6, scratch=True)
     assert set(rates.values()) == {0.1}
 
 
-def test_a_stage_that_solves_the_head_has_no_other_rate():
+def test_head_stage_has_only_the_rate_of_the_head():
     assert peak_rates(Stage("head", (), 4), lr=0.1, lr_drop=10, lr_decay=2.6) == {HEAD: 0.1}
 
 
-def test_rates_rise_for_a_tenth_and_fall_for_the_rest():
+def test_rate_factor_rises_for_a_tenth_and_then_falls():
     factors = np.array([rate_factor(progress) for progress in np.linspace(0, 1, 1001)])
     assert factors.argmax() == 100
     assert factors.max() == pytest.approx(1)

@@ -1,9 +1,9 @@
-"""Blocks after the boundary are trained, those before it keep every bit."""
+"""Blocks after the boundary are trained, and blocks before it keep every bit."""
 
 import numpy as np
 import pytest
 import torch
-from block_helpers import Wide, changed, copy_of, run_before
+from block_helpers import Wide, changed, copy_of, float_images, run_before
 from helpers import Tiny
 from torch import nn
 
@@ -17,19 +17,15 @@ SHAPES = {0: (3, 16, 16), 1: (4, 16, 16), 2: (6, 16, 16)}
 PARTS = ("a", "b", "c", "pre_logits", "head")
 
 
-def image(n=3):
-    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
 def suffix_of(network, boundary=0, **options):
-    """Cut a suffix, with the network's own head."""
+    """Build the suffix of a network, with the head of the network."""
     suffix = TrainedSuffix(network.block_list(), boundary, 5, 7, SHAPES, **options)
     suffix.set_head(network[4].weight.numpy(), network[4].bias.numpy())
     return suffix
 
 
 def train_a_little(suffix, x):
-    """Take two steps with everything that gets a gradient, in training mode."""
+    """Take two optimizer steps with all trained parameters, in training mode."""
     suffix.train()
     optimizer = torch.optim.SGD(suffix.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(2):
@@ -41,35 +37,35 @@ def train_a_little(suffix, x):
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("boundary", [0, 1, 2, 3])
-def test_what_lies_before_and_after_a_boundary_is_the_whole_network(boundary, flat):
+def test_suffix_after_the_blocks_before_it_equals_the_network(boundary, flat):
     network = Wide()
     suffix = suffix_of(network, boundary, dropout=0.5)
-    x = run_before(network, 4 if boundary == 3 else boundary, image())
+    x = run_before(network, 4 if boundary == 3 else boundary, float_images())
     x = x.flatten(1) if flat else x
-    torch.testing.assert_close(suffix(x), network(image()))
-    torch.testing.assert_close(suffix.embed(x), run_before(network, 4, image()))
+    torch.testing.assert_close(suffix(x), network(float_images()))
+    torch.testing.assert_close(suffix.embed(x), run_before(network, 4, float_images()))
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
-def test_activations_may_come_in_after_the_first_block_of_a_suffix(start):
+def test_suffix_accepts_activations_at_a_later_boundary(start):
     network = Wide()
     suffix = suffix_of(network, 1)
     suffix.move_boundary(start, ())
-    x = run_before(network, 4 if start == 3 else start, image())
-    torch.testing.assert_close(suffix(x.flatten(1)), network(image()))
+    x = run_before(network, 4 if start == 3 else start, float_images())
+    torch.testing.assert_close(suffix(x.flatten(1)), network(float_images()))
 
 
-def test_a_prefix_and_a_suffix_are_the_backbone_itself():
+def test_prefix_and_suffix_compose_to_the_backbone():
     network = freeze(Tiny())
     block_list = split_into_blocks(network)
     prefix = FrozenPrefix(block_list, (block_list.blocks[0][0],), None)
     suffix = TrainedSuffix(block_list, 1, 5, 12, {1: (8, 8, 8)})
     suffix.set_head(network[5].weight.numpy(), network[5].bias.numpy())
-    torch.testing.assert_close(suffix(prefix(image())), network(image()))
-    torch.testing.assert_close(suffix.embed(prefix(image())), network.embed(image()))
+    torch.testing.assert_close(suffix(prefix(float_images())), network(float_images()))
+    torch.testing.assert_close(suffix.embed(prefix(float_images())), network.embed(float_images()))
 
 
-def test_a_new_head_prefers_no_class():
+def test_new_head_has_zero_logits():
     suffix = TrainedSuffix(Wide().block_list(), 3, 4, 7, {})
     assert torch.equal(suffix(torch.randn(2, 7)), torch.zeros(2, 4))
 
@@ -85,16 +81,14 @@ def test_a_new_head_prefers_no_class():
         (3, ("head",)),
     ],
 )
-def test_what_is_frozen_keeps_every_bit_and_what_is_trained_changes(
-    start, trained, learn_statistics
-):
+def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, learn_statistics):
     network = Wide()
     suffix = suffix_of(network, learn_statistics=learn_statistics, dropout=0.2)
     suffix.move_boundary(start, trained)
     state = copy_of(suffix)
     parts = {name: set(part.state_dict()) for name, part in suffix.parts().items()}
-    train_a_little(suffix, run_before(network, 4 if start == 3 else start, image(10)))
-    found = changed(suffix, state)
+    train_a_little(suffix, run_before(network, 4 if start == 3 else start, float_images(10)))
+    changed_names = changed(suffix, state)
     place = {
         "a": "blocks.0",
         "b": "blocks.1",
@@ -109,22 +103,22 @@ def test_what_is_frozen_keeps_every_bit_and_what_is_trained_changes(
         if learn_statistics or not key.endswith(("running_mean", "running_var", "tracked"))
         if key != "penalty"  # a constant
     }
-    assert found == expected
+    assert changed_names == expected
 
 
-def test_the_penalty_weighs_the_squares_of_each_column_and_goes_with_the_head():
+def test_penalty_weighs_squares_of_columns_and_is_part_of_the_head():
     suffix = suffix_of(Wide())
     assert suffix.penalty() == 0
     penalty = np.arange(7, dtype=np.float32)
     suffix.set_head(np.full((5, 7), 2.0, np.float32), np.ones(5, np.float32), penalty)
     assert suffix.penalty() == 5 * 4 * penalty.sum()
-    other = suffix_of(Wide())
-    other.restore(suffix.state_of(["head"]))
-    assert other.penalty() == suffix.penalty()
+    restored = suffix_of(Wide())
+    restored.restore(suffix.state_of(["head"]))
+    assert restored.penalty() == suffix.penalty()
 
 
 @pytest.mark.parametrize("learn_statistics", [False, True])
-def test_modes_of_parts_whatever_anybody_sets(learn_statistics):
+def test_modes_follow_the_trained_parts(learn_statistics):
     suffix = suffix_of(Wide(), learn_statistics=learn_statistics)
     for trained in (("c", "head"), ("a", "pre_logits"), (), PARTS, ("b",)):
         for mode in (True, False, True):
@@ -141,36 +135,36 @@ def test_modes_of_parts_whatever_anybody_sets(learn_statistics):
             assert suffix.dropout.training == mode
 
 
-def test_a_new_suffix_trains_nothing_and_is_in_inference_mode():
+def test_new_suffix_trains_nothing_and_is_in_inference_mode():
     suffix = suffix_of(Wide(), dropout=0.5)
     assert not any(module.training for module in suffix.modules())
     assert suffix.count_trained() == 0
 
 
-def test_frozen_blocks_give_what_they_gave_while_others_are_trained():
-    """Neither dropout nor the batch has a say in what is frozen."""
+def test_frozen_blocks_compute_the_same_in_training_mode():
+    """Dropout and batch statistics do not affect frozen blocks."""
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
     suffix.move_boundary(0, ("head",))
-    expected = suffix(image())
+    expected = suffix(float_images())
     suffix.train()
-    torch.testing.assert_close(suffix(image()), expected, rtol=0, atol=0)
+    torch.testing.assert_close(suffix(float_images()), expected, rtol=0, atol=0)
 
 
-def test_dropout_in_training_drops_what_the_head_sees_and_nothing_else():
+def test_dropout_affects_only_the_input_of_the_head():
     suffix = suffix_of(Wide(), 3, dropout=0.5)
     suffix.set_head(np.ones((5, 7), np.float32), np.zeros(5, np.float32))
     suffix.move_boundary(3, ("head",))
     x = torch.ones(200, 7)
     assert torch.equal(suffix(x), torch.full((200, 5), 7.0))
     suffix.train()
-    counts = suffix(x)[:, 0] / 2  # what is kept is doubled
+    counts = suffix(x)[:, 0] / 2  # dropout doubles the kept values
     assert 2.5 < counts.mean() < 4.5
     assert counts.std() > 0.5
     assert torch.equal(suffix.embed(x), x)
 
 
-def test_trained_parts_are_counted():
+def test_count_trained_sums_the_trained_parts():
     network = Wide()
     suffix = suffix_of(network)
     parts = zip(PARTS, network, strict=True)
@@ -180,12 +174,12 @@ def test_trained_parts_are_counted():
         assert suffix.count_trained() == sum(sizes[name] for name in trained)
 
 
-def test_parts_are_named_from_the_image_on():
+def test_parts_are_listed_from_input_to_head():
     assert list(suffix_of(Wide(), 1).parts()) == ["b", "c", "pre_logits", "head"]
     assert list(suffix_of(Wide(), 3).parts()) == ["pre_logits", "head"]
 
 
-def test_the_state_of_parts_is_a_copy_that_can_be_put_back():
+def test_state_of_parts_is_a_copy_that_restores_them():
     network = Wide()
     suffix = suffix_of(network, learn_statistics=True)
     suffix.move_boundary(0, PARTS)
@@ -193,80 +187,82 @@ def test_the_state_of_parts_is_a_copy_that_can_be_put_back():
     assert {name.split(".")[0] for name in state} == {"a", "pre_logits", "head"}
     assert "a.1.num_batches_tracked" in state
     assert not any(tensor.requires_grad for tensor in state.values())
-    train_a_little(suffix, image(10))
-    kept = {name: tensor.clone() for name, tensor in state.items()}
+    train_a_little(suffix, float_images(10))
+    state_before = {name: tensor.clone() for name, tensor in state.items()}
     parameters = list(map(id, suffix.parameters()))
     suffix.restore(state)
-    # The rest stays trained, and an optimizer still holds the same parameters.
+    # The other parts stay trained, and an optimizer still holds the same parameters.
     of_rest = {name for name in expected if name.startswith(("blocks.1", "blocks.2"))}
     assert changed(suffix, expected) == of_rest
     assert parameters == list(map(id, suffix.parameters()))
-    train_a_little(suffix, image(10))
-    assert all(tensor.equal(kept[name]) for name, tensor in state.items())
+    train_a_little(suffix, float_images(10))
+    assert all(tensor.equal(state_before[name]) for name, tensor in state.items())
 
 
-def test_a_whole_state_makes_another_suffix_the_same():
+def test_restored_state_makes_another_suffix_equal():
     network = Wide()
-    suffix, other = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
+    suffix, restored = (suffix_of(network, 1, learn_statistics=True) for _ in range(2))
     suffix.move_boundary(1, PARTS)
-    x = run_before(network, 1, image(10))
+    x = run_before(network, 1, float_images(10))
     train_a_little(suffix, x)
-    other.restore(suffix.state_of(PARTS))
-    torch.testing.assert_close(other(x), suffix.train(False)(x), rtol=0, atol=0)
+    restored.restore(suffix.state_of(PARTS))
+    torch.testing.assert_close(restored(x), suffix.train(False)(x), rtol=0, atol=0)
 
 
-def test_the_backbone_is_never_touched():
+def test_training_leaves_the_backbone_unchanged():
     network = Wide()
     block_list = network.block_list()
-    state, expected = copy_of(network), network(image())
+    state, expected = copy_of(network), network(float_images())
     suffix = TrainedSuffix(block_list, 0, 5, 7, SHAPES, 0.5, learn_statistics=True)
     suffix.move_boundary(0, PARTS)
-    train_a_little(suffix, image(10))
+    train_a_little(suffix, float_images(10))
     suffix.restore({name: tensor + 1 for name, tensor in suffix.state_of(PARTS).items()})
     assert not changed(network, state)
     assert not any(module.training for module in network.modules())
     assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
-    torch.testing.assert_close(network(image()), expected, rtol=0, atol=0)
-    ours = {id(tensor) for tensor in (*suffix.parameters(), *suffix.buffers())}
-    assert ours.isdisjoint(id(tensor) for tensor in (*network.parameters(), *network.buffers()))
+    torch.testing.assert_close(network(float_images()), expected, rtol=0, atol=0)
+    suffix_tensors = {id(tensor) for tensor in (*suffix.parameters(), *suffix.buffers())}
+    assert suffix_tensors.isdisjoint(
+        id(tensor) for tensor in (*network.parameters(), *network.buffers())
+    )
 
 
-def test_mixed_precision_gives_float32_that_is_close():
+def test_mixed_precision_returns_close_float32():
     network = Wide()
     full, mixed = suffix_of(network), suffix_of(network, precision=torch.bfloat16)
-    assert torch.equal(mixed(image()), full(image()))
+    assert torch.equal(mixed(float_images()), full(float_images()))
     full.train()
     mixed.train()
-    assert mixed(image()).dtype == torch.float32
-    torch.testing.assert_close(mixed(image()), full(image()), rtol=0.05, atol=0.05)
-    assert not torch.equal(mixed(image()), full(image()))
+    assert mixed(float_images()).dtype == torch.float32
+    torch.testing.assert_close(mixed(float_images()), full(float_images()), rtol=0.05, atol=0.05)
+    assert not torch.equal(mixed(float_images()), full(float_images()))
 
 
-def test_making_a_suffix_draws_no_random_numbers():
+def test_new_suffix_draws_no_random_numbers():
     network = Wide()
     state = torch.get_rng_state()
     suffix_of(network)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_gradient_of_a_target_reaches_the_blocks_reversed():
+def test_target_gradient_reaches_the_blocks_reversed():
     suffix = suffix_of(Wide())
     suffix.attach_adversary(Adversary(7, 1.0))
     suffix.move_boundary(0, [*PARTS, ADVERSARY])
     generator = torch.Generator().manual_seed(0)
     x, target = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
-    found = {}
+    gradients = {}
     for strength in (-1.0, 0.0, 0.5):
         suffix.zero_grad()
         suffix.adversary.strength = strength
         suffix(x, target)[1].backward()
-        found[strength] = suffix.blocks[0][0].weight.grad.clone()
-    assert found[-1.0].abs().max() > 0
-    assert found[0.0].abs().max() == 0
-    torch.testing.assert_close(found[0.5], -0.5 * found[-1.0])
+        gradients[strength] = suffix.blocks[0][0].weight.grad.clone()
+    assert gradients[-1.0].abs().max() > 0
+    assert gradients[0.0].abs().max() == 0
+    torch.testing.assert_close(gradients[0.5], -0.5 * gradients[-1.0])
 
 
-def test_an_adversary_can_be_forgotten():
+def test_detached_adversary_is_no_part():
     suffix = suffix_of(Wide())
     suffix.attach_adversary(Adversary(7, 1.0))
     assert [*suffix.parts()] == [*PARTS, ADVERSARY]

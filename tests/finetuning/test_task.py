@@ -1,4 +1,4 @@
-"""The task seam: another kind of target trains without touching anything else."""
+"""A task with another kind of target trains without changes elsewhere."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ class RegressionTask(Task):
 
 
 class Regressor(FineTunedImageClassifier):
-    """Fine-tune a regression: only the task is another one."""
+    """Fine-tunes a regression: only the task differs."""
 
     def _encode(self, images, y, sample_weight, sample_domain):
         values, ones = np.asarray(y, dtype=float), np.ones(len(y))
@@ -67,7 +67,7 @@ class Regressor(FineTunedImageClassifier):
 
 
 def brightness(n, seed):
-    """Return images of different brightness, and how bright they are, 0-1."""
+    """Return images and their brightness, 0-1."""
     level = np.random.default_rng(seed).uniform(0.2, 1, n)
     X = (0.2 * images(n, seed=seed) + 200) * level[:, None, None, None]
     return X.astype(np.uint8), level
@@ -76,7 +76,7 @@ def brightness(n, seed):
 @pytest.mark.parametrize(
     "parameters", [{"unfreeze": 0}, {"unfreeze": (0, 1)}, {"n_views": None}, {"mixup": 0.2}]
 )
-def test_regression_trains_through_the_seam(parameters):
+def test_regression_task_trains(parameters):
     X, y = brightness(80, seed=0)
     X_test, y_test = brightness(40, seed=1)
     settings = {"unfreeze": (0, 1), "augment": None, "max_epochs": 3, "early_stopping": True}
@@ -89,7 +89,7 @@ def test_regression_trains_through_the_seam(parameters):
     assert regressor.transform(X_test).shape == (40, 12)
 
 
-def test_classification_predicts_as_the_task_decodes():
+def test_classifier_predicts_as_the_task_decodes():
     classifier = make_classifier().fit(X, Y)
     outputs = classifier._outputs(X_TEST)
     task = ClassificationTask(NAMES)
@@ -97,7 +97,7 @@ def test_classification_predicts_as_the_task_decodes():
     np.testing.assert_array_equal(classifier.predict_proba(X_TEST), task.predict_proba(outputs))
 
 
-def test_classification_metric_counts_right_answers():
+def test_classification_metric_counts_correct_predictions():
     task = ClassificationTask(NAMES)
     targets = task.batch_targets(np.array([0, 1, 2]), np.ones(3), 0.1)
     outputs = torch.tensor([[2.0, 1, 0], [2, 1, 0], [0, 1, 2]])
@@ -105,7 +105,7 @@ def test_classification_metric_counts_right_answers():
     torch.testing.assert_close(targets.sum(1), torch.ones(3))
 
 
-def test_classification_encodes_known_labels_only():
+def test_classification_task_encodes_only_known_labels():
     _, y = colored_images(6)
     assert ClassificationTask(NAMES).encode(y).tolist() == [0, 1, 2, 0, 1, 2]
     with pytest.raises(ValueError, match="Got \\['cow'\\] in y_val"):

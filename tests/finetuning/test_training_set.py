@@ -1,12 +1,11 @@
-"""The room `sktransfer/examples.py`: labeled images."""
+"""Labeled images are merged, ordered by content, and split for validation."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import images
-from PIL import Image
+from helpers import images, save_images
 
 from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
@@ -20,71 +19,61 @@ def examples(X, y, sample_weight=None, class_weight=None):
 
 
 def balanced_images(*counts):
-    """Make images and labels, of each class a number of its own, class by class."""
+    """Make images and labels, with a given number of images per class."""
     y = np.repeat([f"class{i}" for i in range(len(counts))], counts)
     return images(len(y), side=4), y
 
 
-def assert_equal(one, other):
-    """Compare all that a fit sees, to the last bit."""
+def assert_equal(actual, expected):
+    """Compare images, labels and weights to the last bit."""
     for name in ("y", "counts", "weights"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-    assert len(one.images) == len(other.images)
-    for row in range(len(one.images)):
-        np.testing.assert_array_equal(one.images[row], other.images[row])
-    assert one.digest() == other.digest()
-
-
-def saved(folder, X):
-    """Save images as files; give their paths."""
-    folder.mkdir()
-    paths = []
-    for number, image in enumerate(X):
-        paths.append(str(folder / f"{number}.png"))
-        Image.fromarray(image).save(paths[-1])
-    return paths
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), err_msg=name)
+    assert len(actual.images) == len(expected.images)
+    for row in range(len(actual.images)):
+        np.testing.assert_array_equal(actual.images[row], expected.images[row])
+    assert actual.digest() == expected.digest()
 
 
 @pytest.mark.parametrize("form", ["arrays", "paths"])
-def test_the_order_of_rows_does_not_matter(form, tmp_path):
+def test_training_set_does_not_depend_on_the_row_order(form, tmp_path):
     X, y = balanced_images(5, 4)
     weight = np.random.RandomState(1).rand(9) + 0.5
     if form == "paths":
-        X = saved(tmp_path / "images", X)
-    ours = examples(X, y, weight, "balanced")
+        X = save_images(X, tmp_path / "images")
+    ordered = examples(X, y, weight, "balanced")
     order = np.random.RandomState(0).permutation(9)
-    other = examples([X[row] for row in order], y[order], weight[order], "balanced")
-    assert_equal(ours, other)
-    assert sorted(ours.y) == [0] * 5 + [1] * 4
-    assert sorted(ours.counts) == sorted(weight)
+    shuffled = examples([X[row] for row in order], y[order], weight[order], "balanced")
+    assert_equal(ordered, shuffled)
+    assert sorted(ordered.y) == [0] * 5 + [1] * 4
+    assert sorted(ordered.counts) == sorted(weight)
 
 
 def test_images_keep_their_labels_and_weights():
     X, y = balanced_images(3, 3)
     weight = np.arange(1.0, 7)
-    ours = examples(X, y, weight)
+    training_set = examples(X, y, weight)
     for row in range(6):
-        (place,) = np.flatnonzero((ours.images[row] == X).all((1, 2, 3)))
-        assert (ours.y[row], ours.counts[row]) == (place // 3, weight[place])
+        (original,) = np.flatnonzero((training_set.images[row] == X).all((1, 2, 3)))
+        assert (training_set.y[row], training_set.counts[row]) == (original // 3, weight[original])
 
 
-def test_equal_images_are_one_that_counts_more():
+def test_equal_images_are_merged_and_their_counts_added():
     X, y = balanced_images(3, 2)
     rows = [4, 0, 1, 4, 2, 3, 0, 0]
-    ours = examples(X[rows], y[rows])
-    assert sorted(ours.counts) == [1, 1, 1, 2, 3]
-    assert_equal(ours, examples(X, y, [3, 1, 1, 1, 2]))
+    merged = examples(X[rows], y[rows])
+    assert sorted(merged.counts) == [1, 1, 1, 2, 3]
+    assert_equal(merged, examples(X, y, [3, 1, 1, 1, 2]))
 
 
 @pytest.mark.parametrize("times", [2, 3, 6, 10])
-def test_a_weight_is_the_same_as_repetition_to_the_last_bit(times):
+def test_weight_equals_repetition_to_the_last_bit(times):
     X, y = balanced_images(3, 6)
     rows = [*range(9), *[8] * (times - 1)]
     repeated = examples(X[rows], y[rows], class_weight="balanced")
     assert_equal(repeated, examples(X, y, [1] * 8 + [times], "balanced"))
 
 
-def test_weights_of_equal_images_add_up_alike_in_any_order():
+def test_weights_of_equal_images_add_up_equally_in_any_order():
     X, y = balanced_images(1, 1)
     rows, weight = np.array([0, 0, 0, 1]), np.array([0.1, 0.2, 0.3, 1])
     back = [2, 1, 0, 3]
@@ -93,43 +82,45 @@ def test_weights_of_equal_images_add_up_alike_in_any_order():
     )
 
 
-def test_a_image_with_two_labels_stays_two():
+def test_image_with_two_labels_is_not_merged():
     X = images(2, side=4)[[0, 0, 1, 1]]
-    ours = examples(X, ["a", "b", "a", "a"])
-    assert sorted(zip(ours.y, ours.counts, strict=True)) == [(0, 1), (0, 2), (1, 1)]
+    training_set = examples(X, ["a", "b", "a", "a"])
+    assert sorted(zip(training_set.y, training_set.counts, strict=True)) == [(0, 1), (0, 2), (1, 1)]
 
 
-def test_a_path_is_the_same_however_it_is_spelt_and_two_paths_are_two(folder):
+def test_spellings_of_a_path_are_merged_but_not_two_paths(folder):
     image = images(1, side=4)[0]
-    first, second = saved(folder / "images", [image, image])
-    spelt = [first, second, os.path.join("images", "0.png"), "images/../images/1.png"]
-    ours = examples(spelt, ["a", "b", "a", "b"])
-    assert ours.counts.tolist() == [2, 2]
+    first, second = save_images([image, image], folder / "images")
+    spellings = [first, second, os.path.join("images", "0.png"), "images/../images/1.png"]
+    training_set = examples(spellings, ["a", "b", "a", "b"])
+    assert training_set.counts.tolist() == [2, 2]
 
 
-def test_images_without_weight_are_left_out_unread():
+def test_images_of_weight_0_are_left_out_unread():
     X, y = balanced_images(2, 2)
-    ours = examples([X[0], "missing.jpg", *X[1:]], np.insert(y, 1, "class0"), [1, 0, 1, 1, 1])
-    assert_equal(ours, examples(X, y))
+    training_set = examples(
+        [X[0], "missing.jpg", *X[1:]], np.insert(y, 1, "class0"), [1, 0, 1, 1, 1]
+    )
+    assert_equal(training_set, examples(X, y))
 
 
-def test_an_error_names_the_row_of_the_user(tmp_path):
-    paths = saved(tmp_path / "images", images(6, side=4))
+def test_image_error_names_the_row_of_x(tmp_path):
+    paths = save_images(images(6, side=4), tmp_path / "images")
     paths[2], paths[4] = paths[4], paths[2]
     Path(paths[2]).write_bytes(b"no image")
-    ours = examples(paths[::-1], list("abcabc"), [1, 1, 0, 1, 1, 1])
-    (place,) = np.flatnonzero([ours.images.describe(row) == paths[2] for row in range(5)])
-    chosen = ours.take(np.array([0, place]))
+    training_set = examples(paths[::-1], list("abcabc"), [1, 1, 0, 1, 1, 1])
+    (broken,) = np.flatnonzero([training_set.images.describe(row) == paths[2] for row in range(5)])
+    chosen = training_set.take(np.array([0, broken]))
     with pytest.raises(ImageError, match="cannot identify this") as caught:
         chosen.images[1]
     assert (caught.value.row, caught.value.source) == (3, paths[2])
 
 
-def test_a_missing_file_is_named_at_once(tmp_path):
+def test_digest_names_the_row_of_a_missing_file(tmp_path):
     X = [*images(2, side=4), str(tmp_path / "missing.png")]
-    ours = examples(X, ["a", "b", "a"])
+    training_set = examples(X, ["a", "b", "a"])
     with pytest.raises(ImageError) as caught:
-        ours.digest()
+        training_set.digest()
     assert caught.value.row == 2
 
 
@@ -139,18 +130,18 @@ def is_small(training_set):
 
 
 @pytest.mark.parametrize(("counts", "tiny"), [((10, 10), False), ((10, 9), True)])
-def test_a_set_is_tiny_where_a_class_has_fewer_than_10_images(counts, tiny):
+def test_set_is_small_if_a_class_has_fewer_than_10_images(counts, tiny):
     X, y = balanced_images(*counts)
     assert is_small(examples(X, y)) is tiny
 
 
-def test_a_image_that_counts_for_two_is_two_images():
+def test_set_size_counts_weights_as_images():
     X, y = balanced_images(10, 9)
     assert not is_small(examples(X, y, [1] * 18 + [2]))
     assert is_small(examples(X, y, class_weight={"class1": 2}))
 
 
-def test_the_digest_tells_images_labels_and_weights_apart():
+def test_digest_depends_on_images_labels_and_weights():
     X, y = balanced_images(3, 3)
     other_y = y.copy()
     other_y[0] = "class1"
@@ -168,49 +159,50 @@ def test_the_digest_tells_images_labels_and_weights_apart():
     assert examples(X, y).digest() in digests
 
 
-def test_each_class_gives_its_share_and_at_least_one():
+def test_split_holds_out_a_share_of_each_class_and_at_least_one_image():
     X, y = balanced_images(40, 20, 12, 3)
-    ours = examples(X, y)
-    train, valid = split_validation(ours, 0.1, 0, ClassificationTask(np.unique(y)))
+    training_set = examples(X, y)
+    train, valid = split_validation(training_set, 0.1, 0, ClassificationTask(np.unique(y)))
     assert np.bincount(valid.y).tolist() == [4, 2, 1, 1]
     assert np.bincount(train.y).tolist() == [36, 18, 11, 2]
     rows = [part.images.fingerprint(i) for part in (train, valid) for i in range(len(part.y))]
     assert len(set(rows)) == 75, "an image is in both parts, or in none"
 
 
-def test_two_images_of_a_class_stay_in_training_whatever_the_share():
+def test_split_keeps_two_images_of_each_class_in_training():
     X, y = balanced_images(5, 3)
     train, valid = split_validation(examples(X, y), 1.0, 0, ClassificationTask(np.unique(y)))
     assert np.bincount(train.y).tolist() == [2, 2]
     assert np.bincount(valid.y).tolist() == [3, 1]
 
 
-def test_what_is_held_back_follows_from_the_seed():
+def test_split_depends_only_on_content_and_seed():
     X, y = balanced_images(20, 20)
-    ours, classes = examples(X, y), np.unique(y)
-    again = examples(X[::-1], y[::-1])
-    parts = split_validation(ours, 0.2, 3, ClassificationTask(classes))
+    training_set, classes = examples(X, y), np.unique(y)
+    reversed_set = examples(X[::-1], y[::-1])
+    parts = split_validation(training_set, 0.2, 3, ClassificationTask(classes))
     for part, same in zip(
-        parts, split_validation(again, 0.2, 3, ClassificationTask(classes)), strict=True
+        parts, split_validation(reversed_set, 0.2, 3, ClassificationTask(classes)), strict=True
     ):
         assert_equal(part, same)
     assert (
-        split_validation(ours, 0.2, 4, ClassificationTask(classes))[1].digest() != parts[1].digest()
+        split_validation(training_set, 0.2, 4, ClassificationTask(classes))[1].digest()
+        != parts[1].digest()
     )
 
 
-def test_what_is_held_back_keeps_its_weights():
+def test_split_keeps_weights():
     X, y = balanced_images(6, 6)
     weight = dict(zip([x.tobytes() for x in X], np.arange(1.0, 13), strict=True))
-    ours = examples(X, y, list(weight.values()), {"class1": 10})
-    for part in split_validation(ours, 0.3, 0, ClassificationTask(np.unique(y))):
+    training_set = examples(X, y, list(weight.values()), {"class1": 10})
+    for part in split_validation(training_set, 0.3, 0, ClassificationTask(np.unique(y))):
         for row, number in enumerate(part.y):
             expected = weight[part.images[row].tobytes()]
             assert part.counts[row] == expected
             assert part.weights[row] == expected * (10 if number else 1)
 
 
-def test_tiny_classes_give_none_away_and_are_named():
+def test_split_holds_nothing_out_of_tiny_classes_and_warns():
     X, y = balanced_images(10, 2, 1, 5)
     with pytest.warns(UserWarning, match=r"^Got no more than 2 images") as caught:
         train, valid = split_validation(examples(X, y), 0.1, 0, ClassificationTask(np.unique(y)))
@@ -223,16 +215,19 @@ def test_tiny_classes_give_none_away_and_are_named():
     assert np.bincount(train.y).tolist() == [9, 2, 1, 4]
 
 
-def test_nothing_is_held_back_where_every_class_is_tiny():
+def test_split_holds_nothing_out_if_every_class_is_tiny():
     X, y = balanced_images(2, 1)
-    ours = examples(X, y)
+    training_set = examples(X, y)
     with pytest.warns(UserWarning, match="'class0', 'class1'"):
-        train, valid = split_validation(ours, 0.5, 0, ClassificationTask(np.unique(y)))
+        train, valid = split_validation(training_set, 0.5, 0, ClassificationTask(np.unique(y)))
     assert valid is None
-    assert train is ours
+    assert train is training_set
 
 
-def test_a_share_of_0_holds_nothing_back_and_says_nothing():
+def test_split_by_a_share_of_0_holds_nothing_out_without_a_warning():
     X, y = balanced_images(2, 1)
-    ours = examples(X, y)
-    assert split_validation(ours, 0, 0, ClassificationTask(np.unique(y))) == (ours, None)
+    training_set = examples(X, y)
+    assert split_validation(training_set, 0, 0, ClassificationTask(np.unique(y))) == (
+        training_set,
+        None,
+    )

@@ -21,7 +21,7 @@ def show(X=X, **parameters):
     return AugmentationDisplay.from_images(X, backbone=TINY, **parameters)
 
 
-def test_first_column_is_the_image_as_it_is_and_the_rest_are_what_training_sees():
+def test_display_shows_the_original_and_then_the_views_of_training():
     display = show(augment="aggressive", n_images=3, n_views=4)
     assert display.views.shape == (3, 5, SIZE, SIZE, 3)
     assert display.views.dtype == np.uint8
@@ -34,7 +34,7 @@ def test_first_column_is_the_image_as_it_is_and_the_rest_are_what_training_sees(
         np.testing.assert_array_equal(display.views[row, view], expected)
 
 
-def test_figure():
+def test_display_titles_its_axes_and_draws_the_views():
     display = show(n_images=2, n_views=3)
     assert display.axes_.shape == (2, 4)
     titles = [axes.get_title() for axes in display.axes_[0]]
@@ -48,13 +48,13 @@ def test_figure():
     assert display._repr_png_()[:4] == file.getvalue()[:4] == b"\x89PNG"
 
 
-def test_pyplot_is_left_alone():
+def test_display_does_not_import_pyplot():
     before = set(sys.modules)
     show()
     assert "matplotlib.pyplot" not in set(sys.modules) - before
 
 
-def test_into_a_figure_of_the_users_own():
+def test_display_draws_into_a_given_figure():
     from matplotlib.figure import Figure
 
     figure = Figure()
@@ -62,16 +62,16 @@ def test_into_a_figure_of_the_users_own():
     display = show(n_images=1, n_views=1, fig=left)
     assert display.figure_ is left
     assert display._repr_png_() is None
-    again = display.plot(right)
-    assert again is display
+    redrawn = display.plot(right)
+    assert redrawn is display
     assert len(figure.axes) == 4
 
 
-def test_fewer_images_than_asked_for_and_no_copies():
+def test_display_accepts_fewer_images_than_n_images_and_no_views():
     assert show(X[:2], n_views=0).views.shape == (2, 1, SIZE, SIZE, 3)
 
 
-def test_no_augmentation_and_a_transform_of_the_users_own():
+def test_display_accepts_no_augmentation_and_custom_transforms():
     plain = show(augment=None, n_views=2)
     assert plain.figure_.get_suptitle() == "no augmentation"
     np.testing.assert_array_equal(plain.views[:, 1], plain.views[:, 0])
@@ -80,17 +80,17 @@ def test_no_augmentation_and_a_transform_of_the_users_own():
     assert flipped.name == "RandomHorizontalFlip"
 
 
-def test_flat_rows_and_their_pixel_range():
-    """The range is learned from all of X, as `fit` does, and not from the images shown."""
+def test_display_learns_the_pixel_range_from_all_rows():
+    """The range is learned from all of X, as in `fit`, not only from the images shown."""
     rows = np.zeros((8, 64))
     rows[0], rows[7] = 1.0, 16.0
     shown = show(rows, image_shape=(8, 8), n_images=1, n_views=0)
-    assert shown.views.max() == 16  # 1 of 16
+    assert shown.views.max() == 16  # 1 of 16, scaled to 255
     fixed = show(rows, image_shape=(8, 8), pixel_range=(0, 2), n_images=1, n_views=0)
     assert fixed.views.max() == 128
 
 
-def test_image_size():
+def test_display_applies_image_size():
     assert show(image_size=(24, 40), n_views=1, n_images=1).views.shape == (1, 2, 24, 40, 3)
 
 
@@ -105,12 +105,12 @@ def test_image_size():
         ({"image_size": 0}, "Got image_size=0, but expected a side in pixels"),
     ],
 )
-def test_what_cannot_be_shown(parameters, message):
+def test_display_rejects_invalid_parameters(parameters, message):
     with pytest.raises(ValueError, match=message):
         show(**parameters)
 
 
-def test_matplotlib_missing(monkeypatch):
+def test_display_without_matplotlib_names_the_extra(monkeypatch):
     display = AugmentationDisplay(np.zeros((1, 1, 4, 4, 3), np.uint8))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for draw in (show, display.plot):
@@ -122,7 +122,7 @@ def test_matplotlib_missing(monkeypatch):
         )
 
 
-def test_random_state_is_left_alone():
+def test_display_leaves_the_global_random_state_unchanged():
     state = torch.get_rng_state()
     show(augment=v2.ColorJitter(0.5))
     assert torch.equal(torch.get_rng_state(), state)

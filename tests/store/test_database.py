@@ -1,4 +1,4 @@
-"""One file, many threads and processes, and the accidents that files have."""
+"""The database file survives threads, processes, forks, corruption and deletion."""
 
 import shutil
 import sqlite3
@@ -26,14 +26,14 @@ def noted(file):
     return [row[0] for row in file.transact(lambda c: c.execute(query).fetchall(), write=False)]
 
 
-def test_nothing_is_made_before_the_first_transaction(file):
+def test_file_is_created_by_the_first_transaction(file):
     assert not file.path.parent.exists()
     assert noted(file) == []
     assert file.path.exists()
 
 
 @pytest.mark.parametrize("temporary", [False, True])
-def test_settings(tmp_path, temporary):
+def test_database_has_its_pragmas(tmp_path, temporary):
     with closing(Database(tmp_path / "folder" / "file", temporary)) as file:
 
         def setting(name):
@@ -47,7 +47,7 @@ def test_settings(tmp_path, temporary):
             assert file.path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_failed_transaction_leaves_nothing_behind(file):
+def test_failed_transaction_is_rolled_back(file):
     def half(connection):
         connection.execute("INSERT INTO tables (digest) VALUES (?)", (b"half",))
         raise KeyboardInterrupt
@@ -58,7 +58,7 @@ def test_a_failed_transaction_leaves_nothing_behind(file):
     assert noted(file) == [b"whole"]
 
 
-def test_closing_is_not_the_end(file):
+def test_closed_database_opens_again(file):
     note(file, b"before")
     file.close()
     file.close()
@@ -66,8 +66,8 @@ def test_closing_is_not_the_end(file):
     assert noted(file) == [b"before", b"after"]
 
 
-def test_a_file_system_without_shared_memory(file, monkeypatch):
-    """The pragma answers with the old mode, or fails; both leave a store that works."""
+def test_database_works_on_a_file_system_without_shared_memory(file, monkeypatch):
+    """The pragma returns the old mode or fails. Either way the database works."""
     monkeypatch.setattr(database, "_prefer_wal", lambda connection: None)
     note(file, b"a")
     mode = file.transact(lambda c: c.execute("PRAGMA journal_mode").fetchone(), write=False)
@@ -77,8 +77,8 @@ def test_a_file_system_without_shared_memory(file, monkeypatch):
     database._prefer_wal(Answering("locking protocol"))
 
 
-def test_two_processes_that_make_the_file_at_once(monkeypatch):
-    """SQLite answers BUSY at once when two switch to the log together; the second tries again."""
+def test_switch_to_wal_is_retried_while_the_database_is_locked(monkeypatch):
+    """SQLite returns BUSY at once if two processes switch to WAL together. The second retries."""
     pauses = []
     monkeypatch.setattr(database.time, "sleep", pauses.append)
     connection = Answering("database is locked", "database is locked", "wal")
@@ -94,7 +94,7 @@ CODES = {
 
 
 class Answering:
-    """Stand in for a connection that answers to statements as it is told."""
+    """A connection with predefined answers."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -112,7 +112,7 @@ class Answering:
 
 
 @pytest.mark.parametrize("start", [0, 32768], ids=["header", "tables"])
-def test_a_corrupt_file_is_moved_aside(file, start):
+def test_corrupt_file_is_moved_aside(file, start):
     note(file, b"lost")
     file.close()
     with open(file.path, "r+b") as raw:
@@ -126,17 +126,17 @@ def test_a_corrupt_file_is_moved_aside(file, start):
     assert aside.stat().st_size == size
 
 
-def test_a_file_that_another_process_has_replaced_is_not_moved_aside(file):
+def test_file_replaced_by_another_process_is_not_moved_aside(file):
     note(file, b"old")
-    with closing(Database(file.path, temporary=False)) as other:
+    with closing(Database(file.path, temporary=False)) as replacement:
         shutil.rmtree(file.path.parent)
-        note(other, b"new")
+        note(replacement, b"new")
         with pytest.warns(UserWarning, match="is corrupt"):
             file._move_aside(sqlite3.DatabaseError("malformed"))
-        assert noted(file) == noted(other) == [b"new"]
+        assert noted(file) == noted(replacement) == [b"new"]
 
 
-def test_a_directory_that_vanished_is_made_again(file):
+def test_deleted_directory_is_created_again(file):
     note(file, b"before")
     shutil.rmtree(file.path.parent)
     note(file, b"after")
@@ -144,11 +144,11 @@ def test_a_directory_that_vanished_is_made_again(file):
 
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 99", "CREATE TABLE theirs (x)"])
-def test_a_file_of_another_version_is_refused(file, statement):
+def test_file_of_another_version_is_rejected(file, statement):
     file.path.parent.mkdir()
-    with closing(sqlite3.connect(file.path)) as theirs:
-        theirs.execute(statement)
-        theirs.commit()
+    with closing(sqlite3.connect(file.path)) as connection:
+        connection.execute(statement)
+        connection.commit()
     version = 99 if "99" in statement else 0
     with pytest.raises(ValueError, match="Got version") as error:
         noted(file)
@@ -158,8 +158,8 @@ def test_a_file_of_another_version_is_refused(file, statement):
     )
 
 
-def test_forks_while_a_thread_writes(tmp_path):
-    """No child finds a lock that nobody will ever release, and none disturbs its parent."""
+def test_fork_during_a_write_works_in_child_and_parent(tmp_path):
+    """No child inherits a held lock, and no child disturbs its parent."""
     script = """
 import os, sys, threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One session: found by every worker however it was started, and gone with its owner."""
+"""All workers find the session store, and it is removed with its owner."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ VARIABLE = "SKTRANSFER_SESSION"
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    """Forget this process's session for a while; give the directory in which a new one is made."""
+    """Reset this process's session during a test, and return the directory of new ones."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setattr(session, "_session", None)
@@ -44,7 +44,7 @@ def embed(store):
     )
 
 
-def test_one_session_for_this_users_eyes(base):
+def test_process_has_one_private_session(base):
     store = session_store()
     assert session_store() is store
     assert store.directory.parent == base
@@ -56,28 +56,28 @@ def test_one_session_for_this_users_eyes(base):
 
 
 @pytest.mark.parametrize(("free", "limit"), [(2**40, 2**32), (2**33, 2**31), (0, 2**20)])
-def test_the_limit_follows_the_free_disk(base, monkeypatch, free, limit):
+def test_session_limit_follows_the_free_disk_space(base, monkeypatch, free, limit):
     monkeypatch.setattr(
         session.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free)
     )
     assert session_store().max_bytes == limit
 
 
-def test_the_environment_leads_to_the_session(base, monkeypatch):
-    there = base / f"{this_host()}-1-abc"
-    there.mkdir()
-    monkeypatch.setenv(VARIABLE, str(there))
-    assert session_store().directory == there
+def test_session_directory_is_read_from_the_environment(base, monkeypatch):
+    directory = base / f"{this_host()}-1-abc"
+    directory.mkdir()
+    monkeypatch.setenv(VARIABLE, str(directory))
+    assert session_store().directory == directory
 
 
 @pytest.mark.parametrize("name", ["elsewhere-1-abc", f"{this_host()}-1-gone", ""])
-def test_the_environment_of_another_life(base, monkeypatch, name):
+def test_stale_directory_in_the_environment_is_ignored(base, monkeypatch, name):
     (base / "elsewhere-1-abc").mkdir()
     monkeypatch.setenv(VARIABLE, str(base / name))
     assert session_store().directory.name.startswith(f"{this_host()}-{os.getpid()}-")
 
 
-def test_a_session_that_vanishes(base):
+def test_deleted_session_is_created_again(base):
     embed(session_store())
     shutil.rmtree(base)
     assert embed(session_store()).tolist() == [[1], [1]]
@@ -86,7 +86,7 @@ def test_a_session_that_vanishes(base):
     assert session_store().directory.is_dir()
 
 
-def test_no_place_for_a_session(tmp_path, base, monkeypatch):
+def test_session_that_cannot_be_created_embeds_with_a_warning(tmp_path, base, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     share_session()
@@ -94,38 +94,38 @@ def test_no_place_for_a_session(tmp_path, base, monkeypatch):
         assert embed(session_store()).tolist() == [[1], [1]]
 
 
-def test_somebody_else_was_here_first(tmp_path, base, monkeypatch):
+def test_session_avoids_a_folder_of_another_user(tmp_path, base, monkeypatch):
     user = os.getuid() + 1
     monkeypatch.setattr(session.os, "getuid", lambda: user)
     (tmp_path / f"sktransfer-{user}").mkdir()
     assert session_store().directory.parent.name.startswith(f"sktransfer-{user}-")
 
 
-def test_workers_find_the_session(tmp_path):
-    """Those that joblib started before it was made, and after; and nothing of it stays."""
+def test_workers_share_the_session_and_it_is_removed_at_exit(tmp_path):
+    """Workers started before and after the session find it, and it leaves no files."""
     script = """
 import os
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from sktransfer.store.session import session_store, share_session
 
-def where():
+def session_of_worker():
     light()
     from sktransfer.store.session import session_store
     return str(session_store().directory), os.environ["SKTRANSFER_SESSION"]
 
-def wheres():
-    return set(Parallel(2)(delayed(where)() for _ in range(4)))
+def sessions_of_workers():
+    return set(Parallel(2)(delayed(session_of_worker)() for _ in range(4)))
 
 Parallel(2)(delayed(os.getpid)() for _ in range(4))
 assert not os.environ["SKTRANSFER_SESSION"]
 share_session()
-ours = str(session_store().directory)
-assert wheres() == {(ours, ours)}
+directory = str(session_store().directory)
+assert sessions_of_workers() == {(directory, directory)}
 get_reusable_executor().shutdown()
-assert wheres() == {(ours, ours)}
-assert os.listdir(os.path.dirname(ours)) == [os.path.basename(ours)]
-print(ours)
+assert sessions_of_workers() == {(directory, directory)}
+assert os.listdir(os.path.dirname(directory)) == [os.path.basename(directory)]
+print(directory)
 """
     directory = Path(finish_python(start_python(script, env=environment(tmp_path))).strip())
     assert directory.name.startswith(this_host())
@@ -133,8 +133,8 @@ print(ours)
     assert not directory.parent.exists()
 
 
-def test_forks_and_the_session(tmp_path):
-    """A fork uses what its parent has, and removes only what it has made itself."""
+def test_fork_shares_the_session_and_removes_only_its_own(tmp_path):
+    """A fork uses the session of its parent, and removes only a session that it created."""
     script = """
 import multiprocessing, os, sys
 from sktransfer.store.session import session_store
@@ -154,22 +154,22 @@ def run():
     assert process.exitcode == 0
     return queue.get()
 
-theirs, was_there = run()
-assert was_there and not theirs.exists()
-ours = session_store().directory
-assert run() == (ours, True)
-assert ours.is_dir()
+of_child, existed = run()
+assert existed and not of_child.exists()
+directory = session_store().directory
+assert run() == (directory, True)
+assert directory.is_dir()
 if os.fork() == 0:
-    assert session_store().directory == ours
+    assert session_store().directory == directory
     sys.exit()
 assert os.wait()[1] == 0
-assert ours.is_dir()
+assert directory.is_dir()
 """
     finish_python(start_python(script, env=environment(tmp_path)))
     assert list(tmp_path.glob("sktransfer-*")) == []
 
 
-def test_what_killed_sessions_left_is_removed(tmp_path, base):
+def test_leftovers_of_killed_sessions_are_removed(tmp_path, base):
     script = """
 import os, signal
 from sktransfer.store.session import session_store
@@ -180,42 +180,42 @@ os.kill(os.getpid(), signal.SIGKILL)
         killed = Path(process.stdout.readline().strip())
     assert killed.is_dir()
     assert killed.parent == base
-    kept = [
+    living = [
         base / f"{this_host()}-{os.getppid()}-living",
         base / f"elsewhere-{killed.name.split('-')[1]}-unknown",
     ]
     reused = base / f"{this_host()}-{os.getpid()}-reused"
-    for directory in [*kept, reused]:
+    for directory in [*living, reused]:
         directory.mkdir()
-    ours = session_store().directory
-    assert sorted(base.iterdir()) == sorted([*kept, ours])
+    new = session_store().directory
+    assert sorted(base.iterdir()) == sorted([*living, new])
 
 
-def test_sessions_where_nobody_tells_who_is_running(base, monkeypatch):
+def test_old_sessions_are_removed_if_running_processes_are_unknown(base, monkeypatch):
     old, new = (base / f"{this_host()}-{os.getppid()}-{age}" for age in ("old", "new"))
     for directory in (old, new):
         directory.mkdir()
     os.utime(old, (0, 0))
     monkeypatch.setattr(session, "_RUNNING_IS_KNOWN", False)
-    ours = session_store().directory
-    assert sorted(base.iterdir()) == sorted([new, ours])
+    current = session_store().directory
+    assert sorted(base.iterdir()) == sorted([new, current])
 
 
-def test_resolving(base, tmp_path, monkeypatch):
+def test_resolve_store_accepts_every_kind_of_cache(base, tmp_path, monkeypatch):
     assert resolve_store(None) is None
     assert resolve_store("auto") is session_store()
-    kept = resolve_store(tmp_path / "kept")
-    assert kept.directory == tmp_path / "kept"
-    assert not kept.temporary
+    by_path = resolve_store(tmp_path / "kept")
+    assert by_path.directory == tmp_path / "kept"
+    assert not by_path.temporary
     monkeypatch.chdir(tmp_path)
-    assert resolve_store("kept") is kept
+    assert resolve_store("kept") is by_path
     assert resolve_store(Path("auto")).directory == tmp_path / "auto"
-    own = EmbeddingStore(tmp_path / "kept")
-    assert resolve_store(own) is own
+    explicit = EmbeddingStore(tmp_path / "kept")
+    assert resolve_store(explicit) is explicit
 
 
 @pytest.mark.parametrize("cache", [True, 3, b"bytes"])
-def test_what_is_no_store(cache):
+def test_resolve_store_rejects_other_types(cache):
     with pytest.raises(TypeError) as error:
         resolve_store(cache)
     assert str(error.value) == (
@@ -223,7 +223,7 @@ def test_what_is_no_store(cache):
     )
 
 
-def test_an_empty_string_is_no_directory():
+def test_resolve_store_rejects_an_empty_string():
     with pytest.raises(ValueError, match="Got cache=''") as error:
         resolve_store("")
     assert str(error.value) == (

@@ -1,4 +1,4 @@
-"""Embed once: through threads, processes, crashes and broken stores."""
+"""Each image is computed once despite threads, processes, crashes and broken stores."""
 
 import copy
 import itertools
@@ -21,13 +21,8 @@ KEYS = [b"%016d" % number for number in range(200)]
 BATCH = 8
 
 
-@pytest.fixture
-def table(store):
-    return store.table(b"digest", "a table", width=2)
-
-
 class Backbone:
-    """Embed row i as (i, -i), remember each row, and stumble where it is told to."""
+    """Embeds row i as (i, -i), records each row, and fails as configured."""
 
     def __init__(self, broken=(), error=None, after=0):
         self.rows = []
@@ -51,17 +46,17 @@ def expected(rows):
 def embed(table, compute, keys=KEYS):
     """Call `embed_once` with a `compute` that takes one claim at a time."""
 
-    def each(claims):
+    def compute_claims(claims):
         return itertools.chain.from_iterable(map(compute, claims))
 
-    return embed_once(table, keys, each, batch_size=BATCH)
+    return embed_once(table, keys, compute_claims, batch_size=BATCH)
 
 
 def is_stored(table, keys=KEYS):
     return table.read(keys, np.empty((len(keys), table.width), table.dtype))
 
 
-def test_each_image_is_computed_once(store, table):
+def test_image_is_computed_once(store, table):
     first, second = Backbone(), Backbone()
     half = embed(table, first, KEYS[:100])
     assert half.dtype == np.float32
@@ -83,11 +78,11 @@ def test_repeated_images_are_computed_at_their_first_row(store, table):
     assert store.info().read == 3
 
 
-def test_no_images(table):
+def test_embed_once_accepts_no_images(table):
     assert embed(table, None, []).shape == (0, 2)
 
 
-def test_every_batch_is_stored_at_once(table):
+def test_batch_is_stored_as_soon_as_it_is_computed(table):
     def compute(rows):
         for batch, embeddings in Backbone()(rows):
             yield batch, embeddings
@@ -97,8 +92,8 @@ def test_every_batch_is_stored_at_once(table):
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), GeneratorExit(), OSError()])
-def test_an_interrupted_run_keeps_its_batches_and_no_claims(table, error):
-    """An OSError of an image is not one of the store."""
+def test_interrupted_run_keeps_its_batches_and_no_claims(table, error):
+    """An OSError of the computation is not taken for one of the store."""
     backbone = Backbone(error=error, after=3 * BATCH)
     with pytest.raises(type(error)):
         embed(table, backbone)
@@ -119,19 +114,19 @@ def test_broken_images_are_nan_and_not_stored(table):
     assert copy.copy(table).claim(KEYS) == [KEYS[row] for row in broken]
 
 
-def test_embeddings_of_another_shape(table):
+def test_embed_once_rejects_embeddings_of_another_shape(table):
     with pytest.raises(ValueError, match=r"Got embeddings of shape \(1, 3\)"):
         embed(table, lambda rows: [(rows[:1], np.ones((1, 3)))])
 
 
-def test_waiting_for_what_others_compute(table, monkeypatch):
+def test_embed_once_waits_for_images_claimed_by_others(table, monkeypatch):
     other = copy.copy(table)
     other.claim(KEYS[:20])
     backbone = Backbone()
     pauses = []
 
     def sleep(seconds):
-        """Let the other finish once we have computed all that is ours, and come to rest."""
+        """Let the other owner finish after some pauses; all other rows are computed by then."""
         assert backbone.rows == list(range(20, 200))
         pauses.append(seconds)
         if len(pauses) == 12:
@@ -144,7 +139,7 @@ def test_waiting_for_what_others_compute(table, monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["release", "death", "lease"])
-def test_taking_over_what_others_do_not_finish(table, monkeypatch, end):
+def test_embed_once_takes_over_unfinished_claims(table, monkeypatch, end):
     other = copy.copy(table)
     other.claim(KEYS[:20])
     other.write(KEYS[:5], expected(range(5)))
@@ -165,8 +160,8 @@ def test_taking_over_what_others_do_not_finish(table, monkeypatch, end):
     assert sorted(backbone.rows) == list(range(5, 200))
 
 
-def test_a_long_computation_keeps_its_claims(store, table, monkeypatch):
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.003)  # how often, not how long
+def test_long_computation_renews_its_claims(store, table, monkeypatch):
+    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.003)  # of renewals, not of a lease
     renewed = threading.Event()
     renew = EmbeddingTable.renew
     monkeypatch.setattr(EmbeddingTable, "renew", lambda table: (renew(table), renewed.set()))
@@ -233,7 +228,7 @@ def test_processes_share_the_work(store, tmp_path):
     assert sorted(map(int, log.read_text().split())) == list(range(200))
 
 
-def test_a_killed_process_loses_the_batch_in_flight(table, store, tmp_path, monkeypatch):
+def test_killed_process_loses_only_the_batch_in_flight(table, store, tmp_path, monkeypatch):
     process = start_python(RUN, store.directory, tmp_path / "computed", 3)
     with process:
         process.stdin.write("go\n")
@@ -242,13 +237,13 @@ def test_a_killed_process_loses_the_batch_in_flight(table, store, tmp_path, monk
         assert table.claim(KEYS[:40]) == []
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    monkeypatch.setattr(store_module.time, "sleep", None)  # so nobody waits for its lease
+    monkeypatch.setattr(store_module.time, "sleep", None)  # fails if anything waits for the lease
     backbone = Backbone()
     assert (embed(table, backbone) == expected(range(200))).all()
     assert sorted(backbone.rows) == list(range(3 * 8, 200))
 
 
-def test_a_store_that_cannot_be_made(tmp_path):
+def test_store_that_cannot_be_created_embeds_with_a_warning(tmp_path):
     (tmp_path / "file").touch()
     store = EmbeddingStore(tmp_path / "file" / "store")
     table = store.table(b"digest", "a table", width=2)
@@ -266,11 +261,11 @@ def test_a_store_that_cannot_be_made(tmp_path):
         np.delete(embeddings, [7, 207], 0), np.delete(expected(rows), [7, 207], 0)
     )
     assert backbone.rows == [row for row in range(200) if row != 7]
-    embed(table, Backbone())  # the warning was said, and would be an error now
+    embed(table, Backbone())  # a second warning would be an error
 
 
 @pytest.mark.parametrize("operation", ["read", "claim", "write", "release"])
-def test_a_store_that_fails_in_the_middle(table, monkeypatch, operation):
+def test_store_that_fails_midway_embeds_with_a_warning(table, monkeypatch, operation):
     table.write(KEYS[:10], expected(range(10)))
     honest = getattr(EmbeddingTable, operation)
     calls = []
@@ -288,10 +283,10 @@ def test_a_store_that_fails_in_the_middle(table, monkeypatch, operation):
     assert np.flatnonzero(np.isnan(embeddings[:, 0])).tolist() == [50]
     assert np.nanmax(np.abs(embeddings - expected(range(200)))) == 0
     assert sorted(backbone.rows) == [row for row in range(10, 200) if row != 50]
-    assert len(calls) == 2  # a locked store would take a minute each time
+    assert len(calls) == 2  # each use of a locked store would take a minute
 
 
-def test_what_was_read_counts_although_it_cannot_be_counted(table, monkeypatch):
+def test_failure_to_count_does_not_prevent_reading(table, monkeypatch):
     table.write(KEYS, expected(range(200)))
 
     def full(*arguments):
@@ -301,7 +296,7 @@ def test_what_was_read_counts_although_it_cannot_be_counted(table, monkeypatch):
     assert (embed(table, None) == expected(range(200))).all()
 
 
-def test_a_corrupt_store_is_replaced(store, table):
+def test_corrupt_store_is_replaced(store, table):
     embed(table, Backbone())
     store.close()
     (store.directory / "embeddings.sqlite").write_bytes(b"not a database" * 10_000)
@@ -312,7 +307,7 @@ def test_a_corrupt_store_is_replaced(store, table):
     embed(table, None)
 
 
-def test_a_directory_that_vanishes_at_work(store, table):
+def test_directory_deleted_during_a_run_is_created_again(store, table):
     def compute(rows):
         if rows[0] == 0:
             for file in store.directory.iterdir():
@@ -324,7 +319,7 @@ def test_a_directory_that_vanishes_at_work(store, table):
     assert is_stored(table).all()
 
 
-def test_a_fork_uses_the_store_of_its_parent(store):
+def test_fork_uses_the_store_of_its_parent(store):
     script = """
 import os, sys
 import numpy as np
@@ -349,7 +344,7 @@ assert (info.computed, info.read) == (30, 30), info
     finish_python(start_python(script, store.directory))
 
 
-def test_info(store, table):
+def test_info_counts_images_bytes_and_use(store, table):
     assert store.info().tables == ()
     assert not store.directory.exists()
     embed(table, Backbone())
@@ -360,7 +355,7 @@ def test_info(store, table):
     assert info.bytes == sum(file.stat().st_size for file in store.directory.iterdir())
     assert info.max_bytes == store.max_bytes == 32 * 2**30
     assert (info.computed, info.read) == (205, 200)
-    assert [(one.description, one.images, one.bytes) for one in info.tables] == [
+    assert [(listed.description, listed.images, listed.bytes) for listed in info.tables] == [
         ("a table", 200, 1600),
         ("another table", 5, 30),
     ]
@@ -371,7 +366,7 @@ def test_info(store, table):
     assert repr(info) == str(info)
 
 
-def test_clear(store, table):
+def test_clear_removes_every_row_and_frees_the_file(store, table):
     store.clear()
     assert not store.directory.exists()
     large = store.table(b"large", "", width=1024)
@@ -386,7 +381,7 @@ def test_clear(store, table):
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1])
-def test_a_limit_must_be_positive(tmp_path, max_bytes):
+def test_limit_that_is_not_positive_is_rejected(tmp_path, max_bytes):
     with pytest.raises(ValueError, match="Got max_bytes") as error:
         EmbeddingStore(tmp_path, max_bytes=max_bytes)
     assert str(error.value) == (
@@ -395,7 +390,7 @@ def test_a_limit_must_be_positive(tmp_path, max_bytes):
     )
 
 
-def test_a_file_is_not_a_directory(tmp_path):
+def test_file_in_place_of_a_directory_is_rejected(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError) as error:
         EmbeddingStore(tmp_path / "file")
@@ -405,14 +400,14 @@ def test_a_file_is_not_a_directory(tmp_path):
     )
 
 
-def test_paths(tmp_path, monkeypatch):
+def test_directory_expands_the_user_and_is_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert EmbeddingStore("~/a/b").directory == EmbeddingStore(Path("a/b")).directory
     assert not (tmp_path / "a").exists()
 
 
-def test_copies(store, table):
+def test_pickled_store_refers_to_the_same_directory(store, table):
     embed(table, Backbone())
     store.max_bytes = 2**20
     pickled = pickle.dumps(store)

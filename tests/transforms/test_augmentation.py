@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from helpers import flat_image, smooth_image
 from torch import nn
 from torchvision import transforms as v1
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
@@ -20,10 +20,8 @@ from sktransfer.transforms.augmentation import (
     POLICIES,
     Augmentation,
     Blur,
-    ColorLoss,
     Erase,
     Geometry,
-    Lighting,
     Policy,
     SensorNoise,
     register_policy,
@@ -66,25 +64,14 @@ COPIES = {
 }
 
 
-def photograph(height=64, width=80, seed=0):
-    """Make a smooth colorful image, uint8 (3, H, W)."""
-    coarse = np.random.RandomState(seed).randint(0, 256, (3, 6, 6)).astype(np.uint8)
-    smooth = v2.functional.resize(torch.from_numpy(coarse), [max(height, 8), max(width, 8)])
-    return smooth[:, :height, :width].contiguous()
-
-
-def flat(value, height=64, width=64):
-    return torch.full((3, height, width), value, dtype=torch.uint8)
-
-
 def own_function(image):
-    """Draw from all three global generators, and write into what it is given."""
+    """Draw from all three global generators, and write into the image."""
     shift = int(torch.randint(9, ())) + int(np.random.randint(9)) + random.randrange(9)
     return image.add_(shift)
 
 
 class Stuttering(nn.Module):
-    """Draws while it transforms, in many steps, and so notices any other thread that draws."""
+    """Draws in many steps, so random numbers drawn by another thread change its result."""
 
     def forward(self, image):
         for _ in range(200):
@@ -110,11 +97,11 @@ def augment(request):
     return resolve_augmentation(EVERY_KIND[request.param])
 
 
-# The same seed
+# Seeds and random states
 
 
-def test_same_seed_same_copy_and_other_seed_other_copy(augment):
-    image = photograph()
+def test_augmentation_depends_on_the_seed(augment):
+    image = smooth_image()
     copies = [augment(image, seed) for seed in range(8)]
     for seed in (5, 0, 7):
         assert torch.equal(augment(image, seed), copies[seed])
@@ -125,8 +112,8 @@ def test_same_seed_same_copy_and_other_seed_other_copy(augment):
     )
 
 
-def test_threads_give_what_one_thread_gives(augment):
-    images = [photograph(40, 48, seed) for seed in range(3)]
+def test_augmentation_is_the_same_in_several_threads(augment):
+    images = [smooth_image(40, 48, seed) for seed in range(3)]
     work = [(images[i % 3], i) for i in range(24)]
     serial = [augment(*item) for item in work]
     with ThreadPoolExecutor(4) as pool:
@@ -134,8 +121,8 @@ def test_threads_give_what_one_thread_gives(augment):
     assert all(torch.equal(a, b) for a, b in zip(serial, reversed(threaded), strict=True))
 
 
-def test_global_random_states_and_the_image_are_left_alone(augment):
-    image = photograph()
+def test_augmentation_leaves_global_random_states_and_the_image_unchanged(augment):
+    image = smooth_image()
     before = image.clone()
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     result = augment(image, 3)
@@ -146,14 +133,14 @@ def test_global_random_states_and_the_image_are_left_alone(augment):
     assert torch.equal(image, before)
 
 
-def test_global_random_states_do_not_matter(augment):
-    image = photograph()
+def test_augmentation_does_not_depend_on_global_random_states(augment):
+    image = smooth_image()
     expected = augment(image, 11)
     torch.rand(5), np.random.rand(5), random.random()
     assert torch.equal(augment(image, 11), expected)
 
 
-def test_states_are_set_back_after_an_error():
+def test_global_random_state_is_restored_after_an_error():
     state = torch.get_rng_state()
 
     def broken(image):
@@ -161,32 +148,32 @@ def test_states_are_set_back_after_an_error():
         raise RuntimeError("broken on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):
-        resolve_augmentation(broken)(photograph(), 0)
+        resolve_augmentation(broken)(smooth_image(), 0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_policies_never_touch_the_global_generators(policy, monkeypatch):
-    """They need no lock, so that threads do not wait for each other."""
+def test_policies_do_not_use_the_global_generators(policy, monkeypatch):
+    """Policies need no lock, so threads do not wait for each other."""
 
     def refuse(*_):
         raise AssertionError("drew from the global generator")
 
     monkeypatch.setattr(augmentation, "_globally_seeded", refuse)
     monkeypatch.setattr(augmentation.Part, "make_params", refuse)
-    assert resolve_augmentation(policy)(photograph(), 2**64 - 1).shape == (3, 64, 80)
+    assert resolve_augmentation(policy)(smooth_image(), 2**64 - 1).shape == (3, 64, 80)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1, 2**64, np.uint64(2**63)])
 @pytest.mark.parametrize("augment", ["industrial", EVERY_KIND["function"]])
-def test_any_seed(augment, seed):
-    assert resolve_augmentation(augment)(photograph(), seed).shape == (3, 64, 80)
+def test_any_seed_is_accepted(augment, seed):
+    assert resolve_augmentation(augment)(smooth_image(), seed).shape == (3, 64, 80)
 
 
 def test_high_bits_of_the_seed_matter():
-    """torch's own generator heeds the lowest 32 only."""
+    """torch's generator uses only the lowest 32 bits."""
     light = resolve_augmentation("light")
-    assert not torch.equal(light(photograph(), 1), light(photograph(), 1 + 2**32))
+    assert not torch.equal(light(smooth_image(), 1), light(smooth_image(), 1 + 2**32))
 
 
 def test_successive_steps_draw_different_numbers():
@@ -196,11 +183,11 @@ def test_successive_steps_draw_different_numbers():
             return image
 
     drawn = []
-    resolve_augmentation(v2.Compose([Add(), Add()]))(photograph(), 0)
+    resolve_augmentation(v2.Compose([Add(), Add()]))(smooth_image(), 0)
     assert drawn[0] != drawn[1]
 
 
-# What the policies do
+# Policies
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -208,13 +195,13 @@ def test_successive_steps_draw_different_numbers():
 def test_policies_keep_any_shape(policy, shape):
     augment = resolve_augmentation(policy)
     for seed in range(12):
-        result = augment(photograph(*shape), seed)
+        result = augment(smooth_image(*shape), seed)
         assert (result.shape, result.dtype) == ((3, *shape), torch.uint8)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_channels_last_images_give_the_same(policy):
-    image = photograph()
+def test_policies_compute_the_same_for_channels_last_images(policy):
+    image = smooth_image()
     last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert torch.equal(
         resolve_augmentation(policy)(last, 5), resolve_augmentation(policy)(image, 5)
@@ -223,8 +210,8 @@ def test_channels_last_images_give_the_same(policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("value", "object_value"), [(255, 0), (0, 255), (90, 200)])
-def test_what_comes_into_view_has_the_color_of_the_border(policy, value, object_value):
-    image = flat(value)
+def test_uncovered_area_has_the_color_of_the_border(policy, value, object_value):
+    image = flat_image(value)
     image[:, 24:40, 24:40] = object_value
     geometry = resolve_augmentation(policy).steps[0]
     for seed in range(30):
@@ -236,8 +223,8 @@ def test_what_comes_into_view_has_the_color_of_the_border(policy, value, object_
 
 @pytest.mark.parametrize("policy", ["light", "standard"])
 @pytest.mark.parametrize("value", [0, 255])
-def test_corners_look_like_the_rest_of_the_background(policy, value):
-    image = flat(value)
+def test_uncovered_corners_have_the_color_of_the_background(policy, value):
+    image = flat_image(value)
     image[:, 24:40, 24:40] = 255 - value
     for seed in range(30):
         copy = resolve_augmentation(policy)(image, seed)
@@ -246,137 +233,24 @@ def test_corners_look_like_the_rest_of_the_background(policy, value):
         assert abs(int(corners.max()) - value) < 100
 
 
-def test_the_border_color_is_per_channel_and_takes_the_majority():
-    image = torch.tensor([250, 20, 130], dtype=torch.uint8)[:, None, None].repeat(1, 32, 32)
-    image[:, :, 10:14] = 0  # reaches the border
-    shifted = Geometry(shift=0.4)
-    for seed in range(10):
-        moved = shifted.transform(image, shifted.draw(torch.Generator().manual_seed(seed)))
-        assert moved.amax((1, 2)).tolist() == [250, 20, 130]
-
-
 def mirrored(policy, seeds=24):
-    """Count the copies whose bright half changed sides."""
-    image = flat(40)
+    """Count the augmented images whose bright half changed sides."""
+    image = flat_image(40)
     image[:, :, 32:] = 200
     augment = resolve_augmentation(policy)
     copies = [augment(image, seed).float() for seed in range(seeds)]
     return sum((c[:, :, :24].mean() > c[:, :, -24:].mean()).item() for c in copies)
 
 
-def test_light_never_mirrors_and_the_others_do_half_of_the_time():
+def test_light_never_mirrors_and_the_other_policies_do_half_of_the_time():
     assert mirrored("light") == 0
     assert all(5 <= mirrored(policy) <= 19 for policy in ("standard", "aggressive", "industrial"))
 
 
-def test_geometry_standing_still_changes_nothing():
-    image = photograph(33, 50)
-    assert torch.equal(Geometry()(image), image)
-    assert torch.equal(Geometry(flip=1.0)(image), image.flip(-1))
+# The digests
 
 
-def test_geometry_agrees_with_torchvision():
-    image = photograph(60, 90)
-    drawn = {"rotation": 9.0, "across": 0.1, "down": -0.05, "shear": 0.0}
-    ours = Geometry().transform(image, drawn | {"zoom": 1.1, "aspect": 1.0, "mirror": -1.0})
-    theirs = v2.functional.affine(
-        image,
-        angle=9.0,
-        translate=[6, -3],
-        scale=1.1,
-        shear=[0, 0],
-        interpolation=v2.InterpolationMode.BILINEAR,
-    )
-    inside = (slice(None), slice(15, -15), slice(15, -15))
-    assert (ours[inside].int() - theirs[inside].int()).abs().max() <= 1
-
-
-def test_lighting_does_the_arithmetic():
-    drawn = {"contrast": 1.0, "gamma": 2.0, "exposure": 0.5, "slope": 0.0, "direction": 0.0}
-    image = flat(0, 1, 3)
-    image[:, 0, 1:] = torch.tensor([128, 255], dtype=torch.uint8)
-    assert Lighting().transform(image, drawn)[0, 0].tolist() == [0, 32, 128]
-    lit = Lighting().transform(flat(100), drawn | {"gamma": 1.0, "exposure": 1.0, "slope": 0.3})
-    assert lit[0, 0, 0] == 70
-    assert lit[0, 0, -1] == 130
-    assert (lit[0] == lit[0, 0]).all()
-    contrast = Lighting().transform(image, drawn | {"contrast": 0.5, "gamma": 1, "exposure": 1})
-    assert contrast[0, 0].tolist() == [64, 128, 191]
-
-
-def test_color_loss_keeps_luminance():
-    image = photograph()
-    gray = ColorLoss(gray=1.0)(image)
-    assert torch.equal(gray[0], gray[1])
-    expected = v2.functional.rgb_to_grayscale(image)
-    assert (gray[:1].int() - expected.int()).abs().max() <= 1
-    assert torch.equal(ColorLoss(keep=(1.0, 1.0), gray=0.0)(image), image)
-
-
-def test_blur_spreads_a_point_and_keeps_its_light():
-    point = flat(0)
-    point[:, 32, 32] = 255
-    drawn = {"radius": 0.05, "path": 0.14, "direction": 0.0, "moving": 1.0}
-    line = Blur().transform(point, drawn)[0]
-    assert (line > 0).sum(0).max() == 1  # one pixel high, along the rows
-    assert 8 <= (line > 0).sum() <= 11
-    disc = Blur().transform(point, drawn | {"moving": -1.0})[0]
-    assert torch.equal(disc, disc.T)
-    assert 30 <= (disc > 0).sum() <= 60
-    assert all(abs(int(spread.sum()) - 255) < 30 for spread in (line, disc))
-    assert torch.equal(Blur().transform(point, drawn | {"moving": -1.0, "radius": 0.0}), point)
-
-
-def test_sensor_noise_has_the_deviation_drawn():
-    drawn = {"shot": 0.04, "read": 0.03, "grain": 0.0, "seed": 5.0}
-    noisy = SensorNoise().transform(flat(128, 200, 200), drawn).float()
-    assert noisy.mean().item() == pytest.approx(128, abs=0.2)
-    expected = 255 * (0.03**2 + 0.04**2 * 128 / 255) ** 0.5
-    assert noisy.std().item() == pytest.approx(expected, rel=0.03)
-    own = SensorNoise()
-    seeds = {int(own.draw(torch.Generator().manual_seed(i))["seed"]) % 2**32 for i in range(200)}
-    assert len(seeds) == 200
-
-
-def test_grain_of_sensor_noise_is_as_large_as_drawn():
-    def likeness_of_neighbors(grain):
-        drawn = {"shot": 0.0, "read": 0.05, "grain": grain, "seed": 5.0}
-        noise = SensorNoise().transform(flat(128, 150, 200), drawn)[0].float() - 128
-        return np.corrcoef(noise[:, 1:].flatten(), noise[:, :-1].flatten())[0, 1]
-
-    fine, pixel, coarse = (likeness_of_neighbors(grain) for grain in (0.0, 1 / 150, 0.02))
-    assert fine == pixel == pytest.approx(0, abs=0.02)
-    assert coarse > 0.7  # three pixels
-
-
-def test_erase_hides_a_rectangle_under_the_mean():
-    image = photograph(64, 100)
-    erased = Erase(area=(0.1, 0.1))(image)
-    changed = (erased != image).any(0)
-    assert 0.8 < changed.sum() / (0.1 * 64 * 64) < 1.2
-    color = erased[:, changed]
-    assert (color == color[:, :1]).all()
-    assert (color[:, 0].float() - image.float().mean((1, 2))).abs().max() < 1
-
-
-@pytest.mark.parametrize("part", [Geometry, Lighting, ColorLoss, Blur, SensorNoise, Erase])
-def test_parts_work_in_a_compose_and_heed_their_probability(part):
-    image = photograph()
-    assert torch.equal(v2.Compose([part(p=0.0)])(image), image)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        first = v2.Compose([part()])(tv_tensors.Image(image))
-        torch.manual_seed(0)
-        assert torch.equal(first, part()(image))
-    assert isinstance(first, tv_tensors.Image)
-    with pytest.raises(TypeError, match=rf"{part.__name__} got torch.float32 \(3, 64, 80\), but"):
-        part()(image / 255)
-
-
-# What is cached by
-
-
-def test_a_policy_registered_from_outside_works(monkeypatch):
+def test_registered_policy_works(monkeypatch):
     monkeypatch.setattr(augmentation, "POLICIES", dict(augmentation.POLICIES))
     steps = (Blur(), v2.RandomInvert(p=1.0))
     register_policy("toy", Policy(steps, n_views=5, doc="A toy."))
@@ -384,7 +258,7 @@ def test_a_policy_registered_from_outside_works(monkeypatch):
     assert (toy.name, toy.steps, augmentation.resolve_n_views(toy, "auto")) == ("toy", steps, 5)
     assert toy.digest == resolve_augmentation("toy").digest
     assert toy.digest not in [bytes.fromhex(digest) for digest in DIGESTS.values()]
-    image = photograph()
+    image = smooth_image()
     assert torch.equal(toy(image, 3), toy(image, 3))
     assert not torch.equal(toy(image, 3), toy(image, 4))
     with pytest.raises(ValueError, match=r"but expected one of .*'industrial', 'toy'"):
@@ -395,20 +269,20 @@ def test_a_policy_registered_from_outside_works(monkeypatch):
         register_policy("toy", Policy(steps, n_views=5, doc="A toy."))
 
 
-def test_the_docstring_lists_every_policy():
+def test_docstring_lists_every_policy():
     for name, policy in POLICIES.items():
         assert f'- `"{name}"`: {policy.doc[:30]}' in resolve_augmentation.__doc__
 
 
-def test_policies_are_tripwires():
-    """A change to a policy raises `_AUGMENTATION_VERSION`, and then these digests."""
+def test_policy_digests_are_unchanged():
+    """If a policy changes, raise `_AUGMENTATION_VERSION` and update these digests."""
     digests = {policy: resolve_augmentation(policy).digest.hex() for policy in POLICIES}
     assert digests == DIGESTS
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_copies_are_tripwires(policy):
-    """A change to what a policy computes raises `_AUGMENTATION_VERSION`, then these gray values."""
+def test_policy_outputs_are_unchanged(policy):
+    """If a policy's output changes, raise `_AUGMENTATION_VERSION` and update these gray values."""
     x, y = torch.linspace(0, 255, 60), torch.linspace(0, 120, 48)[:, None]
     image = torch.stack([x.expand(48, 60), y.expand(48, 60), (255 - x).expand(48, 60)])
     copies = [resolve_augmentation(policy)(image.to(torch.uint8), seed) for seed in range(6)]
@@ -420,19 +294,19 @@ def test_copies_are_tripwires(policy):
 
 @pytest.mark.parametrize("shape", [(48, 60), (61, 47), (40, 40)])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_middle_alone_is_the_middle_of_the_whole(policy, shape):
-    """Where nothing but geometry changes it: light, for one, depends on what there is to see."""
+def test_geometry_of_the_center_equals_the_center_of_the_whole(policy, shape):
+    """Only geometry commutes with cropping: other steps depend on the whole image."""
     image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
     whole = resolve_augmentation(policy)
     geometry = dataclasses.replace(whole, steps=whole.steps[:1])
     for seed in range(8):
         expected = tvf.center_crop(geometry(image, seed), [40, 40]).short()
-        found = geometry(image, seed, (40, 40)).short()
-        assert (found - expected).abs().max() <= 1  # of 255: the last rounding
+        center = geometry(image, seed, (40, 40)).short()
+        assert (center - expected).abs().max() <= 1  # of 255, by rounding
         assert whole(image, seed, (40, 40)).shape[1:] in ((40, 40), shape)
 
 
-def test_digest_changes_with_the_edition(monkeypatch):
+def test_digest_depends_on_the_augmentation_version(monkeypatch):
     augments = ["light", v2.RandomRotation(10)]
     before = [resolve_augmentation(augment).digest for augment in augments]
     monkeypatch.setattr(
@@ -441,7 +315,7 @@ def test_digest_changes_with_the_edition(monkeypatch):
     assert all(resolve_augmentation(a).digest != b for a, b in zip(augments, before, strict=True))
 
 
-def test_digest_of_torchvisions_transforms_is_the_same_in_another_process():
+def test_digest_of_torchvision_transforms_is_the_same_in_any_process():
     script = (
         "import torch\nfrom torchvision.transforms import v2\n"
         "from sktransfer.transforms.augmentation import *\n"
@@ -469,13 +343,13 @@ def test_digest_of_torchvisions_transforms_is_the_same_in_another_process():
         (lambda: v2.AutoAugment(), lambda: v2.AutoAugment(v2.AutoAugmentPolicy.SVHN)),
     ],
 )
-def test_digest_tells_parameters(one, other):
+def test_digest_depends_on_the_parameters(one, other):
     assert resolve_augmentation(one()).digest == resolve_augmentation(one()).digest
     assert resolve_augmentation(one()).digest != resolve_augmentation(other()).digest
 
 
 def Constant(value):  # noqa: N802
-    """Make a module of torch's that holds a tensor."""
+    """Build a torch module that holds a tensor."""
     layer = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.constant_(layer.weight, value)
     return layer
@@ -492,12 +366,12 @@ def Constant(value):  # noqa: N802
         v2.Compose([v2.RandomRotation(10), Stuttering()]),
     ],
 )
-def test_what_cannot_be_identified_is_shared_only_through_one_object(augment):
-    once, again = resolve_augmentation(augment), resolve_augmentation(augment)
-    assert len(once.digest) == 16
-    assert once.digest != again.digest
-    assert resolve_augmentation(once) is once
-    assert copy.deepcopy(once).digest == once.digest
+def test_digest_of_unidentifiable_functions_is_unique_per_object(augment):
+    first, second = resolve_augmentation(augment), resolve_augmentation(augment)
+    assert len(first.digest) == 16
+    assert first.digest != second.digest
+    assert resolve_augmentation(first) is first
+    assert copy.deepcopy(first).digest == first.digest
 
 
 def test_digest_does_not_draw_from_the_global_generators():
@@ -507,17 +381,17 @@ def test_digest_does_not_draw_from_the_global_generators():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND if kind != "lambda"])
-def test_pickled_it_is_the_same(kind):
+def test_pickled_augmentation_is_equal(kind):
     augment = resolve_augmentation(EVERY_KIND[kind])
-    again = pickle.loads(pickle.dumps(augment))
-    assert again.digest == augment.digest
-    assert torch.equal(again(photograph(), 9), augment(photograph(), 9))
+    loaded = pickle.loads(pickle.dumps(augment))
+    assert loaded.digest == augment.digest
+    assert torch.equal(loaded(smooth_image(), 9), augment(smooth_image(), 9))
 
 
-# What users pass
+# Arguments of users
 
 
-def test_none_and_what_is_resolved_already():
+def test_resolve_augmentation_returns_none_and_resolved_ones_unchanged():
     assert resolve_augmentation(None) is None
     light = resolve_augmentation("light")
     assert isinstance(light, Augmentation)
@@ -529,7 +403,7 @@ def test_none_and_what_is_resolved_already():
     ]
 
 
-def test_unknown_policy():
+def test_unknown_policy_is_rejected_with_a_suggestion():
     expected = (
         "Got augment='standart', but expected one of None, 'light', 'standard', 'aggressive', "
         "'industrial'; did you mean 'standard'?"
@@ -548,7 +422,7 @@ def test_unknown_policy():
         (v2.RandomRotation, r"; make one: RandomRotation\(...\)$"),
     ],
 )
-def test_what_is_no_transform(augment, remedy):
+def test_values_that_are_no_transform_are_rejected(augment, remedy):
     start = "^Got augment=.*, but expected one of 'light', 'standard', 'aggressive', 'industrial', "
     with pytest.raises(TypeError, match=f"{start}None, or a transform .*{remedy}"):
         resolve_augmentation(augment)
@@ -568,13 +442,13 @@ def test_what_is_no_transform(augment, remedy):
         (lambda image: image * torch.nan, ValueError, "from nan to nan"),
     ],
 )
-def test_what_is_no_image(augment, error, message):
+def test_transform_that_returns_no_image_is_rejected(augment, error, message):
     with pytest.raises(error, match=message):
-        resolve_augmentation(augment)(photograph(), 0)
+        resolve_augmentation(augment)(smooth_image(), 0)
 
 
 def test_floats_and_tv_tensors_are_converted():
-    image = photograph()
+    image = smooth_image()
     floats = resolve_augmentation(v2.ToDtype(torch.float32, scale=True))(image, 0)
     images = resolve_augmentation(v2.ToImage())(image, 0)
     grads = resolve_augmentation(lambda p: (p / 255).requires_grad_())(image, 0)
@@ -584,6 +458,6 @@ def test_floats_and_tv_tensors_are_converted():
         assert not result.requires_grad
 
 
-def test_own_transforms_may_change_the_size():
-    cropped = resolve_augmentation(v2.RandomResizedCrop(24))(photograph(), 0)
+def test_custom_transform_may_change_the_size():
+    cropped = resolve_augmentation(v2.RandomResizedCrop(24))(smooth_image(), 0)
     assert cropped.shape == (3, 24, 24)

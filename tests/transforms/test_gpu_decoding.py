@@ -15,15 +15,15 @@ from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 
-CPU = torch.device("cpu")  # decodes many at once, too
+CPU = torch.device("cpu")  # decodes batches as well
 PREPROCESSING = Preprocessing(resize=120, crop=(96, 96))
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Write one image in every way that matters."""
+def jpegs(tmp_path):
+    """Write one image in every format that is decoded in its own way."""
     image = Image.fromarray(load_sample_image("china.jpg")[:240, :300])
     image.save(tmp_path / "plain.jpg")
     image.save(tmp_path / "progressive.jpg", progressive=True)
@@ -40,66 +40,68 @@ def folder(tmp_path):
     return tmp_path
 
 
-def views(folder, *names, **more):
-    return Views(as_images([str(folder / name) for name in names]), PREPROCESSING, **more)
+def views(jpegs, *names, **options):
+    return Views(as_images([str(jpegs / name) for name in names]), PREPROCESSING, **options)
 
 
-def test_gives_what_the_other_decoder_gives(folder):
-    some = views(folder, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
-    there = some.prepare_on(CPU, range(4))
-    assert list(there) == [0, 1, 2, 3]
-    for item, pixels in there.items():
-        expected = some.prepare(item)
+def test_prepare_on_equals_the_default_decoder(jpegs):
+    chosen = views(jpegs, "plain.jpg", "gray.jpg", "progressive.jpg", "strip.jpg")
+    decoded = chosen.prepare_on(CPU, range(4))
+    assert list(decoded) == [0, 1, 2, 3]
+    for item, pixels in decoded.items():
+        expected = chosen.prepare(item)
         assert (pixels.dtype, pixels.shape) == (torch.uint8, expected.shape)
         assert (pixels.short() - expected.short()).abs().max() <= 2
 
 
-def test_leaves_what_is_special_to_the_other_decoder(folder):
+def test_prepare_on_skips_special_files(jpegs):
     names = ["turned.jpg", "cmyk.jpg", "image.png", "large.jpg", "text.jpg", "nowhere.jpg"]
-    assert views(folder, *names).prepare_on(CPU, range(6)) == {}
-    assert views(folder, "plain.jpg", augmentation=object()).prepare_on(CPU, [0]) == {}
+    assert views(jpegs, *names).prepare_on(CPU, range(6)) == {}
+    assert views(jpegs, "plain.jpg", augmentation=object()).prepare_on(CPU, [0]) == {}
     array = Views(as_images(np.zeros((2, 8, 8, 3), np.uint8)), PREPROCESSING)
     assert array.prepare_on(CPU, range(2)) == {}
 
 
-def test_encoded_bytes_are_decoded_there_too(folder):
-    encoded = [(folder / "plain.jpg").read_bytes()] * 2
+def test_prepare_on_decodes_encoded_bytes(jpegs):
+    encoded = [(jpegs / "plain.jpg").read_bytes()] * 2
     assert len(Views(as_images(encoded), PREPROCESSING).prepare_on(CPU, range(2))) == 2
 
 
-def test_a_broken_image_is_named_and_no_other_is_lost(folder):
-    some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
+def test_broken_image_is_named_and_the_others_are_decoded(jpegs):
+    chosen = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "turned.jpg")
     with pytest.raises(ImageError, match=r"row 1 .*broken\.jpg"):
-        list(ImageReader(some, 2, ImageErrors("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
+        list(ImageReader(chosen, 2, ImageErrors("raise"), CPU).map(torch.Tensor.numpy, [range(4)]))
     image_errors = ImageErrors("nan")
-    ((rows, pixels),) = ImageReader(some, 2, image_errors, CPU).map(torch.Tensor.numpy, [range(4)])
+    ((rows, pixels),) = ImageReader(chosen, 2, image_errors, CPU).map(
+        torch.Tensor.numpy, [range(4)]
+    )
     assert rows == [0, 2, 3]
     assert [error.row for error in image_errors.sorted()] == [1]
-    for row, found in zip(rows, pixels, strict=True):
-        np.testing.assert_allclose(found, some.prepare(row), atol=2)
+    for row, prepared in zip(rows, pixels, strict=True):
+        np.testing.assert_allclose(prepared, chosen.prepare(row), atol=2)
 
 
-def test_those_beside_a_broken_one_come_from_the_next_batch(folder, monkeypatch):
+def test_prepare_on_skips_the_batch_of_a_broken_image(jpegs, monkeypatch):
     monkeypatch.setattr(device_decoding, "_IMAGES_PER_BATCH", 2)
-    some = views(folder, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
-    assert list(some.prepare_on(CPU, range(5))) == [2, 3, 4]
+    chosen = views(jpegs, "plain.jpg", "broken.jpg", "gray.jpg", "progressive.jpg", "plain.jpg")
+    assert list(chosen.prepare_on(CPU, range(5))) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("no nvJPEG"), torch.OutOfMemoryError(), NotImplementedError()]
 )
-def test_nothing_is_decoded_where_the_device_cannot(folder, error, monkeypatch):
+def test_prepare_on_returns_nothing_if_the_device_cannot_decode(jpegs, error, monkeypatch):
     def fails(*arguments):
         raise error
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
-    assert views(folder, "plain.jpg").prepare_on(CPU, [0]) == {}
-    monkeypatch.delattr(torchvision.io, "decode_jpeg")  # as a later torchvision
-    encoded = {7: (folder / "plain.jpg").read_bytes()}
+    assert views(jpegs, "plain.jpg").prepare_on(CPU, [0]) == {}
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")  # as in a later torchvision
+    encoded = {7: (jpegs / "plain.jpg").read_bytes()}
     assert prepare_jpegs(encoded, lambda pixels: pixels, CPU) == {}
 
 
-def test_has_to_be_asked_for(monkeypatch):
+def test_gpu_decoding_is_off_by_default(monkeypatch):
     cuda = torch.device("cuda", 0)
     assert not decodes_on(cuda)
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
@@ -108,12 +110,12 @@ def test_has_to_be_asked_for(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_gpu_embeds_the_same(folder, monkeypatch):
-    paths = [str(folder / name) for name in ("plain.jpg", "gray.jpg", "turned.jpg", "large.jpg")]
+def test_gpu_decoding_gives_the_same_embeddings(jpegs, monkeypatch):
+    paths = [str(jpegs / name) for name in ("plain.jpg", "gray.jpg", "turned.jpg", "large.jpg")]
     extractor = PretrainedFeatureExtractor(device="cuda", cache=None).fit(paths * 40)
     expected = extractor.transform(paths * 40)
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "1")
     cuda = torch.device("cuda")
-    some = Views(as_images(paths), PREPROCESSING)
-    assert set(some.prepare_on(cuda, range(4))) == {0, 1}
+    chosen = Views(as_images(paths), PREPROCESSING)
+    assert set(chosen.prepare_on(cuda, range(4))) == {0, 1}
     assert cosine(extractor.transform(paths * 40), expected).min() >= 0.999

@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing(resize=16, crop=(16, 16))
 
 
 class Watched(torch.utils.data.Dataset):
-    """Counts what was read; row 5 may be broken."""
+    """A dataset that counts its reads, with broken rows."""
 
     def __init__(self, n=40, broken=()):
         self.items = images(n)
@@ -77,7 +77,7 @@ def test_only_a_few_batches_are_read_ahead(monkeypatch):
     assert next(batches, None) is None
 
 
-def test_the_threads_end_with_the_batches():
+def test_threads_end_with_the_batches():
     def readers():
         return [thread for thread in threading.enumerate() if "sktransfer" in thread.name]
 
@@ -88,14 +88,14 @@ def test_the_threads_end_with_the_batches():
     assert not readers()
 
 
-def test_a_broken_image_ends_the_run_after_the_batches_before_it():
+def test_broken_image_raises_after_the_batches_before_it():
     batches = reader(Watched(broken=[5])).batches(range(12), 4)
     assert next(batches)[0] == [0, 1, 2, 3]
     with pytest.raises(ImageError, match=r"Image in row 5 \(nowhere\.png\)"):
         next(batches)
 
 
-def test_broken_images_are_left_out_and_kept():
+def test_broken_images_are_left_out_and_recorded():
     image_errors = ImageErrors("nan")
     dataset = as_images(Watched(broken=[5, 8, 9, 10, 11]))
     batches = list(
@@ -106,7 +106,7 @@ def test_broken_images_are_left_out_and_kept():
     assert [error.row for error in image_errors.sorted()] == [5, 8, 9, 10, 11]
 
 
-def test_errors_of_a_dataset_name_the_row():
+def test_dataset_error_names_the_row():
     class Failing(Watched):
         def __getitem__(self, row):
             raise KeyError("label")
@@ -115,7 +115,7 @@ def test_errors_of_a_dataset_name_the_row():
         list(reader(Failing()).batches(range(4), 2))
 
 
-def test_mapping_gives_results_in_order_and_each_thread_computes_alone():
+def test_map_returns_results_in_order_with_one_torch_thread_each():
     dataset, of_torch, seen = Watched(), torch.get_num_threads(), set()
     expected = {
         row: float(PREPROCESSING.prepare(np.ascontiguousarray(dataset.items[row])).double().sum())
@@ -143,7 +143,7 @@ def test_mapping_gives_results_in_order_and_each_thread_computes_alone():
     assert torch.get_num_threads() == of_torch
 
 
-def test_mapping_runs_batches_side_by_side():
+def test_map_runs_batches_in_parallel():
     together = threading.Barrier(2, timeout=20)
 
     def meet(pixels):
@@ -153,7 +153,7 @@ def test_mapping_runs_batches_side_by_side():
     assert len(list(reader(Watched(), threads=2).map(meet, [[0], [1], [2], [3]]))) == 4
 
 
-def test_mapping_reads_only_a_few_batches_ahead(monkeypatch):
+def test_map_reads_only_a_few_batches_ahead(monkeypatch):
     monkeypatch.setattr(reading, "ThreadPoolExecutor", InlinePool)
     dataset = Watched()
     mapped = reader(dataset).map(lambda pixels: np.zeros(len(pixels)), [[n] for n in range(40)])
@@ -162,7 +162,7 @@ def test_mapping_reads_only_a_few_batches_ahead(monkeypatch):
         assert dataset.read == consumed - 1 + 2 * 2
 
 
-def test_mapping_leaves_no_threads():
+def test_map_leaves_no_threads():
     dataset = Watched()
     mapped = reader(dataset).map(lambda pixels: np.zeros(len(pixels)), [[n] for n in range(40)])
     next(mapped)
@@ -170,7 +170,7 @@ def test_mapping_leaves_no_threads():
     assert not [thread for thread in threading.enumerate() if "sktransfer" in thread.name]
 
 
-def test_mapping_leaves_broken_images_out_or_ends():
+def test_map_leaves_out_broken_images_or_raises():
     image_errors, sizes = ImageErrors("nan"), []
 
     def measure(pixels):

@@ -9,20 +9,20 @@ from sktransfer.transforms.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize("name", ["ResNet50_Weights", "EfficientNet_B3_Weights", "Swin_T_Weights"])
-def test_equals_what_torchvision_does_to_the_same_photograph(name):
+def test_preprocessing_equals_torchvision(name):
     preset = getattr(tvm, name).DEFAULT.transforms()
     preprocessing = Preprocessing.from_torchvision(preset)
     photograph = load_sample_images().images[0]
     expected = preset(Image.fromarray(photograph))
     got = preprocessing.normalize(preprocessing.prepare(photograph)[None])[0]
-    # Pillow and torch round the two passes of a resize differently: by two gray values at most,
-    # and seldom.
+    # Pillow and torch round the two passes of a resize differently: rarely, and by at most two
+    # gray values.
     gray_value = 1 / 255 / min(preprocessing.std)
     assert (got - expected).abs().max() < 2.01 * gray_value
     assert (got - expected).abs().mean() < 0.01 * gray_value
 
 
-def test_normalize_does_the_arithmetic():
+def test_normalize_subtracts_mean_and_divides_by_std():
     preprocessing = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     batch = torch.tensor([0, 127, 255], dtype=torch.uint8).expand(1, 3, 1, 3)
     torch.testing.assert_close(
@@ -40,29 +40,29 @@ def test_normalize_does_the_arithmetic():
         (np.int64(224), 256, (224, 224)),
     ],
 )
-def test_image_size(image_size, resize, crop):
+def test_image_size_sets_resize_and_crop(image_size, resize, crop):
     sized = Preprocessing().with_image_size(image_size)
     assert (sized.resize, sized.crop) == (resize, crop)
     image = np.zeros((50, 80, 3), dtype=np.uint8)
     assert sized.prepare(image).shape == (3, *crop)
 
 
-def test_image_size_again_keeps_the_margin():
+def test_image_size_set_twice_keeps_the_margin():
     assert Preprocessing().with_image_size(112).with_image_size(224) == Preprocessing()
 
 
 @pytest.mark.parametrize("image_size", [0, -1, 2.5, "224", (224,) * 3, (0, 8), ()])
-def test_image_size_that_is_none(image_size):
+def test_invalid_image_size_is_rejected(image_size):
     with pytest.raises(ValueError, match=r"Got image_size=.*but expected a side in pixels such as"):
         Preprocessing().with_image_size(image_size)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 64, 3), (3, 40_000, 3), (40_000, 2, 3)])
-def test_strips_stay_small(shape):
+def test_prepared_strip_has_the_size_of_the_crop(shape):
     assert Preprocessing().prepare(np.zeros(shape, np.uint8)).shape == (3, 224, 224)
 
 
-def test_a_strip_is_cut_about_its_middle():
+def test_strip_is_cropped_at_its_center():
     strip = np.zeros((10, 400, 3), np.uint8)
     strip[:, 195:205] = 255
     prepared = Preprocessing().prepare(strip).float()

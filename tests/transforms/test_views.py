@@ -22,7 +22,7 @@ PREPROCESSING = Preprocessing(resize=20, crop=(SIZE, SIZE))
 
 @dataclass
 class Noted:
-    """An augmentation that adds a number, and notes the seeds that it gets."""
+    """An augmentation that adds a number and records its seeds."""
 
     added: int = 1
     seeds: list = field(default_factory=list)
@@ -37,7 +37,7 @@ class Noted:
 
 
 class Counted(Images):
-    """Images that count how often each is decoded."""
+    """Images that count how often each row is decoded."""
 
     def __init__(self, X):
         super().__init__(as_images(X).source)
@@ -56,7 +56,7 @@ def all_of(views):
     return [views.prepare(item) for item in range(len(views))]
 
 
-def test_items_are_the_views_of_one_image_after_the_other():
+def test_items_list_the_views_image_by_image():
     X = images(3)
     views = views_of(X, Noted(), 2)
     assert len(views) == 9
@@ -66,7 +66,7 @@ def test_items_are_the_views_of_one_image_after_the_other():
         assert torch.equal(views.prepare(item), plain + (number > 0))
 
 
-def test_view_0_is_the_image_as_it_is():
+def test_view_0_is_the_original_image():
     X, augmentation = images(2, side=37), resolve_augmentation("aggressive")
     for views, step in ((views_of(X, augmentation, 3), 4), (views_of(X, augmentation, only=0), 1)):
         for row in range(2):
@@ -74,7 +74,7 @@ def test_view_0_is_the_image_as_it_is():
             assert views.fingerprint(step * row) == as_images(X).fingerprint(row)
 
 
-def test_without_augmentation_all_views_are_the_image():
+def test_views_without_augmentation_are_the_image():
     X = images(2)
     for views in (views_of(X, None, 2), views_of(X, None, 2, salt=b"other")):
         for item in range(6):
@@ -82,53 +82,53 @@ def test_without_augmentation_all_views_are_the_image():
             assert views.fingerprint(item) == as_images(X).fingerprint(item // 3)
 
 
-def test_views_of_a_image_ask_for_its_identity_once(monkeypatch):
-    asked, fingerprint = [], Images.fingerprint
+def test_views_compute_the_fingerprint_of_an_image_once(monkeypatch):
+    rows, fingerprint = [], Images.fingerprint
     monkeypatch.setattr(
-        Images, "fingerprint", lambda self, row: asked.append(row) or fingerprint(self, row)
+        Images, "fingerprint", lambda self, row: rows.append(row) or fingerprint(self, row)
     )
     views = views_of(images(3), resolve_augmentation("light"), 4)
     assert len({views.fingerprint(item) for item in range(len(views))}) == 15
-    assert asked == [0, 1, 2]
+    assert rows == [0, 1, 2]
 
 
-def test_only_one_view_of_each_image():
+def test_only_selects_one_view_of_each_image():
     X, augmentation = images(3), resolve_augmentation("standard")
     every = views_of(X, augmentation, 4)
     for number in range(5):
-        one = views_of(X, augmentation, only=number)
-        assert len(one) == 3
+        selected = views_of(X, augmentation, only=number)
+        assert len(selected) == 3
         for row in range(3):
-            assert torch.equal(one.prepare(row), every.prepare(5 * row + number))
-            assert one.fingerprint(row) == every.fingerprint(5 * row + number)
+            assert torch.equal(selected.prepare(row), every.prepare(5 * row + number))
+            assert selected.fingerprint(row) == every.fingerprint(5 * row + number)
 
 
-def test_what_determines_a_view_is_in_its_fingerprint():
-    """A new parameter of `Views` joins the fingerprint, or is known not to matter, here."""
+def test_fingerprint_covers_everything_that_determines_a_view():
+    """Fail if a parameter of `Views` is neither in the fingerprint nor known not to matter."""
     X, changed = images(1), images(1)
     changed[0, 0, 0, 0] ^= 1
     usual = {"augmentation": Noted(1), "n_views": 3}
     base = views_of(X, **usual)
-    others = {
+    variants = {
         "images": views_of(changed, **usual),
         "augmentation": views_of(X, Noted(2), 3),
         "salt": views_of(X, **usual, salt=b"s"),
         "only": views_of(X, **usual, only=2),
         "the image alone": views_of(X),
     }
-    prints = {name: views.fingerprint(min(1, len(views) - 1)) for name, views in others.items()}
+    prints = {name: views.fingerprint(min(1, len(views) - 1)) for name, views in variants.items()}
     numbers = [base.fingerprint(item) for item in range(4)]
-    assert len({*numbers, *prints.values()}) == 4 + len(others) - 2
+    assert len({*numbers, *prints.values()}) == 4 + len(variants) - 2
     assert prints["only"] == numbers[2]
     assert prints["the image alone"] == numbers[0]
-    assert all(len(each) == 16 for each in numbers)
-    # How many views there are does not change one; the preprocessing is in the recipe's key.
+    assert all(len(fingerprint) == 16 for fingerprint in numbers)
+    # A view does not depend on the number of views. The preprocessing is in the recipe's key.
     assert views_of(X, Noted(1), 99).fingerprint(1) == numbers[1]
-    known = {*others, "n_views", "preprocessing", "self"} - {"the image alone"}
+    known = {*variants, "n_views", "preprocessing", "self"} - {"the image alone"}
     assert set(inspect.signature(Views.__init__).parameters) == known
 
 
-def test_random_numbers_follow_from_content_number_and_salt_only(tmp_path):
+def test_seeds_depend_only_on_content_view_number_and_salt(tmp_path):
     X = images(2)
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for path in paths:
@@ -144,7 +144,7 @@ def test_random_numbers_follow_from_content_number_and_salt_only(tmp_path):
     assert len({*second.seeds, *salted.seeds}) == 6
 
 
-def test_the_same_file_under_two_names_gives_the_same_copies(tmp_path):
+def test_file_under_two_names_has_the_same_views(tmp_path):
     Image.fromarray(images(1)[0]).save(tmp_path / "one.png")
     shutil.copy(tmp_path / "one.png", tmp_path / "two.png")
     augmentation = resolve_augmentation("aggressive")
@@ -154,7 +154,7 @@ def test_the_same_file_under_two_names_gives_the_same_copies(tmp_path):
     assert len({copy.numpy().tobytes() for copy in copies}) == 4, "copies are alike"
 
 
-def test_copies_do_not_depend_on_what_is_drawn_elsewhere():
+def test_views_do_not_depend_on_global_random_numbers():
     views = [views_of(images(2), resolve_augmentation("standard"), 2) for _ in range(2)]
     forward = all_of(views[0])
     torch.rand(5)
@@ -163,7 +163,7 @@ def test_copies_do_not_depend_on_what_is_drawn_elsewhere():
     assert all(torch.equal(forward[item], backward[item]) for item in range(6))
 
 
-def test_the_views_of_a_image_decode_it_once_when_they_are_read_in_order():
+def test_views_read_in_order_decode_each_image_once():
     counted = Counted(images(30))
     views = Views(counted, PREPROCESSING, Noted(), 3)
     for _ in ImageReader(views, 1, ImageErrors("raise")).batches(range(len(views)), 7):
@@ -171,7 +171,7 @@ def test_the_views_of_a_image_decode_it_once_when_they_are_read_in_order():
     assert counted.decoded == [1] * 30
 
 
-def test_threads_that_want_views_of_one_image_at_once_decode_it_once():
+def test_image_is_decoded_once_for_several_threads():
     both = threading.Semaphore(0)
 
     class Slow(Counted):
@@ -188,12 +188,12 @@ def test_threads_that_want_views_of_one_image_at_once_decode_it_once():
     counted = Slow(images(1, side=400))
     views = Told(counted, PREPROCESSING, Noted(), 1)
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(views.prepare, range(2))
-    assert torch.equal(one + 1, other)
+        original, augmented = pool.map(views.prepare, range(2))
+    assert torch.equal(original + 1, augmented)
     assert counted.decoded == [1]
 
 
-def test_memory_holds_few_images():
+def test_views_keep_few_images_in_memory():
     views = views_of(images(30), Noted(), 1)
     all_of(views)
     assert len(views._resized) <= 8
@@ -202,7 +202,7 @@ def test_memory_holds_few_images():
     assert not alone._resized
 
 
-def test_copies_leave_the_image_that_is_kept_as_it_is():
+def test_in_place_transform_leaves_the_kept_image_unchanged():
     def spoil(image):
         return image.fill_(0)
 
@@ -213,7 +213,7 @@ def test_copies_leave_the_image_that_is_kept_as_it_is():
 
 
 @pytest.mark.parametrize("method", ["prepare", "fingerprint"])
-def test_a_broken_image_names_the_row_of_the_user(method, tmp_path):
+def test_broken_image_names_the_row_of_x(method, tmp_path):
     chosen = as_images([*images(2), str(tmp_path / "missing.png")]).take([2, 0])
     views = Views(chosen, PREPROCESSING, Noted(), 2)
     with pytest.raises(ImageError) as caught:

@@ -10,7 +10,7 @@ PACKAGE = Path(sktransfer.__file__).parent
 
 
 def test_only_config_reads_the_variables_of_the_package():
-    """Other modules may name them in docstrings, which double backquotes mark."""
+    """Other modules may name variables only in docstrings, in double backquotes."""
     named = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
@@ -27,7 +27,7 @@ def test_every_variable_is_in_the_table():
 
 
 @pytest.mark.parametrize("variable", config.VARIABLES, ids=lambda variable: variable.name)
-def test_the_environment_is_read_at_each_use(variable, monkeypatch):
+def test_variable_is_read_at_each_use(variable, monkeypatch):
     monkeypatch.delenv(variable.name, raising=False)
     assert variable.get() == variable.default
     monkeypatch.setenv(variable.name, "one")

@@ -25,12 +25,12 @@ X[:, 0] *= 3
 
 
 class Staged(CallbackSupport, GaussianNB):
-    """A classifier whose fit is over at once, and whose stages and epochs are for show."""
+    """A classifier whose fit takes no time, with stages and epochs only for callbacks."""
 
     def __init__(self, epochs=(0, 2, 3), last_epochs=None, fail_at=None, verbose=0):
         super().__init__()
         self.epochs = epochs  # of every stage
-        self.last_epochs = last_epochs  # those that early stopping leaves of the last stage
+        self.last_epochs = last_epochs  # epochs of the last stage before early stopping
         self.fail_at = fail_at  # (stage, epoch)
         self.verbose = verbose
 
@@ -59,13 +59,13 @@ class Staged(CallbackSupport, GaussianNB):
         if self.fail_at == (stage, epoch):
             raise RuntimeError("out of luck")
         metrics = {"loss": 1 / (1 + epoch), "valid_acc": 0.5 + epoch / 10, "lr": (1e-3, 1e-4)}
-        # The first epoch takes every class for the other one.
+        # The first epoch swaps the two classes.
         means = self.theta_ if epoch else self.theta_[::-1]
         epochs.update(metrics, reconstruction=lambda: {"theta_": means})
 
 
 class Recorder:
-    """Keep what a callback hears: the end or the beginning, the task's place and its name."""
+    """Records the events that a callback receives, with the place of each task."""
 
     def __init__(self, stop_after=()):
         self.heard = []
@@ -88,13 +88,13 @@ class Recorder:
 
 
 class Follower(Recorder):
-    """A recorder that a meta-estimator hands on."""
+    """A recorder that meta-estimators propagate."""
 
     max_propagation_depth = None
 
 
 def place(context):
-    """Give a task's numbers below the root, like 1.0 for the first epoch of the second stage."""
+    """Return the path of a task, such as fit.1.0 for the first epoch of the second stage."""
     numbers = []
     while context.parent is not None:
         numbers.append(str(context.task_id))
@@ -103,7 +103,7 @@ def place(context):
 
 
 def assert_nested(heard):
-    """Every task ends once, before the one around it."""
+    """Check that every task ends once, before the task around it."""
     running = []
     for what in heard:
         if what.startswith("begin"):
@@ -122,7 +122,7 @@ needs_callbacks = pytest.mark.skipif(
 
 
 @needs_callbacks
-def test_a_callback_hears_of_the_fit_its_stages_and_their_epochs():
+def test_callback_receives_fit_stages_and_epochs():
     recorder = Recorder()
     Staged(epochs=(0, 1, 2)).set_callbacks(recorder).fit(X, y)
     assert recorder.heard == [
@@ -138,7 +138,7 @@ def test_a_callback_hears_of_the_fit_its_stages_and_their_epochs():
 
 
 @needs_callbacks
-def test_an_early_end_is_an_end():
+def test_early_stop_ends_every_task():
     recorder = Recorder()
     Staged(epochs=(1, 5), last_epochs=2).set_callbacks(recorder).fit(X, y)
     assert_nested(recorder.heard)
@@ -148,7 +148,7 @@ def test_an_early_end_is_an_end():
 
 
 @needs_callbacks
-def test_what_has_begun_ends_on_exceptions_too():
+def test_tasks_end_on_exceptions():
     recorder = Recorder()
     with pytest.raises(RuntimeError, match="out of luck"):
         Staged(fail_at=(1, 1)).set_callbacks(recorder).fit(X, y)
@@ -159,7 +159,7 @@ def test_what_has_begun_ends_on_exceptions_too():
 
 
 @needs_callbacks
-def test_what_went_wrong_is_what_is_raised():
+def test_error_of_the_fit_takes_precedence_over_callback_errors():
     class Broken(Recorder):
         def on_fit_task_end(self, estimator, context):
             super().on_fit_task_end(estimator, context)
@@ -172,7 +172,7 @@ def test_what_went_wrong_is_what_is_raised():
 
 
 @needs_callbacks
-def test_a_callback_stops_the_epochs_of_a_stage():
+def test_callback_stops_the_epochs_of_a_stage():
     recorder = Recorder(stop_after=["fit.1.0"])
     Staged().set_callbacks(recorder).fit(X, y)
     assert_nested(recorder.heard)
@@ -181,15 +181,15 @@ def test_a_callback_stops_the_epochs_of_a_stage():
 
 
 @needs_callbacks
-def test_a_callback_stops_the_stages():
+def test_callback_stops_the_stages():
     recorder = Recorder(stop_after=["fit.0"])
     Staged().set_callbacks(recorder).fit(X, y)
     assert recorder.heard[1:-1] == ["begin fit", "begin fit.0", "end fit.0", "end fit"]
 
 
 @needs_callbacks
-def test_a_stage_after_a_request_to_stop_has_no_epochs():
-    """Even where a fit does not look at `stop`."""
+def test_stage_after_a_request_to_stop_has_no_epochs():
+    """This holds even if a fit ignores `stop`."""
     recorder = Recorder(stop_after=["fit.0"])
 
     class Deaf(CallbackSupport):
@@ -206,7 +206,7 @@ def test_a_stage_after_a_request_to_stop_has_no_epochs():
 
 
 @needs_callbacks
-def test_update_begins_an_epoch_that_nobody_began_and_tells_of_a_request_to_stop():
+def test_update_begins_an_epoch_and_returns_a_request_to_stop():
     recorder = Recorder(stop_after=["fit.0.1"])
 
     class Plain(CallbackSupport):
@@ -227,7 +227,7 @@ def test_update_begins_an_epoch_that_nobody_began_and_tells_of_a_request_to_stop
 
 
 @needs_callbacks
-def test_callbacks_find_the_metrics_in_the_context():
+def test_context_holds_the_metrics():
     recorder = Recorder()
     Staged(epochs=(1,)).set_callbacks(recorder).fit(X, y)
     epoch, stage, fit = recorder.metrics
@@ -237,7 +237,7 @@ def test_callbacks_find_the_metrics_in_the_context():
 
 
 @needs_callbacks
-def test_data_and_fitted_estimator_are_made_only_where_a_callback_asks():
+def test_data_and_fitted_estimator_are_built_only_on_request():
     calls = []
 
     class Lazy(CallbackSupport):
@@ -274,7 +274,7 @@ def test_data_and_fitted_estimator_are_made_only_where_a_callback_asks():
 
 
 @needs_callbacks
-def test_a_scoring_monitor_scores_every_epoch_stage_and_the_fit():
+def test_scoring_monitor_scores_every_epoch_stage_and_the_fit():
     from sklearn.callback import ScoringMonitor
 
     monitor = ScoringMonitor(scoring="accuracy")
@@ -287,7 +287,7 @@ def test_a_scoring_monitor_scores_every_epoch_stage_and_the_fit():
 
 @needs_callbacks
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_a_search_with_a_progress_bar_shows_stages_and_epochs(n_jobs, capfd, monkeypatch):
+def test_search_with_a_progress_bar_shows_stages_and_epochs(n_jobs, capfd, monkeypatch):
     pytest.importorskip("rich")
     from sklearn.callback import ProgressBar
 
@@ -303,7 +303,7 @@ def test_a_search_with_a_progress_bar_shows_stages_and_epochs(n_jobs, capfd, mon
 
 
 @needs_callbacks
-def test_a_search_hands_its_callbacks_the_stages_and_epochs_of_every_fit():
+def test_search_passes_stages_and_epochs_of_every_fit_to_callbacks():
     follower = Follower()
     search = GridSearchCV(Staged(), {"epochs": [(0, 2), (0, 3)]}, cv=2)
     search.set_callbacks(follower).fit(X, y)
@@ -317,7 +317,7 @@ def test_a_search_hands_its_callbacks_the_stages_and_epochs_of_every_fit():
 
 
 @needs_callbacks
-def test_a_fit_that_fails_in_a_search_ends():
+def test_failed_fit_in_a_search_ends_its_tasks():
     follower = Follower()
     search = GridSearchCV(Staged(), {"fail_at": [None, (1, 0)]}, cv=2, error_score=0)
     with pytest.warns(sklearn.exceptions.FitFailedWarning, match="out of luck"):
@@ -326,7 +326,7 @@ def test_a_fit_that_fails_in_a_search_ends():
 
 
 @needs_callbacks
-def test_a_pipeline_hands_on_its_callbacks():
+def test_pipeline_propagates_its_callbacks():
     follower = Follower()
     pipeline = Pipeline([("scale", StandardScaler()), ("classify", Staged(epochs=(1,)))])
     pipeline.set_callbacks(follower).fit(X, y)
@@ -335,7 +335,7 @@ def test_a_pipeline_hands_on_its_callbacks():
 
 
 @needs_callbacks
-def test_a_fit_leaves_nothing_on_the_estimator_and_clones_keep_the_callbacks():
+def test_fit_leaves_no_context_and_clone_keeps_the_callbacks():
     recorder = Recorder()
     estimator = Staged().set_callbacks(recorder).fit(X, y)
     assert not [name for name in vars(estimator) if "context" in name or "ctx" in name]
@@ -343,11 +343,11 @@ def test_a_fit_leaves_nothing_on_the_estimator_and_clones_keep_the_callbacks():
 
 
 def bars(err):
-    """Give what tqdm left on every line."""
+    """Return the last state of each bar."""
     return [line.split("\r")[-1].strip() for line in err.split("\n")[:-1]]
 
 
-def test_one_bar_a_stage(capfd):
+def test_verbose_fit_shows_one_bar_per_stage(capfd):
     Staged(verbose=1).fit(X, y)
     out, err = capfd.readouterr()
     assert out == ""
@@ -360,7 +360,7 @@ def test_one_bar_a_stage(capfd):
     assert "epoch/s" in bars(err)[1]
 
 
-def test_a_bar_is_full_where_a_stage_ends_early_and_stays_where_it_fails(capfd):
+def test_bar_is_full_after_an_early_stop_but_not_after_a_failure(capfd):
     Staged(epochs=(9,), last_epochs=2, verbose=1).fit(X, y)
     assert "100%" in bars(capfd.readouterr().err)[0]
     with pytest.raises(RuntimeError, match="out of luck"):
@@ -368,13 +368,13 @@ def test_a_bar_is_full_where_a_stage_ends_early_and_stays_where_it_fails(capfd):
     assert "33%" in bars(capfd.readouterr().err)[0]
 
 
-def test_a_pipeline_is_no_search(capfd):
+def test_fit_in_a_pipeline_shows_its_bars(capfd):
     Pipeline([("scale", StandardScaler()), ("classify", Staged(verbose=1))]).fit(X, y)
     assert len(bars(capfd.readouterr().err)) == 3
 
 
 @needs_callbacks
-def test_a_scoring_callback_leaves_the_bars_and_a_drawing_one_takes_their_place(capfd):
+def test_propagating_callback_replaces_the_bars(capfd):
     Staged(verbose=1).set_callbacks(Recorder()).fit(X, y)
     assert len(bars(capfd.readouterr().err)) == 3
     Staged(verbose=1).set_callbacks(Follower()).fit(X, y)
@@ -398,35 +398,35 @@ def test_a_scoring_callback_leaves_the_bars_and_a_drawing_one_takes_their_place(
     ],
     ids=["search", "search in pipelines", "cross-validation", "ensemble", "calibration"],
 )
-def test_quiet_where_it_is_one_of_many(many, capfd):
+def test_fit_is_quiet_in_meta_estimators(many, capfd):
     many()
     assert capfd.readouterr() == ("", "")
 
 
-def test_quiet_in_a_parallel_search(folder, capfd):
-    """The fixture has workers started here, where what they write is seen."""
+def test_fit_is_quiet_in_a_parallel_search(folder, capfd):
+    """The fixture starts new workers, whose output is captured."""
     GridSearchCV(Staged(verbose=1), {"epochs": [(0, 2), (0, 3)]}, cv=2, n_jobs=2).fit(X, y)
     assert capfd.readouterr() == ("", "")
 
 
-def test_quiet_in_a_worker_process(capfd, monkeypatch):
+def test_fit_is_quiet_in_a_worker_process(capfd, monkeypatch):
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: multiprocessing)
     Staged(verbose=1).fit(X, y)
     assert capfd.readouterr() == ("", "")
 
 
-def test_quiet_unless_asked(capfd):
+def test_fit_is_quiet_by_default(capfd):
     Staged().fit(X, y)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # GaussianNB's own
-def test_the_checks_of_scikit_learn():
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # of GaussianNB
+def test_estimator_with_callbacks_passes_check_estimator():
     results = check_estimator(Staged(), on_skip=None, on_fail="raise")
     assert len(results) > 40
 
 
-def test_fit_keeps_its_signature_and_its_requests():
+def test_decorated_fit_keeps_its_signature_and_metadata_requests():
     assert list(inspect.signature(Staged.fit).parameters) == ["self", "X", "y", "sample_weight"]
     assert Staged.fit.__doc__ == "Fit."
     assert set(Staged().get_params()) == {"epochs", "last_epochs", "fail_at", "verbose"}
@@ -435,8 +435,8 @@ def test_fit_keeps_its_signature_and_its_requests():
     assert request.fit.requests == {"sample_weight": True}
 
 
-def test_without_the_callbacks_of_scikit_learn(capfd, monkeypatch):
-    """As in scikit-learn 1.6: the bars are there, and so is the silence in a search."""
+def test_bars_work_without_sklearn_callback(capfd, monkeypatch):
+    """As in scikit-learn 1.6: bars are shown, but not in a search."""
     monkeypatch.setitem(sys.modules, "sklearn.callback", None)
     spec = importlib.util.spec_from_file_location("progress_without_callbacks", progress.__file__)
     bare = importlib.util.module_from_spec(spec)
@@ -466,7 +466,7 @@ def test_without_the_callbacks_of_scikit_learn(capfd, monkeypatch):
     ("count", "text"),
     [(0, "0"), (950, "950"), (5130, "5.1K"), (999_960, "1.0M"), (12_345_678, "12M")],
 )
-def test_counts_are_short(count, text):
+def test_describe_shortens_counts(count, text):
     assert describe({"trainable": count}) == f"trainable={text}"
 
 
@@ -481,11 +481,11 @@ def test_counts_are_short(count, text):
         (None, ""),
     ],
 )
-def test_rates_are_short(lr, text):
+def test_describe_shortens_rates(lr, text):
     assert describe({"lr": lr}) == text
 
 
-def test_a_stage_that_is_solved_at_once_tells_its_metrics(capfd):
+def test_stage_without_epochs_shows_its_metrics(capfd):
     class Solved(CallbackSupport):
         @with_callbacks
         def fit(self):

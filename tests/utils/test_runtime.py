@@ -18,7 +18,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend to have CUDA devices, or Apple's."""
+    """Return a function that simulates CUDA and MPS devices."""
 
     def pretend(cuda=0, mps=False, bf16=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
@@ -34,7 +34,7 @@ def machine(monkeypatch):
     return pretend
 
 
-def test_auto_takes_the_fastest_device_that_there_is(machine):
+def test_auto_device_is_the_fastest_available(machine):
     machine()
     assert resolve_device("auto") == CPU
     machine(mps=True)
@@ -43,31 +43,31 @@ def test_auto_takes_the_fastest_device_that_there_is(machine):
     assert resolve_device("auto") == torch.device("cuda", 0)
 
 
-def test_workers_spread_over_the_devices(machine, monkeypatch):
+def test_auto_device_spreads_workers_over_the_gpus(machine, monkeypatch):
     machine(cuda=2)
-    found = []
+    indices = []
     for name in ("LokyProcess-1", "LokyProcess-2", "LokyProcess-3", "MainProcess"):
         process = types.SimpleNamespace(name=name)
         monkeypatch.setattr(multiprocessing, "current_process", lambda process=process: process)
-        found.append(resolve_device("auto").index)
-    assert found == [0, 1, 0, 0]
+        indices.append(resolve_device("auto").index)
+    assert indices == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
-def test_a_device_that_is_not_there(machine, device):
+def test_missing_device_is_rejected(machine, device):
     machine()
     with pytest.raises(ValueError, match=f"Got device='{device}', but this machine has no such"):
         resolve_device(device)
 
 
-def test_a_device_by_number(machine):
+def test_device_by_number_is_resolved_or_rejected(machine):
     machine(cuda=2)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(ValueError, match="Got device='cuda:2', but this machine has no such"):
         resolve_device("cuda:2")
 
 
-def test_precision_follows_the_device(machine):
+def test_auto_precision_follows_the_device(machine):
     machine(cuda=1)
     assert resolve_precision("auto", CPU) == torch.float32
     assert resolve_precision("auto", CUDA) == torch.float16
@@ -75,7 +75,7 @@ def test_precision_follows_the_device(machine):
     assert resolve_precision("bfloat16", CPU) == torch.bfloat16
 
 
-def test_training_has_the_range_of_float32(machine):
+def test_training_precision_has_the_range_of_float32(machine):
     machine(cuda=1)
     assert training_precision(torch.float32, CUDA) == torch.float32
     assert training_precision(torch.float16, CUDA) == torch.bfloat16
@@ -84,7 +84,7 @@ def test_training_has_the_range_of_float32(machine):
     assert training_precision(torch.bfloat16, CPU) == torch.bfloat16
 
 
-def test_threads(monkeypatch):
+def test_resolve_threads_counts_like_torch_and_joblib(monkeypatch):
     monkeypatch.setattr(_config.torch, "get_num_threads", lambda: 4)
     assert resolve_threads(None) == 4
     assert resolve_threads(3) == 3

@@ -1,4 +1,4 @@
-"""Embed once: counted by the backbone itself, which knows nothing of the store."""
+"""Each image is embedded once, as counted by the backbone, independently of the store."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ y = np.arange(N) % 3
 
 
 @pytest.mark.parametrize("cache", ["auto", "kept"])
-def test_a_search_embeds_each_image_once_and_so_do_its_successors(log, tmp_path, cache):
+def test_searches_embed_each_image_once(log, tmp_path, cache):
     cache = tmp_path / "kept" if cache == "kept" else cache
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=cache)
     fitted = make_search(extractor).fit(X, y)
@@ -34,15 +34,15 @@ def test_a_search_embeds_each_image_once_and_so_do_its_successors(log, tmp_path,
     assert counted(log) == N + 5
 
 
-def test_without_the_store_it_would_be_thirty_one_times_as_many(log):
-    """The count means something: sklearn alone runs 30 x (4/5 + 1/5) N, and N for the refit."""
+def test_search_without_a_store_embeds_each_image_31_times(log):
+    """Without a store, a search embeds 30 x (4/5 + 1/5) N images, and N for the refit."""
     make_search(PretrainedFeatureExtractor(CountingTiny(log), cache=None)).fit(X, y)
     assert counted(log) == 31 * N
 
 
 @pytest.mark.parametrize("cache", ["auto", "kept"])
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
-def test_two_workers_share_the_work(log, tmp_path, backend, cache):
+def test_parallel_search_embeds_each_image_about_once(log, tmp_path, backend, cache):
     import joblib
 
     cache = tmp_path / "kept" if cache == "kept" else cache
@@ -54,7 +54,7 @@ def test_two_workers_share_the_work(log, tmp_path, backend, cache):
     assert len(workers(log)) == 2
 
 
-def test_a_directory_serves_a_second_process(log, tmp_path):
+def test_cache_directory_serves_a_second_process(log, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import sys\n"
@@ -82,69 +82,32 @@ def test_a_directory_serves_a_second_process(log, tmp_path):
         {"batch_norm": "adapt"},
     ],
 )
-def test_what_changes_the_embedding_changes_the_key(log, store, change):
+def test_parameters_that_change_the_embedding_change_the_key(log, store, change):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     extractor.fit_transform(X)
     before = counted(log)
     extractor.set_params(**change).fit(X)
-    fitted = counted(log)  # adapting sends the images through once more
+    fitted = counted(log)  # adapting runs the images through the network once more
     extractor.transform(X)
     assert counted(log) == fitted + N >= before + N
 
 
-def test_every_field_of_a_recipe_is_in_its_key():
-    """A tripwire: a field that is added joins the key, or this fails."""
-    import dataclasses
-
-    import torch
-
-    from sktransfer.backbones.loading import load_backbone
-    from sktransfer.embedding.recipe import Recipe
-    from sktransfer.transforms.preprocessing import Preprocessing
-
-    recipe = Recipe(load_backbone(CountingTiny("a")), Preprocessing())
-    others = {
-        "backbone": load_backbone(CountingTiny("b")),
-        "preprocessing": Preprocessing(interpolation="bicubic"),
-        "layers": ("0",),
-        "pooling": "max",
-        "precision": torch.bfloat16,
-        "dtype": "float16",
-    }
-    assert {field.name for field in dataclasses.fields(Recipe)} == set(others)
-    digests = {dataclasses.replace(recipe, **{k: v}).digest for k, v in others.items()}
-    assert len(digests | {recipe.digest}) == len(others) + 1
-
-    other_preprocessing = {
-        "resize": 100,
-        "crop": (100, 100),
-        "interpolation": "bicubic",
-        "mean": (0, 0, 0),
-        "std": (1, 1, 1),
-    }
-    fields = {field.name for field in dataclasses.fields(Preprocessing)}
-    assert fields == set(other_preprocessing)
-    for name, value in other_preprocessing.items():
-        changed = dataclasses.replace(Preprocessing(), **{name: value})
-        assert dataclasses.replace(recipe, preprocessing=changed).digest != recipe.digest
-
-
 @pytest.mark.parametrize("change", [{"batch_size": 7}, {"n_jobs": 3}, {"device": "cpu"}])
-def test_what_does_not_change_the_embedding_does_not_change_the_key(log, store, change):
+def test_parameters_that_keep_the_embedding_keep_the_key(log, store, change):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     extractor.fit_transform(X)
     extractor.set_params(**change).fit_transform(X)
     assert counted(log) == N
 
 
-def test_a_image_that_occurs_twice_is_embedded_once(log, store):
+def test_repeated_image_is_embedded_once(log, store):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
     embedded = extractor.fit_transform(np.concatenate([X, X[::-1]]))
     assert counted(log) == N
     np.testing.assert_array_equal(embedded[:N], embedded[N:][::-1])
 
 
-def test_a_file_that_changed_is_embedded_anew(log, store, tmp_path):
+def test_changed_file_is_embedded_again(log, store, tmp_path):
     from PIL import Image
 
     path = tmp_path / "image.png"

@@ -1,0 +1,62 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import images
+from sklearn.base import BaseEstimator
+
+from sktransfer.data.images import as_images
+from sktransfer.data.validation import check_images
+
+
+class Estimator(BaseEstimator):
+    def __init__(self, image_shape=None, pixel_range="auto"):
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+
+
+def test_check_images_learns_the_pixel_range_only_in_fit():
+    estimator, X = Estimator(), images(4).astype(float)
+    checked = check_images(estimator, X, reset=True)
+    assert estimator.pixel_range_ == checked.pixel_range == (0, 255)
+    np.testing.assert_array_equal(checked[2], images(4)[2])
+    later = check_images(estimator, X / 255, reset=False)
+    assert estimator.pixel_range_ == later.pixel_range == (0, 255)
+    assert later[2].max() <= 1
+
+
+def test_check_images_learns_the_pixel_range_without_images_of_weight_0():
+    X = np.stack([np.full((4, 4), 1.0), np.full((4, 4), 200.0)])
+    for weight, expected in (([1, 1], (0, 255)), ([1, 0], (0, 1)), (None, (0, 255))):
+        estimator = Estimator()
+        check_images(estimator, X, reset=True, sample_weight=weight)
+        assert estimator.pixel_range_ == expected
+
+
+def test_check_images_sets_and_compares_the_columns():
+    frame = pd.DataFrame({"image": ["a.png", "b.png"]})
+    estimator = Estimator()
+    check_images(estimator, frame, reset=True)
+    assert estimator.feature_names_in_.tolist() == ["image"]
+    with pytest.raises(ValueError, match="feature names should match"):
+        check_images(estimator, frame.rename(columns={"image": "file"}), reset=False)
+    rows = Estimator(image_shape=(8, 8))
+    check_images(rows, np.zeros((2, 64)), reset=True)
+    assert rows.n_features_in_ == 64
+    with pytest.raises(ValueError, match="expecting 64 features"):
+        check_images(rows, np.zeros((2, 32)), reset=False)
+
+
+def test_check_images_accepts_resolved_images():
+    estimator = Estimator()
+    checked = check_images(estimator, as_images(images(3) / 255), reset=True)
+    assert checked.pixel_range == (0, 1)
+    assert not hasattr(estimator, "n_features_in_")
+
+
+@pytest.mark.parametrize("pixel_range", [(1, 0), (0, 0), "full", 3, (0, 1, 2), None])
+def test_check_images_rejects_an_invalid_pixel_range(pixel_range):
+    message = f"Got pixel_range={pixel_range!r}, but expected 'auto' or the values of black and"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_images(Estimator(pixel_range=pixel_range), images(2), reset=True)

@@ -1,0 +1,23 @@
+import base64
+
+from sktransfer.utils.tables import html_image, html_list, html_table, text_table
+
+
+def test_text_table_aligns_columns_without_trailing_spaces():
+    table = text_table(["name", "size", "kind"], [["a", "10", "x"], ["bcde", "5", ""]], left=[0, 2])
+    assert table.splitlines() == ["name  size  kind", "a       10  x", "bcde     5"]
+
+
+def test_html_table_escapes_text_but_not_html():
+    image = html_image(b"jpeg", '"a" & <b>')
+    page = html_table(["<i>", "size"], [[image, "<b>"]], left=[0])
+    assert page.count("<tr>") == 2
+    assert "&lt;i&gt;" in page
+    assert "&lt;b&gt;</td>" in page
+    assert f'<img src="data:image/jpeg;base64,{base64.b64encode(b"jpeg").decode()}"' in page
+    assert 'alt="&quot;a&quot; &amp; &lt;b&gt;"' in page
+    assert page.count("text-align: left") == page.count("text-align: right") == 2
+
+
+def test_html_list_escapes_its_items_and_replaces_invalid_characters():
+    assert html_list(["<b>", "caf\udce9"]) == "<ul><li>&lt;b&gt;</li><li>caf?</li></ul>"
