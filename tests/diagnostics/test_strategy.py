@@ -53,7 +53,7 @@ def near():
 
 
 def test_scans_are_different_and_all_blocks_are_tuned(far):
-    assert far.case == "Many images, different from those of the weights"
+    assert far.case == "Many images, different from the pretraining images"
     assert (far.strategy, far.different, far.many) == ("full", True, True)
     assert far.estimator_.get_params() | SCANS | {"random_state": 0} == far.estimator_.get_params()
     assert far.estimator_.unfreeze == (0, "all")
@@ -63,7 +63,7 @@ def test_scans_are_different_and_all_blocks_are_tuned(far):
 
 
 def test_photographs_are_similar(near):
-    assert near.case == "Few images, similar to those of the weights"
+    assert near.case == "Few images, similar to the pretraining images"
     assert near.strategy == "frozen"
     assert not near.different
     assert not near.many
@@ -229,7 +229,8 @@ def test_the_recommended_estimator_is_ready_to_fit(near):
 def test_two_images_of_a_class_are_enough():
     report = recommend_strategy(images(4), [0, 0, 1, 1], extractor=TINY)
     assert report.probe_results.curve == ((2, report.probe_results.accuracy),)
-    assert "Fewer than 5 images of '0', '1': their scores are unreliable." in report.warnings
+    warning = "Fewer than 5 images of '0', '1': scores of such classes are unreliable."
+    assert warning in report.warnings
 
 
 def test_without_weights_it_is_from_scratch():
@@ -238,11 +239,11 @@ def test_without_weights_it_is_from_scratch():
         X, y, extractor=PretrainedFeatureExtractor(weights=None, image_size=32)
     )
     assert report.strategy == "scratch"
-    assert report.case == "Few images, and no weights"
+    assert report.case == "Few images, no pretrained weights"
     assert not any("cosine" in reason for reason in report.reasons)
     assert report.estimator_.weights is None
     assert report.estimator_.unfreeze == "all"
-    assert "Got weights=None: no pretrained weights to keep." in report.reasons
+    assert "Got weights=None, so there are no pretrained weights to keep." in report.reasons
 
 
 def test_copies_and_their_labels_are_minded():
@@ -281,19 +282,19 @@ RESULTS = ProbeResults(
         (
             {"a": 50, "b": 10},
             {},
-            "The largest class, 'a', has 50 images, the smallest, 'b', 10. Score with balanced "
-            "accuracy, and try class_weight='balanced'.",
+            "The largest class, 'a', has 50 images, and the smallest, 'b', has 10. Score with "
+            "balanced accuracy, and try class_weight='balanced'.",
         ),
         (
             {"a": 4, "b": 5, "c": 3},
             {},
-            "Fewer than 5 images of 'a', 'c': their scores are unreliable.",
+            "Fewer than 5 images of 'a', 'c': scores of such classes are unreliable.",
         ),
         (
             {"a": 5, "b": 5},
             {"side": (8, 56, 79)},
-            "Half of the images have a shorter side of at most 56 pixels, and the network's input "
-            "has 224: a smaller image_size may be as accurate, and is faster.",
+            "Half of the images have a shorter side of at most 56 pixels, but the network's input "
+            "has 224. A smaller image_size is faster, and may be as accurate.",
         ),
         (
             {"a": 5, "b": 5},
@@ -327,7 +328,7 @@ def test_nothing_is_minded_where_all_is_well(near):
 def test_it_shows_as_text(far):
     lines = repr(far).splitlines()
     assert lines[0] == (
-        "Many images, different from those of the weights: fit the head, then tune all blocks"
+        "Many images, different from the pretraining images: fit the head, then tune all blocks"
     )
     assert f"- {far.reasons[0]}" in lines
     assert lines[lines.index("Warnings:") + 1] == f"- {far.warnings[0]}"
@@ -354,11 +355,11 @@ def test_what_cannot_be(monkeypatch):
         "recommend_strategy requires y to be passed, but the target y is None": {"y": None},
         "Found input variables with inconsistent numbers of samples: [9, 3]": {"y": y[:3]},
         "Got 1 class in y, 0, but a classifier needs at least two classes": {"y": y * 0},
-        "Got a class with a single image, but cross-validation needs at least two of each; "
-        "leave the class out, or give more images of it": {"y": [0] * 8 + [1]},
+        "Got a class with a single image, but cross-validation needs at least two images "
+        "of each class; leave the class out, or add images": {"y": [0] * 8 + [1]},
         "Found input variables with inconsistent numbers of samples: [9, 2]": {"groups": [0, 1]},
-        "Got a class in a single group, but cross-validation needs at least two groups of each; "
-        "leave the class out, or give finer groups": {"groups": y},
+        "Got a class in a single group, but cross-validation needs at least two groups of each "
+        "class; leave the class out, or pass finer groups": {"groups": y},
         "Got engine='tensor', but expected one of 'auto', 'torch', 'openvino'": {
             "extractor": PretrainedFeatureExtractor(Tiny, engine="tensor")
         },
