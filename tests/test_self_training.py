@@ -193,7 +193,7 @@ def test_what_is_in_a_pipeline_is_told_of_domains_where_it_asks_for_them():
 
 def test_what_cannot_be_told_of_domains_is_warned_of():
     inner = GridSearchCV(make_classifier(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
-    with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which imag"):
+    with pytest.warns(UserWarning, match="GridSearchCV, which does not pass sample_domain on"):
         SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
             BOTH, domain_labels("cat"), sample_domain=DOMAIN
         )
@@ -234,7 +234,7 @@ def test_a_classifier_has_to_tell_how_sure_it_is():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ([0.5, 0], "Got 0 in shares, so that nothing would join"),
+        ([0.5, 0], "Got 0 in shares, but expected numbers above 0"),
         ([1.5], "Got an entry of shares=1.5, but expected a number from 0 to 1"),
         (0.5, "Got shares=0.5, but expected a list of numbers"),
         (["half"], "Got an entry of shares='half', but expected a number from 0 to 1"),
