@@ -1,9 +1,9 @@
-# `make demo` and `make test` set up everything that they need in .venv; a second run reuses it.
+# `make demo` and `make test` install everything that they need in .venv; later runs reuse it.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two at a time, each in one thread: threads that wait for one another cost more than they give.
+# Two processes with one thread each: more threads than cores slow the tests down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-slow test-all test-oldest lint format docs clean
@@ -14,13 +14,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# What takes minutes: all networks, all examples as they stand, many kills.
+# Tests that take minutes: all networks, all examples with their defaults, many killed processes.
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow $(ARGS)
 
 test-all: test test-slow
 
-# `make test` with the oldest dependencies that pyproject.toml allows, in an environment of its own.
+# `make test` with the oldest dependencies that pyproject.toml allows, in .venv-oldest.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	sed -n '/^dependencies = \[/,/^\]/s/^ *"\([A-Za-z0-9_-]*\)>=\([0-9.]*\)",*$$/\1==\2/p' pyproject.toml \
@@ -43,7 +43,7 @@ docs: $(VENV)/.docs
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "sktransfer needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
-		"name another one with: make PYTHON=python3.12 ..."; exit 1; }
+		"choose another one with: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: pyproject.toml | $(BIN)/python

@@ -1,7 +1,7 @@
-"""Three lines: embed, scale, classify - and search a parameter of the classifier.
+"""Three lines: embed, scale, classify, with a grid search over a parameter of the classifier.
 
-The digits of scikit-learn are 8 x 8 scans, far from the photographs that the network was trained
-on. The search fits 31 pipelines, and runs each image through the network once.
+scikit-learn's digits are 8 x 8 scans, unlike the photographs that the network was trained on. The
+search fits 31 pipelines, but runs each image through the network only once.
 
     python examples/01_three_lines.py [--digits 600]
 """
@@ -22,14 +22,14 @@ from sktransfer import EmbeddingStore, PretrainedFeatureExtractor
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--digits", type=int, default=600, help="how many of the 1,797 to use")
+    parser.add_argument("--digits", type=int, default=600, help="number of the 1,797 digits to use")
     count = parser.parse_args().digits
     digits = load_digits()
     X, y = digits.images[:count], digits.target[:count]
     X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 
     with tempfile.TemporaryDirectory() as directory:
-        # cache="auto", the default, would do; a store of its own lets this script count.
+        # The default cache="auto" would do; a separate store counts the embedded images.
         store = EmbeddingStore(directory)
 
         # The three lines.
@@ -50,13 +50,13 @@ def main():
 
     best = search.best_params_["logisticregression__C"]
     fits = search.n_splits_ * len(search.cv_results_["params"]) + 1
-    # Each fit of the search embeds all but one fold to learn and that fold to score; the last
-    # one, on the best value, embeds all of X_train, and then X_test is scored.
-    without = fits * len(X_train) + len(X_test)
-    print(f"{len(X_train)} digits to learn from, {len(X_test)} held out; {seconds:.0f} s")
+    # Without the store, each fit of the search would embed all of X_train: the training folds, and
+    # the test fold to score it. The refit embeds X_train too, and its score embeds X_test.
+    without_store = fits * len(X_train) + len(X_test)
+    print(f"{len(X_train)} training digits, {len(X_test)} test digits; {seconds:.0f} s")
     print(f"Best C = {best:g}: accuracy {search.best_score_:.3f} in cross-validation")
-    print(f"Accuracy on the digits held out: {accuracy:.3f}")
-    print(f"Images through the network: {info.computed} (without the store: {without})")
+    print(f"Accuracy on the test digits: {accuracy:.3f}")
+    print(f"Images through the network: {info.computed} (without the store: {without_store})")
 
 
 if __name__ == "__main__":

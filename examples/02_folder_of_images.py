@@ -1,9 +1,9 @@
-"""A folder of images with one folder for each class: paths in, cross-validated accuracy out.
+"""A folder with one folder of images per class: cross-validate a linear classifier on it.
 
     python examples/02_folder_of_images.py [FOLDER]
 
-Without a folder it cuts the two photographs of scikit-learn into crops, and makes a small folder
-of two classes. That is a toy: crops of one photograph resemble each other, so expect few errors.
+Without a folder, the script writes crops of scikit-learn's two photographs into a temporary folder
+with two classes. This is a toy problem: crops of one photograph are similar, so expect few errors.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from sktransfer import PretrainedFeatureExtractor, load_image_folder
 
 
 def make_folder(folder, side=100):
-    """Write crops of scikit-learn's photographs, a folder for each of the two."""
+    """Write crops of scikit-learn's two photographs, one folder for each."""
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
         Path(folder, name).mkdir()
         height, width, _ = photograph.shape
@@ -34,34 +34,38 @@ def make_folder(folder, side=100):
 
 
 def evaluate(folder):
-    """Print how well a linear classifier on frozen embeddings tells the classes apart."""
+    """Print the scores of a linear classifier on frozen embeddings."""
     bunch = load_image_folder(folder)
     print(bunch.DESCR)
 
-    few = np.bincount(bunch.target).min()
-    if few < 2:
-        raise SystemExit("A class with a single image cannot be cross-validated.")
-    folds = StratifiedKFold(min(5, few), shuffle=True, random_state=0)
+    smallest = np.bincount(bunch.target).min()
+    if smallest < 2:
+        raise SystemExit(
+            "Got a class with a single image, but cross-validation needs two; add one."
+        )
+    folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=0)
 
     embed = PretrainedFeatureExtractor(on_error="nan", verbose=1)
     embeddings = embed.fit_transform(bunch.data)
     for error in embed.errors_:
         print(error)
-    good = ~np.isnan(embeddings).any(axis=1)
+    readable = ~np.isnan(embeddings).any(axis=1)
 
-    # The images that could be read are in the store now, so the pipeline finds them there.
+    # The pipeline reads the embeddings from the store, so no image is embedded again.
     pipeline = make_pipeline(
         PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression(C=0.03, max_iter=2000)
     )
-    y = np.asarray(bunch.target_names)[bunch.target[good]]
-    predicted = cross_val_predict(pipeline, bunch.data[good], y, cv=folds)
+    y = np.asarray(bunch.target_names)[bunch.target[readable]]
+    predicted = cross_val_predict(pipeline, bunch.data[readable], y, cv=folds)
     print()
     print(classification_report(y, predicted, zero_division=0))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="one folder of images per class")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="folder with one folder of images per class"
+    )
     folder = parser.parse_args().folder
     if folder is not None:
         evaluate(folder)

@@ -1,8 +1,8 @@
-"""Images beside ordinary columns: a ColumnTransformer that embeds one column of a DataFrame.
+"""Images and ordinary columns: a ColumnTransformer that embeds one column of a DataFrame.
 
-The table has a row for each crop of scikit-learn's two photographs: the path of the crop, and how
-far down and across the photograph it was cut. The task, which photograph it is, needs the
-image; the position alone says nothing, since both photographs are cut alike.
+The table has a row for each crop of scikit-learn's two photographs: the path of the crop, and its
+position in the photograph. The task is to predict the photograph. It needs the image: the position
+carries no information, because both photographs are cut at the same positions.
 
     python examples/03_images_beside_columns.py
 """
@@ -23,7 +23,7 @@ from sktransfer import PretrainedFeatureExtractor
 
 
 def make_table(folder, side=100):
-    """Write the crops, and return a table of them."""
+    """Write the crops to a folder, and return their table."""
     rows = []
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
         height, width, _ = photograph.shape
@@ -45,17 +45,17 @@ def main():
             (StandardScaler(), ["top", "left"]),
         )
         folds = StratifiedKFold(4, shuffle=True, random_state=0)
-        for name, chosen in {
+        for name, transformer in {
             "columns only": make_column_transformer((StandardScaler(), ["top", "left"])),
             "images and columns": columns,
         }.items():
-            model = make_pipeline(chosen, LogisticRegression(C=0.03, max_iter=2000))
+            model = make_pipeline(transformer, LogisticRegression(C=0.03, max_iter=2000))
             scores = cross_val_score(model, X, y, cv=folds)
             print(f"{name}: accuracy {scores.mean():.3f} in {len(scores)} folds of {len(X)} crops")
 
         embedded = columns.set_output(transform="pandas").fit_transform(X)
-        print(f"The table that the classifier sees: {embedded.shape[1]} columns")
-        print(f"First and last: {embedded.columns[0]}, {embedded.columns[-1]}")
+        print(f"Input of the classifier: {embedded.shape[1]} columns")
+        print(f"First and last column: {embedded.columns[0]}, {embedded.columns[-1]}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Which layer? A search over `layer` on scikit-learn's digits.
+"""Choosing a layer: a grid search over `layer` on scikit-learn's digits.
 
-The last layers of a network know the categories that it was trained on; earlier ones know edges
-and textures. Where the images lie far from the network's own, as scanned digits do, an earlier
-layer can be the better one. The search finds out, beside the strength of the penalty.
+The last layers of a network are specific to the categories that it was trained on; earlier layers
+detect edges and textures. If the images are unlike the pretraining images, as scanned digits are,
+an earlier layer can be better. The search chooses the layer and the regularization together.
 
     python examples/04_which_layer.py [--digits 300] [--layers block4 block10 ...]
 """
@@ -24,11 +24,11 @@ PENALTIES = [0.01, 0.1, 1.0]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--digits", type=int, default=300, help="how many to search on")
+    parser.add_argument("--digits", type=int, default=300, help="number of training digits")
     parser.add_argument("--layers", nargs="+", default=LAYERS)
     options = parser.parse_args()
     digits = load_digits()
-    # The digits that choose the layer, and others that say how good the choice is.
+    # The test digits measure the accuracy of the chosen layer; the search does not see them.
     X, X_test, y, y_test = train_test_split(
         digits.images,
         digits.target,
@@ -60,7 +60,7 @@ def main():
             results["params"], results["mean_test_score"], results["std_test_score"], strict=True
         )
     }
-    print(f"Accuracy in 3 folds of {len(X)} digits, mean +- standard deviation of the folds")
+    print(f"Accuracy on {len(X)} digits, mean +- standard deviation over 3 folds")
     print(f"{'layer':<12}" + "".join(f"{f'C = {penalty:g}':>18}" for penalty in PENALTIES))
     for layer in options.layers:
         cells = "".join(
@@ -68,7 +68,7 @@ def main():
         )
         print(f"{layer or 'penultimate':<12}{cells}")
     print(f"Best: {search.best_params_}, {search.best_score_:.3f}")
-    print(f"Accuracy of the best on {len(X_test)} other digits: {search.score(X_test, y_test):.3f}")
+    print(f"Its accuracy on {len(X_test)} test digits: {search.score(X_test, y_test):.3f}")
     print(f"The search took {seconds:.0f} s")
 
 

@@ -1,9 +1,9 @@
-"""Fine-tune: what the blocks of a network can learn from scikit-learn's digits.
+"""Fine-tuning on scikit-learn's digits, compared with pixels and with frozen embeddings.
 
-Three classifiers see the same few digits: one has the pixels, one the embeddings of the frozen
-network, and one also trains the last blocks of that network. The network knows photographs, so more
-blocks are trained here than by default. All digits are centered and of one size; that makes the
-pixels a strong rival, and they are worth a look before anything is trained.
+Three classifiers are trained on the same digits: a linear one on the pixels, a linear one on frozen
+embeddings, and one that also trains the last blocks of the network. Digits are unlike the
+photographs that the network was trained on, so more blocks are trained here than by default. All
+digits are centered and have the same size, which makes the pixels a strong baseline.
 
     python examples/05_fine_tune.py [--digits 300] [--epochs 10] [--unfreeze 8]
 """
@@ -19,24 +19,26 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardSca
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 
-SIZE = (64, 64)  # a pair: nothing is cropped away
+SIZE = (64, 64)  # a pair resizes without cropping
 
 
 def flatten(images):
-    """Turn each image into a row of numbers."""
+    """Flatten each image into a row of pixels."""
     return images.reshape(len(images), -1)
 
 
 def linear():
-    """Make a linear classifier that chooses the strength of its penalty itself."""
+    """Build a linear classifier that chooses its regularization by cross-validation."""
     return GridSearchCV(LogisticRegression(max_iter=2000), {"C": [0.001, 0.01, 0.1, 1.0]}, cv=3)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--digits", type=int, default=300, help="how many to learn from")
-    parser.add_argument("--epochs", type=int, default=10, help="of the stage that trains blocks")
-    parser.add_argument("--unfreeze", type=int, default=8, help="how many blocks are trained")
+    parser.add_argument("--digits", type=int, default=300, help="number of training digits")
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="epochs of the stage that trains blocks"
+    )
+    parser.add_argument("--unfreeze", type=int, default=8, help="number of blocks to train")
     options = parser.parse_args()
     digits = load_digits()
     X, X_test, y, y_test = train_test_split(
@@ -56,17 +58,17 @@ def main():
             image_size=SIZE,
             unfreeze=(0, options.unfreeze),
             max_epochs=options.epochs,
-            augment="light",  # mirrors nothing: a mirrored digit is none
+            augment="light",  # does not mirror: a mirrored digit is not a digit
             random_state=0,
         ),
     }
-    print(f"{len(X)} digits to learn from, {len(X_test)} others to be tested on")
+    print(f"{len(X)} training digits, {len(X_test)} test digits")
     for name, model in models.items():
         start = time.perf_counter()
         accuracy = model.fit(X, y).score(X_test, y_test)
         print(f"{name:<8} accuracy {accuracy:.3f} in {time.perf_counter() - start:.0f} s")
 
-    print("What the stages did:")
+    print("Stages:")
     for stage in models["tuned"].stages_:
         print(
             f"{stage['stage']:<15}{stage['epochs']:>3} epochs, {stage['trainable']:>9,} parameters"

@@ -1,9 +1,9 @@
-"""Labels from one scanner, images from another: scikit-learn's digits, and worse copies of them.
+"""Labels from one scanner, images from another: scikit-learn's digits and degraded copies.
 
-The source is clean, and labeled. The target is dim, noisy and on a gray ground, and without
-labels: those that are here only say how good each way is. Three ways look at the images of the
-target as well: BatchNorm that is matched to them, an adversary that tells the domains apart while
-the trained blocks learn to make them alike, and labels that the classifier itself is sure of.
+The source is clean and labeled. The target is dim, noisy, on a gray background, and unlabeled: its
+labels are only used to measure the accuracy. Three methods also use the images of the target:
+BatchNorm matched to the target; an adversary that classifies the domain while the trained blocks
+learn to make the domains indistinguishable; and self-training on confident pseudo-labels.
 
     python examples/06_domain_shift.py [--digits 200] [--epochs 4] [--unfreeze 4]
 """
@@ -19,16 +19,20 @@ from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
 
 
 def rescan(images, random):
-    """Scan images (values 0 to 16) with a worse scanner."""
+    """Simulate a worse scanner; values are 0 to 16."""
     dim = 5 + 0.4 * images
     return (dim + random.normal(0, 0.7, images.shape)).clip(0, 16)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--digits", type=int, default=200, help="of each domain")
-    parser.add_argument("--epochs", type=int, default=4, help="of the stage that trains blocks")
-    parser.add_argument("--unfreeze", type=int, default=4, help="how many blocks are trained")
+    parser.add_argument(
+        "--digits", type=int, default=200, help="number of training digits per domain"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="epochs of the stage that trains blocks"
+    )
+    parser.add_argument("--unfreeze", type=int, default=4, help="number of blocks to train")
     options = parser.parse_args()
     digits, random = load_digits(), np.random.RandomState(0)
     X_source, X_rest, y_source, y_rest = train_test_split(
@@ -38,28 +42,28 @@ def main():
         rescan(X_rest, random), y_rest, train_size=options.digits, test_size=400, random_state=0
     )
     X = np.concatenate([X_source, X_target])
-    y = np.concatenate([y_source, np.full(len(X_target), -1)])  # -1: nobody knows
+    y = np.concatenate([y_source, np.full(len(X_target), -1)])  # -1: unlabeled
     sample_domain = np.repeat([1, -2], [len(X_source), len(X_target)])
 
-    ways = {
+    methods = {
         "source only": {},
         "BatchNorm": {"batch_norm": "adapt"},
         "adversary": {"domain_adversarial": 0.3},
         "both": {"batch_norm": "adapt", "domain_adversarial": 0.3},
-        "BatchNorm, then its own guesses": {"batch_norm": "adapt"},
+        "BatchNorm, then pseudo-labels": {"batch_norm": "adapt"},
     }
-    print(f"{len(X_source)} labeled digits, {len(X_target)} others without labels")
-    for name, parameters in ways.items():
+    print(f"{len(X_source)} labeled source digits, {len(X_target)} unlabeled target digits")
+    for name, parameters in methods.items():
         classifier = FineTunedImageClassifier(
-            image_size=(32, 32),  # a pair: nothing is cropped away
+            image_size=(32, 32),  # a pair resizes without cropping
             unfreeze=(0, options.unfreeze),
             max_epochs=options.epochs,
-            augment="light",  # mirrors nothing: a mirrored digit is none
+            augment="light",  # does not mirror: a mirrored digit is not a digit
             n_views=1,
             random_state=0,
             **parameters,
         )
-        if "guesses" in name:
+        if "pseudo-labels" in name:
             classifier = SelfTrainedImageClassifier(classifier)
         start = time.perf_counter()
         classifier.fit(X, y, sample_domain=sample_domain)

@@ -1,8 +1,8 @@
-"""Which strategy? Ask before anything is trained, on scikit-learn's digits.
+"""Choosing a strategy before training, on scikit-learn's digits.
 
-`recommend_strategy` embeds the training images once, measures how far they lie from what the
-network knows, and gives an estimator that is ready to fit. Beside it the obvious rival is fitted: a
-linear classifier on frozen embeddings, which would be the choice for a few photographs.
+`recommend_strategy` embeds the training images once, measures how different they are from the
+pretraining images, and returns an estimator that is ready to fit. The script fits it, and for
+comparison a linear classifier on frozen embeddings, the usual choice for a few photographs.
 
     python examples/07_which_strategy.py [--digits 150] [--epochs 10]
 """
@@ -18,13 +18,15 @@ from sklearn.preprocessing import Normalizer
 
 from sktransfer import PretrainedFeatureExtractor, recommend_strategy
 
-SIZE = (64, 64)  # a pair: nothing is cropped away
+SIZE = (64, 64)  # a pair resizes without cropping
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--digits", type=int, default=150, help="how many to learn from")
-    parser.add_argument("--epochs", type=int, default=10, help="of the stage that trains blocks")
+    parser.add_argument("--digits", type=int, default=150, help="number of training digits")
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="epochs of the stage that trains blocks"
+    )
     options = parser.parse_args()
     digits = load_digits()
     X, X_test, y, y_test = train_test_split(
@@ -38,7 +40,7 @@ def main():
 
     extractor = PretrainedFeatureExtractor(image_size=SIZE)
     report = recommend_strategy(X, y, extractor=extractor, random_state=0)
-    print(report)  # in a notebook it shows as a page
+    print(report)  # a notebook shows it as HTML
 
     models = {
         "recommended": report.estimator_.set_params(max_epochs=options.epochs),
@@ -48,7 +50,7 @@ def main():
             LogisticRegression(C=30, max_iter=2000),
         ),
     }
-    print(f"\n{len(X_test)} other digits:")
+    print(f"\nOn {len(X_test)} test digits:")
     for name, model in models.items():
         start = time.perf_counter()
         accuracy = model.fit(X, y).score(X_test, y_test)

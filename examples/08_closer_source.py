@@ -1,9 +1,9 @@
-"""A closer source: tune on some classes, then learn others of the same kind from a few images.
+"""A closer source: tune on some classes, then learn similar classes from a few images.
 
-All blocks are tuned on scans of the digits 0 to 4. The tuned network is then the backbone for 5 to
-9, of which only a few are labeled, and is tuned on these; beside it, the same from the ImageNet
-weights. For linear classifiers on the embeddings of both it makes no difference, in the mean of
-several sources: what a source gives is a better beginning.
+All blocks are tuned on scans of the digits 0 to 4. The tuned network is then the backbone for the
+digits 5 to 9, of which only a few are labeled, and is tuned on these. For comparison, the same is
+done from the ImageNet weights. On average over several sources, linear classifiers on the
+embeddings do not gain from the closer source; it is a better starting point for tuning.
 
     python examples/08_closer_source.py [--digits 500] [--epochs 5] [--labeled 10] [--draws 3]
 """
@@ -25,10 +25,16 @@ FULL = {"unfreeze": (0, "all"), "lr": 3e-3, "lr_decay": 1.0, "augment": "light",
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--digits", type=int, default=500, help="of 0 to 4, to tune on")
-    parser.add_argument("--epochs", type=int, default=5, help="on these; twice as many on the few")
-    parser.add_argument("--labeled", type=int, default=10, help="of each digit from 5 to 9")
-    parser.add_argument("--draws", type=int, default=3, help="of these")
+    parser.add_argument(
+        "--digits", type=int, default=500, help="number of digits 0 to 4 to tune on"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="epochs on the source; twice as many on the target"
+    )
+    parser.add_argument(
+        "--labeled", type=int, default=10, help="labeled images of each digit from 5 to 9"
+    )
+    parser.add_argument("--draws", type=int, default=3, help="number of random draws of these")
     options = parser.parse_args()
     X, y = load_digits(return_X_y=True)
     X_source, y_source = X[y < 5][: options.digits], y[y < 5][: options.digits]
@@ -38,7 +44,7 @@ def main():
     source.fit(X_source, y_source)
 
     draws = StratifiedShuffleSplit(options.draws, train_size=5 * options.labeled, random_state=0)
-    # Frozen, since scikit-learn clones what it validates, and an unfitted source is none.
+    # Frozen, because cross_val_score clones the model, and a clone of the source is not fitted.
     backbones = {"ImageNet": "efficientnet_lite0", "digits 0 to 4": FrozenEstimator(source)}
     for name, backbone in backbones.items():
         linear = make_pipeline(
@@ -49,9 +55,9 @@ def main():
         tuned = FineTunedImageClassifier(
             backbone, max_epochs=2 * options.epochs, random_state=0, **FULL, **IMAGES
         )
-        for way, model in {"linear": linear, "tuned": tuned}.items():
+        for method, model in {"linear": linear, "tuned": tuned}.items():
             scores = cross_val_score(model, X, y, cv=draws)
-            print(f"{name:<14} {way:<7} accuracy {scores.mean():.3f} ± {scores.std():.3f}")
+            print(f"{name:<14} {method:<7} accuracy {scores.mean():.3f} ± {scores.std():.3f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""As data grows: frozen, tuned, or from scratch, on images like photographs and unlike them.
+"""As data grows: frozen, tuned or from scratch, on photographs and on images unlike photographs.
 
-The four cases, small or large, similar or different, on what scikit-learn carries. Similar: squares
-of two photographs, told apart by photograph and half of it. Different: scanned digits, 0 to 4.
-Four strategies learn from more and more images of a class; accuracy on others goes into a plot,
-beside what `recommend_strategy` would have chosen. Squares of one photograph are related, so these
-accuracies flatter; the order of the strategies is what to look at.
+The script covers the four cases, few or many images that are similar or different, on data that
+comes with scikit-learn. Similar: squares of two photographs; the class is the photograph and its
+upper or lower half. Different: scanned digits, 0 to 4. Four strategies are trained on a growing
+number of images per class. A plot shows the accuracy on other images and the strategy that
+`recommend_strategy` chooses. Squares of one photograph are similar, so their accuracies are too
+high; only compare the strategies.
 
     python examples/09_as_data_grows.py [--sizes 5 15 45] [--epochs 10] [--output PNG]
 """
@@ -21,12 +22,12 @@ from sklearn.preprocessing import Normalizer
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, recommend_strategy
 
-matplotlib.use("agg")  # a file, and no window
-SIZE = (32, 32)  # a pair: nothing is cropped away
+matplotlib.use("agg")  # draws to a file, without a window
+SIZE = (32, 32)  # a pair resizes without cropping
 
 
 def squares(side=20):
-    """Cut photographs into squares; a class is the upper or the lower half of one."""
+    """Cut the photographs into squares; each half of a photograph is a class."""
     X, y = [], []
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
         rows, columns = (length // side for length in photograph.shape[:2])
@@ -38,14 +39,15 @@ def squares(side=20):
 
 
 def digits():
-    """Give scanned digits as images."""
-    found = load_digits(n_class=5)
-    return (found.images * 255 / 16).astype(np.uint8), found.target
+    """Load scanned digits as uint8 images."""
+    bunch = load_digits(n_class=5)
+    return (bunch.images * 255 / 16).astype(np.uint8), bunch.target
 
 
 def strategies(augment, epochs):
-    """Make what is compared; blocks far from photographs learn fast."""
-    fast = {"lr": 3e-3, "lr_decay": 1.0}
+    """Build the estimator of each strategy."""
+    # If all blocks are tuned, they need higher learning rates.
+    all_blocks = {"lr": 3e-3, "lr_decay": 1.0}
     common = {"image_size": SIZE, "augment": augment, "max_epochs": epochs, "random_state": 0}
     return {
         "frozen": make_pipeline(
@@ -54,36 +56,36 @@ def strategies(augment, epochs):
             LogisticRegression(C=30, max_iter=2000),
         ),
         "staged": FineTunedImageClassifier(unfreeze=(0, 2), **common),
-        "full": FineTunedImageClassifier(unfreeze=(0, "all"), **fast, **common),
-        "scratch": FineTunedImageClassifier(unfreeze="all", weights=None, **fast, **common),
+        "full": FineTunedImageClassifier(unfreeze=(0, "all"), **all_blocks, **common),
+        "scratch": FineTunedImageClassifier(unfreeze="all", weights=None, **all_blocks, **common),
     }
 
 
 def compare(title, X, y, augment, options, axes):
-    """Print and draw how accurate each strategy is after some images of each class."""
+    """Print and draw the accuracy of each strategy by the number of images per class."""
     X_rest, X_test, y_rest, y_test = train_test_split(
         X, y, test_size=0.4, stratify=y, random_state=0
     )
     print(title)
-    found = {}
+    accuracies = {}
     for size in options.sizes:
         rows = np.concatenate([np.flatnonzero(y_rest == label)[:size] for label in np.unique(y)])
         for name, model in strategies(augment, options.epochs).items():
             score = model.fit(X_rest[rows], y_rest[rows]).score(X_test, y_test)
-            found.setdefault(name, []).append(score)
+            accuracies.setdefault(name, []).append(score)
         report = recommend_strategy(
             X_rest[rows],
             y_rest[rows],
             extractor=PretrainedFeatureExtractor(image_size=SIZE),
             random_state=0,
         )
-        chosen = found[report.strategy][-1]
-        axes.plot(size, chosen, "o", color="black", mfc="none", ms=12)
-        scores = "  ".join(f"{name} {scores[-1]:.3f}" for name, scores in found.items())
-        print(f"  {size:>3} of a class: {scores}  recommended: {report.strategy}")
-    for name, scores in found.items():
+        recommended = accuracies[report.strategy][-1]
+        axes.plot(size, recommended, "o", color="black", mfc="none", ms=12)
+        scores = "  ".join(f"{name} {scores[-1]:.3f}" for name, scores in accuracies.items())
+        print(f"  {size:>3} per class: {scores}  recommended: {report.strategy}")
+    for name, scores in accuracies.items():
         axes.plot(options.sizes, scores, marker=".", label=name)
-    axes.set(title=title, xscale="log", xlabel="training images of a class", ylim=(0, 1.05))
+    axes.set(title=title, xscale="log", xlabel="training images per class", ylim=(0, 1.05))
     axes.set_xticks(options.sizes, [str(size) for size in options.sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -91,9 +93,13 @@ def compare(title, X, y, augment, options, axes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[5, 15, 45])
-    parser.add_argument("--epochs", type=int, default=10, help="of each stage that trains blocks")
-    parser.add_argument("--output", default="as_data_grows.png")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[5, 15, 45], help="training images per class"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="epochs of each stage that trains blocks"
+    )
+    parser.add_argument("--output", default="as_data_grows.png", help="file of the plot")
     options = parser.parse_args()
 
     from matplotlib import pyplot as plt
@@ -105,7 +111,7 @@ def main():
     panels[0].plot([], [], "o", color="black", mfc="none", ms=12, label="recommended")
     panels[0].legend(loc="upper left")
     figure.savefig(options.output, dpi=150)
-    print(f"The plot is in {options.output}")
+    print(f"Saved the plot to {options.output}")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from sktransfer.diagnostics.strategy import StrategyReport, recommend_strategy
     from sktransfer.self_training import SelfTrainedImageClassifier
 
-# What needs skorch, or the whole of scikit-learn's model selection, is imported when it is used.
-_LATER = {
+# Modules that need skorch or scikit-learn's model selection are imported on first use, to keep
+# `import sktransfer` fast.
+_IMPORTED_ON_USE = {
     "BackboneRanking": "sktransfer.diagnostics.ranking",
     "Cost": "sktransfer.diagnostics.cost",
     "FineTunedImageClassifier": "sktransfer.classifier",
@@ -79,8 +80,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _IMPORTED_ON_USE:
+        return getattr(importlib.import_module(_IMPORTED_ON_USE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

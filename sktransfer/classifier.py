@@ -16,141 +16,141 @@ from sktransfer.utils.progress import CallbackSupport, with_callbacks
 
 
 class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstimator):
-    """Classify images with a pretrained network, unfrozen from the head on, stage by stage.
+    """Classify images by fine-tuning a pretrained network, stage by stage from the head on.
 
-    Stage 0 solves a new head on cached embeddings. Every later stage moves the boundary toward the
-    input: the blocks behind it are trained on cached activations of the images and of augmented
-    copies, the blocks before it stay as they are, to the last bit.
+    Stage 0 fits a new head on cached embeddings. Each later stage moves the boundary toward the
+    input: the blocks after it are trained on cached activations of the images and of their
+    augmented views, and the blocks before it are not changed, not even by a bit.
 
     Parameters
     ----------
     backbone : str, torch.nn.Module, callable or classifier, default="efficientnet_lite0"
-        A name of `list_backbones`, `"timm:NAME"` where timm is installed, a module of your own
-        (it is copied, and left as it is), a callable that makes one, or a fitted
-        `FineTunedImageClassifier`, which goes into a `sklearn.frozen.FrozenEstimator` where
-        scikit-learn clones.
+        A name from `list_backbones`, `"timm:NAME"` if timm is installed, your own module (it is
+        copied and not modified), a callable that returns a module, or a fitted
+        `FineTunedImageClassifier`. Wrap a fitted classifier in a `sklearn.frozen.FrozenEstimator`
+        if scikit-learn will clone the new one, as a search does.
     weights : str, path or None, default="default"
-        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
-        file, or `None` for random values: then all trained blocks learn at `lr`, and so do their
-        BatchNorm statistics.
+        `"default"`, a torchvision name such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth` file,
+        or `None` for random values. With `None`, all trained blocks learn at `lr`, and their
+        BatchNorm statistics are learned too.
     unfreeze : int, str or sequence, default=(0, 2)
-        What each stage trains besides the head: a number of blocks counted from the head, `"all"`,
-        the name of a block or a list of names. 0, which can only come first, solves the head; in a
-        fit without it the head starts at zero. `("all",)` is full fine-tuning from the start, and
-        with `weights=None` training from scratch.
+        What each stage trains in addition to the head: a number of blocks counted from the head,
+        `"all"`, the name of a block or a list of names. 0, which can only come first, fits the head
+        (a logistic regression); in a fit without it the head starts at zero. `("all",)` is full
+        fine-tuning from the start, and with `weights=None` training from scratch.
     max_epochs : int, default=6
-        Epochs of each stage at most; an epoch shows each image once, in one of its views.
+        Maximum number of epochs of each stage. An epoch shows each image once, in one of its views.
     lr : float, default=1e-3
-        Highest learning rate of the head. Within a stage all rates rise for a tenth of the epochs,
-        and then fall along a half cosine.
+        Highest learning rate of the head. Within a stage, all learning rates rise for a tenth of
+        the epochs and then fall along a half cosine.
     lr_drop : float, default=10.0
-        How much slower than the head the last block learns. Values below 10 raise a warning.
+        Learning rate of the head divided by that of the last block. Values below 10 raise a
+        warning.
     lr_decay : float, default=2.6
-        How much slower than the block after it each block learns, but the first trained block no
-        more than 10 times slower than the last. Source: Howard and Ruder, "Universal Language
+        Learning rate of each block divided by that of the block before it. The first trained block
+        learns at most 10 times slower than the last. Source: Howard and Ruder, "Universal Language
         Model Fine-tuning for Text Classification", 2018.
     optimizer : {"adam", "sgd"} or torch.optim.Optimizer class, default="adam"
-        `"adam"` is the one with decoupled weight decay, `"sgd"` the one with Nesterov's momentum
-        of 0.9.
+        `"adam"` uses decoupled weight decay, and `"sgd"` uses a Nesterov momentum of 0.9.
     weight_decay : float or "auto", default="auto"
-        `"auto"` is 0.01, and 0.1 where some class has fewer than 10 training images.
+        `"auto"` is 0.01, or 0.1 if some class has fewer than 10 training images.
     batch_size : int, default=16
-        Images of a training step.
+        Number of images per training step.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
-        Statistics of BatchNorm: those of the weights in all blocks; estimated anew on the images
-        given to `fit` (AdaBN); or, in the trained blocks only, learned. Where `sample_domain` tells
-        two domains apart, `"adapt"` learns as `"frozen"` does, and then finds statistics under
-        which the target looks to each layer as the source does. Weights of blocks before the
-        boundary never change.
+        BatchNorm statistics: those of the weights; estimated on the images passed to `fit`
+        (AdaBN); or learned, in the trained blocks only. If `sample_domain` separates two domains,
+        `"adapt"` trains as `"frozen"` does, and then computes statistics with which each layer gets
+        similar inputs from the target and from the source. Weights of blocks before the boundary
+        never change.
     augment : {"light", "standard", "aggressive", "industrial"}, callable or None, \
 default="standard"
-        How copies of the training images are made: see `AugmentationDisplay`. `"light"` mirrors
-        nothing, for digits and text. A transform of torchvision or any other callable maps a
-        image (3, H, W), uint8, to another one.
+        How augmented views of the training images are made; see `AugmentationDisplay`. `"light"`
+        does not mirror images, for digits and text. A torchvision transform or any other callable
+        maps an image (3, H, W), uint8, to another one.
     n_views : int, "auto" or None, default="auto"
-        Augmented copies of each training image, which are cached besides the image itself.
-        `"auto"` is 3, and 7 with `augment="industrial"`, where much can be wrong with an image.
-        `None` makes fresh ones in every epoch, which costs a pass of all images through the whole
-        network each time.
+        Number of augmented views of each training image, cached in addition to the image itself.
+        `"auto"` is 3, or 7 with `augment="industrial"`, which has more kinds of distortion. `None`
+        makes new views in every epoch, which runs all images through the whole network each time.
     dropout : float, default=0.2
-        Share of the penultimate vector that training drops.
+        Share of the penultimate vector that is dropped in training.
     label_smoothing : float, default=0.0
         Share of each label that is spread over all classes.
     mixup : float, default=0.0
-        Parameter of the Beta distribution by which pairs of images are mixed where they cross the
-        boundary.
+        Parameter of the Beta distribution of the shares in which pairs of images are mixed, at the
+        boundary; 0 mixes none.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, as everywhere in scikit-learn.
+        Weights of the classes, as in scikit-learn.
     validation_fraction : float, default=0.1
         Share of the images of each class that is held out to choose the head's regularization
-        and the best epoch; not used where `X_val` is given, or without `early_stopping`.
+        and the best epoch. Not used if `X_val` is given, or without `early_stopping`.
     early_stopping : bool or "auto", default="auto"
-        Ends a stage when the loss on the validation images has not improved for
-        `n_iter_no_change` epochs, and goes back to the best weights, which may be those that the
-        stage began with. `False` trains on all images for `max_epochs` epochs, and chooses the
-        head's regularization by `X_val`, or else by cross-validation. `"auto"` is `True` where
-        validation images are given, or there are at least 2,000 images: fewer can better be
-        used for training. With `domain_adversarial` only given ones count: those of the source
-        cannot judge the target.
+        `True` ends a stage if the loss on the validation images has not improved for
+        `n_iter_no_change` epochs, and restores the best weights, which may be those at the start of
+        the stage. `False` trains on all images for `max_epochs` epochs, and chooses the head's
+        regularization on `X_val`, or by cross-validation without it. `"auto"` is `True` if
+        validation images are given or there are at least 2,000 images; with fewer, all are needed
+        for training. With `domain_adversarial`, `"auto"` is `True` only if validation images are
+        given: images of the source do not measure the accuracy on the target.
     n_iter_no_change : int, default=5
-        Epochs without improvement that end a stage.
+        Number of epochs without improvement after which a stage ends.
     checkpoint_dir : path or None, default=None
-        If the state of the fit is saved after every epoch. The same fit on the same data goes
-        on from there, to the same result as if nothing had ended it; another fit has a file of its
-        own.
+        Folder in which the state of the fit is saved after every epoch. The same fit on the same
+        data resumes from it, with the same result as without an interruption. Each fit has its own
+        file. `None` saves nothing.
     domain_adversarial : float, default=0.0
-        Weight of the loss of an adversary that tells the images of two domains apart, while the
-        trained blocks learn to make them alike (DANN): for labels in a source and none in the
-        target, which `sample_domain` in `fit` tells apart. 0 trains on the source alone. Source:
-        Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
+        Weight of the loss of an adversary that classifies the domain of each image, while the
+        trained blocks learn to make the domains indistinguishable (DANN). It is for labels in a
+        source and none in a target, which `sample_domain` in `fit` separates. 0 trains on the
+        source only. Source: Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR
+        2016.
     image_size : int, (int, int), "auto" or None, default="auto"
-        As in `PretrainedFeatureExtractor`, whose default is `None`, however.
+        As in `PretrainedFeatureExtractor`, but with another default.
     image_shape, pixel_range, device, engine, precision, n_jobs, cache
         As in `PretrainedFeatureExtractor`.
     callbacks : list of skorch callbacks or None, default=None
         Called in every stage that trains blocks.
     random_state : int, RandomState or None, default=None
-        Seed of split, order, dropout and mixup. The cached copies of an image do not depend on it,
-        so that folds and candidates share them.
+        Seed of the validation split, order, dropout and mixup. The cached views of an image do not
+        depend on it, so folds and candidates share them.
     verbose : int, default=0
-        Shows a bar for each stage where it is not 0, but not inside a search. Callbacks of
-        scikit-learn's own (`set_callbacks`) hear of stages and epochs too.
+        Show a progress bar for each stage if not 0, except inside a search. scikit-learn callbacks
+        (`set_callbacks`) are called for stages and epochs too.
 
     Attributes
     ----------
     classes_ : ndarray of shape (K,)
         The labels, sorted.
     stages_ : list of dict
-        What each stage was: trained blocks, boundary, number of trained parameters, epochs, the
-        best of them, its loss and accuracy on the validation images, seconds, and the head's
-        `C`.
+        One dict per stage: trained blocks, boundary, number of trained parameters, number of
+        epochs, the best epoch, its loss and accuracy on the validation images, seconds, and the
+        head's `C`.
     interrupted_ : bool
-        Whether the fit was ended from the keyboard.
+        Whether the fit was interrupted from the keyboard.
     net_ : skorch.NeuralNet
         Trained blocks and head; it takes activations at the last boundary.
     history_ : skorch.history.History
         Metrics of every epoch.
     preprocessing_ : Preprocessing
-        How images are resized, cropped and normalized: it comes with the weights.
+        How images are resized, cropped and normalized; it comes with the weights.
     pixel_range_ : (float, float) or None
-        The range in use for arrays that are not uint8; `None` where the data needed none.
+        Values of black and white in arrays that are not uint8; `None` if the data needed none.
     batch_norm_ : BatchNormState or None
-        The statistics that `batch_norm="adapt"` found, of the target where there is one.
+        Statistics that `batch_norm="adapt"` estimated, on the target if there is one.
     n_features_in_ : int
-        Columns seen in `fit`, where `X` was 2-D.
+        Number of columns seen in `fit` if `X` was 2-D.
     feature_names_in_ : ndarray of str
-        Column names seen in `fit`, where `X` had them.
+        Column names seen in `fit` if `X` had them.
 
     See Also
     --------
-    PretrainedFeatureExtractor : Embeddings for any other classifier.
-    AugmentationDisplay : Shows the augmented copies.
+    PretrainedFeatureExtractor : Compute embeddings for any other classifier.
+    AugmentationDisplay : Show the augmented views.
 
     Notes
     -----
-    Solving the head first follows Kumar et al., "Fine-Tuning can Distort Pretrained Features and
-    Underperform Out-of-Distribution", ICLR 2022. A set with fewer than 10 training images in some
-    class is regularized more by default: weight decay is 0.1, and the head's `C` at most 0.1.
+    Fitting the head first follows Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+    Underperform Out-of-Distribution", ICLR 2022. If some class has fewer than 10 training images,
+    the default regularization is stronger: weight decay is 0.1, and the head's `C` at most 0.1.
 
     Examples
     --------
@@ -259,16 +259,15 @@ default="standard"
         y : array-like of shape (N,)
             Class labels: numbers, strings or booleans.
         sample_weight : array-like of shape (N,), default=None
-            How much each image counts. A weight of 0 leaves it out; images of a target domain
-            all count the same otherwise.
+            Weight of each image. A weight of 0 leaves the image out; all other images of a target
+            domain count the same.
         sample_domain : array-like of shape (N,), int, default=None
-            Where each image comes from: a positive number is the source, whose labels are learned;
-            a negative one the target, whose labels are never read, whatever `y` holds there. What
-            the target is used for, `domain_adversarial` and `batch_norm="adapt"` say. This is
-            skada's convention.
+            Domain of each image, in skada's convention: positive for the source, whose labels are
+            learned; negative for the target, for which the values of `y` are ignored.
+            `domain_adversarial` and `batch_norm="adapt"` use the images of the target.
         X_val, y_val : images and their labels, default=None
-            Validation images, of the source where there are two domains; then none of `X` is
-            held out.
+            Validation images, from the source if there are two domains. No images of `X` are held
+            out then.
 
         Returns
         -------
@@ -277,12 +276,12 @@ default="standard"
         Raises
         ------
         ValueError, TypeError
-            For parameters, images, labels or domains that cannot be used, before anything is
-            trained.
+            If parameters, images, labels or domains are invalid; before training starts.
         ImageError
-            For an image that cannot be read; it names the row and the file.
+            If an image cannot be read; the error names the row and the file.
         FloatingPointError
-            Where the loss is not finite, and there are no validation images by which to go back.
+            If the loss is not finite and, without validation images, there are no earlier weights
+            to restore.
         """
         return self._fit(X, y, sample_weight, sample_domain, X_val, y_val)
 
@@ -306,7 +305,7 @@ default="standard"
         Returns
         -------
         ndarray of shape (N,)
-            Of `classes_`.
+            Values of `classes_`.
         """
         outputs = self._outputs(X)
         return self._task.predict(outputs)

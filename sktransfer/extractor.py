@@ -1,4 +1,4 @@
-"""PretrainedFeatureExtractor: the boundary at the very end."""
+"""PretrainedFeatureExtractor: the boundary is after the last block, so nothing is trained."""
 
 from __future__ import annotations
 
@@ -33,99 +33,101 @@ from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_
 class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimator):
     """Embed images with a frozen pretrained network, each image once.
 
-    The embeddings are computed on the GPU where there is one, and kept in a store that clones,
-    folds, candidates and worker processes share, so that a search runs every image through the
-    network a single time.
+    The embeddings are computed on a GPU if there is one, and cached in a store that clones, folds,
+    search candidates and worker processes share, so a search runs each image through the network
+    only once.
 
     Parameters
     ----------
     backbone : str, torch.nn.Module, callable or classifier, default="efficientnet_lite0"
-        A name of `list_backbones`, `"timm:NAME"` where timm is installed, a module of your own
-        (it is copied, and left as it is), a callable that makes one, or a fitted
-        `FineTunedImageClassifier`, which goes into a `sklearn.frozen.FrozenEstimator` where
-        scikit-learn clones.
+        A name from `list_backbones`, `"timm:NAME"` if timm is installed, your own module (it is
+        copied and not modified), a callable that returns a module, or a fitted
+        `FineTunedImageClassifier`. Wrap a fitted classifier in a `sklearn.frozen.FrozenEstimator`
+        if scikit-learn will clone the extractor, as a search does.
     weights : str, path or None, default="default"
-        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
-        file (no code of a file is ever run), or `None` for random values.
+        `"default"`, a torchvision name such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth` file
+        (code in a file is never executed), or `None` for random values.
     layer : str, list of str or None, default=None
-        What to emit: `None` for the penultimate vector, the name of a block (an error lists them),
-        `"logits"` for the output of the pretrained classifier, or several, side by side.
+        Output of the network: `None` for the penultimate vector, the name of a block (an error
+        lists them), `"logits"` for the output of the pretrained classifier, or a list of layers,
+        whose outputs are concatenated.
     pooling : {"avg", "max", "avgmax"} or None, default="avg"
         How a feature map becomes a vector: mean or maximum over positions, or both. With
-        `layer=None`, `"avg"` is the network's own way to its penultimate vector. `None` keeps
-        every value of the map.
+        `layer=None`, `"avg"` computes the penultimate vector as the network itself does. `None`
+        keeps every value of the map.
     image_size : int, (int, int), "auto" or None, default=None
-        Side in pixels of what the network sees; a pair (height, width) squeezes images to just
-        that. `None`: as the weights say. `"auto"`: whole images in 9/7 of that size, (288, 288)
-        in place of 224, where the weights are torchvision's or `"efficientnet_lite0"`'s, were
-        trained in the usual way (their margin is an eighth), and the images are no thumbnails;
-        otherwise as `None`. More accurate on photographs, and 1.65 times the work. Source: Touvron
-        et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
+        Side of the network's input in pixels; a pair (height, width) resizes images to exactly that
+        shape. `None` is the size that comes with the weights. `"auto"` is the whole image at 9/7 of
+        that size, such as (288, 288) instead of 224, if the weights are torchvision's or those of
+        `"efficientnet_lite0"`, were trained with the usual crop (a margin of an eighth), and the
+        images are not thumbnails; otherwise it is the same as `None`. `"auto"` is more accurate on
+        photographs, at 1.65 times the computation. Source: Touvron et al., "Fixing the train-test
+        resolution discrepancy", NeurIPS 2019.
     image_shape : tuple of int or None, default=None
         Shape (H, W) or (H, W, C) of the images in the rows of a 2-D `X`; one of the numbers may
         be -1.
     pixel_range : (float, float) or "auto", default="auto"
-        Values of black and white in arrays that are not uint8. `"auto"` learns it in `fit`: the
-        smallest of 0 to 1, -1 to 1, 0 to 16, 0 to 255 and 0 to 65535 that holds the data, and the
-        data's own minimum and maximum where none does.
+        Values of black and white in arrays that are not uint8. `"auto"` learns them in `fit`: the
+        smallest of 0 to 1, -1 to 1, 0 to 16, 0 to 255 and 0 to 65535 that contains the data, or
+        the minimum and maximum of the data if none does.
     batch_norm : {"frozen", "adapt"}, default="frozen"
-        `"adapt"` estimates BatchNorm statistics anew on the images given to `fit` (AdaBN), for
-        images that look different from those that the network knows. For two domains take two
-        extractors, each fitted on the images of one of them.
+        `"adapt"` estimates the BatchNorm statistics on the images passed to `fit` (AdaBN), for
+        images that look different from those that the network was trained on. For two domains, use
+        two extractors, each fitted on the images of one domain.
     device : str or torch.device, default="auto"
-        `"auto"` takes CUDA, else MPS, else the CPU, wherever the extractor happens to run.
+        `"auto"` is CUDA, else MPS, else the CPU, on the machine that runs the extractor.
     engine : {"auto", "torch", "openvino"}, default="auto"
-        What runs the network. `"auto"` is OpenVINO (``pip install 'sktransfer[cpu]'``) for 128
-        images or more on a CPU, if the network is not a module of your own; otherwise torch. All
-        engines give the same embeddings, within rounding.
+        Engine that runs the network. `"auto"` is OpenVINO (``pip install 'sktransfer[cpu]'``) for
+        128 images or more on a CPU, unless the network is your own module; otherwise torch. All
+        engines compute the same embeddings, within rounding.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Arithmetic of the network: float32, but on CUDA float16.
+        Compute dtype of the network. `"auto"` is float16 on CUDA and float32 elsewhere.
     batch_size : int or "auto", default="auto"
-        Images that go through the network at once; halved by itself where a GPU's memory ends.
+        Number of images per forward pass; halved automatically if GPU memory runs out.
     n_jobs : int or None, default=None
-        Threads that read images, and run torch on a CPU; -1 is one a core, `None` one for each
-        thread of torch's (a single one inside a worker of a parallel search).
+        Number of threads that read images, and that run torch on a CPU. -1 is one per core, and
+        `None` is as many as torch uses, but one inside a worker of a parallel search.
     cache : "auto", path, EmbeddingStore or None, default="auto"
-        If embeddings are kept. `"auto"` is one store for this process and the processes that it
-        starts, gone at exit; a directory is kept; `None` computes each time.
+        Where embeddings are cached. `"auto"` is one store for this process and the processes that
+        it starts, deleted at exit; a directory persists; `None` disables caching.
     on_error : {"raise", "nan"}, default="raise"
-        What a broken image does: raise an `ImageError` that names row and file, or give a row of
-        NaN and an entry in `errors_`.
+        What to do with a broken image: raise an `ImageError` that names the row and the file, or
+        return a row of NaN and add the error to `errors_`.
     verbose : int, default=0
-        Shows a progress bar where it is not 0.
+        Show a progress bar if not 0.
 
     Attributes
     ----------
     preprocessing_ : Preprocessing
-        How images are resized, cropped and normalized: it comes with the weights.
+        How images are resized, cropped and normalized; it comes with the weights.
     pixel_range_ : (float, float) or None
-        The range in use for arrays that are not uint8; `None` where the data needed none.
+        Values of black and white in arrays that are not uint8; `None` if the data needed none.
     batch_norm_ : BatchNormState or None
-        The statistics that `batch_norm="adapt"` found.
+        Statistics that `batch_norm="adapt"` estimated.
     layers_ : list of str
-        Names of the network's blocks from the image on, which `layer` takes.
+        Names of the network's blocks, from input to output; `layer` accepts them.
     digest_ : str
-        Identifies the network and its weights.
+        Identifier of the network and its weights.
     engine_ : str
-        The engine that ran last, or, right after `fit`, that would run for as many images.
+        Engine of the last run; right after `fit`, the engine for as many images as `fit` got.
     errors_ : list of ImageError
-        The broken images of the last `transform`, where `on_error="nan"`.
+        Broken images of the last `transform` if `on_error="nan"`.
     n_features_in_ : int
-        Columns seen in `fit`, where `X` was 2-D.
+        Number of columns seen in `fit` if `X` was 2-D.
     feature_names_in_ : ndarray of str
-        Column names seen in `fit`, where `X` had them.
+        Column names seen in `fit` if `X` had them.
 
     See Also
     --------
-    list_backbones : The names that `backbone` takes.
-    load_image_folder : Paths and labels of a folder of images.
+    list_backbones : List the names that `backbone` accepts.
+    load_image_folder : Load the paths and labels of a folder of images.
 
     Notes
     -----
-    `X` may hold paths, PIL images, arrays of one or of many sizes (uint8 or float; NHWC, NHW or
-    NCHW), tensors, encoded bytes, the dicts of Hugging Face `datasets`; it may be a one-column
-    DataFrame of these, a torch Dataset, or flattened rows (see `image_shape`). The same image
-    gives the same embedding in whatever container it comes, and in whatever batch.
+    `X` can contain paths, PIL images, arrays of one or several sizes (uint8 or float; NHWC, NHW or
+    NCHW), tensors, encoded bytes, or the dicts of Hugging Face `datasets`. It can also be a
+    one-column DataFrame of these, a torch Dataset, or flattened rows (see `image_shape`). An image
+    has the same embedding in every container and in every batch.
 
     Examples
     --------
@@ -180,11 +182,11 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
 
     @with_callbacks
     def fit(self, X: Any, y: Any = None) -> PretrainedFeatureExtractor:
-        """Load the network, and learn what depends on the data: pixel range, adapted BatchNorm.
+        """Load the network, and learn the pixel range and the adapted BatchNorm statistics.
 
         Parameters
         ----------
-        X : images in any of the containers above
+        X : images in any container listed in the Notes
         y : ignored
 
         Returns
@@ -218,11 +220,11 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         self.engine_ = engine_name(recipe, compute, len(images))
 
     def transform(self, X: Any) -> np.ndarray:
-        """Embed images, or look their embeddings up.
+        """Embed images, or read their embeddings from the store.
 
         Parameters
         ----------
-        X : images in any of the containers above
+        X : images in any container listed in the Notes
 
         Returns
         -------
@@ -232,7 +234,8 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         Raises
         ------
         ImageError
-            At the first broken image, where `on_error="raise"`; all batches before it are kept.
+            At the first broken image if `on_error="raise"`. Embeddings of earlier batches stay in
+            the store.
         """
         check_is_fitted(self)
         self._check_parameters()
@@ -250,7 +253,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         return embeddings
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Name the columns of the embedding.
+        """Return the column names of the embeddings.
 
         Parameters
         ----------
@@ -259,8 +262,8 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         Returns
         -------
         ndarray of str
-            Such as `"resnet50_0"`, `"resnet50_layer3_0"`, or `"resnet50_logits_goldfish"` where
-            the categories of the weights are known.
+            Such as `"resnet50_0"`, `"resnet50_layer3_0"`, or `"resnet50_logits_goldfish"` if the
+            categories of the weights are known.
         """
         check_is_fitted(self)
         return self._plan.feature_names(self._widths)
@@ -284,22 +287,23 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         resolve_precision(self.precision, resolve_device(self.device))
         if isinstance(self.layer, (list, tuple)) and not self.layer:
             raise ValueError(
-                f"Got layer={self.layer!r}, but expected None, a name, or a list with at least one"
+                f"Got layer={self.layer!r}, but expected None, a name, or a list of names "
+                "that is not empty"
             )
-        whole = isinstance(self.batch_size, (int, np.integer)) and self.batch_size > 0
-        if self.batch_size != "auto" and not whole:
+        is_positive_integer = isinstance(self.batch_size, (int, np.integer)) and self.batch_size > 0
+        if self.batch_size != "auto" and not is_positive_integer:
             raise ValueError(
                 f"Got batch_size={self.batch_size!r}, but expected a positive integer or 'auto'"
             )
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        shown = super().__repr__(N_CHAR_MAX)
+        text = super().__repr__(N_CHAR_MAX)
         if "engine_" not in vars(self):  # not fitted yet
-            return shown
-        return f"{shown} <{self.preprocessing_}, {self.engine_}>"
+            return text
+        return f"{text} <{self.preprocessing_}, {self.engine_}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy that is pickled may wake up in a worker, which then looks for this process's store.
+        # A worker process that loads the pickle looks for the store of this process.
         if isinstance(self.cache, str) and self.cache == "auto":
             share_session()
         return super().__getstate__()
@@ -312,14 +316,14 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
 
 @dataclass(frozen=True)
 class _Plan:
-    """Decisions of `fit`: small enough for a pickle, so without the network itself."""
+    """What to compute, as decided in `fit`; without the network, so that pickles stay small."""
 
     source: BackboneSource
     layers: tuple[str | None, ...]
     pooling: str | None
 
     def recipe(self, backbone: Backbone, precision: torch.dtype) -> Recipe:
-        """Build the recipe of a backbone that `source` has loaded."""
+        """Build the recipe for a backbone that `source` loaded."""
         preprocessing = self.source.preprocessing_of(backbone)
         return Recipe(backbone, preprocessing, self.layers, self.pooling, precision)
 
@@ -328,7 +332,7 @@ class _Plan:
         names = []
         for layer, width in zip(self.layers, widths, strict=True):
             prefix = backbone.name if layer is None else f"{backbone.name}_{layer}"
-            known = layer == "logits" and len(set(backbone.categories)) == width
-            labels = backbone.categories if known else range(width)
+            has_categories = layer == "logits" and len(set(backbone.categories)) == width
+            labels = backbone.categories if has_categories else range(width)
             names += [f"{prefix}_{label}" for label in labels]
         return np.asarray(names, dtype=object)

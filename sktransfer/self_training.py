@@ -1,6 +1,6 @@
 """SelfTrainedImageClassifier: learn from a source and from confident predictions on a target.
 
-Shapes: N images, M of them guessed, K classes.
+Shapes: N images, M of them with pseudo-labels, K classes.
 """
 
 from __future__ import annotations
@@ -28,49 +28,51 @@ from sktransfer.utils.errors import ImageError, check_number
 
 
 class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
-    """Let a classifier label the images of another domain, and learn from what it is sure of.
+    """Self-training: train on the labels of one domain and on pseudo-labels of another.
 
-    The classifier learns from the source, whose labels are known, and guesses those of the target.
-    Of each class that it sees there, the images of which it is surest join the source, with the
-    guesses as labels, and another one learns from both. The same share of each class joins, since
-    the easiest ones alone would soon be all that is seen. All of them guess and predict together,
-    by the mean of their probabilities, so that what one has learned wrongly counts less.
+    The first classifier is trained on the source, whose labels are known, and predicts the labels
+    of the target. The most confident predictions of each class are added to the training set as
+    pseudo-labels, and another classifier is trained on both. The same share of each class is added,
+    because otherwise the easiest classes would soon dominate the training set. The mean of the
+    probabilities of all classifiers gives the pseudo-labels and the predictions, so an error of a
+    single classifier counts less.
 
     Parameters
     ----------
     estimator : classifier with `predict_proba`
         Such as `FineTunedImageClassifier(batch_norm="adapt")`, or a Pipeline that begins with a
-        `PretrainedFeatureExtractor`. It is cloned. Where its `fit` takes `sample_domain`, each fit
-        tells it which images are the target's; a Pipeline or a search takes it where metadata
-        routing is on and what is in it asks for it. Otherwise it sees what is labeled alone.
+        `PretrainedFeatureExtractor`. It is cloned. If its `fit` takes `sample_domain`, it is fitted
+        on the images of both domains. A Pipeline or a search takes `sample_domain` if metadata
+        routing is enabled and an estimator inside requests it. Otherwise the classifier is fitted
+        on images with labels or pseudo-labels only.
     shares : sequence of float, default=(0.5, 0.7, 0.9)
-        One entry for each classifier that learns after the first: of the images that are guessed
-        to be of a class, how many join; above 0, at most 1.
+        One entry for each classifier after the first: the share of the predictions of each class
+        that is added to the training set; above 0, at most 1.
 
     Attributes
     ----------
     estimators_ : list of classifier
-        The first, and the others in their order.
+        The fitted classifiers, in order.
     classes_ : ndarray of shape (K,)
         The labels, sorted.
     pseudo_rows_ : ndarray of shape (M,), int
-        Rows of `X` that joined the source in the last fit.
+        Rows of `X` that were added to the training set of the last fit.
     pseudo_labels_ : ndarray of shape (M,)
-        What they were guessed to be.
+        Pseudo-labels of these rows.
     n_features_in_ : int
-        Columns seen in `fit`, where the classifier knows them.
+        Number of columns seen in `fit` if the classifier has this attribute.
     feature_names_in_ : ndarray of str
-        Column names seen in `fit`, where the classifier knows them.
+        Column names seen in `fit` if the classifier has this attribute.
 
     See Also
     --------
-    FineTunedImageClassifier : With `batch_norm="adapt"`, what to begin with.
-    sklearn.semi_supervised.SelfTrainingClassifier : For numeric rows of one domain.
+    FineTunedImageClassifier : With `batch_norm="adapt"`, a good classifier to begin with.
+    sklearn.semi_supervised.SelfTrainingClassifier : Self-training on numeric rows of one domain.
 
     Notes
     -----
-    Wrong guesses are learned too: where the first classifier is mostly wrong, nothing is gained. A
-    prediction takes as long as those of all classifiers.
+    Wrong pseudo-labels are learned too: if most predictions of the first classifier are wrong,
+    self-training does not help. A prediction takes the time of all classifiers together.
 
     Sources: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep
     Neural Networks", 2013; for the same share of each class, Zou et al., "Unsupervised Domain
@@ -98,15 +100,15 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         self.shares = shares
 
     def fit(self, X: Any, y: Any, *, sample_domain: Any = None) -> SelfTrainedImageClassifier:
-        """Train the classifier, let it guess, and train it again.
+        """Train the first classifier, and further ones with pseudo-labels of the target.
 
         Parameters
         ----------
-        X : what the classifier takes, of length N
+        X : input of the classifier, of length N
         y : array-like of shape (N,)
-            Class labels; what stands there for the target is never read.
+            Class labels; values for the target are ignored.
         sample_domain : array-like of shape (N,), int, default=None
-            A positive number for the source, a negative one for the target. `None`: all is the
+            Positive for the source, negative for the target. With `None`, all images are the
             source, and the classifier is fitted once.
 
         Returns
@@ -116,9 +118,9 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         Raises
         ------
         ValueError
-            For shares out of range, or domains that are none.
+            If a share is out of range, or `sample_domain` is invalid.
         TypeError
-            Where the classifier tells no probabilities.
+            If the classifier has no `predict_proba`.
         """
         if y is None:
             raise ValueError(
@@ -129,64 +131,68 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         for share in self.shares:
             check_number("an entry of shares", share, Real, 0, 1)
             if not share:
-                raise ValueError("Got 0 in shares, so that nothing would join; leave it out")
+                raise ValueError(
+                    "Got 0 in shares, but expected numbers above 0: a share of 0 adds no "
+                    "pseudo-labels; leave it out"
+                )
         if not hasattr(self.estimator, "predict_proba"):
             raise TypeError(
-                f"Got {self.estimator!r}, but expected a classifier with predict_proba, to tell "
-                "how sure it is; a sklearn.calibration.CalibratedClassifierCV around it has one"
+                f"Got {self.estimator!r}, but expected a classifier with predict_proba, which "
+                "measures its confidence; wrap it in a sklearn.calibration.CalibratedClassifierCV"
             )
         self.pseudo_rows_ = np.empty(0, int)
         if sample_domain is None:
-            self._take([clone(self.estimator).fit(X, y)])
+            self._set_estimators([clone(self.estimator).fit(X, y)])
             self.pseudo_labels_ = self.classes_[:0]
             return self
         check_consistent_length(X, y)
         source, target = split_domains(sample_domain, _num_samples(X))
-        known = column_or_1d(_safe_indexing(y, source), warn=True)
-        labels = np.repeat(known[:1], len(source) + len(target))
-        labels[source], self.pseudo_labels_ = known, known[:0]
-        _warn_of_blind(self.estimator)
-        self._take([self._fit(X, labels, target)])
+        source_labels = column_or_1d(_safe_indexing(y, source), warn=True)
+        labels = np.repeat(source_labels[:1], len(source) + len(target))
+        labels[source], self.pseudo_labels_ = source_labels, source_labels[:0]
+        _warn_if_domains_are_lost(self.estimator)
+        self._set_estimators([self._fit(X, labels, target)])
         for share in self.shares if len(target) else ():
             if getattr(self.estimators_[-1], "interrupted_", False):
                 break
-            with _rows_of(target):
-                probability = self.predict_proba(_safe_indexing(X, target))
-            guesses = probability.argmax(axis=1)
-            surest = _surest(probability.max(axis=1), guesses, share)
-            self.pseudo_rows_, self.pseudo_labels_ = target[surest], self.classes_[guesses[surest]]
+            with _rows_in_errors(target):
+                probabilities = self.predict_proba(_safe_indexing(X, target))
+            codes = probabilities.argmax(axis=1)
+            confident = _most_confident(probabilities.max(axis=1), codes, share)
+            self.pseudo_rows_ = target[confident]
+            self.pseudo_labels_ = self.classes_[codes[confident]]
             self.estimators_.append(self._fit(X, labels, target))
         return self
 
     def _fit(self, X: Any, labels: np.ndarray, target: np.ndarray) -> Any:
-        """Fit a new classifier on what has a label, known or guessed; the target's say nothing."""
+        """Fit a new classifier; rows with a pseudo-label are repeated as rows of the source."""
         estimator = clone(self.estimator)
         rows = np.concatenate([np.arange(len(labels)), self.pseudo_rows_])
         y = np.concatenate([labels, self.pseudo_labels_])
         domain = np.ones(len(rows), int)
         domain[target] = -2
-        told = {"sample_domain": domain}
+        fit_params = {"sample_domain": domain}
         if not _takes_domains(estimator):
-            labeled, told = domain > 0, {}
-            rows, y = rows[labeled], y[labeled]
-        with _rows_of(rows):
-            return estimator.fit(_safe_indexing(X, rows), y, **told)
+            is_labeled, fit_params = domain > 0, {}
+            rows, y = rows[is_labeled], y[is_labeled]
+        with _rows_in_errors(rows):
+            return estimator.fit(_safe_indexing(X, rows), y, **fit_params)
 
-    def _take(self, estimators: list[Any]) -> None:
+    def _set_estimators(self, estimators: list[Any]) -> None:
         self.estimators_, self.classes_ = estimators, estimators[0].classes_
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(estimators[0], name):
                 setattr(self, name, getattr(estimators[0], name))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predict a label for each image, ndarray of shape (N,)."""
+        """Predict the label of each image, ndarray of shape (N,)."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Predict how probable each class is, ndarray of shape (N, K): the classifiers' mean."""
+        """Predict the mean class probabilities of the classifiers, ndarray of shape (N, K)."""
         check_is_fitted(self)
-        return np.mean([each.predict_proba(X) for each in self.estimators_], axis=0)
+        return np.mean([fitted.predict_proba(X) for fitted in self.estimators_], axis=0)
 
     def __sklearn_tags__(self) -> Tags:
         tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
@@ -195,31 +201,31 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
 
 
 def _takes_domains(estimator: Any) -> bool:
-    """Whether `fit` can be told the domains: by itself, or because what is in it asks for them."""
+    """Return whether `fit` takes `sample_domain`, itself or by metadata routing."""
     if has_fit_parameter(estimator, "sample_domain"):
         return True
     router = get_routing_for_object(estimator)
     return _routing_enabled() and bool(router.consumes("fit", ["sample_domain"]))
 
 
-def _warn_of_blind(estimator: Any) -> None:
-    """Warn of a classifier of ours inside another estimator that does not hand domains on."""
+def _warn_if_domains_are_lost(estimator: Any) -> None:
+    """Warn if an estimator does not pass `sample_domain` on to a classifier that needs it."""
     if _takes_domains(estimator):
         return
     for name, inner in estimator.get_params().items():
         weight = getattr(inner, "domain_adversarial", None)
         if weight is not None and (weight or inner.batch_norm == "adapt"):
             warnings.warn(
-                f"{type(estimator).__name__} does not tell its {name!r} which images are the "
-                "target's, so that it adapts to none. Switch metadata routing on, and let it ask "
-                "for them: set_fit_request(sample_domain=True)",
+                f"Got {type(estimator).__name__}, which does not pass sample_domain on to its "
+                f"{name!r}, so {name!r} does not adapt to the target. Enable metadata routing, and "
+                f"call set_fit_request(sample_domain=True) on {name!r}",
                 stacklevel=3,
             )
 
 
 @contextlib.contextmanager
-def _rows_of(rows: np.ndarray) -> Iterator[None]:
-    """Let an error name the row of the user's `X` that a broken image comes from."""
+def _rows_in_errors(rows: np.ndarray) -> Iterator[None]:
+    """Replace the row of an `ImageError`, a position in `rows`, with the row of the user's `X`."""
     try:
         yield
     except ImageError as error:
@@ -227,18 +233,18 @@ def _rows_of(rows: np.ndarray) -> Iterator[None]:
         raise ImageError(error.reason, row, error.source) from error
 
 
-def _surest(confidence: np.ndarray, guesses: np.ndarray, share: float) -> np.ndarray:
-    """Select the same share of what was guessed to be of each class, at least one; rows, sorted.
+def _most_confident(confidence: np.ndarray, codes: np.ndarray, share: float) -> np.ndarray:
+    """Return the sorted rows of a share of the predictions of each class, at least one of each.
 
     Examples
     --------
     >>> confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
-    >>> _surest(confidence, np.array([0, 0, 0, 0, 1]), 0.5)
+    >>> _most_confident(confidence, np.array([0, 0, 0, 0, 1]), 0.5)
     array([0, 1, 4])
     """
-    rows = []
-    for number in np.unique(guesses):
-        own = np.flatnonzero(guesses == number)
-        most = max(1, round(share * len(own)))
-        rows.append(own[np.argsort(-confidence[own], kind="stable")[:most]])
-    return np.sort(np.concatenate(rows))
+    chosen = []
+    for code in np.unique(codes):
+        rows = np.flatnonzero(codes == code)
+        count = max(1, round(share * len(rows)))
+        chosen.append(rows[np.argsort(-confidence[rows], kind="stable")[:count]])
+    return np.sort(np.concatenate(chosen))

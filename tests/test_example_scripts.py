@@ -42,14 +42,14 @@ def test_every_example_is_tested():
 def test_three_lines_prints_counts_and_score(tmp_path):
     printed = run("01_three_lines.py", tmp_path, "--digits", "200")
     assert "Images through the network: 200 (without the store: 4700)" in printed
-    assert numbers(r"held out: (\d\.\d+)", printed)[0] > 0.5
+    assert numbers(r"test digits: (\d\.\d+)", printed)[0] > 0.5
 
 
 @pytest.mark.slow
 def test_three_lines_with_defaults_prints_counts_and_score(tmp_path):
     printed = run("01_three_lines.py", tmp_path)
     assert "Images through the network: 600 (without the store: 14100)" in printed
-    assert numbers(r"held out: (\d\.\d+)", printed)[0] > 0.8
+    assert numbers(r"test digits: (\d\.\d+)", printed)[0] > 0.8
 
 
 def test_folder_of_images_runs_without_a_folder(tmp_path):
@@ -83,7 +83,7 @@ def test_which_layer_prints_a_score_for_each_layer(tmp_path):
     printed = run("04_which_layer.py", tmp_path)
     for layer in ("block4", "block7", "block10", "block15", "penultimate"):
         assert re.search(rf"^{layer} +(\d\.\d+ \+- \d\.\d+ *){{3}}$", printed, re.M)
-    assert numbers(r"other digits: (\d\.\d+)", printed)[0] > 0.8
+    assert numbers(r"test digits: (\d\.\d+)", printed)[0] > 0.8
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_fine_tune_with_defaults_beats_frozen_embeddings(tmp_path):
 @pytest.mark.slow
 def test_which_strategy_prints_the_report_and_scores(tmp_path):
     printed = run("07_which_strategy.py", tmp_path, "--digits", "60", "--epochs", "2")
-    assert printed.startswith("Few images, different from those of the weights")
+    assert printed.startswith("Few images, different from the pretraining images")
     assert "estimator_: FineTunedImageClassifier(augment='light'" in printed
     for name in ("recommended", "frozen"):
         assert numbers(rf"{name} +accuracy (\d\.\d+) in", printed)[0] > 0.5
@@ -129,7 +129,7 @@ def test_domain_shift_prints_a_score_for_each_method(tmp_path):
         "BatchNorm": 0.35,
         "adversary": 0.15,
         "both": 0.35,
-        "its own guesses": 0.3,
+        "pseudo-labels": 0.3,
     }
     for name, bound in bounds.items():
         assert numbers(rf"{name} +accuracy on the target (\d\.\d+) in", printed)[0] > bound
@@ -167,7 +167,7 @@ def test_closer_source_with_defaults_gains_from_the_closer_source(tmp_path):
 def test_as_data_grows_prints_scores_and_saves_a_plot(tmp_path):
     printed = run("09_as_data_grows.py", tmp_path, "--sizes", "2", "4", "--epochs", "1")
     for name in ("frozen", "staged", "full", "scratch"):
-        assert len(numbers(rf"of a class: .*{name} (\d\.\d+)", printed)) == 4
+        assert len(numbers(rf"per class: .*{name} (\d\.\d+)", printed)) == 4
     with Image.open(tmp_path / "as_data_grows.png") as plot:
         assert plot.size == (1500, 600)
 
@@ -176,7 +176,7 @@ def test_as_data_grows_prints_scores_and_saves_a_plot(tmp_path):
 def test_as_data_grows_with_defaults_orders_the_strategies(tmp_path):
     printed = run("09_as_data_grows.py", tmp_path)
     frozen, full, scratch = (
-        numbers(rf"45 of a class: .*{name} (\d\.\d+)", printed)
+        numbers(rf"45 per class: .*{name} (\d\.\d+)", printed)
         for name in ("frozen", "full", "scratch")
     )
     assert full[1] > frozen[1] > scratch[1]  # digits

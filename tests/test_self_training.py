@@ -198,7 +198,7 @@ def test_sample_domain_is_routed_into_a_pipeline_on_request():
 
 def test_meta_estimator_that_does_not_route_domains_is_warned_of():
     inner = GridSearchCV(make_classifier(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
-    with pytest.warns(UserWarning, match="GridSearchCV does not tell its 'estimator' which imag"):
+    with pytest.warns(UserWarning, match="GridSearchCV, which does not pass sample_domain on"):
         SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
             BOTH, domain_labels("cat"), sample_domain=DOMAIN
         )
@@ -239,7 +239,7 @@ def test_classifier_without_predict_proba_is_rejected():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ([0.5, 0], "Got 0 in shares, so that nothing would join"),
+        ([0.5, 0], "Got 0 in shares, but expected numbers above 0"),
         ([1.5], "Got an entry of shares=1.5, but expected a number from 0 to 1"),
         (0.5, "Got shares=0.5, but expected a list of numbers"),
         (["half"], "Got an entry of shares='half', but expected a number from 0 to 1"),

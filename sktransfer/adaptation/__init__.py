@@ -1,1 +1,1 @@
-"""Another domain: BatchNorm statistics, domain-adversarial training."""
+"""Adaptation to another domain: BatchNorm statistics and domain-adversarial training."""

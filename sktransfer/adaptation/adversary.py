@@ -1,4 +1,4 @@
-"""The adversary of domain-adversarial training: it classifies the domain, and should fail.
+"""The adversary of domain-adversarial training, which classifies the domain of embeddings.
 
 Source: Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016.
 
@@ -16,12 +16,12 @@ from torch.nn import functional as nnf
 
 # Width of the hidden layer.
 _HIDDEN_WIDTH = 256
-# How fast the reversed gradient reaches its full strength.
-_STEEPNESS = 10.0
+# Gamma in the paper: how fast the reversed gradient reaches its full strength.
+_REVERSAL_STEEPNESS = 10.0
 
 
 class _Reversal(torch.autograd.Function):
-    """Passes values on as they are, and gradients back reversed and scaled."""
+    """The identity in the forward pass; in the backward pass, gradients times `-strength`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, strength: float) -> torch.Tensor:
@@ -34,7 +34,7 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(x: torch.Tensor, strength: float) -> torch.Tensor:
-    """Return `x`, but multiply gradients by `-strength` on the way back.
+    """Return `x`, and multiply its gradients by `-strength` in the backward pass.
 
     Examples
     --------
@@ -48,43 +48,46 @@ def reverse_gradient(x: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 def reversal_strength(progress: float) -> float:
-    """Compute how strongly the gradient is reversed: from 0 for an untrained adversary to 1.
+    """Compute the strength of the gradient reversal, which rises from 0 to 1.
+
+    It begins at 0 because the adversary is not trained yet.
 
     Parameters
     ----------
     progress : float
-        How far the stage has come, 0 to 1.
+        Completed share of the stage, 0 to 1.
 
     Examples
     --------
     >>> [round(reversal_strength(progress), 3) for progress in (0, 0.1, 0.5, 1)]
     [0.0, 0.462, 0.987, 1.0]
     """
-    return 2 / (1 + math.exp(-_STEEPNESS * progress)) - 1
+    return 2 / (1 + math.exp(-_REVERSAL_STEEPNESS * progress)) - 1
 
 
 class Adversary(nn.Module):
     """A classifier of the domain of embeddings: source or target.
 
-    Layers before it get its gradient reversed, and so learn embeddings that hide the domain.
+    The layers before it receive its reversed gradient, so they learn embeddings from which it
+    cannot tell the domain.
 
     Parameters
     ----------
     width : int
-        Of the embeddings, D.
+        Width of the embeddings, D.
     weight : float
-        Of its loss, relative to the loss of the classes.
+        Weight of its loss relative to the classification loss.
 
     Attributes
     ----------
     strength : float
-        How strongly gradients are reversed.
+        Factor of the reversed gradients.
     """
 
     def __init__(self, width: int, weight: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            # Of the batch: embeddings have any scale, and it changes while they are trained.
+            # Batch statistics, because the scale of embeddings varies and changes in training.
             nn.BatchNorm1d(width, affine=False, track_running_stats=False),
             nn.Linear(width, _HIDDEN_WIDTH),
             nn.ReLU(),

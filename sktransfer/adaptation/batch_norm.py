@@ -1,4 +1,4 @@
-"""Adapting to another domain: BatchNorm statistics of the images at hand (AdaBN)."""
+"""BatchNorm statistics for another domain (AdaBN, and matching after fine-tuning)."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from sktransfer.backbones.loading import Backbone
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 
-# Images, at most, whose statistics are estimated together.
-_BATCH_SIZE = 32
-# Images of a domain, at most, that a tuned network is matched on: more change nothing.
+# Maximum number of images per batch; each batch has its own statistics.
+_MAX_BATCH_SIZE = 32
+# Maximum number of images per domain for matching a tuned network; more change nothing.
 MAX_MATCHED_IMAGES = 1024
-# Fewer images are too few to estimate the statistics of a domain.
-_FEWEST_IMAGES = 10
+# Minimum number of images from which the statistics of a domain can be estimated.
+_MIN_DOMAIN_IMAGES = 10
 
 
 def estimate_batch_norm(
     backbone: Backbone, batches: Iterable[torch.Tensor], device: torch.device
 ) -> BatchNormState:
-    """Estimate BatchNorm statistics on images of another domain; the backbone is left as it is.
+    """Estimate BatchNorm statistics on images of another domain; the backbone is not changed.
 
-    Source: Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation" (AdaBN),
-    arXiv 1603.04779. Each layer's statistics are averaged over the batches, each batch having been
-    normalized by its own in the layers before.
+    The statistics of each layer are averaged over the batches. Earlier layers normalize each batch
+    with its own statistics. Source: Li et al., "Revisiting Batch Normalization For Practical Domain
+    Adaptation" (AdaBN), arXiv 1603.04779.
 
     Parameters
     ----------
     backbone : Backbone
     batches : iterable of Tensor of shape (N, 3, H, W)
-        uint8, 0-255: prepared images.
+        Preprocessed images, uint8, 0-255.
     device : torch.device
 
     Raises
     ------
     ValueError
-        If the backbone has no BatchNorm, or the images are too few to estimate a variance.
+        If the backbone has no BatchNorm, or there are too few images to estimate a variance.
     """
     block_list, blocks, layers = _copy(backbone, device)
     for layer in layers:
@@ -65,8 +65,8 @@ def estimate_batch_norm(
                 blocks(backbone.preprocessing.normalize(batch.to(device)))
     except ValueError as error:
         raise ValueError(
-            f"batch_norm='adapt' cannot estimate statistics from so few images ({error}); give "
-            "fit more of them, or use batch_norm='frozen'"
+            "Got batch_norm='adapt' and too few images to estimate BatchNorm statistics "
+            f"({error}); pass more images to fit, or use batch_norm='frozen'"
         ) from error
     return BatchNormState({name: value.cpu() for name, value in named_statistics(block_list)})
 
@@ -84,7 +84,7 @@ def adapt_batch_norm(
     threads : int
         Threads that decode images.
     image_errors : ImageErrors
-        Takes the errors of broken images.
+        Collects or raises the errors of broken images.
     """
     return estimate_batch_norm(backbone, _shuffled(views, threads, image_errors), device)
 
@@ -93,19 +93,19 @@ def adapt_batch_norm(
 def match_batch_norm(
     backbone: Backbone, source: Views, target: Views, device: torch.device, threads: int
 ) -> BatchNormState:
-    """Compute statistics that give target images the layer outputs of the source.
+    """Compute statistics with which target images have the layer outputs of source images.
 
-    With them the output of each BatchNorm layer has, channel by channel, the same mean and variance
-    for target images as it has for source images with the statistics of the backbone. So later
-    layers see inputs like those that they were trained on. (AdaBN gives outputs a mean of 0 and a
-    variance of 1, which fits layers as they were pretrained, not as they were trained since.)
+    With these statistics, the output of each BatchNorm layer has the same mean and variance per
+    channel for target images as for source images with the statistics of the backbone. Later layers
+    thus get inputs like those that they were trained on. (AdaBN normalizes layer inputs to a mean
+    of 0 and a variance of 1, which suits the pretrained layers, but not layers tuned since.)
 
     Parameters
     ----------
     backbone : Backbone
-        It is not changed.
+        Not changed.
     source, target : Views
-        At most 1,024 images of each are read.
+        Images of the two domains; at most 1,024 of each are read.
     device : torch.device
     threads : int
         Threads that decode images.
@@ -125,14 +125,14 @@ def match_batch_norm(
     def mean_moments(
         views: Views, source_moments: dict[Any, torch.Tensor]
     ) -> dict[Any, torch.Tensor]:
-        """Average the moments of each layer's input; match them to those of the source, if any."""
-        found: dict[Any, list[torch.Tensor]] = {layer: [] for layer in layers}
+        """Average the moments of each layer's input; with source moments, match its outputs."""
+        recorded: dict[Any, list[torch.Tensor]] = {layer: [] for layer in layers}
 
         def record(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             (x,) = inputs
-            others = [axis for axis in range(x.ndim) if axis != 1]
-            moments = torch.stack([x.mean(others), x.var(others, correction=0)])
-            found[layer].append(moments)
+            axes = [axis for axis in range(x.ndim) if axis != 1]
+            moments = torch.stack([x.mean(axes), x.var(axes, correction=0)])
+            recorded[layer].append(moments)
             if not source_moments:
                 return output
             mean, var = _match(layer, source_moments[layer], moments)
@@ -143,12 +143,14 @@ def match_batch_norm(
             blocks(backbone.preprocessing.normalize(batch.to(device)))
         for hook in hooks:
             hook.remove()
-        return {layer: torch.stack(seen).mean(0) for layer, seen in found.items() if seen}
+        return {
+            layer: torch.stack(moments).mean(0) for layer, moments in recorded.items() if moments
+        }
 
-    if len(target) < _FEWEST_IMAGES:
+    if len(target) < _MIN_DOMAIN_IMAGES:
         warnings.warn(
-            f"Got batch_norm='adapt' with {len(target)} images of the target: too few to "
-            f"estimate its statistics; give {_FEWEST_IMAGES} or more, or use batch_norm='frozen'",
+            f"Got batch_norm='adapt' with {len(target)} images of the target, too few to estimate "
+            f"its statistics; pass {_MIN_DOMAIN_IMAGES} or more, or use batch_norm='frozen'",
             stacklevel=2,
         )
     source_moments = mean_moments(source, {})
@@ -162,8 +164,8 @@ def match_batch_norm(
 def _match(
     layer: Any, source_moments: torch.Tensor, target_moments: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute statistics that map target moments (mean, variance) to the outputs of the source."""
-    learned, source, target = (
+    """Compute statistics that map target moments (mean, variance) to the source's outputs."""
+    learned, source, target = (  # standard deviations
         (var + layer.eps).sqrt()
         for var in (layer.running_var, source_moments[1], target_moments[1])
     )
@@ -175,7 +177,7 @@ def _match(
 def _copy(
     backbone: Backbone, device: torch.device
 ) -> tuple[BlockList, nn.Sequential, list[_BatchNorm]]:
-    """Copy a network: its block list, its blocks on the device, and their BatchNorm layers."""
+    """Return a copy: the block list, the blocks on the device, and their BatchNorm layers."""
     block_list = copy.deepcopy(backbone.block_list)
     blocks = nn.Sequential(*(block for _, block in block_list.blocks)).to(device)
     check_batch_norm(backbone)
@@ -183,11 +185,12 @@ def _copy(
 
 
 def _shuffled(
-    views: Views, threads: int, image_errors: ImageErrors, most: int | None = None
+    views: Views, threads: int, image_errors: ImageErrors, max_images: int | None = None
 ) -> Iterator[torch.Tensor]:
-    """Read images in batches that look like the whole: folders come class by class."""
-    rows = np.random.RandomState(0).permutation(len(views))[:most]
-    # Batches of equal size, since each batch has the same weight.
-    batches = [part.tolist() for part in np.array_split(rows, math.ceil(len(rows) / _BATCH_SIZE))]
+    """Yield batches of images in a shuffled order, because folders are sorted by class."""
+    rows = np.random.RandomState(0).permutation(len(views))[:max_images]
+    # Batches of equal size, because each batch has the same weight.
+    n_batches = math.ceil(len(rows) / _MAX_BATCH_SIZE)
+    batches = [batch.tolist() for batch in np.array_split(rows, n_batches)]
     for _, batch in ImageReader(views, threads, image_errors).read(batches):
         yield batch

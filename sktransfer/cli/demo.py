@@ -33,17 +33,18 @@ def run_demo(
     backbone: str = "efficientnet_lite0",
     n_jobs: int | None = None,
 ) -> float:
-    """Run a grid search of a classifier on frozen embeddings, and draw the result.
+    """Run a grid search of a classifier on frozen embeddings, and plot the result.
 
     Parameters
     ----------
     images : Path or None
-        A folder with a folder of images per class; `None` takes scikit-learn's digits.
+        A folder with one folder of images per class; `None` loads scikit-learn's digits.
     output : Path
-        Folder of `result.png`.
+        Folder in which `result.png` is saved.
     backbone : str
+        Name of the backbone.
     n_jobs : int or None
-        Worker processes of the search.
+        Number of worker processes of the search.
 
     Returns
     -------
@@ -53,7 +54,7 @@ def run_demo(
     Raises
     ------
     ValueError
-        If a class has too few images to be split.
+        If a class has too few images for a split.
     """
     import_optional("matplotlib", extra="demo", purpose="the demo")
     data = _load(images)
@@ -74,9 +75,9 @@ def run_demo(
         cv=StratifiedKFold(_N_FOLDS, shuffle=True, random_state=0),
         n_jobs=n_jobs,
     )
-    before, start = session_store().info().computed, time.perf_counter()
-    print(f"Embedding them with {backbone} ...")
-    # Before the search, to show a progress bar; the search reuses the embeddings.
+    computed_before, start = session_store().info().computed, time.perf_counter()
+    print(f"Embedding the images with {backbone} ...")
+    # Embed before the search, to show a progress bar; the search reuses the embeddings.
     PretrainedFeatureExtractor(backbone, verbose=1).fit_transform([*X_train, *X_test])
     embedded = time.perf_counter()
     print(f"Searching {len(_C_CANDIDATES)} values of C with {_N_FOLDS}-fold cross-validation ...")
@@ -84,7 +85,7 @@ def run_demo(
     predicted = search.predict(X_test)
     searched = time.perf_counter()
 
-    _report_cost(len(X_train), len(X_test), session_store().info().computed - before)
+    _report_cost(len(X_train), len(X_test), session_store().info().computed - computed_before)
     print(f"Embedding took {embedded - start:.0f} s, the search {searched - embedded:.0f} s")
     accuracy = float(np.mean(predicted == y_test))
     print(
@@ -111,7 +112,7 @@ def _load(images: Path | None) -> Bunch:
 
 
 def _split(data: Bunch) -> tuple[Any, Any, Any, Any]:
-    """Split by the folders train and test, if they exist, or hold out a quarter of the images."""
+    """Split by the folders train and test if they exist, else hold out a quarter of the images."""
     X, y = np.asarray(data.data, dtype=object), np.asarray(data.target)
     if data.split is not None and {"train", "test"} <= set(data.split):
         train, test = data.split != "test", data.split == "test"
@@ -119,18 +120,19 @@ def _split(data: Bunch) -> tuple[Any, Any, Any, Any]:
     smallest = np.bincount(y).min()
     if smallest < 2 * _N_FOLDS:
         raise ValueError(
-            f"Got a class of {smallest} images, but the demo needs {2 * _N_FOLDS} of each, to hold "
-            f"some out and for {_N_FOLDS}-fold cross-validation; add images, or leave it out"
+            f"Got a class of {smallest} images, but the demo needs {2 * _N_FOLDS} of each class to "
+            f"hold some out and for {_N_FOLDS}-fold cross-validation; add images, or leave the "
+            "class out"
         )
     return train_test_split(list(data.data), y, test_size=0.25, stratify=y, random_state=0)
 
 
 def _report_cost(n_train: int, n_test: int, computed: int) -> None:
     fits = len(_C_CANDIDATES) * _N_FOLDS + 1
-    plain = fits * n_train + n_test
+    without_store = fits * n_train + n_test
     print(
-        f"Embedded {computed} images. {fits} fits without the store would have embedded {plain}, "
-        f"{plain / max(1, computed):.0f} times as many"
+        f"Embedded {computed} images. Without the store, {fits} fits would have embedded "
+        f"{without_store}, {without_store / max(1, computed):.0f} times as many"
     )
 
 
@@ -141,8 +143,8 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
 
     names = np.asarray(data.target_names)
     figure = Figure(figsize=(15, 7.5), layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
-    left, right = halves
+    subfigures: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = subfigures
     accuracy = np.mean(predicted == y)
     left.suptitle(f"{accuracy:.1%} accuracy on {len(y)} held-out images", fontsize=15)
     axes = left.subplots()
@@ -150,22 +152,22 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
         names[y], names[predicted], ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45
     )
 
-    confidence = search.predict_proba(X)
-    of_truth = confidence[np.arange(len(y)), np.searchsorted(search.classes_, y)]
-    hardest = np.argsort(of_truth)[:_N_SHOWN_IMAGES]
+    probabilities = search.predict_proba(X)
+    true_class_probabilities = probabilities[np.arange(len(y)), np.searchsorted(search.classes_, y)]
+    hardest = np.argsort(true_class_probabilities)[:_N_SHOWN_IMAGES]
     right.suptitle("Lowest probability of the true class", fontsize=15)
     pixel_range = search.best_estimator_["embed"].pixel_range_
     images = as_images([X[row] for row in hardest], pixel_range=pixel_range)
-    for place, axes in enumerate(right.subplots(4, 6, squeeze=False).flat):
+    for rank, axes in enumerate(right.subplots(4, 6, squeeze=False).flat):
         axes.axis("off")
-        if place < len(hardest):
-            row = hardest[place]
+        if rank < len(hardest):
+            row = hardest[rank]
             wrong = predicted[row] != y[row]
-            axes.imshow(images[place])
+            axes.imshow(images[rank])
             axes.set_title(
                 f"{names[y[row]]}"
                 + (f" → {names[predicted[row]]}" if wrong else "")
-                + f" ({confidence[row].max():.0%})",
+                + f" ({probabilities[row].max():.0%})",
                 color="tab:red" if wrong else "black",
                 fontsize=9,
             )

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str or None
-        The words after the program's name; `None` takes them from the command line.
+        Command-line arguments without the program's name; `None` is `sys.argv[1:]`.
 
     Returns
     -------
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _table(contains: str) -> BackboneTable:
     table = list_backbones(contains)
     if not table:
-        raise ValueError(f"no backbone has {contains!r} in its name")
+        raise ValueError(
+            f"no backbone has {contains!r} in its name; list all with: sktransfer backbones"
+        )
     return table
 
 
@@ -66,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("demo-output"),
         metavar="DIR",
-        help="folder of the figure (default: %(default)s)",
+        help="folder in which the figure is saved (default: %(default)s)",
     )
     demo.add_argument("--backbone", default="efficientnet_lite0", help="default: %(default)s")
     demo.add_argument("--jobs", type=int, metavar="N", help="worker processes of the search")

@@ -18,7 +18,7 @@ import numpy as np
 from sktransfer.data import decoding
 from sktransfer.data.containers import DatasetSource, check_source, holds_rows, is_stack, source_of
 from sktransfer.data.decoding import PixelRange, RawImage
-from sktransfer.data.items import as_array, describe, resolve
+from sktransfer.data.items import as_array, describe, path_of, resolve
 from sktransfer.utils.errors import ImageError
 
 # Items of a lazily read dataset from which its pixel range is learned.
@@ -175,6 +175,10 @@ class Images(Sequence[np.ndarray]):
     def sample(self, count: int) -> Images:
         """Select at most `count` images, evenly spaced."""
         return self.take(np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)))
+
+    def path(self, row: int) -> str | None:
+        """Return the path of one image, or None if it has none."""
+        return None if isinstance(self.source, DatasetSource) else path_of(self._read(row))
 
     def _read(self, row: int) -> Any:
         return self.source[self._origin(row)]

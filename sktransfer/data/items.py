@@ -89,6 +89,21 @@ def describe(item: Any) -> str:
     return "missing value" if is_missing(item) else type(item).__name__
 
 
+def path_of(item: Any) -> str | None:
+    """Return the path of an item of `X`, or None if it has none; never fails.
+
+    Examples
+    --------
+    >>> path_of("cat.jpg"), path_of({"path": "cat.jpg", "bytes": b"..."}), path_of(b"...")
+    ('cat.jpg', 'cat.jpg', None)
+    """
+    if isinstance(item, str | os.PathLike):
+        return os.fsdecode(item)
+    if isinstance(item, Mapping) and looks_like_image(item):
+        return path_of(item.get("path") or _value_of(item))
+    return path_of(item[0]) if _wraps_image(item) else None
+
+
 def _check_keys(item: Mapping[str, Any]) -> None:
     if not looks_like_image(item):
         keys = ", ".join(repr(key) for key in item)

@@ -1,4 +1,4 @@
-"""What a fit, a cross-validation or a search will cost: counted without fitting, and timed.
+"""estimate_cost: the cost of a fit, a cross-validation or a search, estimated before it runs.
 
 Shapes: N images.
 """
@@ -42,30 +42,30 @@ from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.views import Views
 from sktransfer.utils.runtime import seeded
 
-# Images that are timed, on a CPU and on an accelerator, which wants many at once.
-_FEW, _MANY = 8, 64
+# Number of images that are timed on a CPU, and on an accelerator, which needs large batches.
+_N_TIMED_ON_CPU, _N_TIMED_ON_ACCELERATOR = 8, 64
 
-_OURS = (FineTunedImageClassifier, PretrainedFeatureExtractor)
+_COUNTED_ESTIMATORS = (FineTunedImageClassifier, PretrainedFeatureExtractor)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What fits cost, as `estimate_cost` finds it; counts are at most.
+    """Result of `estimate_cost`; all counts are upper bounds.
 
     Parameters
     ----------
     fits : int
-        Of the estimator, refits included.
+        Number of fits of the estimator, including refits.
     images_embedded : int
-        Images and copies that go through frozen blocks: once for each boundary where a store
-        shares them, as often as they are needed where none does, and to adapt BatchNorm.
+        Number of images and augmented views that pass through frozen blocks: once per boundary if
+        they are cached in a store, otherwise each time they are needed. Passes that adapt BatchNorm
+        are included.
     images_trained : int
-        Images of all training steps, if no stage ends early.
+        Number of images in all training steps, if no stage ends early.
     bytes_cached : int
-        What activations take on the disk: in the store, and in the files of one fit at a time.
+        Disk space of activations, in the store and in the files of one fit at a time.
     seconds : float
-        Of one process on this machine. Solving the head, and other steps of a pipeline, are not
-        in it.
+        Time of one process on this machine, excluding the head fit and other steps of a pipeline.
     """
 
     fits: int
@@ -75,32 +75,46 @@ class Cost:
     seconds: float
 
     def __repr__(self) -> str:
-        lines = [f"  {k.replace('_', ' '):<18} {round(v, 1):,}" for k, v in vars(self).items()]
-        return "\n".join(["Cost, at most", *lines]) + " in one process, besides solving heads"
+        lines = [
+            f"  {name.replace('_', ' '):<18} {round(value, 1):,}"
+            for name, value in vars(self).items()
+        ]
+        return "\n".join(["Cost, at most", *lines]) + " in one process, excluding the head fit"
 
 
 def estimate_cost(
     estimator: Any, X: Any, y: Any = None, *, cv: Any = None, sample_domain: Any = None
 ) -> Cost:
-    """Estimate what fitting an estimator costs, before it is fitted.
+    """Estimate the cost of fitting an estimator, without fitting it.
 
-    Nothing is fitted, and no store is looked into or filled: what it holds already costs less.
+    No store is read or filled. Embeddings that are already in a store reduce the actual cost.
 
     Parameters
     ----------
     estimator : estimator
         A `FineTunedImageClassifier`, a `PretrainedFeatureExtractor`, a `Pipeline` or `FeatureUnion`
-        with them, or a search of scikit-learn's around one of these. For a halving search the cost
-        is an upper bound: as if all its fits had all resources. A random search without
-        `random_state` may draw other candidates later.
+        with them, or a scikit-learn search around any of these. For a halving search the estimate
+        assumes that each fit uses all resources. A random search without `random_state` may draw
+        other candidates when it is fitted.
     X : images in any container that the estimator takes
     y : array-like of shape (N,), default=None
-        Labels; only an extractor alone does without.
+        Labels; only an extractor alone does not need them.
     cv : int, splitter or None, default=None
-        The cost of `cross_val_score(estimator, X, y, cv=cv)`; around a search that is a nested
-        cross-validation. `None` is the cost of `estimator.fit(X, y)`.
+        Estimate the cost of `cross_val_score(estimator, X, y, cv=cv)`, which for a search is a
+        nested cross-validation. With `None`, estimate the cost of `estimator.fit(X, y)`.
     sample_domain : array-like of shape (N,), int, default=None
-        As `FineTunedImageClassifier.fit` takes it: which images are of the target domain.
+        Domain of each image, as in `FineTunedImageClassifier.fit`.
+
+    Returns
+    -------
+    Cost
+
+    Raises
+    ------
+    TypeError
+        If the cost of the estimator cannot be counted, or `cv` is an iterator.
+    ValueError
+        If a parameter is invalid, or labels are missing.
 
     Examples
     --------
@@ -118,7 +132,7 @@ def estimate_cost(
       images embedded    120
       images trained     600
       bytes cached       ...
-      seconds            ... in one process, besides solving heads
+      seconds            ... in one process, excluding the head fit
     """
     state = np.random.get_state()
     try:
@@ -129,31 +143,32 @@ def estimate_cost(
 
 
 class _CostTally:
-    """What fits take: the sums of `Cost`, and what the store shares of which rows, masks (N,)."""
+    """Cost of some fits: sums, and the rows, masks (N,), that a store embeds once for all fits."""
 
     def __init__(self, fits: int = 0) -> None:
-        self.sums, self.scratch = np.array([fits, 0, 0, 0.0]), 0  # bytes apart
-        self.kept: dict[Hashable, tuple[float, int, np.ndarray]] = {}
+        # Sums of fits, images embedded, images trained and seconds; scratch bytes are a maximum.
+        self.sums, self.scratch = np.array([fits, 0, 0, 0.0]), 0
+        self.cached: dict[Hashable, tuple[float, int, np.ndarray]] = {}
 
-    def add(self, other: _CostTally, *, most: bool = False) -> None:
-        """Take another tally on; or, with `most`, the larger one of each sum."""
-        self.sums = (np.maximum if most else np.add)(self.sums, other.sums)
-        self.scratch = max(self.scratch, other.scratch)
-        for key, item in other.kept.items():
-            self.keep(key, *item)
+    def add(self, tally: _CostTally, *, maximum: bool = False) -> None:
+        """Add another tally; with `maximum`, take the larger value of each sum instead."""
+        self.sums = (np.maximum if maximum else np.add)(self.sums, tally.sums)
+        self.scratch = max(self.scratch, tally.scratch)
+        for key, entry in tally.cached.items():
+            self.add_cached(key, *entry)
 
-    def keep(self, key: Hashable, seconds: float, size: int, rows: np.ndarray) -> None:
-        """Share with other fits what is done to some rows."""
-        seen = rows | self.kept[key][2] if key in self.kept else rows
-        self.kept[key] = (seconds, size, seen)
+    def add_cached(self, key: Hashable, seconds: float, size: int, rows: np.ndarray) -> None:
+        """Add rows whose activations are cached, so each row is computed once for all fits."""
+        all_rows = rows | self.cached[key][2] if key in self.cached else rows
+        self.cached[key] = (seconds, size, all_rows)
 
     def add_images(self, count: int, seconds: float, embeds: int = 0, trains: int = 0) -> None:
-        """Do something to images, each of which takes some seconds."""
+        """Add a pass over `count` images, with the seconds that each image takes."""
         self.sums += (0, count * embeds, count * trains, count * seconds)
 
 
 class _Part:
-    """An estimator of this package, and what its fits take."""
+    """An estimator of this package, and the cost of its fits."""
 
     def __init__(
         self,
@@ -176,16 +191,18 @@ class _Part:
         self.plan = make_plan(estimator, names, self.augmentation) if self.tunes else None
         self.stages = self.plan.stages if self.plan else ()
         size = self.backbone.image_size_for(estimator.image_size, self._images)
-        seen = self.backbone.preprocessing.with_image_size(size)
-        last = self.stages[-1].boundary if self.tunes else self.end
+        preprocessing = self.backbone.preprocessing.with_image_size(size)
+        boundary = self.stages[-1].boundary if self.tunes else self.end
         dropout = estimator.dropout if self.tunes else 0.0
-        learns = estimator.batch_norm == "train" or estimator.weights is None
-        self.network = Network(self.backbone, seen, last, task.n_outputs, dropout, learns)
+        trains_batch_norm = estimator.batch_norm == "train" or estimator.weights is None
+        self.network = Network(
+            self.backbone, preprocessing, boundary, task.n_outputs, dropout, trains_batch_norm
+        )
         self.compute = ComputeConfig.of(clone(estimator).set_params(cache=None))
         self.store = resolve_store(estimator.cache)
 
     def recipe(self, boundary: int | None) -> Recipe:
-        """Build the recipe of a boundary, or of an extractor's layers."""
+        """Build the recipe of a boundary; None is the layers of an extractor."""
         if boundary is not None:
             return self.network.recipe(boundary, self.compute)
         layer = self.estimator.layer
@@ -194,28 +211,28 @@ class _Part:
         return replace(recipe, layers=layers, pooling=self.estimator.pooling)
 
     def bytes_at(self, boundary: int | None) -> int:
-        """Count the bytes of an image's activations."""
+        """Return the number of bytes of an image's activations."""
         recipe = self.recipe(boundary)
         return output_width(recipe) * np.dtype(recipe.dtype).itemsize
 
     def tally(self, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
-        """Count a fit on some rows, and predictions of others; all are masks (N,)."""
+        """Count one fit and its predictions; rows are masks (N,)."""
         tally, salt = _CostTally(), b""
         source, target = rows & ~self.is_target, rows & self.is_target
-        if self.estimator.batch_norm == "adapt":  # to other images, it is another network
+        if self.estimator.batch_norm == "adapt":
             adapted = int(source.sum())
-            if self.tunes and target.any():  # both domains are matched when training has ended
-                adapted = sum(min(int(each.sum()), MAX_MATCHED_IMAGES) for each in (source, target))
+            if self.tunes and target.any():  # both domains are matched after training
+                adapted = sum(min(int(mask.sum()), MAX_MATCHED_IMAGES) for mask in (source, target))
             elif not self.tunes:
                 adapted = int(rows.sum())
             tally.add_images(adapted, self._embedding(self.end), embeds=1)
-            salt = rows.tobytes()
+            salt = rows.tobytes()  # fits that adapt to different images share no embeddings
         if self.plan is None:
             self._embed(tally, None, np.any([rows, *predicted], axis=0), 0, salt)
             return tally
         self._train(tally, self.plan, source, target, salt)
         for mask in predicted:
-            if not self.stages[-1].head_only:  # prediction takes no more than a training step
+            if not self.stages[-1].head_only:  # a training step is an upper bound
                 tally.add_images(int(mask.sum()), self._step(self.stages[-1]))
             if self.network.boundary:
                 self._embed(tally, self.network.boundary, mask, 0, salt)
@@ -229,9 +246,9 @@ class _Part:
             tally.add_images(int(rows.sum()) * (1 + n_views), seconds, embeds=1)
             return
         for view in range(1 + n_views):
-            copied = self.augmentation.digest if view and self.augmentation else None
-            key = (self.store.directory, digest, view, copied, salt)
-            tally.keep(key, seconds, self.bytes_at(boundary), rows)
+            augmented = self.augmentation.digest if view and self.augmentation else None
+            key = (self.store.directory, digest, view, augmented, salt)
+            tally.add_cached(key, seconds, self.bytes_at(boundary), rows)
 
     def _train(
         self,
@@ -241,7 +258,7 @@ class _Part:
         target: np.ndarray,
         salt: bytes,
     ) -> None:
-        """Count what `FineTuning` does with images of the source and of the target, masks (N,)."""
+        """Count the work of `FineTuning` on source and target rows, masks (N,)."""
         options, n = self.estimator, int(source.sum())
         views, first = plan.count_cached_views(n, int(target.sum())), plan.first_boundary
         if plan.cached and fits_on_disk(views, self.recipe(first), self.store) is not None:
@@ -255,33 +272,34 @@ class _Part:
             for boundary in later:
                 between = max(0.0, self._embedding(boundary) - self._embedding(start))
                 tally.add_images(views, between)
-            most = max(map(self.bytes_at, later), default=0)
-            tally.scratch = views * (self.bytes_at(start) + most)
+            largest = max(map(self.bytes_at, later), default=0)
+            tally.scratch = views * (self.bytes_at(start) + largest)
         fraction = held_out_fraction(options, n)
         if first and not plan.cached and fraction:
             held_out = math.ceil(fraction * n) + self.network.n_outputs
             tally.add_images(held_out, self._embedding(first), embeds=1)
-        # Each image of the source trains beside one of the target.
-        shown = n * options.max_epochs * (2 if plan.adversarial else 1)
+        # An adversary pairs each source image with a target image.
+        trained = n * options.max_epochs * (2 if plan.adversarial else 1)
         for stage in plan.trained_stages:
-            tally.add_images(shown, self._step(stage), trains=1)
+            tally.add_images(trained, self._step(stage), trains=1)
             if stage.boundary and not plan.cached:
-                tally.add_images(shown, self._embedding(stage.boundary), embeds=1)
+                tally.add_images(trained, self._embedding(stage.boundary), embeds=1)
 
     @cached_property
     def _views(self) -> Views:
-        """A few images, from everywhere in `X`, augmented where copies are made."""
-        few = self._images.sample(_FEW if self.compute.device.type == "cpu" else _MANY)
-        return Views(few, self.network.preprocessing, self.augmentation, only=1)
+        """The images that are timed: evenly spaced in `X`, and augmented if the fit augments."""
+        on_cpu = self.compute.device.type == "cpu"
+        timed = self._images.sample(_N_TIMED_ON_CPU if on_cpu else _N_TIMED_ON_ACCELERATOR)
+        return Views(timed, self.network.preprocessing, self.augmentation, only=1)
 
     def _embedding(self, boundary: int | None) -> float:
-        """Measure the seconds that an image takes from the file to a boundary."""
+        """Measure the seconds per image from the file to a boundary."""
         recipe = self.recipe(boundary)
         run = partial(embed, self._views, recipe, self.compute, n_images=len(self._images))
         return self._time(recipe.digest, len(self._views), run)
 
     def _step(self, stage: Stage) -> float:
-        """Measure the seconds that an image takes in a training step."""
+        """Measure the seconds per image of a training step."""
         options, compute = self.estimator, self.compute
         size = min(options.batch_size, len(self._views))
         key = (self.recipe(self.end).digest, stage, self.network.boundary, size)
@@ -293,11 +311,11 @@ class _Part:
             y = torch.ones(size, self.network.n_outputs, device=compute.device)
             with seeded(0, compute.device):
                 self._time(key, size, lambda: net.train_step((x, y))["loss"].item())
-        # Images that are not cached have to be read too; the first block is on the safe side.
+        # Images that are not cached must be read too; the time up to block 1 is an upper bound.
         return self._times[key] + (0 if stage.boundary else self._embedding(1))
 
     def _time(self, key: Hashable, count: int, action: Callable[[], Any]) -> float:
-        """Measure what an action takes for one of `count` images, the second time."""
+        """Measure the seconds per image of the second run of an action on `count` images."""
         if key not in self._times:
             action()
             start = time.perf_counter()
@@ -307,7 +325,7 @@ class _Part:
 
 
 class _Estimate:
-    """The tallies of fits, added up, and what they come to."""
+    """The images, labels and timings that all counted fits share."""
 
     def __init__(self, X: Any, y: Any, sample_domain: Any) -> None:
         check_consistent_length(X, y)
@@ -322,40 +340,47 @@ class _Estimate:
     def cost(self, estimator: Any, cv: Any) -> Cost:
         rows = np.ones(self.n, dtype=bool)
         folds = [] if cv is None else self._split(cv, estimator, rows)
-        tally = self._cross(estimator, folds) if folds else self._tally(estimator, rows, [])
-        for seconds, _, rows in tally.kept.values():
+        if folds:
+            tally = self._cross_validate(estimator, folds)
+        else:
+            tally = self._tally(estimator, rows, [])
+        for seconds, _, rows in tally.cached.values():
             tally.add_images(int(rows.sum()), seconds, embeds=1)
-        size = sum(size * int(rows.sum()) for _, size, rows in tally.kept.values())
+        size = sum(size * int(rows.sum()) for _, size, rows in tally.cached.values())
         fits, embedded, trained, seconds = tally.sums.tolist()
         return Cost(int(fits), int(embedded), int(trained), size + tally.scratch, seconds)
 
     def _tally(self, estimator: Any, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
-        """Count a fit on some rows, and predictions of others."""
+        """Count a fit on some rows, and the predictions of others."""
         if isinstance(estimator, BaseSearchCV):
             return self._search(estimator, rows, predicted)
         if estimator not in self._parts:
-            found = list(_find_parts(estimator))
-            if not found:
-                raise _cannot(estimator)
-            if self.y is None and any(hasattr(each, "unfreeze") for each, _ in found):
-                raise ValueError("Got y=None, but a FineTunedImageClassifier needs labels")
+            counted = list(_find_parts(estimator))
+            if not counted:
+                raise _unsupported(estimator)
+            if self.y is None and any(hasattr(part, "unfreeze") for part, _ in counted):
+                raise ValueError(
+                    "Got y=None, but a FineTunedImageClassifier needs labels; pass them as y"
+                )
             task = (
                 UNLABELED
                 if self.y is None
                 else ClassificationTask(np.unique(self.y[~self.is_target]))
             )
             common = (self.X, task, self.is_target, self._times)
-            self._parts[estimator] = [(_Part(each, *common), last) for each, last in found]
+            self._parts[estimator] = [(_Part(part, *common), last) for part, last in counted]
         tally = _CostTally(fits=1)
         for part, last in self._parts[estimator]:
             tally.add(part.tally(rows, predicted if last else [rows, *predicted]))
         return tally
 
-    def _cross(self, estimator: Any, splits: list[Any], *, twice: bool = False) -> _CostTally:
-        """Count a cross-validation; with `twice`, training rows are predicted too."""
+    def _cross_validate(
+        self, estimator: Any, splits: list[Any], *, train_scores: bool = False
+    ) -> _CostTally:
+        """Count a cross-validation; with `train_scores`, training rows are predicted too."""
         tally = _CostTally()
         for train, test in splits:
-            tally.add(self._tally(estimator, train, [test, train] if twice else [test]))
+            tally.add(self._tally(estimator, train, [test, train] if train_scores else [test]))
         return tally
 
     def _search(self, search: Any, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
@@ -363,76 +388,85 @@ class _Estimate:
         splits = self._split(search.cv, search.estimator, rows)
         candidates, total = _candidates(search, len(splits), int(rows.sum()))
         for candidate in candidates:
-            own = self._cross(candidate, splits, twice=search.return_train_score)
-            tally.add(own)
-            most_expensive.add(own, most=True)
-            if search.refit:  # which one it will be is not known yet
-                refit.add(self._tally(candidate, rows, predicted), most=True)
-        rounds = [most_expensive] * (total - len(candidates))  # of a halving search
-        for more in [refit, *rounds]:
-            tally.add(more)
+            validated = self._cross_validate(
+                candidate, splits, train_scores=search.return_train_score
+            )
+            tally.add(validated)
+            most_expensive.add(validated, maximum=True)
+            if search.refit:  # the best candidate is not known, so count the most expensive refit
+                refit.add(self._tally(candidate, rows, predicted), maximum=True)
+        later_rounds = [most_expensive] * (total - len(candidates))  # of a halving search
+        for addition in [refit, *later_rounds]:
+            tally.add(addition)
         return tally
 
     def _split(self, cv: Any, estimator: Any, rows: np.ndarray) -> list[Any]:
         if isinstance(cv, Iterator):
-            raise TypeError(f"Got cv={cv!r}, which ends when it is counted; pass list(cv)")
-        places = np.flatnonzero(rows)
-        y = None if self.y is None else self.y[places]
+            raise TypeError(
+                f"Got cv={cv!r}, an iterator, which counting would exhaust; pass list(cv)"
+            )
+        chosen = np.flatnonzero(rows)
+        y = None if self.y is None else self.y[chosen]
         splitter = check_cv(copy.deepcopy(cv), y, classifier=is_classifier(estimator))
-        splits = splitter.split(np.zeros(len(places)), y)
-        return [[np.bincount(places[f], minlength=self.n) > 0 for f in split] for split in splits]
+        splits = splitter.split(np.zeros(len(chosen)), y)
+        return [
+            [np.bincount(chosen[side], minlength=self.n) > 0 for side in split] for split in splits
+        ]
 
 
 def _find_parts(estimator: Any, last: bool = True) -> Iterator[tuple[Any, bool]]:
-    """Return the estimators of this package, and whether each is the last step."""
-    if isinstance(estimator, _OURS):
+    """Yield the estimators of this package, and whether each is the last step."""
+    if isinstance(estimator, _COUNTED_ESTIMATORS):
         yield estimator, last
     elif isinstance(estimator, FeatureUnion):
-        for _, each in estimator.transformer_list:
-            yield from _find_parts(each, False)
+        for _, transformer in estimator.transformer_list:
+            yield from _find_parts(transformer, False)
     elif isinstance(estimator, Pipeline):
         steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
-        if any(_contains_ours(step) for step in steps[1:]):
-            raise _cannot(estimator)
+        if any(_contains_counted(step) for step in steps[1:]):
+            raise _unsupported(estimator)
         for step in steps[:1]:
             yield from _find_parts(step, last and len(steps) == 1)
-    elif _contains_ours(estimator):
-        raise _cannot(estimator)
+    elif _contains_counted(estimator):
+        raise _unsupported(estimator)
 
 
-def _contains_ours(estimator: Any) -> bool:
+def _contains_counted(estimator: Any) -> bool:
     inner = estimator.get_params().values() if hasattr(estimator, "get_params") else ()
-    return any(isinstance(each, _OURS) for each in (estimator, *inner))
+    return any(isinstance(part, _COUNTED_ESTIMATORS) for part in (estimator, *inner))
 
 
-def _cannot(estimator: Any) -> TypeError:
+def _unsupported(estimator: Any) -> TypeError:
     return TypeError(
         f"Got {type(estimator).__name__}, whose cost cannot be counted; expected a "
         "FineTunedImageClassifier, a PretrainedFeatureExtractor, a Pipeline that begins with one "
-        "or with a FeatureUnion of them, or a search of scikit-learn's around any of these"
+        "or with a FeatureUnion of them, or a scikit-learn search around any of these"
     )
 
 
 def _candidates(search: Any, n_folds: int, n: int) -> tuple[list[Any], int]:
-    """Build the candidates of a search, and count how often one of them is cross-validated."""
+    """Return the candidates of a search, and the number of cross-validations in all rounds."""
     halving = hasattr(search, "factor")
     if hasattr(search, "param_grid"):
         chosen = list(ParameterGrid(search.param_grid))
     elif hasattr(search, "param_distributions"):
         count = search.n_candidates if halving else search.n_iter
-        if count == "exhaust":  # at most
-            least, most = search.min_resources, search.max_resources
+        if count == "exhaust":
+            low, high = search.min_resources, search.max_resources
             smallest = 2 * n_folds if search.resource == "n_samples" else 1
-            count = (n if most == "auto" else most) // (smallest if least == "smallest" else least)
+            # The search may stop earlier, so this is an upper bound.
+            count = (n if high == "auto" else high) // (smallest if low == "smallest" else low)
         random_state = copy.deepcopy(search.random_state)
         chosen = list(
             ParameterSampler(search.param_distributions, count, random_state=random_state)
         )
     else:
-        raise _cannot(search)
+        raise _unsupported(search)
     if halving and search.resource != "n_samples":
-        chosen = [{**each, search.resource: search.max_resources} for each in chosen]
-    candidates = [clone(search.estimator).set_params(**clone(each, safe=False)) for each in chosen]
+        chosen = [{**params, search.resource: search.max_resources} for params in chosen]
+    candidates = [
+        clone(search.estimator).set_params(**clone(params, safe=False)) for params in chosen
+    ]
     total = remaining = len(candidates)
     while halving and remaining > 1:
         remaining = math.ceil(remaining / search.factor)

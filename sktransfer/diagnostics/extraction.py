@@ -1,4 +1,4 @@
-"""The extractor that a diagnostic function embeds images with.
+"""The extractor with which diagnostic functions embed images.
 
 Shapes: N images.
 """
@@ -16,18 +16,18 @@ from sktransfer.extractor import PretrainedFeatureExtractor
 def resolve_extractor(
     extractor: PretrainedFeatureExtractor | None, **defaults: Any
 ) -> PretrainedFeatureExtractor:
-    """Return an unfitted copy of an extractor, or for None a new one.
+    """Return an unfitted copy of an extractor, or a new extractor for None.
 
     Parameters
     ----------
     extractor : PretrainedFeatureExtractor or None
     **defaults
-        Parameters of the new one.
+        Parameters of a new extractor.
 
     Raises
     ------
     TypeError
-        For anything else.
+        If `extractor` is neither a PretrainedFeatureExtractor nor None.
     """
     if extractor is None:
         return PretrainedFeatureExtractor(**defaults)

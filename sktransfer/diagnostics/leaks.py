@@ -1,4 +1,4 @@
-"""find_leaks: duplicate images, on both sides of a split or with different labels.
+"""find_leaks: duplicate images on both sides of a split, or with different labels.
 
 Shapes: N images, P pairs.
 """
@@ -33,43 +33,42 @@ from sktransfer.utils.tables import Html, html_image, html_list, html_table, tex
 
 KINDS = ("identical", "copy", "mirrored", "alike")
 
-# Images with different pixels are alike if the cosine of their embeddings is at least this.
+# Two images with different pixels are "alike" if the cosine of their embeddings is at least this.
 ALIKE = 0.95
 
-# All pixels are compared if the correlation of the thumbnails is at least this.
-_MAYBE_IDENTICAL = 0.9999
+# All pixels are compared if the correlation of two thumbnails is at least this.
+_MIN_IDENTICAL_CORRELATION = 0.9999
 
-# Number of pairs that a report shows, and the size of their images in pixels.
+# Maximum number of pairs in the table of a report, and the side of their images in pixels.
 _MAX_SHOWN_PAIRS = 20
-_THUMBNAIL_SIDE = 128
-_THUMBNAIL = Preprocessing(resize=_THUMBNAIL_SIDE)
+_SHOWN_SIDE = 128
+_SHOWN_SIZE = Preprocessing(resize=_SHOWN_SIDE)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LeakReport:
-    """Result of `find_leaks`, shown as a table, in a notebook with the images.
+    """Result of `find_leaks`, shown as a table; in a notebook, with the images.
 
     Parameters
     ----------
     pairs : ndarray of shape (P, 3)
         Rows i and j of two images, and the cosine of their embeddings; float64, the most similar
-        ones first. Of two sets, i is a row of `X` and j one of `X_test`.
+        pair first. With two sets, i is a row of `X` and j a row of `X_test`.
     kinds : ndarray of shape (P,)
         `"identical"` (the same pixels), `"copy"` (resized, recompressed or cropped), `"mirrored"`,
-        or `"alike"`: other pixels that the network can hardly tell apart, such as two shots of one
-        scene.
+        or `"alike"` (different pixels with a similar embedding, such as two shots of one scene).
     across : ndarray of shape (P,)
-        Whether the two images are separated: by a split of `cv`, or because they are in different
-        groups or sets.
+        Whether the two images are separated by a split of `cv`, or by different groups or sets.
     conflicts : ndarray of shape (P,)
         Whether the two images have different labels.
     groups : ndarray of shape (N,) or None
-        Numbers that are the same for images that pairs connect: the `groups` of a
-        `GroupKFold` or `StratifiedGroupKFold` that keeps them together. None for two sets.
+        Group numbers, the same for images that pairs connect. Pass them as `groups` to a
+        `GroupKFold` or `StratifiedGroupKFold`, which keeps these images together. None for two
+        sets.
     n_images : tuple of int
-        Number of images that were compared, of one set or of both.
+        Number of images that were compared, for each set.
     unreadable : ndarray of int
-        Rows of broken images, which were left out; of both sets, the second after the first.
+        Rows of broken images, which were left out; rows of a second set continue after the first.
 
     Examples
     --------
@@ -88,90 +87,95 @@ class LeakReport:
     groups: np.ndarray | None
     n_images: tuple[int, ...]
     unreadable: np.ndarray
-    _names: tuple[tuple[str, str], ...]
+    _paths: tuple[tuple[str | None, str | None], ...]
     _images: tuple[Images, Images]
 
     @property
     def summary(self) -> list[str]:
-        """The results, a sentence each."""
+        """The results, one sentence each."""
         sets = " and ".join(f"{count:,}" for count in self.n_images)
         if not len(self.pairs):
-            found = [f"No duplicates or near-duplicates among {sets} images."]
+            sentences = [f"No duplicates or near-duplicates among {sets} images."]
         else:
             counts = {kind: int((self.kinds == kind).sum()) for kind in KINDS}
-            listed = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-            found = [f"{_pairs(len(self.pairs))} among {sets} images: {listed}."]
+            by_kind = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+            sentences = [f"{_count(len(self.pairs), 'pair')} among {sets} images: {by_kind}."]
         if self.across.any():
-            found.append(
-                f"{_pairs(int(self.across.sum()))} on both sides of a split: scores are too high. "
-                + (
-                    "Pass report.groups to a StratifiedGroupKFold, which keeps such images "
-                    "together."
-                    if self.groups is not None
-                    else "Remove one image of each pair."
-                )
+            remedy = (
+                "Remove one image of each pair."
+                if self.groups is None
+                else "Pass report.groups to a StratifiedGroupKFold, which keeps such images "
+                "together."
             )
+            count = _count(self.across.sum(), "pair")
+            sentences.append(f"{count} on both sides of a split: scores are too high. {remedy}")
         if self.conflicts.any():
-            found.append(f"{_pairs(int(self.conflicts.sum()))} with different labels.")
+            sentences.append(f"{_count(self.conflicts.sum(), 'pair')} with different labels.")
         if len(self.unreadable):
-            found.append(f"{len(self.unreadable):,} images could not be read and were left out.")
-        return found
+            count = _count(len(self.unreadable), "image")
+            sentences.append(f"{count} could not be read; left out.")
+        return sentences
 
     def __repr__(self) -> str:
         lines = [*self.summary]
         if len(self.pairs):
             lines += ["", text_table(*self._table())]
-        return "\n".join([*lines, *self._more()])
+        return "\n".join([*lines, *self._note()])
 
     def _repr_html_(self) -> str:
-        parts = [html_list([*self.summary, *self._more()])]
+        parts = [html_list([*self.summary, *self._note()])]
         if len(self.pairs):
             header, rows, left = self._table()
-            images = [self._show(*pair) for pair in self._shown()]
+            images = list(map(self._show, self._shown_rows(), self._names()))
             rows = [[image, *row] for image, row in zip(images, rows, strict=True)]
             parts.append(html_table(["", *header], rows, [0, *(1 + column for column in left)]))
         return "".join(parts)
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
-        header = ["i", "j", "cosine", "kind", "split", "labels", "image i", "image j"]
-        rows = [
-            [
-                *(str(row) for row in pair),
-                f"{cosine:.3f}",
-                str(kind),
-                "across" if across else "",
-                "differ" if conflict else "",
-                *names,
-            ]
-            for pair, cosine, kind, across, conflict, names in zip(
-                self._shown(),
-                self.pairs[:, 2],
-                self.kinds,
-                self.across,
-                self.conflicts,
-                self._names,
-                strict=False,
-            )
-        ]
-        return header, rows, [3, 4, 5, 6, 7]
+        """Build the table of pairs, without columns that have no entries."""
+        rows, names = self._shown_rows(), self._names()
+        images = {"image i": [name for name, _ in names], "image j": [name for _, name in names]}
+        results = {
+            "cosine": [f"{cosine:.3f}" for cosine in self.pairs[: len(rows), 2]],
+            "kind": [str(kind) for kind in self.kinds[: len(rows)]],
+            "split": ["across" if across else "" for across in self.across[: len(rows)]],
+            "labels": ["differ" if conflict else "" for conflict in self.conflicts[: len(rows)]],
+        }
+        if any(path for paths in self._paths for path in paths):
+            numbers = {"i": [str(i) for i, _ in rows], "j": [str(j) for _, j in rows]}
+            columns = {**numbers, **results, **images}
+        else:  # the names of the images are their rows
+            columns = {**images, **results}
+        columns = {title: cells for title, cells in columns.items() if any(cells)}
+        left = [i for i, title in enumerate(columns) if title not in ("i", "j", "cosine")]
+        return list(columns), [list(line) for line in zip(*columns.values(), strict=True)], left
 
-    def _shown(self) -> list[list[int]]:
+    def _shown_rows(self) -> list[list[int]]:
         return self.pairs[:_MAX_SHOWN_PAIRS, :2].astype(int).tolist()
 
-    def _more(self) -> list[str]:
+    def _names(self) -> list[tuple[str, str]]:
+        """Return the names of the shown images: the path if there is one, else the row."""
+        first, second = ("", "") if len(self.n_images) == 1 else (" of X", " of X_test")
+        return [
+            (path_i or f"row {i}{first}", path_j or f"row {j}{second}")
+            for (i, j), (path_i, path_j) in zip(self._shown_rows(), self._paths, strict=True)
+        ]
+
+    def _note(self) -> list[str]:
         rest = len(self.pairs) - _MAX_SHOWN_PAIRS
         return [f"and {rest:,} more in report.pairs"] if rest > 0 else []
 
-    def _show(self, i: int, j: int) -> Html:
-        shown: list[str] = []
-        for images, row in zip(self._images, (i, j), strict=True):
+    def _show(self, rows: list[int], names: tuple[str, str]) -> Html:
+        """Build the cell with the two images of a pair."""
+        parts: list[str] = []
+        for images, row, name in zip(self._images, rows, names, strict=True):
             try:
-                pixels = _THUMBNAIL.resized(images.decode(row, _THUMBNAIL_SIDE))
-                shown.append(html_image(encode_jpeg(pixels), images.describe(row)))
-            except ImageError as error:  # deleted after it was compared
-                shown.append(html_list([str(error)]))
+                pixels = _SHOWN_SIZE.resized(images.decode(row, _SHOWN_SIDE))
+                parts.append(html_image(encode_jpeg(pixels), name))
+            except ImageError as error:  # the file was deleted after the comparison
+                parts.append(html_list([str(error)]))
         # Notebooks set images to display: block, which would stack them.
-        cells = "".join(f"<div>{cell}</div>" for cell in shown)
+        cells = "".join(f"<div>{part}</div>" for part in parts)
         return Html(f'<div style="display: flex; min-width: max-content">{cells}</div>')
 
 
@@ -185,27 +189,27 @@ def find_leaks(
     y_test: Any = None,
     extractor: PretrainedFeatureExtractor | None = None,
 ) -> LeakReport:
-    """Compute pairs of duplicate images, and check splits and labels for leaks and conflicts.
+    """Compute pairs of duplicate images, and check whether they cross a split or differ in labels.
 
     Images whose embeddings have a cosine of at least 0.5 are compared pixel by pixel as
-    thumbnails, also mirrored and cropped by up to a tenth: they are copies if the correlation is at
-    least 0.95. Others are alike if the cosine is at least 0.95. At these thresholds 0.98 or more of
-    the resized, recompressed, mirrored or cropped copies of 432 photographs were found, and 0.96 or
-    more of the pairs found were such copies.
+    thumbnails, also mirrored and cropped by up to a tenth; they are copies if the correlation is at
+    least 0.95. Other images are alike if the cosine is at least 0.95. With these thresholds 0.98 or
+    more of the resized, recompressed, mirrored or cropped copies of 432 photographs were found, and
+    0.96 or more of the pairs found were such copies.
 
     Parameters
     ----------
     X : images in any container that `PretrainedFeatureExtractor` takes
     y : array-like of shape (N,), default=None
-        Labels: pairs with different labels are conflicts; a missing label never conflicts.
+        Labels. Pairs with different labels are conflicts; a missing label never conflicts.
     cv : int, splitter, iterable of (train, test) or None, default=None
-        Splits: a pair is separated if a split has one image in train and the other in test.
+        Splits. A pair is separated if a split has one image in train and the other in test.
     groups : array-like of shape (N,), default=None
-        Groups for `cv`; if `cv` is None, pairs of different groups count as separated.
+        Groups for `cv`. If `cv` is None, a pair is separated if its images have different groups.
     X_test, y_test : images and labels, default=None
-        A second set: each pair then has one image of each set, and all pairs are separated.
+        A second set. Each pair then has one image from each set, and all pairs are separated.
     extractor : PretrainedFeatureExtractor or None, default=None
-        Reads and embeds the images; it is cloned, and shares its embeddings. Its `on_error` is
+        Reads and embeds the images. It is cloned, but its cache is shared. Its `on_error` is
         ignored. None is `PretrainedFeatureExtractor()`.
 
     Returns
@@ -215,7 +219,7 @@ def find_leaks(
     Raises
     ------
     ValueError
-        If lengths differ, or for `X_test` together with `cv` or `groups`.
+        If lengths differ, or if `X_test` is passed together with `cv` or `groups`.
 
     Warns
     -----
@@ -224,8 +228,8 @@ def find_leaks(
 
     Notes
     -----
-    Made for photographs. Small scans, such as digits, can have nearly the same pixels without
-    being copies. Each image is compared with the 50 most similar ones.
+    The thresholds are chosen for photographs. Small scans, such as digits, can have nearly the same
+    pixels without being copies. Each image is compared with the 50 most similar ones.
 
     Examples
     --------
@@ -236,42 +240,42 @@ def find_leaks(
     1 pair on both sides of a split: scores are too high. Pass report.groups to a \
 StratifiedGroupKFold, which keeps such images together.
     <BLANKLINE>
-    i  j  cosine  kind  split   labels  image i                       image j
-    0  2   0.906  copy  across          array of shape (427, 640, 3)  array of shape (214, 320, 3)
+    image i  image j  cosine  kind  split
+    row 0    row 2     0.906  copy  across
     """
     if X_test is not None and (cv is not None or groups is not None):
         raise ValueError(
-            "Got X_test together with cv or groups, but a second set is already a split; leave "
-            "out either"
+            "Got X_test together with cv or groups, but expected only one of them, because a "
+            "second set is already a split; leave out X_test, or cv and groups"
         )
     if X_test is None and y_test is not None:
-        raise ValueError("Got y_test without X_test, the images of these labels")
+        raise ValueError("Got y_test without X_test; pass the images of these labels as X_test")
     extractor = resolve_extractor(extractor).set_params(on_error="nan")
-    y, groups = (_labels(X, each, extractor) for each in (y, groups))
-    y_other = y if X_test is None else _labels(X_test, y_test, extractor)
+    y, groups = (_check_labels(X, labels, extractor) for labels in (y, groups))
+    second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
     extractor.fit(X)
-    ones, broken = _embed(extractor, X), list(extractor.errors_)
-    others = None if X_test is None else _embed(extractor, X_test)
-    broken = broken if others is None else [*broken, *extractor.errors_]
-    report = compare(
-        ones, others, y, y_other, cv=cv, groups=groups, threads=resolve_threads(extractor.n_jobs)
-    )
+    first, errors = _embed(extractor, X), list(extractor.errors_)
+    second = None if X_test is None else _embed(extractor, X_test)
+    if second is not None:
+        errors += extractor.errors_
+    threads = resolve_threads(extractor.n_jobs)
+    report = compare(first, second, y, second_y, cv=cv, groups=groups, threads=threads)
     if len(report.unreadable):
+        start = "" if second is None else f" (X_test begins at row {len(first.images)})"
+        reason = f"The first: {errors[0]}" if errors else "Their embeddings are NaN"
         warnings.warn(
-            f"Got {len(report.unreadable)} images that cannot be read, which are left out: rows "
-            f"{report.unreadable[:10].tolist()}"
-            + ("" if others is None else f", of X_test from {len(ones.images)} on")
-            + (f". The first: {broken[0]}" if broken else ": their embeddings are NaN"),
+            f"Got {_count(len(report.unreadable), 'image')} that cannot be read, in rows "
+            f"{report.unreadable[:10].tolist()}{start}; left out of the report. {reason}",
             stacklevel=2,
         )
     return report
 
 
 def compare(
-    ones: EmbeddedImages,
-    others: EmbeddedImages | None,
+    first: EmbeddedImages,
+    second: EmbeddedImages | None,
     y: np.ndarray | None,
-    y_other: np.ndarray | None,
+    second_y: np.ndarray | None,
     *,
     cv: Any,
     groups: np.ndarray | None,
@@ -279,33 +283,31 @@ def compare(
     possible: float = POSSIBLE,
 ) -> LeakReport:
     """Compute the report of `find_leaks` for embedded images; see `find_pairs`."""
-    both = (ones, ones if others is None else others)
-    found = find_pairs(ones, others, threads=threads, possible=possible)
-    kinds = _kinds(found, both)
-    keep = kinds != ""
-    rows, cosines, kinds = found.rows[keep], found.cosines[keep], kinds[keep]
-    names = [
-        (both[0].images.describe(i), both[1].images.describe(j))
-        for i, j in rows[:_MAX_SHOWN_PAIRS].tolist()
-    ]
-    sets = [ones] if others is None else [ones, others]
-    sizes = tuple(len(each.images) for each in sets)
-    broken = [np.isnan(each.embeddings).any(axis=1) for each in sets]
+    pairs = find_pairs(first, second, threads=threads, possible=possible)
+    sets = [first] if second is None else [first, second]
+    images = (sets[0].images, sets[-1].images)
+    kinds = _kinds(pairs, images)
+    reported = kinds != ""
+    rows, kinds = pairs.rows[reported], kinds[reported]
+    sizes = tuple(len(embedded.images) for embedded in sets)
+    unreadable = [np.isnan(embedded.embeddings).any(axis=1) for embedded in sets]
     return LeakReport(
-        pairs=np.column_stack([rows, cosines]),
+        pairs=np.column_stack([rows, pairs.cosines[reported]]),
         kinds=kinds,
         across=_across(rows, sizes, y, cv, groups),
-        conflicts=_conflicts(rows, y, y_other),
-        groups=connect(rows, sizes[0]) if others is None else None,
-        n_images=tuple(int((~each).sum()) for each in broken),
-        unreadable=np.flatnonzero(np.concatenate(broken)),
-        _names=tuple(names),
-        _images=(both[0].images, both[1].images),
+        conflicts=_conflicts(rows, y, second_y),
+        groups=connect(rows, sizes[0]) if second is None else None,
+        n_images=tuple(int((~mask).sum()) for mask in unreadable),
+        unreadable=np.flatnonzero(np.concatenate(unreadable)),
+        _paths=tuple(
+            (images[0].path(i), images[1].path(j)) for i, j in rows[:_MAX_SHOWN_PAIRS].tolist()
+        ),
+        _images=images,
     )
 
 
-def _labels(X: Any, y: Any, extractor: PretrainedFeatureExtractor) -> np.ndarray | None:
-    """Check that there is one label or group for each image, before any is embedded."""
+def _check_labels(X: Any, y: Any, extractor: PretrainedFeatureExtractor) -> np.ndarray | None:
+    """Check that each image has a label or a group, before any image is embedded."""
     if y is None:
         return None
     labels = column_or_1d(y)
@@ -317,16 +319,15 @@ def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> EmbeddedImages:
     return EmbeddedImages(read_images(extractor, X), extractor.transform(X))
 
 
-def _kinds(found: Pairs, both: tuple[EmbeddedImages, EmbeddedImages]) -> np.ndarray:
-    """Return the kind of each pair, one of `KINDS`, or an empty string."""
-    same = found.correlations >= SAME
-    conditions = [same & found.mirrored, same, found.cosines >= ALIKE]
+def _kinds(pairs: Pairs, images: tuple[Images, Images]) -> np.ndarray:
+    """Return the kind of each pair, one of `KINDS`, or an empty string for no duplicates."""
+    same = pairs.correlations >= SAME
+    conditions = [same & pairs.mirrored, same, pairs.cosines >= ALIKE]
     kinds = np.select(conditions, ["mirrored", "copy", "alike"], "").astype(object)
-    ones, others = (each.images for each in both)
-    for place in np.flatnonzero(found.correlations >= _MAYBE_IDENTICAL):
-        i, j = found.rows[place].tolist()
-        if np.array_equal(ones[i], others[j]):
-            kinds[place] = "identical"
+    for pair in np.flatnonzero(pairs.correlations >= _MIN_IDENTICAL_CORRELATION):
+        i, j = pairs.rows[pair].tolist()
+        if np.array_equal(images[0][i], images[1][j]):
+            kinds[pair] = "identical"
     return kinds
 
 
@@ -352,16 +353,16 @@ def _across(
     return across
 
 
-def _conflicts(rows: np.ndarray, y: np.ndarray | None, y_other: np.ndarray | None) -> np.ndarray:
+def _conflicts(rows: np.ndarray, y: np.ndarray | None, second_y: np.ndarray | None) -> np.ndarray:
     """Return which pairs have different labels."""
-    if y is None or y_other is None:
+    if y is None or second_y is None:
         return np.zeros(len(rows), dtype=bool)
-    one, other = y[rows[:, 0]], y_other[rows[:, 1]]
-    known = ~(are_missing(one) | are_missing(other))
+    left, right = y[rows[:, 0]], second_y[rows[:, 1]]
+    has_labels = ~(are_missing(left) | are_missing(right))
     differ = np.zeros(len(rows), dtype=bool)
-    differ[known] = one[known] != other[known]
+    differ[has_labels] = left[has_labels] != right[has_labels]
     return differ
 
 
-def _pairs(count: int) -> str:
-    return f"{count:,} pair" + ("s" if count != 1 else "")
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import numpy as np
 
-# Maximum number of fixed-point iterations, and the relative change at which they stop.
-_MAX_ITERATIONS, _TOLERANCE = 50, 1e-4
-_EPSILON = 1e-12
+# Maximum number of fixed-point iterations, and the relative change of the ratio that ends them.
+_MAX_ITERATIONS, _RATIO_TOLERANCE = 50, 1e-4
+# Added to denominators that can be 0.
+_DENOMINATOR_EPSILON = 1e-12
 
 
 def logme(embeddings: np.ndarray, y: np.ndarray) -> float:
-    """Score embeddings by the evidence that a linear model on them has.
+    """Compute LogME, the log evidence of a linear model on the embeddings.
 
-    For each class, a Bayesian linear regression of its membership: the logarithm of the marginal
-    likelihood, per image, at the precisions of prior and noise that make it largest. The mean
-    over the classes counts. It has no scale of its own, and only compares embeddings of the same
-    images.
+    For each class, a Bayesian linear regression predicts whether an image is of this class. Its
+    score is the logarithm of the marginal likelihood, per image, at the precisions of prior and
+    noise that maximize it. LogME is the mean over the classes. It is only comparable between
+    embeddings of the same images.
 
     Parameters
     ----------
@@ -45,30 +46,31 @@ def logme(embeddings: np.ndarray, y: np.ndarray) -> float:
 
 
 def _evidence(left: np.ndarray, powers: np.ndarray, target: np.ndarray) -> float:
-    """Return the largest evidence for one target (N,), per image.
+    """Compute the maximum log evidence of one target (N,), per image.
 
     `left` (N, R) and `powers` (R,) are the left singular vectors and the squared singular values.
     """
     n, rank = left.shape
     projected = (left.T @ target) ** 2
-    rest = max(float(target @ target - projected.sum()), 0.0)  # what no weights explain
-    ratio = 1.0  # of the precisions: prior to noise
+    residual = max(float(target @ target - projected.sum()), 0.0)  # outside the column space
+    ratio = 1.0  # precision of the prior divided by that of the noise
     for _ in range(_MAX_ITERATIONS):
         shrunk = powers / (powers + ratio)
         effective = shrunk.sum()
-        size = float((powers * projected / (powers + ratio) ** 2).sum())  # of the weights, squared
-        error = float((projected * (ratio / (powers + ratio)) ** 2).sum()) + rest
-        prior = effective / (size + _EPSILON)
-        noise = (n - effective) / (error + _EPSILON)
-        before, ratio = ratio, prior / noise
-        if abs(ratio - before) <= _TOLERANCE * before:
+        # Squared norm of the weights, and squared error.
+        weights = float((powers * projected / (powers + ratio) ** 2).sum())
+        error = float((projected * (ratio / (powers + ratio)) ** 2).sum()) + residual
+        prior = effective / (weights + _DENOMINATOR_EPSILON)
+        noise = (n - effective) / (error + _DENOMINATOR_EPSILON)
+        previous, ratio = ratio, prior / noise
+        if abs(ratio - previous) <= _RATIO_TOLERANCE * previous:
             break
     evidence = (
         rank * np.log(prior)
         + n * np.log(noise)
         - np.log(prior + noise * powers).sum()
         - noise * error
-        - prior * size
+        - prior * weights
         - n * np.log(2 * np.pi)
     )
     return float(evidence / (2 * n))

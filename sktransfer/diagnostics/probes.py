@@ -1,4 +1,4 @@
-"""Accuracies and statistics that are measured before a network is trained.
+"""Accuracies of simple classifiers and statistics of the images, before a network is trained.
 
 Shapes: N images, D features, K classes.
 """
@@ -24,15 +24,15 @@ from sktransfer.transforms.views import Views
 # Shares of the training images at which the learning curve is measured.
 _CURVE_SHARES = (0.25, 0.5, 1.0)
 
-# Input of the baseline on pixels: small, to have few of them.
+# Input size of the baseline on pixels; small images have few features.
 _PIXEL_BASELINE = Preprocessing(resize=(16, 16), crop=(16, 16))
-_BATCH = 64
+_PIXEL_BATCH_SIZE = 64
 
-# Number of images that are decoded to measure sizes, color and contrast.
+# Maximum number of images that are decoded to measure sizes, color and contrast.
 _MAX_DECODED = 200
 
-# An image is gray if its color channels differ by less, of 255.
-_GRAY_RANGE = 8
+# An image is gray if its color channels (0-255) differ by less than this in every pixel.
+_MIN_COLOR_RANGE = 8
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class ProbeResults:
     neighbor : float
         Accuracy of the nearest neighbor's label, by the cosine of embeddings.
     pixels : float
-        Accuracy of a linear classifier on the pixels themselves, at 16 x 16.
+        Accuracy of a linear classifier on the pixels, at 16 x 16.
     curve : tuple of (int, float)
-        Numbers of training images, and the accuracy of the probe with each.
+        Number of training images, and accuracy of the probe with so many.
     mean_interclass_cosine : float
         Mean cosine between the embeddings of images of different classes: near 1 if the network
         hardly tells the classes apart.
     side : tuple of int
         Minimum, median and maximum of the shorter sides, in pixels.
     gray : float
-        Share of the images without color.
+        Share of gray images, 0-1.
     contrast : float
         Median standard deviation of an image's brightness, 0-255.
     """
@@ -79,9 +79,9 @@ class ProbeResults:
 def make_probe() -> Pipeline:
     """Build the linear classifier on embeddings that all diagnostics share, unfitted.
 
-    Each embedding gets unit length. Scaling each dimension by its standard deviation, with C=0.03,
-    is as accurate on 432 photographs (0.828 against 0.825), but 4 points worse if there are 5
-    training images a class, and 8 points worse with 3.
+    Each embedding is scaled to unit length. Scaling each dimension by its standard deviation, with
+    C=0.03, is as accurate on 432 photographs (0.828 against 0.825), but 4 points worse with 5
+    training images per class, and 8 points worse with 3.
     """
     return make_pipeline(Normalizer(), LogisticRegression(C=30.0, max_iter=2000))
 
@@ -94,7 +94,7 @@ def measure(
     seed: int,
     threads: int,
 ) -> ProbeResults:
-    """Compute the probe results from embeddings and small images.
+    """Compute the probe results from embeddings and resized images.
 
     Parameters
     ----------
@@ -111,17 +111,16 @@ def measure(
     """
     embeddings = embedded.embeddings
     scores = cross_val_score(make_probe(), embeddings, codes, cv=splits)
-    pixels = LogisticRegression(max_iter=2000)
+    pixels = _pixel_rows(embedded.images, threads)
+    pixel_classifier = LogisticRegression(max_iter=2000)
     nearest = KNeighborsClassifier(1, metric="cosine")
-    side, gray, contrast = _look(embedded.images)
+    side, gray, contrast = _image_statistics(embedded.images)
     return ProbeResults(
         n_images=len(codes),
         accuracy=float(scores.mean()),
         spread=float(scores.std(ddof=1)),
         neighbor=float(cross_val_score(nearest, embeddings, codes, cv=splits).mean()),
-        pixels=float(
-            cross_val_score(pixels, _small(embedded.images, threads), codes, cv=splits).mean()
-        ),
+        pixels=float(cross_val_score(pixel_classifier, pixels, codes, cv=splits).mean()),
         curve=_curve(embeddings, codes, splits, seed),
         mean_interclass_cosine=mean_interclass_cosine(embeddings, codes),
         side=side,
@@ -131,7 +130,7 @@ def measure(
 
 
 def mean_interclass_cosine(embeddings: np.ndarray, codes: np.ndarray) -> float:
-    """Compute the mean cosine between images of different classes, the same weight for each pair.
+    """Compute the mean cosine between classes, with the same weight for each pair of classes.
 
     Examples
     --------
@@ -148,42 +147,42 @@ def mean_interclass_cosine(embeddings: np.ndarray, codes: np.ndarray) -> float:
 def _curve(
     embeddings: np.ndarray, codes: np.ndarray, splits: list[Any], seed: int
 ) -> tuple[tuple[int, float], ...]:
-    """Compute the accuracy of the probe with the same share of each class to train on."""
+    """Compute the accuracy of the probe on several shares of the training images of each class."""
     points: dict[int, float] = {}
     for share in _CURVE_SHARES:
-        fewer = [(_thin(train, codes, share, seed), test) for train, test in splits]
-        count = round(float(np.mean([len(train) for train, _ in fewer])))
-        points[count] = float(cross_val_score(make_probe(), embeddings, codes, cv=fewer).mean())
+        thinned = [(_thin(train, codes, share, seed), test) for train, test in splits]
+        count = round(float(np.mean([len(train) for train, _ in thinned])))
+        points[count] = float(cross_val_score(make_probe(), embeddings, codes, cv=thinned).mean())
     return tuple(points.items())
 
 
 def _thin(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Return a random share of the rows of each class, at least one of each."""
-    rows = np.random.default_rng(seed).permutation(rows)
-    kept = []
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    chosen = []
     for code in np.unique(codes[rows]):
-        own = rows[codes[rows] == code]
-        kept.append(own[: max(1, round(share * len(own)))])
-    return np.concatenate(kept)
+        class_rows = shuffled[codes[shuffled] == code]
+        chosen.append(class_rows[: max(1, round(share * len(class_rows)))])
+    return np.concatenate(chosen)
 
 
-def _small(images: Images, threads: int) -> np.ndarray:
-    """Return the pixels of resized images in rows, float32, 0-1."""
+def _pixel_rows(images: Images, threads: int) -> np.ndarray:
+    """Return a row with the pixels of each resized image, float32, 0-1."""
     rows = np.empty((len(images), 3 * _PIXEL_BASELINE.side**2), dtype=np.float32)
     reader = ImageReader(Views(images, _PIXEL_BASELINE), threads, ImageErrors("raise"))
-    for found, batch in reader.batches(range(len(images)), _BATCH):
-        rows[found] = batch.flatten(1).numpy() / 255
+    for batch_rows, batch in reader.batches(range(len(images)), _PIXEL_BATCH_SIZE):
+        rows[batch_rows] = batch.flatten(1).numpy() / 255
     return rows
 
 
-def _look(images: Images) -> tuple[tuple[int, int, int], float, float]:
-    """Return shorter sides, share of gray images, and contrast, of evenly spaced images."""
+def _image_statistics(images: Images) -> tuple[tuple[int, int, int], float, float]:
+    """Compute shorter sides, share of gray images and contrast of evenly spaced images."""
     count = min(len(images), _MAX_DECODED)
     chosen = [images[int(row)] for row in np.linspace(0, len(images) - 1, count)]
     sides = [min(image.shape[:2]) for image in chosen]
-    spans = [np.ptp(image.astype(np.int16), axis=2).max() for image in chosen]
+    color_ranges = [np.ptp(image.astype(np.int16), axis=2).max() for image in chosen]
     return (
         (min(sides), int(np.median(sides)), max(sides)),
-        float(np.mean([span < _GRAY_RANGE for span in spans])),
+        float(np.mean([color_range < _MIN_COLOR_RANGE for color_range in color_ranges])),
         float(np.median([image.mean(axis=2).std() for image in chosen])),
     )

@@ -1,4 +1,4 @@
-"""rank_backbones: compare pretrained networks on the images, before any is trained.
+"""rank_backbones: compare pretrained networks on a data set, without training them.
 
 Shapes: N images, D features.
 """
@@ -34,7 +34,7 @@ from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.utils.plotting import new_axes
 from sktransfer.utils.tables import html_table, text_table
 
-# Number of folds if `cv` is None; fewer if a class has fewer images.
+# Number of folds if `cv` is None; a class with fewer images reduces it.
 _DEFAULT_N_FOLDS = 5
 # Number of images that are timed.
 _N_TIMED_IMAGES = 32
@@ -46,13 +46,13 @@ class RankedBackbone(NamedTuple):
     Parameters
     ----------
     name : str
-        Name of the backbone, and layer and image size if they are not the default.
+        Name of the backbone, followed by layer and image size if they are not the default.
     accuracy : float
         Accuracy of the linear probe, 0-1, mean over the folds.
     spread : float
         Standard deviation of the accuracy over the folds.
     logme : float
-        Evidence of a linear model, which is only comparable between rows.
+        Evidence of a linear model; only comparable between rows.
     features : int
         Size of an embedding.
     megabytes : float
@@ -109,7 +109,7 @@ class BackboneRanking:
         Parameters
         ----------
         ax : matplotlib Axes or None
-            Where to draw; None makes a figure, outside pyplot.
+            Axes to draw on; None creates a figure, not registered with pyplot.
 
         Returns
         -------
@@ -124,19 +124,19 @@ class BackboneRanking:
         costs = [1000 * row.seconds for row in self.rows]
         middle = math.sqrt(min(costs) * max(costs))
         for row, cost in zip(self.rows, costs, strict=True):
-            # Names point to the middle, or the figure would cut them off.
-            away, side = (6, "left") if cost <= middle else (-6, "right")
-            place = {"xytext": (away, 6), "textcoords": "offset points", "ha": side}
+            # Names extend toward the middle; otherwise the figure would cut them off.
+            offset, alignment = (6, "left") if cost <= middle else (-6, "right")
+            layout = {"xytext": (offset, 6), "textcoords": "offset points", "ha": alignment}
             ax.errorbar(cost, row.accuracy, row.spread, marker="o", capsize=3)
-            ax.annotate(row.name, (cost, row.accuracy), **place)
+            ax.annotate(row.name, (cost, row.accuracy), **layout)
         ax.margins(0.2)
         ax.set(
             xscale="log",
             xlabel="milliseconds per image",
             ylabel="accuracy of the linear probe ± standard deviation over folds",
         )
-        for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-            formatted("{x:g}")  # rather than powers of ten
+        for set_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            set_formatter("{x:g}")  # instead of powers of ten
         return ax
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
@@ -180,9 +180,9 @@ def rank_backbones(
 ) -> BackboneRanking:
     """Rank backbones for a task by the accuracy of a linear probe on their embeddings.
 
-    Each network embeds each image once, and none is trained. The table is ordered by the
-    cross-validated accuracy of a logistic regression on embeddings of unit length (`C=30`). It
-    also shows LogME, which needs no folds, but is only comparable between backbones.
+    Each network embeds each image once; no network is trained. The table is sorted by the
+    cross-validated accuracy of a logistic regression (`C=30`) on embeddings of unit length. It also
+    shows LogME, which needs no folds but is only comparable between backbones.
 
     Parameters
     ----------
@@ -190,11 +190,11 @@ def rank_backbones(
     y : array-like of shape (N,)
         Class labels.
     backbones : sequence of (str, Module, callable or PretrainedFeatureExtractor), default=None
-        Backbones to rank. An extractor keeps all of its own settings, and is cloned. None is all
-        backbones whose weights are on this machine.
+        Backbones to rank. An extractor is cloned, with all of its settings. None is all backbones
+        whose weights are on this machine.
     extractor : PretrainedFeatureExtractor or None, default=None
-        Settings of the backbones that are not extractors themselves; its own backbone is ignored.
-        It is cloned. None is `PretrainedFeatureExtractor()`.
+        Settings for backbones that are not extractors; its `backbone` is ignored. It is cloned.
+        None is `PretrainedFeatureExtractor()`.
     cv : int, splitter, iterable or None, default=None
         None is 5 shuffled, stratified folds, or fewer if a class has fewer images.
     groups : array-like of shape (N,), default=None
@@ -209,7 +209,8 @@ def rank_backbones(
     Raises
     ------
     ValueError
-        For no backbones, a single class, or a class with a single image.
+        If there are no backbones, for a single class, for a class with a single image or in a
+        single group, or if images cannot be read.
 
     Examples
     --------
@@ -225,13 +226,13 @@ def rank_backbones(
         backbones = [backbones]
     base = resolve_extractor(extractor)
     extractors = [
-        clone(each)
-        if isinstance(each, PretrainedFeatureExtractor)
-        else clone(base).set_params(backbone=each)
-        for each in (_local() if backbones is None else backbones)
+        clone(backbone)
+        if isinstance(backbone, PretrainedFeatureExtractor)
+        else clone(base).set_params(backbone=backbone)
+        for backbone in (_local() if backbones is None else backbones)
     ]
     if not extractors:
-        raise ValueError("Got no backbones; give at least one, or None for all on this machine")
+        raise ValueError("Got no backbones; pass at least one, or None for all on this machine")
     codes = check_labels(as_images(X, image_shape=extractors[0].image_shape), y).y
     if groups is not None:
         groups = column_or_1d(groups)
@@ -242,14 +243,14 @@ def rank_backbones(
         else list(check_cv(cv, codes, classifier=True).split(codes, codes, groups))
     )
     rows = [_rank(extractor, X, codes, splits) for extractor in extractors]
-    order = sorted(range(len(rows)), key=lambda place: -rows[place].accuracy)
+    order = sorted(range(len(rows)), key=lambda index: -rows[index].accuracy)
     return BackboneRanking(
-        tuple(rows[place] for place in order), tuple(extractors[place] for place in order)
+        tuple(rows[index] for index in order), tuple(extractors[index] for index in order)
     )
 
 
 def _local() -> list[str]:
-    """Name the backbones whose weights are on this machine."""
+    """Return the names of the backbones whose weights are on this machine."""
     return [row.name for row in list_backbones() if row.local]
 
 
@@ -258,7 +259,7 @@ def make_folds(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Build 5 shuffled, stratified folds, or fewer if a class has fewer images or groups.
 
-    The training part of each fold has all classes.
+    The training set of each fold contains all classes.
 
     Parameters
     ----------
@@ -276,7 +277,7 @@ def make_folds(
     Raises
     ------
     ValueError
-        For a class with a single image, or in a single group.
+        If a class has a single image, or is in a single group.
 
     Examples
     --------
@@ -286,8 +287,8 @@ def make_folds(
     fewest = np.bincount(codes).min()
     if fewest < 2:
         raise ValueError(
-            "Got a class with a single image, but cross-validation needs at least two of each; "
-            "leave the class out, or give more images of it"
+            "Got a class with a single image, but cross-validation needs at least two images of "
+            "each class; leave the class out, or add images"
         )
     if groups is None:
         folds = StratifiedKFold(
@@ -298,14 +299,15 @@ def make_folds(
     if fewest < 2:
         raise ValueError(
             "Got a class in a single group, but cross-validation needs at least two groups of "
-            "each; leave the class out, or give finer groups"
+            "each class; leave the class out, or pass finer groups"
         )
     for count in range(min(_DEFAULT_N_FOLDS, fewest), 1, -1):
         shuffled = StratifiedGroupKFold(count, shuffle=True, random_state=random_state)
         splits = list(shuffled.split(codes, codes, groups))
         if all(len(np.unique(codes[train])) == codes.max() + 1 for train, _ in splits):
             return splits
-    return list(LeaveOneGroupOut().split(codes, codes, groups))  # for few, uneven groups
+    # For groups so few and uneven that fewer folds would lack a class.
+    return list(LeaveOneGroupOut().split(codes, codes, groups))
 
 
 def _rank(
@@ -315,10 +317,10 @@ def _rank(
     if extractor.errors_:
         rows = [error.row for error in extractor.errors_]
         raise ValueError(
-            f"Got images that cannot be read, in rows {rows[:10]}: leave them out, all "
-            f"backbones must be ranked on the same images. The first: {extractor.errors_[0]}"
+            f"Got images that cannot be read, in rows {rows[:10]}, but all backbones must be "
+            f"ranked on the same images; leave these out. The first: {extractor.errors_[0]}"
         )
-    # With routing on, scikit-learn 1.6 does not take None for no parameters.
+    # With metadata routing enabled, scikit-learn 1.6 does not accept params=None.
     scores = cross_val_score(make_probe(), embeddings, codes, cv=splits, params={})
     backbone = load_backbone(extractor.backbone, extractor.weights)
     return RankedBackbone(
@@ -338,17 +340,17 @@ def _name(backbone: str, extractor: PretrainedFeatureExtractor) -> str:
     layers = layer if isinstance(layer, (list, tuple)) else [layer]
     parts = [backbone]
     if layer is not None:
-        parts.append(" + ".join("penultimate" if one is None else one for one in layers))
+        parts.append(" + ".join("penultimate" if name is None else name for name in layers))
     if size is not None:
         parts.append(" x ".join(map(str, size)) if isinstance(size, (list, tuple)) else str(size))
     return ", ".join(parts)
 
 
 def _time(extractor: PretrainedFeatureExtractor, X: Any) -> float:
-    """Measure the second of two passes over a few images, with the engine that all images had."""
-    few = read_images(extractor, X)[:_N_TIMED_IMAGES]
-    timed = clone(extractor).set_params(cache=None, engine=extractor.engine_, verbose=0).fit(few)
-    timed.transform(few)
+    """Measure the seconds per image of a second pass, with the engine that embedded all images."""
+    images = read_images(extractor, X)[:_N_TIMED_IMAGES]
+    timed = clone(extractor).set_params(cache=None, engine=extractor.engine_, verbose=0)
+    timed.fit_transform(images)
     start = time.perf_counter()
-    timed.transform(few)
-    return (time.perf_counter() - start) / len(few)
+    timed.transform(images)
+    return (time.perf_counter() - start) / len(images)

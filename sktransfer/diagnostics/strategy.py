@@ -1,4 +1,4 @@
-"""recommend_strategy: whether to freeze or to tune a network for a set of images.
+"""recommend_strategy: whether to freeze or to fine-tune a network for a data set.
 
 Shapes: N images, K classes.
 """
@@ -31,12 +31,12 @@ from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.runtime import resolve_threads
 from sktransfer.utils.tables import html_image, html_list, html_table, text_table
 
-# Threshold of the mean inter-class cosine above which images are different from those of the
-# weights, and of the mean number of images a class above which they are many. The sets on which
-# these were chosen, and the others on which they were tested, are in benchmarks/_sets.py.
+# Images are different from the pretraining images if their mean inter-class cosine is at least
+# DIFFERENT, and many if their mean number per class is at least MANY. benchmarks/_sets.py has the
+# data sets on which these thresholds were chosen, and those on which they were tested.
 DIFFERENT, MANY = 0.45, 10
 
-# The strategy of each case: (many images, different ones).
+# The strategy for each case (many, different).
 CHOICES = {
     (False, False): "frozen",
     (True, False): "staged",
@@ -55,13 +55,13 @@ STRATEGIES = {
 # The reason for each strategy.
 _STRATEGY_REASONS = {
     "frozen": "With so few photographs, tuning does not help; a fit without it takes seconds.",
-    "staged": "The features of the network suit these images; only its last blocks are tuned.",
+    "staged": "The network's features suit these images, so only its last blocks are tuned.",
     "full": "The first blocks were trained on photographs and must change too, so all are tuned.",
-    "scratch": "Got weights=None: no pretrained weights to keep.",
+    "scratch": "Got weights=None, so there are no pretrained weights to keep.",
 }
 
-# Options if all blocks are tuned: one learning rate for all of them, three times the default, and
-# more epochs. Chosen on digits only.
+# Parameters for tuning all blocks: the same learning rate for each, three times the default, and
+# more epochs. They were chosen on digits only.
 _ALL_BLOCKS_OPTIONS = {"lr": 3e-3, "lr_decay": 1.0, "max_epochs": 10}
 
 # Parameters that an extractor and a classifier share.
@@ -78,12 +78,12 @@ _SHARED_PARAMETERS = (
     "verbose",
 )
 
-# Number of images that are measured at most, and of each class at least.
+# Maximum number of images that are measured, and minimum number of images of each class.
 _MAX_MEASURED, _MIN_PER_CLASS = 2000, 10
 
-# The report shows one image of each class, of so many classes.
+# The report shows one image of each class, for at most this many classes.
 _MAX_SHOWN_CLASSES = 10
-_THUMBNAIL = Preprocessing(resize=96)
+_SHOWN_SIZE = Preprocessing(resize=96)
 
 
 class Decision(NamedTuple):
@@ -103,26 +103,26 @@ class StrategyReport:
     many : bool
         Whether the mean number of images per class is at least 10.
     different : bool
-        Whether the images differ from those that the weights were trained on.
+        Whether the images differ from the pretraining images of the weights.
     strategy : {"frozen", "staged", "full", "scratch"}
         A linear classifier on frozen embeddings, fine-tuning of the last two blocks or of all
         blocks, or training from random weights.
     reasons : tuple of str
-        Reasons for the strategy, a sentence each.
+        Reasons for the strategy, one sentence each.
     warnings : tuple of str
-        Problems of images and labels, a sentence each.
+        Problems of the images and labels, one sentence each.
     counts : dict of str to int
-        Images of each class.
+        Number of images of each class.
     probe_results : ProbeResults
     rows : ndarray of int
-        Rows of `X` that were measured: all, or a share of each class.
+        Rows of `X` that were measured: all of them, or a share of each class.
     leaks : LeakReport
-        Duplicates among these images, numbered within `rows`, and the groups that keep them
-        together.
+        Duplicates among these images, and the groups that keep them together. Its row numbers are
+        positions in `rows`.
     cost : Cost
-        Upper bound of the cost of fitting the estimator with all images.
+        Upper bound of the cost of fitting the estimator on all images.
     estimator_ : Pipeline or FineTunedImageClassifier
-        Configured, and not fitted.
+        The recommended estimator, not fitted.
     """
 
     many: bool
@@ -140,12 +140,12 @@ class StrategyReport:
 
     @property
     def case(self) -> str:
-        """The case: few or many images, similar to those of the weights or different."""
+        """The case: few or many images, similar to the pretraining images or different."""
         amount = "Many" if self.many else "Few"
         if self.strategy == "scratch":
-            return f"{amount} images, and no weights"
+            return f"{amount} images, no pretrained weights"
         similarity = "different from" if self.different else "similar to"
-        return f"{amount} images, {similarity} those of the weights"
+        return f"{amount} images, {similarity} the pretraining images"
 
     def __repr__(self) -> str:
         lines = [f"{self.case}: {STRATEGIES[self.strategy]}", ""]
@@ -157,12 +157,13 @@ class StrategyReport:
 
     def _repr_html_(self) -> str:
         labels = [label for label, _ in self._images]
-        shown = [
-            html_image(encode_jpeg(_THUMBNAIL.resized(each)), label) for label, each in self._images
+        thumbnails = [
+            html_image(encode_jpeg(_SHOWN_SIZE.resized(image)), label)
+            for label, image in self._images
         ]
         parts = [
             f"<p><b>{self.case}: {STRATEGIES[self.strategy]}</b></p>",
-            html_table(labels, [shown], list(range(len(labels)))),
+            html_table(labels, [thumbnails], list(range(len(labels)))),
             html_list(self.reasons),
         ]
         if self.warnings:
@@ -172,22 +173,22 @@ class StrategyReport:
         return "".join(parts)
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
-        found, cost = self.probe_results, self.cost
+        results, cost = self.probe_results, self.cost
         rows = [
-            ["linear classifier on embeddings", f"{found.accuracy:.3f} ± {found.spread:.3f}"],
+            ["linear classifier on embeddings", f"{results.accuracy:.3f} ± {results.spread:.3f}"],
             *(
                 [f"the same, {count:,} training images", f"{accuracy:.3f}"]
-                for count, accuracy in found.curve[:-1]
+                for count, accuracy in results.curve[:-1]
             ),
-            ["nearest neighbor by embeddings", f"{found.neighbor:.3f}"],
-            ["linear classifier on pixels", f"{found.pixels:.3f}"],
-            ["mean cosine between classes", f"{found.mean_interclass_cosine:.2f}"],
-            ["shorter sides, pixels", f"{found.side[0]} - {found.side[2]:,}"],
-            ["gray images", f"{found.gray:.0%}"],
-            ["contrast, of 255", f"{found.contrast:.0f}"],
-            ["images that the fit embeds", f"{cost.images_embedded:,}"],
-            ["images in all training steps", f"{cost.images_trained:,}"],
-            ["estimated seconds, excluding the head", f"{cost.seconds:,.0f}"],
+            ["nearest neighbor by embeddings", f"{results.neighbor:.3f}"],
+            ["linear classifier on pixels", f"{results.pixels:.3f}"],
+            ["mean cosine between classes", f"{results.mean_interclass_cosine:.2f}"],
+            ["shorter sides, pixels", f"{results.side[0]} - {results.side[2]:,}"],
+            ["gray images", f"{results.gray:.0%}"],
+            ["contrast, 0-255", f"{results.contrast:.0f}"],
+            ["images embedded by the fit", f"{cost.images_embedded:,}"],
+            ["images in training steps", f"{cost.images_trained:,}"],
+            ["estimated seconds, excluding the head fit", f"{cost.seconds:,.0f}"],
         ]
         return ["measured", ""], rows, [0]
 
@@ -200,7 +201,7 @@ def recommend_strategy(
     groups: Any = None,
     random_state: Any = 0,
 ) -> StrategyReport:
-    """Recommend to freeze or to tune, and check the data, before a network is trained.
+    """Recommend whether to freeze or to fine-tune a network, and check the data for problems.
 
     Parameters
     ----------
@@ -208,12 +209,12 @@ def recommend_strategy(
     y : array-like of shape (N,)
         Class labels.
     extractor : PretrainedFeatureExtractor or None, default=None
-        Reads and embeds the images; it is cloned. The recommended estimator has its settings.
+        Reads and embeds the images; it is cloned. The recommended estimator has the same settings.
         None is `PretrainedFeatureExtractor(image_size="auto")`.
     groups : array-like of shape (N,), default=None
-        Images of one group, such as those of one patient, are never on both sides of a fold.
+        Images of the same group, such as those of one patient, are never on both sides of a fold.
     random_state : int, RandomState or None, default=0
-        Seed of the folds; the recommended estimator has it too.
+        Seed of the folds, and `random_state` of the recommended estimator.
 
     Returns
     -------
@@ -222,25 +223,25 @@ def recommend_strategy(
     Raises
     ------
     ValueError
-        For lengths that differ, a single class, a class with a single image or in a single
-        group; before any image is embedded.
+        If lengths differ, or for a single class, a class with a single image, or a class in a
+        single group; before any image is embedded.
     ImageError
         At the first broken image.
 
     See Also
     --------
     rank_backbones : Compare pretrained networks.
-    find_leaks : Find duplicates, and show them.
+    find_leaks : Report duplicate images.
     estimate_cost : Estimate the cost of a fit or a search.
 
     Notes
     -----
     The network embeds each image once. A later fit reuses the embeddings, unless it is staged and
-    needs activations of an earlier boundary. Of more than 2,000 images a share of each class is
-    measured.
+    needs activations of an earlier boundary. If there are more than 2,000 images, a share of each
+    class is measured.
 
     Images are *different* if the embeddings of different classes have a mean cosine of at least
-    0.45: the network hardly tells the classes apart. The threshold was measured for
+    0.45, because the network hardly tells such classes apart. The threshold was measured for
     EfficientNet-Lite0 only.
 
     Examples
@@ -251,7 +252,7 @@ def recommend_strategy(
     >>> scans = PretrainedFeatureExtractor(image_shape=(8, 8), image_size=(64, 64))
     >>> report = recommend_strategy(X[:60], y[:60], extractor=scans)
     >>> report.case
-    'Many images, different from those of the weights'
+    'Many images, different from the pretraining images'
     >>> report.strategy, report.estimator_.unfreeze
     ('full', (0, 'all'))
     """
@@ -263,14 +264,14 @@ def recommend_strategy(
         check_consistent_length(labels.y, groups)
     seed = draw_seed(random_state) % 2**32
     rows = _sample(labels.y, seed)
-    # Fails before images are embedded, if at all.
+    # Before images are embedded, so that an error is raised early.
     splits = make_folds(labels.y[rows], None if groups is None else groups[rows], seed)
     extractor.fit(X)
-    found = _measure(extractor, X, rows, labels.y[rows], splits, seed)
+    measured = _measure(extractor, X, rows, labels.y[rows], splits, seed)
     counts = dict(zip(map(str, labels.classes), np.bincount(labels.y).tolist(), strict=True))
     decision = decide(
         len(labels.y) / len(counts),
-        found.probe_results.mean_interclass_cosine,
+        measured.probe_results.mean_interclass_cosine,
         pretrained=extractor.weights is not None,
     )
     estimator = make_estimator(
@@ -281,20 +282,20 @@ def recommend_strategy(
         many=decision.many,
         different=decision.different,
         strategy=decision.strategy,
-        reasons=_reasons(decision, counts, found.probe_results),
-        warnings=find_data_warnings(counts, found.probe_results, found.leaks, side),
+        reasons=_reasons(decision, counts, measured.probe_results),
+        warnings=find_data_warnings(counts, measured.probe_results, measured.leaks, side),
         counts=counts,
-        probe_results=found.probe_results,
-        rows=found.rows,
-        leaks=found.leaks,
+        probe_results=measured.probe_results,
+        rows=measured.rows,
+        leaks=measured.leaks,
         cost=estimate_cost(estimator, X, y),
         estimator_=estimator,
-        _images=found.one_of_each(list(counts)),
+        _images=measured.one_of_each(list(counts)),
     )
 
 
 class _Measured(NamedTuple):
-    """Results of the probes, and the images that they were measured on."""
+    """Results of the probes, and the measured images."""
 
     rows: np.ndarray
     images: Images
@@ -318,12 +319,12 @@ def _measure(
     splits: list[tuple[np.ndarray, np.ndarray]],
     seed: int,
 ) -> _Measured:
-    """Embed the images in some rows, run the probes and search duplicates."""
+    """Embed the images in some rows, run the probes and search for duplicates."""
     images = read_images(extractor, X).take(rows)
     embedded = EmbeddedImages(images, extractor.transform(images))
     threads = resolve_threads(extractor.n_jobs)
     results = measure(embedded, codes, splits, seed=seed, threads=threads)
-    # If all embeddings are alike, the lower threshold would let all pairs through.
+    # If all embeddings are similar, the lower threshold would select all pairs.
     possible = ALIKE if results.mean_interclass_cosine >= DIFFERENT else POSSIBLE
     leaks = compare(
         embedded, None, codes, codes, cv=splits, groups=None, threads=threads, possible=possible
@@ -332,7 +333,7 @@ def _measure(
 
 
 def decide(images_per_class: float, mean_interclass_cosine: float, pretrained: bool) -> Decision:
-    """Return the strategy for a set of images.
+    """Return the case of a data set, and the strategy for it.
 
     Parameters
     ----------
@@ -361,9 +362,9 @@ def make_estimator(
     ----------
     strategy : {"frozen", "staged", "full", "scratch"}
     extractor : PretrainedFeatureExtractor
-        The estimator has its settings.
+        Settings of the estimator.
     different : bool
-        Images unlike photographs are augmented lightly: digits and text must not be mirrored.
+        Whether to augment lightly: digits and text must not be mirrored.
     random_state : int, RandomState or None
     """
     if strategy == "frozen":
@@ -392,10 +393,10 @@ def _reasons(decision: Decision, counts: dict[str, int], results: ProbeResults) 
     total = sum(counts.values())
     embeddings = "random" if decision.strategy == "scratch" else "frozen"
     reasons = [
-        f"{total:,} images in {len(counts)} classes, about {total / len(counts):.0f} a class: "
+        f"{total:,} images in {len(counts)} classes, about {total / len(counts):.0f} per class: "
         f"{'many' if decision.many else 'few'} (threshold: {MANY} per class).",
-        f"On {embeddings} embeddings a linear classifier has accuracy {results.accuracy:.2f}, on "
-        f"pixels {results.pixels:.2f}.",
+        f"A linear classifier has an accuracy of {results.accuracy:.2f} on {embeddings} "
+        f"embeddings, and of {results.pixels:.2f} on pixels.",
     ]
     if decision.strategy != "scratch":
         meaning = (
@@ -410,7 +411,8 @@ def _reasons(decision: Decision, counts: dict[str, int], results: ProbeResults) 
     half = results.curve[-2:][0][1]  # with two images per class, the curve has one point
     if results.accuracy - half > results.spread:
         reasons.append(
-            f"With half of the images its accuracy is {half:.2f}: more images would help."
+            f"With half of the images, its accuracy on embeddings is {half:.2f}: more images "
+            "would help."
         )
     if results.n_images < total:
         reasons.append(f"Measured on {results.n_images:,} of the images.")

@@ -1,4 +1,4 @@
-"""Displays in scikit-learn's style: `from_...` computes, `plot` draws.
+"""AugmentationDisplay, in scikit-learn's style: `from_images` computes, `plot` draws.
 
 Shapes: N images, V augmented views of each, H x W pixels.
 """
@@ -23,14 +23,14 @@ _INCHES_PER_IMAGE = 1.5
 
 
 class AugmentationDisplay:
-    """Images as a network sees them, each beside its augmented views.
+    """Images as a network sees them, each in a row with its augmented views.
 
     Use `from_images` to create one.
 
     Parameters
     ----------
     views : ndarray of shape (N, 1 + V, H, W, 3)
-        uint8, 0-255, RGB; each image, followed by its views.
+        uint8, 0-255, RGB; each image is followed by its augmented views.
     name : str
         Name of the augmentation.
 
@@ -39,6 +39,7 @@ class AugmentationDisplay:
     figure_ : matplotlib Figure
         Not registered with pyplot, so it need not be closed; None before `plot`.
     axes_ : ndarray of shape (N, 1 + V) of matplotlib Axes
+        None before `plot`.
 
     Examples
     --------
@@ -71,21 +72,21 @@ class AugmentationDisplay:
         pixel_range: Any = "auto",
         fig: Any = None,
     ) -> AugmentationDisplay:
-        """Show what an augmentation does to the first images of `X`.
+        """Compute and draw augmented views of the first images of `X`.
 
-        The views are exactly those that training sees: they depend on the image's content, on
-        `augment` and on the view's number, not on the rest of `X`.
+        The views are those of training: they depend on the content of the image, on `augment` and
+        on the number of the view, not on the rest of `X`.
 
         Parameters
         ----------
         X : list, array, Series, one-column DataFrame, tensor or dataset
-            Images as `as_images` takes them.
+            Images in any container that `PretrainedFeatureExtractor` takes.
         augment : str, callable or None
-            As `resolve_augmentation` takes it.
+            As in `resolve_augmentation`.
         n_images, n_views : int
             Maximum number of images, at least 1, and number of views of each, at least 0.
         backbone, weights, image_size, image_shape, pixel_range
-            As `FineTunedImageClassifier` takes them.
+            As in `FineTunedImageClassifier`.
         fig : matplotlib Figure, SubFigure or None
             Figure to draw on; None creates one.
 
@@ -94,7 +95,7 @@ class AugmentationDisplay:
         ImportError
             If matplotlib is missing.
         ValueError
-            If a number is too small, or `augment` unknown.
+            If a number is too small, or `augment` is unknown.
         """
         import_figure("AugmentationDisplay")
         _check_count("n_images", n_images, 1)
@@ -114,7 +115,7 @@ class AugmentationDisplay:
         return cls(grid, "no augmentation" if augmentation is None else augmentation.name).plot(fig)
 
     def plot(self, fig: Any = None) -> AugmentationDisplay:
-        """Draw the views in a grid, a row for each image.
+        """Draw the views in a grid, one row per image.
 
         Parameters
         ----------
@@ -134,8 +135,8 @@ class AugmentationDisplay:
         figure_class = import_figure("AugmentationDisplay")
         rows, columns, height, width = self.views.shape[:4]
         if fig is None:
-            tall = _INCHES_PER_IMAGE * height / width
-            size = (columns * _INCHES_PER_IMAGE, rows * tall + 0.6)
+            row_inches = _INCHES_PER_IMAGE * height / width
+            size = (columns * _INCHES_PER_IMAGE, rows * row_inches + 0.6)
             fig = figure_class(figsize=size, layout="constrained")
             fig.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         self.figure_ = fig
@@ -152,7 +153,7 @@ class AugmentationDisplay:
     def _repr_png_(self) -> bytes | None:
         """Return the figure as PNG, for a notebook."""
         file = io.BytesIO()
-        save = getattr(self.figure_, "savefig", None)  # a SubFigure is shown by its Figure
+        save = getattr(self.figure_, "savefig", None)  # a SubFigure has none
         if save is None:
             return None
         save(file, format="png")

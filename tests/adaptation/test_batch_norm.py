@@ -56,7 +56,7 @@ def test_estimate_batch_norm_rejects_a_single_value_per_channel():
         nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten()
     )
     backbone = load_backbone(module)
-    with pytest.raises(ValueError, match="cannot estimate statistics from so few images"):
+    with pytest.raises(ValueError, match="too few images to estimate BatchNorm statistics"):
         estimate_batch_norm(backbone, [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], CPU)
 
 
@@ -110,7 +110,7 @@ def test_matching_the_source_to_itself_keeps_the_statistics():
 
 def test_match_batch_norm_accepts_a_single_image_with_a_warning():
     backbone = load_backbone(Tiny())
-    with pytest.warns(UserWarning, match="with 1 images of the target: too few to estimate"):
+    with pytest.warns(UserWarning, match="with 1 images of the target, too few to estimate"):
         state = match_batch_norm(backbone, views(backbone, 8), views(backbone, 1), CPU, 1)
     assert all(value.isfinite().all() for value in state.statistics.values())
     assert all((v >= 0).all() for name, v in state.statistics.items() if name.endswith("var"))

@@ -24,7 +24,7 @@ def test_demo_runs_on_a_folder(photos, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "21 training images and 7 held-out images, 2 classes" in printed
     # 31 fits on 21 images, and 7 predictions.
-    assert "Embedded 28 images. 31 fits without the store would have embedded 658, 24 " in printed
+    assert "Embedded 28 images. Without the store, 31 fits would have embedded 658, 24 " in printed
     assert "1.000 on the 7 held-out images" in printed
     with Image.open(tmp_path / "out" / "result.png") as image:
         assert image.size == (1500, 750)
@@ -46,7 +46,7 @@ def test_demo_rejects_a_small_class_before_embedding(photos, capsys):
     for number in range(6):
         (photos / "temple" / f"{number}.jpg").unlink()
     assert main(["demo", "--images", str(photos)]) == 1
-    assert "Got a class of 8 images, but the demo needs 10 of each" in capsys.readouterr().err
+    assert "Got a class of 8 images, but the demo needs 10 of each class" in capsys.readouterr().err
 
 
 def test_demo_rejects_a_missing_folder(tmp_path, capsys):

@@ -12,7 +12,8 @@ def test_backbones_command_lists_matching_backbones(capsys):
 
 def test_backbones_command_fails_without_a_match(capsys):
     assert main(["backbones", "zzz"]) == 1
-    assert capsys.readouterr() == ("", "sktransfer: no backbone has 'zzz' in its name\n")
+    message = "no backbone has 'zzz' in its name; list all with: sktransfer backbones"
+    assert capsys.readouterr() == ("", f"sktransfer: {message}\n")
 
 
 def test_package_runs_as_a_command():

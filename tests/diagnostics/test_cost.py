@@ -238,7 +238,7 @@ def test_estimate_cost_leaves_random_states_parameters_and_store_unchanged(store
         ),
         (classifier, Y, None, "Got function, whose cost cannot be counted"),
         (classifier(), None, None, "Got y=None, but a FineTunedImageClassifier needs labels"),
-        (classifier(), Y, iter([]), "which ends when it is counted; pass list(cv)"),
+        (classifier(), Y, iter([]), "an iterator, which counting would exhaust; pass list(cv)"),
         (classifier(max_epochs=0), Y, None, "Got max_epochs=0"),
         (classifier(unfreeze="layer9"), Y, None, "Got 'layer9' in unfreeze"),
     ],
@@ -255,4 +255,4 @@ def test_estimate_cost_of_an_extractor_needs_no_labels():
 def test_cost_repr_lists_figures_with_separators():
     shown = repr(Cost(1001, 60_000, 0, 2_400_000, 1234.56))
     assert shown.splitlines()[1] == "  fits               1,001"
-    assert shown.endswith("\n  seconds            1,234.6 in one process, besides solving heads")
+    assert shown.endswith("\n  seconds            1,234.6 in one process, excluding the head fit")

@@ -58,19 +58,19 @@ def test_find_data_warnings_names_find_leaks_if_a_sample_was_measured():
         (
             {"a": 50, "b": 10},
             {},
-            "The largest class, 'a', has 50 images, the smallest, 'b', 10. Score with balanced "
-            "accuracy, and try class_weight='balanced'.",
+            "The largest class, 'a', has 50 images, and the smallest, 'b', has 10. Score with "
+            "balanced accuracy, and try class_weight='balanced'.",
         ),
         (
             {"a": 4, "b": 5, "c": 3},
             {},
-            "Fewer than 5 images of 'a', 'c': their scores are unreliable.",
+            "Fewer than 5 images of 'a', 'c': scores of such classes are unreliable.",
         ),
         (
             {"a": 5, "b": 5},
             {"side": (8, 56, 79)},
-            "Half of the images have a shorter side of at most 56 pixels, and the network's input "
-            "has 224: a smaller image_size may be as accurate, and is faster.",
+            "Half of the images have a shorter side of at most 56 pixels, but the network's input "
+            "has 224. A smaller image_size is faster, and may be as accurate.",
         ),
         (
             {"a": 5, "b": 5},

@@ -119,18 +119,19 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
     for number in (0, 1):
         tile(number).save(tmp_path / f"{number}.png")
     names = ["0.png", "broken.png", "1.png", "0.png"]
-    with pytest.warns(UserWarning, match=r"1 images that cannot be read.*rows \[1\]"):
+    with pytest.warns(UserWarning, match=r"Got 1 image that cannot be read, in rows \[1\]; left"):
         report = find_leaks([tmp_path / name for name in names])
     assert rows(report) == [(0, 3)]
     assert report.unreadable.tolist() == [1]
     assert "1 pair among 3 images" in repr(report)
-    assert "could not be read" in repr(report)
+    assert "1 image could not be read; left out." in repr(report)
     assert str(tmp_path / "0.png") in repr(report)
 
 
 def test_find_leaks_warns_of_broken_images_in_the_second_set():
     floats = [np.asarray(image) / 255 for image in TILES[:3]]
-    with pytest.warns(UserWarning, match=r"rows \[3, 4\], of X_test from 3 on. The first: Image"):
+    message = r"rows \[3, 4\] \(X_test begins at row 3\); left out of the report. The first: Image"
+    with pytest.warns(UserWarning, match=message):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
     assert report.n_images == (3, 0)
 
@@ -142,6 +143,27 @@ def test_find_leaks_ignores_missing_labels(missing):
         pair for pair, conflict in zip(rows(report), report.conflicts, strict=True) if conflict
     }
     assert conflicts == {(0, 2)}
+
+
+def test_leak_report_names_images_without_a_path_by_their_rows():
+    second = np.asarray(TILES[0])
+    assert repr(find_leaks(TILES[:2], X_test=[TILES[5], second])).splitlines()[-2:] == [
+        "image i     image j          cosine  kind       split",
+        "row 0 of X  row 1 of X_test   1.000  identical  across",
+    ]
+
+
+def test_leak_report_names_images_with_a_path_by_row_and_path(folder):
+    for name in ("a.png", "b.png"):
+        tile(0).save(name)
+    X = ["a.png", TILES[0], {"path": "b.png", "bytes": None}]
+    lines = repr(find_leaks(X, ["cat", "cat", "dog"])).splitlines()
+    assert lines[-4] == "i  j  cosine  kind       labels  image i  image j"
+    assert sorted(lines[-3:]) == [
+        "0  1   1.000  identical          a.png    row 1",
+        "0  2   1.000  identical  differ  a.png    b.png",
+        "1  2   1.000  identical  differ  row 1    b.png",
+    ]
 
 
 def test_leak_report_shows_images_side_by_side():

@@ -49,7 +49,7 @@ def near():
 
 
 def test_recommend_strategy_tunes_all_blocks_for_scans(far):
-    assert far.case == "Many images, different from those of the weights"
+    assert far.case == "Many images, different from the pretraining images"
     assert (far.strategy, far.different, far.many) == ("full", True, True)
     assert far.estimator_.get_params() | SCANS | {"random_state": 0} == far.estimator_.get_params()
     assert far.estimator_.unfreeze == (0, "all")
@@ -59,7 +59,7 @@ def test_recommend_strategy_tunes_all_blocks_for_scans(far):
 
 
 def test_recommend_strategy_keeps_the_network_frozen_for_few_photographs(near):
-    assert near.case == "Few images, similar to those of the weights"
+    assert near.case == "Few images, similar to the pretraining images"
     assert near.strategy == "frozen"
     assert not near.different
     assert not near.many
@@ -200,7 +200,8 @@ def test_recommended_estimator_is_unfitted_and_ready_to_fit(near):
 def test_recommend_strategy_accepts_two_images_per_class():
     report = recommend_strategy(images(4), [0, 0, 1, 1], extractor=TINY)
     assert report.probe_results.curve == ((2, report.probe_results.accuracy),)
-    assert "Fewer than 5 images of '0', '1': their scores are unreliable." in report.warnings
+    warning = "Fewer than 5 images of '0', '1': scores of such classes are unreliable."
+    assert warning in report.warnings
 
 
 def test_recommend_strategy_trains_from_scratch_without_weights():
@@ -209,11 +210,11 @@ def test_recommend_strategy_trains_from_scratch_without_weights():
         X, y, extractor=PretrainedFeatureExtractor(weights=None, image_size=32)
     )
     assert report.strategy == "scratch"
-    assert report.case == "Few images, and no weights"
+    assert report.case == "Few images, no pretrained weights"
     assert not any("cosine" in reason for reason in report.reasons)
     assert report.estimator_.weights is None
     assert report.estimator_.unfreeze == "all"
-    assert "Got weights=None: no pretrained weights to keep." in report.reasons
+    assert "Got weights=None, so there are no pretrained weights to keep." in report.reasons
 
 
 def test_recommend_strategy_warns_of_duplicates_and_their_labels():
@@ -237,7 +238,7 @@ def test_recommend_strategy_warns_of_duplicates_and_their_labels():
 def test_strategy_report_repr_lists_reasons_and_warnings(far):
     lines = repr(far).splitlines()
     assert lines[0] == (
-        "Many images, different from those of the weights: fit the head, then tune all blocks"
+        "Many images, different from the pretraining images: fit the head, then tune all blocks"
     )
     assert f"- {far.reasons[0]}" in lines
     assert lines[lines.index("Warnings:") + 1] == f"- {far.warnings[0]}"
@@ -264,11 +265,11 @@ def test_recommend_strategy_rejects_invalid_input(monkeypatch):
         "recommend_strategy requires y to be passed, but the target y is None": {"y": None},
         "Found input variables with inconsistent numbers of samples: [9, 3]": {"y": y[:3]},
         "Got 1 class in y, 0, but a classifier needs at least two classes": {"y": y * 0},
-        "Got a class with a single image, but cross-validation needs at least two of each; "
-        "leave the class out, or give more images of it": {"y": [0] * 8 + [1]},
+        "Got a class with a single image, but cross-validation needs at least two images "
+        "of each class; leave the class out, or add images": {"y": [0] * 8 + [1]},
         "Found input variables with inconsistent numbers of samples: [9, 2]": {"groups": [0, 1]},
-        "Got a class in a single group, but cross-validation needs at least two groups of each; "
-        "leave the class out, or give finer groups": {"groups": y},
+        "Got a class in a single group, but cross-validation needs at least two groups of each "
+        "class; leave the class out, or pass finer groups": {"groups": y},
         "Got engine='tensor', but expected one of 'auto', 'torch', 'openvino'": {
             "extractor": PretrainedFeatureExtractor(Tiny, engine="tensor")
         },
