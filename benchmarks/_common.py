@@ -1,4 +1,4 @@
-"""What the benchmarks of fine-tuning share: the split, the clock, fresh processes, the results."""
+"""Code shared by the benchmarks: data split, timing, fresh processes, and results."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ from sktransfer.backbones.weights import load_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What the weights of EfficientNet-Lite0 expect, in every channel of pixels scaled to 0-1.
+# Normalization of EfficientNet-Lite0, per channel of pixels scaled to 0-1.
 MEAN, STD = [127 / 255] * 3, [128 / 255] * 3
 
 
 class ChildError(RuntimeError):
-    """A fresh process failed; it has said why on stderr."""
+    """A fresh process failed; its stderr has the reason."""
 
 
 def split(fold: int = 0) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
-    """Split the photographs into four fifths to train on and a fifth: paths and labels of both."""
+    """Split the photographs into four fifths to train on and one fifth to test on.
+
+    Returns training paths, training labels, test paths and test labels.
+    """
     paths, y = photographs()
     folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(paths, y))
     train, test = folds[fold]
@@ -50,7 +53,7 @@ def split(fold: int = 0) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
 
 
 def lite0() -> EfficientNetLite:
-    """Build the backbone of all variants, with its ImageNet weights."""
+    """Build EfficientNet-Lite0 with its ImageNet weights."""
     return efficientnet_lite(
         "efficientnet_lite0", load_state_dict(weights_path("efficientnet_lite0"))
     )
@@ -62,12 +65,12 @@ def make_classifier() -> Pipeline:
 
 
 def make_probe(**parameters: Any) -> Pipeline:
-    """Build the linear probe: an extractor, and the linear classifier on its embeddings."""
+    """Build the linear probe: an extractor and a linear classifier on its embeddings."""
     return make_pipeline(PretrainedFeatureExtractor(**parameters), *make_classifier())
 
 
 def measure(estimator: Any, X: Any, y: np.ndarray, X_test: Any, y_test: np.ndarray) -> dict:
-    """Time `fit` and `predict`, and score the prediction."""
+    """Measure the duration of `fit` and `predict`, and the accuracy of the predictions."""
     start = time.perf_counter()
     estimator.fit(X, y)
     fitted = time.perf_counter()
@@ -79,19 +82,22 @@ def measure(estimator: Any, X: Any, y: np.ndarray, X_test: Any, y_test: np.ndarr
     }
 
 
-def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Compare embeddings, row by row."""
-    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compute the cosine similarity of each pair of rows."""
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 def command_line(description: str) -> argparse.ArgumentParser:
-    """Begin a parser with the options that all of these benchmarks have."""
+    """Build a parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the figures to this JSON file, too")
     parser.add_argument(
-        "--threads", type=int, default=joblib.cpu_count(), help="of each process; default: all"
+        "--threads",
+        type=int,
+        default=joblib.cpu_count(),
+        help="threads per process; default: number of cores",
     )
     return parser
 
@@ -103,17 +109,15 @@ def in_fresh_process(
     python: str | Path = sys.executable,
     caches: str | None = None,
 ) -> dict:
-    """Run a script of this folder by itself, and read the JSON of its last line.
+    """Run a script of this folder in a fresh process, and parse the JSON in its last line.
 
-    What it keeps in the user's cache folders goes into `caches`, or into an empty folder that is
-    removed afterwards.
+    The script uses `caches` as its cache folder, or an empty folder that is deleted afterwards.
     """
     command = [str(python), str(ROOT / "benchmarks" / script), *arguments]
     with tempfile.TemporaryDirectory() as empty:
-        home = caches or empty
         names = ("XDG_CACHE_HOME", "FASTAI_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
-        folders = dict.fromkeys(names, home)
-        # The environment of a peer has the dependencies of sktransfer, but not itself.
+        folders = dict.fromkeys(names, caches or empty)
+        # The environment of the peers has the dependencies of sktransfer, but not sktransfer.
         environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | folders
         child = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, env=os.environ | environment
@@ -125,7 +129,7 @@ def in_fresh_process(
 
 
 def cpu_name() -> str:
-    """Name the CPU, where Linux tells."""
+    """Return the model name of the CPU on Linux, or else the architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -133,7 +137,7 @@ def cpu_name() -> str:
 
 
 def finish(result: dict, failures: Sequence[str], path: Path | None) -> None:
-    """Write the figures, say which bars were missed, and end the process accordingly."""
+    """Write the figures, and exit with an error that lists the failures if there are any."""
     result["machine"] = {
         "cores": joblib.cpu_count(),
         "cpu": cpu_name(),

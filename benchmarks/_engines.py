@@ -1,4 +1,4 @@
-"""Networks without sktransfer: plain torch, and OpenVINO in the mode that its makers recommend."""
+"""Networks without sktransfer: plain torch, and OpenVINO in its recommended throughput mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[[torch.Tensor], np.ndarray]
 
 
 class Photographs(torch.utils.data.Dataset):
-    """Images as the weights expect them."""
+    """Photographs, preprocessed as the weights of EfficientNet-Lite0 expect."""
 
     def __init__(self, paths: list[str]) -> None:
         resize = v2.Resize(256, interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -36,7 +36,7 @@ class Photographs(torch.utils.data.Dataset):
 
 
 def headless() -> nn.Module:
-    """Build the backbone of all variants, up to the embedding."""
+    """Build EfficientNet-Lite0 without its head, so that it returns embeddings."""
     net = lite0().eval().requires_grad_(False)
     net.fc = nn.Identity()
     return net
@@ -46,7 +46,7 @@ def headless() -> nn.Module:
 def run_eager(
     net: nn.Module, batches: Iterable[torch.Tensor], layout: torch.memory_format
 ) -> np.ndarray:
-    """Run plain torch on batches, in a memory layout."""
+    """Run a network in plain torch on batches, in a given memory layout."""
     net.to(memory_format=layout)
     return np.concatenate(
         [net(x.contiguous(memory_format=layout)).float().numpy() for x in batches]
@@ -54,7 +54,7 @@ def run_eager(
 
 
 def raw_openvino(net: nn.Module, example: torch.Tensor) -> Run:
-    """Build a function that runs a network on images, in batches as large as the example."""
+    """Build a function that runs a network in OpenVINO, in batches as large as the example."""
     import openvino
 
     graph = openvino.convert_model(torch.export.export(net, (example,)))
@@ -62,7 +62,7 @@ def raw_openvino(net: nn.Module, example: torch.Tensor) -> Run:
 
 
 def run_graph(graph: openvino.Model, batch_size: int, precision: str = "f32") -> Run:
-    """Build a function that runs a graph on images."""
+    """Build a function that runs an OpenVINO graph on images."""
     import openvino
 
     settings = {
@@ -71,14 +71,18 @@ def run_graph(graph: openvino.Model, batch_size: int, precision: str = "f32") ->
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     queue = openvino.AsyncInferQueue(openvino.compile_model(graph, "CPU", settings))
-    taken: dict[int, np.ndarray] = {}
-    queue.set_callback(lambda run, at: taken.update({at: run.get_output_tensor().data.copy()}))
+    outputs: dict[int, np.ndarray] = {}
+
+    def store_output(request: openvino.InferRequest, index: int) -> None:
+        outputs[index] = request.get_output_tensor().data.copy()
+
+    queue.set_callback(store_output)
 
     def run(x: torch.Tensor) -> np.ndarray:
-        taken.clear()
-        for at, batch in enumerate(x.split(batch_size)):
-            queue.start_async(batch.numpy(), at)
+        outputs.clear()
+        for index, batch in enumerate(x.split(batch_size)):
+            queue.start_async(batch.numpy(), index)
         queue.wait_all()
-        return np.concatenate([taken[at] for at in range(len(taken))])
+        return np.concatenate([outputs[index] for index in range(len(outputs))])
 
     return run

@@ -1,4 +1,4 @@
-"""What the phases of benchmarks/gpu.py share: images, the right embeddings, clock and limits."""
+"""Code shared by the phases of benchmarks/gpu.py: images, expected embeddings, timing, limits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ from sktransfer.store.store import EmbeddingStore
 
 LITE0, RESNET = "efficientnet_lite0", "resnet50"
 WEIGHTS = {LITE0: "default", RESNET: None}
-# Least cosines with float32 on the CPU; ANOTHER is for other decoders and resizers.
-FLOAT32, HALF, ANOTHER = 0.9999, 0.99, 0.97
-COMPARED = 128
+# Minimum cosines with float32 on the CPU: in float32, in half precision, and for code that decodes
+# or resizes differently (also in bfloat16).
+FLOAT32, HALF, OTHER_DECODER = 0.9999, 0.99, 0.97
+N_COMPARED = 128
 Figures = dict[str, Any]
 
 
 class OutOfTimeError(BaseException):
-    """A phase has reached its limit; nothing that it calls may catch this."""
+    """A phase has reached its time limit.
+
+    This derives from BaseException so that `except Exception` inside a phase does not catch it.
+    """
 
 
 @contextlib.contextmanager
@@ -44,18 +48,18 @@ def empty_store() -> Iterator[EmbeddingStore]:
 
 
 class Bench:
-    """What the phases share: images, device, the right embeddings, and how to measure."""
+    """Shared by all phases: images, device, expected embeddings, and methods that measure."""
 
     def __init__(self, folder: Path, threads: int, *, fake: bool) -> None:
         self.folder, self.threads, self.fake = folder, threads, fake
         self.plugin = os.environ.get("SKTRANSFER_BENCH_PLUGIN") if fake else None
         self.device = torch.device("cpu" if fake and not self.plugin else "cuda")
-        self.warm, self.compared = (4, 8) if fake else (256, COMPARED)
-        count, tuned = (24, 48) if fake else (4096, 432)
+        self.warm_up, self.compared = (4, 8) if fake else (256, N_COMPARED)
+        n_cuts, n_areas = (24, 48) if fake else (4096, 432)
         with multiprocessing.get_context("fork").Pool(threads) as pool:
-            self.paths = pool.map(functools.partial(write_cut, folder), range(count))
-            areas = pool.map(functools.partial(write_area, folder), range(tuned))
-        self.train, self.test = areas[: tuned * 4 // 5], areas[tuned * 4 // 5 :]
+            self.paths = pool.map(functools.partial(write_cut, folder), range(n_cuts))
+            areas = pool.map(functools.partial(write_area, folder), range(n_areas))
+        self.train, self.test = areas[: n_areas * 4 // 5], areas[n_areas * 4 // 5 :]
         self.reference = functools.cache(self._reference)
 
     def extractor(self, network: str = LITE0, **parameters: Any) -> PretrainedFeatureExtractor:
@@ -71,16 +75,19 @@ class Bench:
         return plain.transform(self.paths[: self.compared])
 
     def speed(
-        self, run: Callable[[int], object], most: int, seconds: float, warm: int = 0
+        self, run: Callable[[int], object], max_count: int, seconds: float, warm_up: int = 0
     ) -> float:
-        """Measure how many a second `run` handles, with so many that it takes about that long."""
-        count = min(warm or self.warm, most)
+        """Measure the images per second of `run`.
+
+        The number of images is increased until a run takes about `seconds`, or to `max_count`.
+        """
+        count = min(warm_up or self.warm_up, max_count)
         self.seconds(run, count)
         while True:
             elapsed = self.seconds(run, count)
-            if count == most or elapsed >= seconds / 2:
+            if count == max_count or elapsed >= seconds / 2:
                 return round(count / elapsed, 1)
-            count = min(most, int(count * max(2, seconds / elapsed)))
+            count = min(max_count, int(count * max(2, seconds / elapsed)))
 
     def seconds(self, run: Callable[..., object], *arguments: Any) -> float:
         start = time.perf_counter()
@@ -94,16 +101,17 @@ class Bench:
         figures: Figures,
         name: str,
         embed: Callable[[list[Any]], np.ndarray],
-        least: float = HALF,
+        minimum: float = HALF,
         *,
         network: str = LITE0,
         images: list[Any] | None = None,
         seconds: float = 2.0,
     ) -> None:
-        """Compare the first embeddings with the right ones, and measure the speed if they agree."""
+        """Check the first embeddings, and measure the speed if they are correct."""
         images = self.paths if images is None else images
         with recorded(figures, name):
-            check(figures, name, embed(images[: self.compared]), self.reference(network), least)
+            embeddings = embed(images[: self.compared])
+            check(figures, name, embeddings, self.reference(network), minimum)
             figures[name] = self.speed(lambda n: embed(images[:n]), len(images), seconds)
             print(f"    {name:24} {figures[name]:>10}", flush=True)
 
@@ -114,7 +122,7 @@ def two_photographs() -> list[np.ndarray]:
 
 
 def write_cut(folder: Path, number: int) -> str:
-    """Write a cut of 500 x 375 with a place, a side, a tone and noise of its own."""
+    """Write a crop of 500 x 375 with random position, mirroring, tone and noise."""
     random, photographs = np.random.default_rng(number), two_photographs()
     top, left = random.integers(0, 427 - 375), random.integers(0, 640 - 500)
     cut = photographs[number % 2][top : top + 375, left : left + 500]
@@ -126,7 +134,7 @@ def write_cut(folder: Path, number: int) -> str:
 
 
 def write_area(folder: Path, number: int) -> str:
-    """Write a cut from one of eight areas, its class (`number % 8`): a quarter of a photograph."""
+    """Write a crop of one of eight areas, quarters of photographs. Its class is `number % 8`."""
     random, photographs = np.random.default_rng(number), two_photographs()
     down, right = divmod(number // 2 % 4, 2)
     top, left = down * 213 + random.integers(0, 60), right * 320 + random.integers(0, 115)
@@ -136,23 +144,25 @@ def write_area(folder: Path, number: int) -> str:
     return str(path)
 
 
-def labels(paths: list[str]) -> np.ndarray:
+def area_labels(paths: list[str]) -> np.ndarray:
     return np.array([int(Path(path).stem[-1]) for path in paths])
 
 
-def check(figures: Figures, name: str, one: np.ndarray, other: np.ndarray, least: float) -> None:
-    """Record the least cosine of embeddings with the right ones, and raise if it is too low."""
-    other = other[: len(one)]
-    mean = other.mean(0)
-    likeness = round(float(cosines(one - mean, other - mean).min()), 6)
-    figures[f"{name}_cosine"] = likeness
-    if not likeness >= least:
-        raise ValueError(f"the cosine is {likeness}, expected at least {least}")
+def check(
+    figures: Figures, name: str, embeddings: np.ndarray, expected: np.ndarray, minimum: float
+) -> None:
+    """Record the minimum cosine with the expected embeddings, and raise if it is too low."""
+    expected = expected[: len(embeddings)]
+    mean = expected.mean(0)
+    cosine = round(float(cosines(embeddings - mean, expected - mean).min()), 6)
+    figures[f"{name}_cosine"] = cosine
+    if not cosine >= minimum:
+        raise ValueError(f"Got a minimum cosine of {cosine}, expected at least {minimum}")
 
 
 @contextlib.contextmanager
 def recorded(figures: Figures, name: str) -> Iterator[None]:
-    """Record an error instead of a figure, so that the phase goes on."""
+    """Record an error instead of a figure, so that the phase continues."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -167,7 +177,7 @@ PHASES: dict[str, tuple[float, bool, Phase]] = {}
 
 
 def phase(seconds: float, *, needs_device: bool = False) -> Callable[[Phase], Phase]:
-    """Register a phase, its limit, and whether it has nothing to rehearse without a device."""
+    """Register a phase with its time limit, and whether it needs a real device."""
 
     def register(function: Phase) -> Phase:
         PHASES[function.__name__] = seconds, needs_device, function
@@ -177,7 +187,7 @@ def phase(seconds: float, *, needs_device: bool = False) -> Callable[[Phase], Ph
 
 
 def run_phase(name: str, bench: Bench, left: float) -> Figures:
-    """Run a phase until it ends, fails or reaches its limit; return what it has measured."""
+    """Run a phase until it ends, fails or reaches its time limit, and return its figures."""
     limit, needs_device, function = PHASES[name]
     if needs_device and bench.fake:
         return {"skipped": "needs a real CUDA device"}

@@ -1,4 +1,4 @@
-"""The phases of benchmarks/gpu.py whose figures are images a second."""
+"""The phases of benchmarks/gpu.py that measure images per second."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from unittest import mock
 import numpy as np
 import torch
 from _gpu import (
-    ANOTHER,
     HALF,
     LITE0,
+    OTHER_DECODER,
     RESNET,
     WEIGHTS,
     Bench,
@@ -39,7 +39,7 @@ from sktransfer.transforms.views import Views
 
 @phase(35)
 def decoding(bench: Bench, figures: Figures) -> None:
-    """Run before CUDA is in use, so that processes can be forked."""
+    """Measure decoding, before CUDA is in use, so that processes can be forked."""
     views = Views(as_images(bench.paths), load_backbone(LITE0).preprocessing)
 
     def read(threads: int, count: int) -> None:
@@ -79,55 +79,55 @@ def prepare_with_pillow(path: str) -> int:
 @phase(55)
 def embedding(bench: Bench, figures: Figures) -> None:
     for network in [LITE0] if bench.fake else [LITE0, RESNET]:
-        found = figures[network] = {}
+        speeds = figures[network] = {}
         embed = bench.extractor(network).transform
-        bench.checked(found, "ours", embed, network=network, seconds=4)
-        few = bench.paths[: bench.compared]
-        found["repeat_differs_by"] = float(abs(embed(few) - embed(few)).max())
+        bench.checked(speeds, "sktransfer", embed, network=network, seconds=4)
+        paths = bench.paths[: bench.compared]
+        speeds["repeat_differs_by"] = float(abs(embed(paths) - embed(paths)).max())
         if network == RESNET:
             continue
-        some, arrays = bench.paths[:2048], [decode(path) for path in bench.paths[:512]]
-        with recorded(found, "ours_store"), empty_store() as store:
+        paths, arrays = bench.paths[:2048], [decode(path) for path in bench.paths[:512]]
+        with recorded(speeds, "store"), empty_store() as store:
             run = bench.extractor(cache=store).transform
-            found["ours_store"] = round(len(some) / bench.seconds(run, some), 1)
+            speeds["store"] = round(len(paths) / bench.seconds(run, paths), 1)
         for batch in () if bench.fake else (32, 64, 256, 512):
             embed = bench.extractor(batch_size=batch).transform
-            bench.checked(found, f"ours_batch_{batch}", embed)
+            bench.checked(speeds, f"batch_{batch}", embed)
         embed = bench.extractor(n_jobs=2 * bench.threads).transform
-        bench.checked(found, "ours_twice_threads", embed)
-        bench.checked(found, "arrays", bench.extractor().transform, images=arrays)
-        with recorded(found, "arrays_store"), empty_store() as store:
+        bench.checked(speeds, "twice_threads", embed)
+        bench.checked(speeds, "arrays", bench.extractor().transform, images=arrays)
+        with recorded(speeds, "arrays_store"), empty_store() as store:
             run = bench.extractor(cache=store).transform
-            found["arrays_store"] = round(len(arrays) / bench.seconds(run, arrays), 1)
+            speeds["arrays_store"] = round(len(arrays) / bench.seconds(run, arrays), 1)
 
 
 @phase(40)
 def forward(bench: Bench, figures: Figures) -> None:
     for network in [LITE0] if bench.fake else [LITE0, RESNET]:
-        found = figures[network] = {}
+        speeds = figures[network] = {}
         backbone = load_backbone(network, WEIGHTS[network])
         plain = copy.deepcopy(FrozenPrefix(backbone.block_list)).to(bench.device)
         plain = plain.to(memory_format=torch.channels_last)
         nets = {"autocast": plain, "half": copy.deepcopy(plain).half()}
         if bench.fake:
-            del nets["half"]  # few CPUs compute it
+            del nets["half"]  # few CPUs support float16
         images = normalized(bench, backbone)
         for size in (8,) if bench.fake else (64, 128, 256, 512):
             repeats = -(-size // bench.compared)
             x = images.repeat(repeats, 1, 1, 1)[:size]
             x = x.contiguous(memory_format=torch.channels_last)
-            right = np.tile(bench.reference(network), (repeats, 1))[:size]
+            expected = np.tile(bench.reference(network), (repeats, 1))[:size]
             for name, net in nets.items():
                 once = functools.partial(compute, net, x if name == "autocast" else x.half())
-                measure_forward(bench, found, f"{name}_{size}", once, right)
+                measure_forward(bench, speeds, f"{name}_{size}", once, expected)
                 if size in (128, 256):
-                    with recorded(found, f"{name}_{size}_graph"):
+                    with recorded(speeds, f"{name}_{size}_graph"):
                         once = captured(once)
-                        measure_forward(bench, found, f"{name}_{size}_graph", once, right)
+                        measure_forward(bench, speeds, f"{name}_{size}_graph", once, expected)
 
 
 def normalized(bench: Bench, backbone: Backbone) -> torch.Tensor:
-    """Put the first images on the device, ready for the network."""
+    """Preprocess the first images, and move them to the device."""
     paths, preprocessing = bench.paths[: bench.compared], backbone.preprocessing
     pixels = torch.stack([preprocessing.prepare(decode(path)) for path in paths])
     return preprocessing.normalize(pixels.to(bench.device))
@@ -142,31 +142,35 @@ def compute(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def captured(once: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """Record one run as a CUDA graph, after runs on another stream in which libraries settle."""
-    beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+    """Record one run as a CUDA graph, after warm-up runs on another stream."""
+    side_stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
         for _ in range(3):
             once()
-    torch.cuda.current_stream().wait_stream(beside)
+    torch.cuda.current_stream().wait_stream(side_stream)
     with torch.cuda.graph(graph):
-        found = once()
+        output = once()
 
     def replay() -> torch.Tensor:
         graph.replay()
-        return found
+        return output
 
     return replay
 
 
 def measure_forward(
-    bench: Bench, figures: Figures, name: str, once: Callable[[], torch.Tensor], right: np.ndarray
+    bench: Bench,
+    figures: Figures,
+    name: str,
+    once: Callable[[], torch.Tensor],
+    expected: np.ndarray,
 ) -> None:
     with recorded(figures, name):
-        check(figures, name, once().float().cpu().numpy(), right, HALF)
+        check(figures, name, once().float().cpu().numpy(), expected, HALF)
         run = lambda n: [once() for _ in range(n)]  # noqa: E731
-        most = 2 if bench.fake else 10_000
-        figures[name] = round(bench.speed(run, most, 0.5, warm=8) * len(right), 1)
+        max_runs = 2 if bench.fake else 10_000
+        figures[name] = round(bench.speed(run, max_runs, 0.5, warm_up=8) * len(expected), 1)
 
 
 @phase(45)
@@ -183,7 +187,7 @@ def peers(bench: Bench, figures: Figures) -> None:
     for name, build in {"embetter": headless, "embetter_on_device": OnDevice}.items():
         with recorded(figures, name), mock.patch.object(_peers, "headless", build):
             embed = _peers.embetter()
-            bench.checked(figures, name, embed, ANOTHER, images=bench.paths[:64])
+            bench.checked(figures, name, embed, OTHER_DECODER, images=bench.paths[:64])
 
     @torch.inference_mode()
     def loop(workers: int, half: bool, paths: list[str]) -> np.ndarray:
@@ -191,35 +195,36 @@ def peers(bench: Bench, figures: Figures) -> None:
         loader = torch.utils.data.DataLoader(
             images, 128, num_workers=workers, pin_memory=bench.device.type == "cuda"
         )
-        found = []
+        embeddings = []
         for x in loader:
             x = x.to(bench.device, non_blocking=True)
             with torch.autocast(bench.device.type, torch.float16, enabled=half):
                 y = net(x.contiguous(memory_format=torch.channels_last))
-            found.append(y.float().cpu().numpy())
-        return np.concatenate(found)
+            embeddings.append(y.float().cpu().numpy())
+        return np.concatenate(embeddings)
 
     kinds = [(0, False)] if bench.fake else [(0, False), (16, False), (16, True)]
     for workers, half in kinds:
         name = f"loop_{workers}_workers" + "_half" * half
         embed = functools.partial(loop, workers, half)
         images = bench.paths if workers else bench.paths[:256]
-        bench.checked(figures, name, embed, ANOTHER, images=images, seconds=3)
+        bench.checked(figures, name, embed, OTHER_DECODER, images=images, seconds=3)
 
 
 @phase(30)
 def nvjpeg(bench: Bench, figures: Figures) -> None:
     if bench.device.type != "cuda":
-        figures["skipped"] = "needs a CUDA device, or one that is emulated"
+        figures["skipped"] = "needs a CUDA device, real or emulated"
         return
     from torchvision.io import ImageReadMode, decode_jpeg
 
     data = [torch.from_numpy(np.fromfile(path, np.uint8)) for path in bench.paths[:1024]]
     decoded = decode_jpeg(data[:8], ImageReadMode.RGB, bench.device)
-    right = [decode(path).astype(int) for path in bench.paths[:8]]
-    pairs = zip(decoded, right, strict=True)
-    differences = [abs(one.cpu().permute(1, 2, 0).numpy() - other).mean() for one, other in pairs]
-    figures["gray_levels_apart"] = [round(float(each), 3) for each in differences]
+    expected = [decode(path).astype(int) for path in bench.paths[:8]]
+    figures["mean_pixel_difference"] = [
+        round(float(abs(pixels.cpu().permute(1, 2, 0).numpy() - expected_pixels).mean()), 3)
+        for pixels, expected_pixels in zip(decoded, expected, strict=True)
+    ]
 
     def decode_all(size: int, count: int) -> list[torch.Tensor]:
         starts = range(0, count, size)
@@ -235,35 +240,37 @@ def nvjpeg(bench: Bench, figures: Figures) -> None:
             figures["truncated_file"] = "decoded without an error"
         except RuntimeError as error:
             figures["truncated_file"] = f"refused: {error}"[:100]
-    bench.checked(figures, "plain_loop", nvjpeg_loop(bench), ANOTHER)
+    bench.checked(figures, "plain_loop", nvjpeg_loop(bench), OTHER_DECODER)
     with mock.patch.dict(os.environ, SKTRANSFER_DEVICE_JPEG="1"):
-        bench.checked(figures, "ours", bench.extractor().transform, ANOTHER, seconds=3)
+        embed = bench.extractor().transform
+        bench.checked(figures, "sktransfer", embed, OTHER_DECODER, seconds=3)
         with recorded(figures, "decoded_on_the_device"):
             figures["decoded_on_the_device"] = count_decoded(bench)
 
 
 def nvjpeg_loop(bench: Bench) -> Callable[[list[str]], np.ndarray]:
-    """Build what a user would write: decode, resize, crop and run a batch on the device."""
+    """Build a plain loop that decodes, resizes, crops and embeds batches on the device."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     backbone = load_backbone(LITE0)
     net = copy.deepcopy(FrozenPrefix(backbone.block_list)).to(bench.device)
     net = net.to(memory_format=torch.channels_last)
     mean, std = (
-        torch.tensor(each).view(-1, 1, 1).to(bench.device)
-        for each in (backbone.preprocessing.mean, backbone.preprocessing.std)
+        torch.tensor(values).view(-1, 1, 1).to(bench.device)
+        for values in (backbone.preprocessing.mean, backbone.preprocessing.std)
     )
 
     @torch.inference_mode()
     def embed(paths: list[str]) -> np.ndarray:
-        found = []
+        embeddings = []
         for start in range(0, len(paths), 128):
             data = [torch.from_numpy(np.fromfile(p, np.uint8)) for p in paths[start : start + 128]]
             x = torch.stack(decode_jpeg(data, ImageReadMode.RGB, bench.device)).float()
             x = functional.interpolate(x, (256, 341), mode="bicubic", antialias=True)
             x = (x[..., 16:240, 58:282].clamp(0, 255) / 255 - mean) / std
-            found.append(compute(net, x.contiguous(memory_format=torch.channels_last)).float())
-        return torch.cat(found).cpu().numpy()
+            x = x.contiguous(memory_format=torch.channels_last)
+            embeddings.append(compute(net, x).float())
+        return torch.cat(embeddings).cpu().numpy()
 
     return embed
 
@@ -272,16 +279,16 @@ def count_decoded(bench: Bench) -> str:
     """Count the images that PretrainedFeatureExtractor decodes on the device."""
     from sktransfer.transforms import views
 
-    real, counts, few = views.prepare_jpegs, [0], bench.paths[: bench.compared]
+    prepare_jpegs, counts, paths = views.prepare_jpegs, [0], bench.paths[: bench.compared]
 
     def counted(*arguments: object) -> dict[int, torch.Tensor]:
-        found = real(*arguments)
-        counts.append(len(found))
-        return found
+        images = prepare_jpegs(*arguments)
+        counts.append(len(images))
+        return images
 
     with mock.patch.object(views, "prepare_jpegs", counted):
-        bench.extractor().transform(few)
-    return f"{sum(counts)} of {len(few)}"
+        bench.extractor().transform(paths)
+    return f"{sum(counts)} of {len(paths)}"
 
 
 @phase(40, needs_device=True)
@@ -291,5 +298,5 @@ def compiled(bench: Bench, figures: Figures) -> None:
     net = torch.compile(net.to(memory_format=torch.channels_last))
     x = normalized(bench, backbone).half()
     once = functools.partial(compute, net, x.contiguous(memory_format=torch.channels_last))
-    figures["making_seconds"] = round(bench.seconds(once), 1)
+    figures["compile_seconds"] = round(bench.seconds(once), 1)
     measure_forward(bench, figures, "half_128", once, bench.reference(LITE0))

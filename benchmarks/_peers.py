@@ -1,7 +1,7 @@
-"""The packages that are compared with, and the environment in which they run.
+"""The peers: other packages that sktransfer is compared with, and their environment.
 
-They are imported where they are used: only their own environment has them. It has the same torch as
-the process that makes it.
+The peers are installed in a separate environment with the same version of torch, so they are
+imported inside the functions that use them.
 """
 
 from __future__ import annotations
@@ -28,31 +28,34 @@ FOLDER = ROOT / "benchmarks/.peers"
 
 
 def environment_of_peers(folder: Path = FOLDER) -> Path:
-    """Install the peers if they are missing, and return their Python."""
+    """Install the peers if they are missing, and return the Python of their environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    packages = [*PEERS, *_torches(), *project["dependencies"]]
+    packages = [*PEERS, *_torch_requirements(), *project["dependencies"]]
     python = folder / "bin" / "python"
-    stamp = folder / "installed.txt"
-    if not stamp.is_file() or stamp.read_text().split("\n") != packages:
+    installed = folder / "installed.txt"
+    if not installed.is_file() or installed.read_text().split("\n") != packages:
         print(f"installing {', '.join(PEERS)} into {folder}", file=sys.stderr)
         if not python.exists():
             venv.create(folder, with_pip=True, symlinks=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        stamp.write_text("\n".join(packages))
+        installed.write_text("\n".join(packages))
     return python
 
 
-def _torches() -> list[str]:
+def _torch_requirements() -> list[str]:
     return [f"{module.__name__}=={_release(module)}" for module in (torch, torchvision)]
 
 
 def _release(module: Any) -> str:
-    """Drop the local part of a version, such as `+cpu`, which indexes do not know."""
+    """Return the version without its local part, such as `+cpu`, which package indexes lack."""
     return module.__version__.split("+")[0]
 
 
 def embetter() -> Embed:
-    """Make ImageLoader and TimmEncoder; left to itself, it would embed in training mode."""
+    """Build embetter's ImageLoader and TimmEncoder, with the network in evaluation mode.
+
+    By default TimmEncoder leaves the network in training mode.
+    """
     import timm
     from embetter.vision import ImageLoader, TimmEncoder
     from timm.data.transforms_factory import create_transform
@@ -62,12 +65,12 @@ def embetter() -> Embed:
     encoder.transform_img = create_transform(
         (3, 224, 224), mean=MEAN, std=STD, interpolation="bicubic", crop_pct=0.875
     )
-    images = ImageLoader()
-    return lambda paths: encoder.transform(images.fit(paths).transform(paths))
+    loader = ImageLoader()
+    return lambda paths: encoder.transform(loader.fit(paths).transform(paths))
 
 
 def fastai() -> Embed:
-    """Make a Learner that only predicts."""
+    """Build a function that embeds images with fastai's `Learner.get_preds`."""
     from fastai.callback.channelslast import ChannelsLast
     from fastai.vision.all import (
         CategoryBlock,
@@ -81,7 +84,7 @@ def fastai() -> Embed:
     )
 
     crop = CropPad(224)
-    crop.order = Resize.order + 1  # or it would come first
+    crop.order = Resize.order + 1  # otherwise fastai crops before it resizes
 
     def embed(paths: list[str]) -> np.ndarray:
         data = DataBlock(
@@ -100,17 +103,17 @@ def fastai() -> Embed:
 
 
 def lite0_body(pretrained: bool = True) -> nn.Sequential:
-    """Build EfficientNet-Lite0 as the list of children that `vision_learner` cuts at the pool."""
+    """Build EfficientNet-Lite0 as a sequence, which `vision_learner` cuts at the pooling layer."""
     net = lite0()
     feature_maps = [net.conv_stem, net.bn0, net.relu, net.blocks, net.conv_head, net.bn1, net.relu]
     return nn.Sequential(*feature_maps, net.avgpool, net.fc)
 
 
 class FastaiPeer:
-    """`vision_learner` and `fine_tune(5, freeze_epochs=3)`.
+    """fastai's `vision_learner` with `fine_tune(5, freeze_epochs=3)`.
 
-    `fast` lays tensors out channels last and keeps BatchNorm of the frozen body as it is: otherwise
-    gradients run through the whole body while it is frozen.
+    With `fast=True`, tensors are channels last and the BatchNorm layers of the frozen body are not
+    trained. If they are trained, gradients run through the whole body while it is frozen.
     """
 
     def __init__(self, fast: bool) -> None:
@@ -119,7 +122,7 @@ class FastaiPeer:
         self.settings = {"train_bn": False, "cbs": ChannelsLast()} if fast else {}
 
     def fit(self, paths: list[str], y: np.ndarray) -> FastaiPeer:
-        """Train from the ImageNet weights on."""
+        """Train, starting from the ImageNet weights."""
         from fastai.vision.all import (
             CategoryBlock,
             DataBlock,
@@ -136,9 +139,9 @@ class FastaiPeer:
         labels = dict(zip(paths, y.tolist(), strict=True))
         dls = DataBlock(
             blocks=(ImageBlock, CategoryBlock),
-            get_x=decode,  # transparency on white, as in all variants
+            get_x=decode,  # puts transparent images on white, as in all variants
             get_y=labels.get,
-            splitter=IndexSplitter([]),  # nothing to validate on: that would cost time
+            splitter=IndexSplitter([]),  # no validation, to save time
             item_tfms=Resize(256),
             batch_tfms=[*aug_transforms(size=224), Normalize.from_stats(MEAN, STD)],
         ).dataloaders(paths, bs=32, num_workers=0)
@@ -148,7 +151,7 @@ class FastaiPeer:
         return self
 
     def predict(self, paths: list[str]) -> np.ndarray:
-        """Classify as fastai validates: without augmentation."""
+        """Predict labels without augmentation, as fastai does in validation."""
         batches = self.learner.dls.test_dl(paths)
         with self.learner.no_bar():
             scores, _ = self.learner.get_preds(dl=batches)

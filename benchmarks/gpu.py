@@ -1,31 +1,36 @@
-"""Everything that only a CUDA device can show, in one run of under six minutes.
+"""Measure speed and check results on a CUDA device, in one run of less than six minutes.
 
-It needs this repository and its dependencies, no network and no files besides: the images are
-JPEGs of 500 x 375, all different, cut from the two photographs that come with scikit-learn. The
-networks are EfficientNet-Lite0 with its weights and ResNet-50 with random ones. Figures without a
-unit are images a second. Each phase has a time limit; one that fails or runs out of time says so,
-keeps the figures that it has, and the others go on. The JSON is written after every phase.
+The run needs this repository and its dependencies, but neither network nor other files. The images
+are distinct JPEGs of 500 x 375, cut from the two photographs that come with scikit-learn. The
+networks are EfficientNet-Lite0 with its weights and ResNet-50 with random weights. Figures without
+a unit are images per second. Each phase has a time limit. A phase that fails or runs out of time
+records this and keeps its figures, and the other phases still run. The JSON file is written after
+each phase.
 
-machine    card, driver, versions, cores
-decoding   the reader on 1 to 32 threads; torchvision's decoder on threads; Pillow in processes
-embedding  PretrainedFeatureExtractor: from paths, into a store, other batches, from arrays
-forward    the network alone: under autocast, with half weights, and each as a CUDA graph
-peers      embetter as it is and with its network on the device, and plain DataLoader loops
-tuning     FineTunedImageClassifier: seconds, accuracy, same weights twice, its pickle on a CPU
-equal      every precision against float32 on the CPU; batches of 7; too little memory
+machine    device, driver, versions, cores
+decoding   the image loader on 1 to 32 threads; torchvision's decoder on threads; Pillow in
+           processes
+embedding  PretrainedFeatureExtractor: from paths, into a store, with other batch sizes, from arrays
+forward    only the network: under autocast and with half-precision weights, with and without a
+           CUDA graph
+peers      embetter with its defaults and with its network on the device; plain DataLoader loops
+tuning     FineTunedImageClassifier: seconds, accuracy, reproducibility, its pickle on a CPU
+equal      each precision compared with float32 on the CPU; batches of 7; too little memory
 nvjpeg     decoding on the device: alone, in a plain loop, and in PretrainedFeatureExtractor
 tests      the tests marked gpu
-head       seconds in which the head is solved, on the device and on the CPU
-workers    a grid search in two processes on one device, and a forked child
-compiled   the network as torch.compile makes it
+head       seconds to fit the head, on the device and on the CPU
+workers    a grid search in two processes on one device, and a forked child process
+compiled   the network compiled with torch.compile
 
-A speed is measured only if the embeddings are right: their least cosine with those of the CPU in
-float32, after the mean embedding is taken out of both, as all images are alike otherwise.
+A speed is measured only if the embeddings are correct, by their minimum cosine with embeddings
+computed on the CPU in float32. The mean embedding is subtracted from both first, because otherwise
+all images have a high cosine.
 
     python benchmarks/gpu.py [--only machine,embedding] [--seconds 345] [--fake] [--json PATH]
 
---fake, or FAKE=1 in the environment, rehearses without a device, on few images: on the CPU, or on
-the device that the module named in SKTRANSFER_BENCH_PLUGIN emulates (install() and Redirect()).
+--fake, or FAKE=1 in the environment, rehearses the run on a few images without a GPU: on the CPU,
+or on a device emulated by the module named in SKTRANSFER_BENCH_PLUGIN, which needs a function
+install() and a context manager Redirect().
 """
 
 from __future__ import annotations
@@ -56,16 +61,16 @@ import numpy as np
 import torch
 from _common import ROOT, command_line, cpu_name
 from _gpu import (
-    ANOTHER,
     FLOAT32,
     HALF,
     LITE0,
+    OTHER_DECODER,
     PHASES,
     Bench,
     Figures,
+    area_labels,
     check,
     empty_store,
-    labels,
     phase,
     recorded,
     run_phase,
@@ -74,7 +79,7 @@ from _gpu import (
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 from sktransfer.finetuning.head import LabeledEmbeddings, fit_head
 
-# Those before CUDA is used come first.
+# Phases that do not use CUDA come first, because they fork processes.
 ORDER = [
     *["machine", "decoding", "embedding", "forward", "peers", "tuning"],
     *["equal", "nvjpeg", "tests", "head", "workers", "compiled"],
@@ -100,7 +105,7 @@ def tuning(bench: Bench, figures: Figures) -> None:
     import tuning as textbook
 
     small = {"n_views": 1, "max_epochs": 1, "image_size": 32} if bench.fake else {}
-    y, y_test = labels(bench.train), labels(bench.test)
+    y, y_test = area_labels(bench.train), area_labels(bench.test)
 
     def fit(name: str) -> FineTunedImageClassifier:
         classifier = FineTunedImageClassifier(
@@ -110,35 +115,36 @@ def tuning(bench: Bench, figures: Figures) -> None:
         print(f"    {name:24} {figures[name]:>10}", flush=True)
         return classifier
 
-    first, again = fit("first_seconds"), fit("seconds")
-    figures["accuracy"] = float(np.mean(again.predict(bench.test) == y_test))
-    figures["stages"] = [(stage["stage"], stage["seconds"]) for stage in again.stages_]
-    p = again.predict_proba(bench.test)
+    first, second = fit("first_seconds"), fit("seconds")
+    figures["accuracy"] = float(np.mean(second.predict(bench.test) == y_test))
+    figures["stages"] = [(stage["stage"], stage["seconds"]) for stage in second.stages_]
+    p = second.predict_proba(bench.test)
     figures["same_fit_differs_by"] = float(abs(first.predict_proba(bench.test) - p).max())
-    most = len(bench.paths)
-    figures["predict"] = bench.speed(lambda n: again.predict(bench.paths[:n]), most, 2)
+    predict = lambda n: second.predict(bench.paths[:n])  # noqa: E731
+    figures["predict"] = bench.speed(predict, len(bench.paths), 2)
     with recorded(figures, "on_a_cpu"):
         saved = bench.folder / "classifier.pkl"
-        saved.write_bytes(pickle.dumps((again.set_params(device="auto"), bench.test, p)))
+        saved.write_bytes(pickle.dumps((second.set_params(device="auto"), bench.test, p)))
         figures["on_a_cpu"] = in_child("predict", saved, CUDA_VISIBLE_DEVICES="")
     for workers in (0,) if bench.fake else (16, 0):
         loader = partial(textbook.DataLoader, num_workers=workers, persistent_workers=workers > 0)
         name = f"loop_{workers}_workers_seconds"
         with recorded(figures, name), mock.patch.object(textbook, "DataLoader", loader):
             loop = textbook.TextbookLoop()
-            loop.epochs = 1  # of its ten
+            loop.epochs = 1  # a tenth of its epochs
             figures[name] = round(10 * bench.seconds(loop.fit, bench.train, y), 1)
 
 
 @phase(30)
 def equal(bench: Bench, figures: Figures) -> None:
-    few, right = bench.paths[: bench.compared], bench.reference(LITE0)
-    for precision, least in {"float32": FLOAT32, "bfloat16": ANOTHER, "float16": HALF}.items():
+    paths, expected = bench.paths[: bench.compared], bench.reference(LITE0)
+    minima = {"float32": FLOAT32, "bfloat16": OTHER_DECODER, "float16": HALF}
+    for precision, minimum in minima.items():
         with recorded(figures, precision):
             embed = bench.extractor(precision=precision).transform
-            check(figures, precision, embed(few), right, least)
+            check(figures, precision, embed(paths), expected, minimum)
     with recorded(figures, "batch_7"):
-        check(figures, "batch_7", bench.extractor(batch_size=7).transform(few), right, HALF)
+        check(figures, "batch_7", bench.extractor(batch_size=7).transform(paths), expected, HALF)
     if bench.fake:
         figures["too_little_memory"] = "needs a real CUDA device"
         return
@@ -147,8 +153,8 @@ def equal(bench: Bench, figures: Figures) -> None:
     try:
         with recorded(figures, "too_little_memory"):
             embed = bench.extractor(batch_size=1024, n_jobs=4).transform
-            found = embed(bench.paths[:2048])[: len(few)]
-            check(figures, "too_little_memory", found, right, HALF)
+            embeddings = embed(bench.paths[:2048])[: len(paths)]
+            check(figures, "too_little_memory", embeddings, expected, HALF)
             figures["out_of_memory_errors"] = torch.cuda.memory_stats()["num_ooms"]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -171,25 +177,25 @@ def head(bench: Bench, figures: Figures) -> None:
     y = random.integers(0, 8, n)
     x = random.normal(size=(n, 1, 1280)) + 0.1 * random.normal(size=(8, 1, 1280))[y]
     data = LabeledEmbeddings(x.astype(np.float32), y, np.ones(n))
-    solved = {}
+    heads = {}
     for device in (bench.device, torch.device("cpu")):
         start = time.perf_counter()
         valid = data.take(np.arange(n // 4))
-        solved[device.type] = fit_head(data, valid, 8, tiny=True, device=device)
+        heads[device.type] = fit_head(data, valid, 8, tiny=True, device=device)
         figures[f"{device.type}_seconds"] = round(time.perf_counter() - start, 2)
-    one, other = solved[bench.device.type].weight, solved["cpu"].weight
-    figures["differs_by"] = float(abs(one - other).max() / abs(other).max())
+    weight, expected = heads[bench.device.type].weight, heads["cpu"].weight
+    figures["differs_by"] = float(abs(weight - expected).max() / abs(expected).max())
 
 
 @phase(45, needs_device=True)
 def workers(bench: Bench, figures: Figures) -> None:
     saved = bench.folder / "search.pkl"
-    saved.write_bytes(pickle.dumps((bench.train, labels(bench.train))))
+    saved.write_bytes(pickle.dumps((bench.train, area_labels(bench.train))))
     figures |= in_child("search", saved)
 
 
 def in_child(task: str, saved: Path, **environment: str) -> dict:
-    """Run a task in a fresh process, and read the JSON of its last line."""
+    """Run a task in a fresh process, and parse the JSON in its last line."""
     command = [sys.executable, __file__, "--child", task, str(saved)]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
@@ -199,25 +205,25 @@ def in_child(task: str, saved: Path, **environment: str) -> dict:
 
 def predict_without_device(saved: Path) -> dict:
     """Predict on the CPU with a classifier that was fitted on a device."""
-    classifier, paths, right = pickle.loads(saved.read_bytes())
+    classifier, paths, expected = pickle.loads(saved.read_bytes())
     p = classifier.predict_proba(paths)
-    same = float((p.argmax(1) == right.argmax(1)).mean())
-    found: dict = {"differs_by": float(abs(p - right).max()), "same_classes": same}
+    same = float((p.argmax(1) == expected.argmax(1)).mean())
+    figures: Figures = {"differs_by": float(abs(p - expected).max()), "same_classes": same}
     try:
         classifier.set_params(device="cuda").predict(paths)
     except ValueError as error:
-        found["with_device_cuda"] = str(error)
-    return found
+        figures["with_device_cuda"] = str(error)
+    return figures
 
 
 def search(saved: Path) -> dict:
-    """Search in one process and in two on one device, and embed in a fork afterwards."""
+    """Run a grid search in one process and in two on one device, then embed in a forked process."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
 
     X, y = pickle.loads(saved.read_bytes())
-    found: dict = {}
+    figures: Figures = {}
     for jobs in (1, 2):
         with empty_store() as store:
             model = make_pipeline(PretrainedFeatureExtractor(cache=store), LogisticRegression())
@@ -226,18 +232,18 @@ def search(saved: Path) -> dict:
             best = GridSearchCV(model, grid, cv=3, n_jobs=jobs).fit(X, y).best_score_
             seconds = round(time.perf_counter() - start, 1)
             computed = store.info().computed
-            found[f"{jobs}_jobs"] = {"seconds": seconds, "score": best, "computed": computed}
-    found["images"] = len(X)
+            figures[f"{jobs}_jobs"] = {"seconds": seconds, "score": best, "computed": computed}
+    figures["images"] = len(X)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=embed_in_fork, args=(X[:4], queue))
     process.start()
     try:
-        found["fork"] = queue.get(timeout=10)
+        figures["fork"] = queue.get(timeout=10)
     except Exception:
-        found["fork"] = "FAILED: no answer after 10 s"
+        figures["fork"] = "FAILED: no answer after 10 s"
     process.kill()
-    return found
+    return figures
 
 
 def embed_in_fork(paths: list[str], queue: multiprocessing.Queue) -> None:
@@ -250,10 +256,10 @@ def embed_in_fork(paths: list[str], queue: multiprocessing.Queue) -> None:
 CHILDREN = {"predict": predict_without_device, "search": search}
 
 
-def verdict(result: dict) -> dict:
-    """Divide what ours reaches by what decoding, the network and the loops do."""
-    found = {}
-    ours = result["embedding"][LITE0]["ours"]
+def relative_speeds(result: dict) -> dict:
+    """Divide the speed of sktransfer by those of decoding, the network and the other loops."""
+    ratios = {}
+    speed = result["embedding"][LITE0]["sktransfer"]
     for phase_name, figures in [
         ("decoding", result["decoding"]),
         ("forward", result["forward"][LITE0]),
@@ -263,27 +269,36 @@ def verdict(result: dict) -> dict:
         speeds = {k: v for k, v in figures.items() if isinstance(v, float)}
         for name in speeds:
             if "cosine" not in name and "seconds" not in name:
-                found[f"{phase_name}_{name}"] = round(ours / speeds[name], 3)
-    return found
+                ratios[f"{phase_name}_{name}"] = round(speed / speeds[name], 3)
+    return ratios
 
 
-def failures(figures: object, where: str = "") -> Iterator[str]:
-    """Yield what failed, anywhere in the figures."""
+def failures(figures: object, key: str = "") -> Iterator[str]:
+    """Yield all failures recorded in the figures, with their keys."""
     if isinstance(figures, dict):
-        for name, each in figures.items():
+        for name, value in figures.items():
             if name == "FAILED":
-                yield f"{where}: {each}"
-            yield from failures(each, f"{where} {name}".strip())
+                yield f"{key}: {value}"
+            yield from failures(value, f"{key} {name}".strip())
     elif isinstance(figures, str) and figures.startswith("FAILED"):
-        yield f"{where}: {figures}"
+        yield f"{key}: {figures}"
 
 
 def main() -> None:
     parser = command_line(__doc__)
-    parser.add_argument("--only", help="phases, separated by commas")
-    parser.add_argument("--seconds", type=float, default=345, help="of the whole run")
-    parser.add_argument("--fake", action="store_true", default=os.environ.get("FAKE") == "1")
-    parser.add_argument("--child", nargs=2, metavar=("TASK", "FILE"))
+    parser.add_argument("--only", help="phases to run, separated by commas; default: all")
+    parser.add_argument(
+        "--seconds", type=float, default=345, help="limit of the whole run; default: %(default)s"
+    )
+    parser.add_argument(
+        "--fake",
+        action="store_true",
+        default=os.environ.get("FAKE") == "1",
+        help="rehearse without a GPU",
+    )
+    parser.add_argument(
+        "--child", nargs=2, metavar=("TASK", "FILE"), help="run a task in this process"
+    )
     options = parser.parse_args()
     if options.child:
         task, saved = options.child
@@ -291,9 +306,9 @@ def main() -> None:
         return
     names = options.only.split(",") if options.only else ORDER
     if unknown := set(names) - set(PHASES):
-        parser.error(f"unknown phases {sorted(unknown)}; there are {', '.join(PHASES)}")
+        parser.error(f"Got {sorted(unknown)} in --only, expected some of {', '.join(PHASES)}")
     if not options.fake and not torch.cuda.is_available():
-        sys.exit("There is no CUDA device here; --fake rehearses without one")
+        sys.exit("No CUDA device is available; rehearse without one with --fake")
     start = time.perf_counter()
     faulthandler.dump_traceback_later(options.seconds + 20, exit=True)  # if a phase hangs in C
     result: dict = {}
@@ -311,8 +326,8 @@ def main() -> None:
             if options.json:
                 options.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
     with contextlib.suppress(KeyError, TypeError):
-        result["ours_divided_by"] = verdict(result)
-        print(json.dumps(result["ours_divided_by"], indent=2))
+        result["relative_speeds"] = relative_speeds(result)
+        print(json.dumps(result["relative_speeds"], indent=2))
     result["seconds"] = round(time.perf_counter() - start, 1)
     result["failures"] = list(failures(result))
     if options.json:

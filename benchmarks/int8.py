@@ -1,12 +1,10 @@
-"""Whether int8 would pay: OpenVINO's forward, quantized after training, and its accuracy.
+"""Measure speed and accuracy of int8: OpenVINO's forward pass, quantized after training.
 
-The 432 photographs of benchmarks/_sets.py and scikit-learn's digits, EfficientNet-Lite0. The
-graph is quantized with NNCF (pip install nncf, which nothing else here needs) on 150 images of
-each. Speed is that of the forward alone, the median of five passes over the photographs; accuracy
-that of StandardScaler and LogisticRegression(C=0.03), 3 x 5 folds for the photographs and 5 for the
-digits.
-
-It judges nothing: the figures are the reason for what the documentation says.
+The graph of EfficientNet-Lite0 is quantized with NNCF (pip install nncf, needed only here) on 150
+images each of the 432 photographs of benchmarks/_sets.py and of scikit-learn's digits. Speed is
+that of the forward pass only, the median of five passes over the photographs. Accuracy is that of
+StandardScaler and LogisticRegression(C=0.03) on the embeddings, in 3 x 5 folds of the photographs
+and 5 folds of the digits.
 
     python benchmarks/int8.py [--threads 2] [--json PATH]
 """
@@ -14,7 +12,9 @@ It judges nothing: the figures are the reason for what the documentation says.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,11 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold, cr
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.decoding import decode
 
-CALIBRATED = 150
+N_CALIBRATION = 150  # images of each data set
 
 
 def prepared() -> dict[str, tuple[torch.Tensor, np.ndarray, Any]]:
-    """Give both sets as the network takes them, with labels and folds."""
+    """Load both data sets: preprocessed images, labels, and folds."""
     preprocessing = load_backbone("efficientnet_lite0").preprocessing
     paths, y = photographs()
     digits = load_digits()
@@ -47,18 +47,22 @@ def prepared() -> dict[str, tuple[torch.Tensor, np.ndarray, Any]]:
     }
     return {
         name: (
-            preprocessing.normalize(torch.stack([preprocessing.prepare(each) for each in chosen])),
+            preprocessing.normalize(
+                torch.stack([preprocessing.prepare(image) for image in images[name]])
+            ),
             *folds[name],
         )
-        for name, chosen in images.items()
+        for name in images
     }
 
 
 def main() -> None:
+    options = command_line(__doc__).parse_args()
+    if missing := [name for name in ("nncf", "openvino") if find_spec(name) is None]:
+        sys.exit(f"Install the missing packages first: pip install {' '.join(missing)}")
     import nncf
     import openvino
 
-    options = command_line(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     data = prepared()
     x = data["photographs"][0]
@@ -67,7 +71,7 @@ def main() -> None:
     calibration = [
         pixels[row : row + 1].numpy()
         for pixels, _, _ in data.values()
-        for row in random.permutation(len(pixels))[:CALIBRATED]
+        for row in random.permutation(len(pixels))[:N_CALIBRATION]
     ]
     quantized = nncf.quantize(graph, nncf.Dataset(calibration), subset_size=len(calibration))
     result: dict[str, dict] = {}
@@ -87,15 +91,15 @@ def main() -> None:
         figures = result[name] = {
             "images_per_second": round(len(x) / statistics.median(seconds[1:]), 1)
         }
-        for each, (pixels, y, folds) in data.items():
+        for image_set, (pixels, y, folds) in data.items():
             embeddings = run(pixels)
-            if each == "photographs":
+            if image_set == "photographs":
                 expected = embeddings if expected is None else expected
-                likeness = cosines(embeddings, expected)
-                figures["median_cosine"] = round(float(np.median(likeness)), 4)
-                figures["least_cosine"] = round(float(likeness.min()), 4)
+                similarities = cosines(embeddings, expected)
+                figures["median_cosine"] = round(float(np.median(similarities)), 4)
+                figures["min_cosine"] = round(float(similarities.min()), 4)
             accuracy = cross_val_score(probe, embeddings, y, cv=folds).mean()
-            figures[each] = round(float(accuracy), 4)
+            figures[image_set] = round(float(accuracy), 4)
         print(name, figures, flush=True)
     finish({"threads": options.threads, "precisions": result}, [], options.json)
 

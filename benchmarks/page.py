@@ -1,37 +1,42 @@
 """Write docs/benchmarks.md and its plots from the figures in benchmarks/results/.
 
-python benchmarks/page.py
+Run it after the benchmarks have written their JSON files; benchmarks/run_all.py does both.
+
+    python benchmarks/page.py
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
 from _common import ROOT
-from matplotlib.axes import Axes
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-OURS, OTHERS, LIMITS = "#1f6feb", "#9aa4b2", "#d9dee5"
+BLUE, GRAY, LIGHT_GRAY, GREEN, YELLOW = "#1f6feb", "#9aa4b2", "#d9dee5", "#2da44e", "#d4a017"
 
-OTHERS_IN_FLOAT32 = ["embetter", "fastai", "loop", "tuned"]
-OTHERS_IN_HALF = ["fastai_half", "tuned_half"]
+UNBROKEN = {"break_long_words": False, "break_on_hyphens": False}
 
-WHO = {
-    "ours": "sktransfer",
-    "torch": "sktransfer, without OpenVINO",
-    "half": "sktransfer in bfloat16",
+FLOAT32_RIVALS = ["embetter", "fastai", "loop", "tuned_loop"]
+BFLOAT16_RIVALS = ["fastai_bfloat16", "tuned_loop_bfloat16"]
+LIMITS = ["forward", "limit", "matmul_limit"]
+
+EMBEDDING_LABELS = {
+    "sktransfer": "sktransfer",
+    "sktransfer_torch": "sktransfer, without OpenVINO",
+    "sktransfer_bfloat16": "sktransfer in bfloat16",
     "loop": "a plain loop in torch",
-    "tuned": "a loop in torch, tuned by hand",
-    "tuned_half": "the tuned loop in bfloat16",
+    "tuned_loop": "a loop in torch, tuned by hand",
+    "tuned_loop_bfloat16": "the tuned loop in bfloat16",
     "embetter": "embetter",
     "fastai": "fastai",
-    "fastai_half": "fastai in bfloat16",
-    "forward": "OpenVINO's forward alone, float32",
-    "limit": "limit of the cores in float32",
-    "arithmetic": "limit of the cores at the speed of a matrix product",
+    "fastai_bfloat16": "fastai in bfloat16",
+    "forward": "OpenVINO's forward pass only, float32",
+    "limit": "limit in float32",
+    "matmul_limit": "limit at the speed of a matrix product",
 }
 
 
@@ -44,18 +49,13 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in lines)
 
 
-def bars(axes: Axes, figures: dict[str, float], unit: str) -> None:
-    """Draw one bar for each, the fastest on top, with its figure at its end."""
-    names = sorted(figures, key=figures.__getitem__)
-    colors = [
-        OURS if "sktransfer" in name else LIMITS if name in list(WHO.values())[-3:] else OTHERS
-        for name in names
+def wrap(text: str) -> str:
+    """Wrap the paragraphs of a page; tables, lists, headings and images stay as they are."""
+    blocks = [
+        block if block.startswith(("|", "-", "#", "!")) else textwrap.fill(block, 100, **UNBROKEN)
+        for block in text.split("\n\n")
     ]
-    drawn = axes.barh(names, [figures[name] for name in names], color=colors)
-    axes.bar_label(drawn, fmt="%.0f", padding=4)
-    axes.set_xlabel(unit)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.1)
+    return "\n\n".join(blocks)
 
 
 def save(figure: plt.Figure, name: str) -> str:
@@ -66,24 +66,26 @@ def save(figure: plt.Figure, name: str) -> str:
 
 def embedding_section() -> str:
     machines = [load(path.stem) for path in sorted(RESULTS.glob("embedding*.json"))]
-    figure, axes = plt.subplots(figsize=(7.5, 3.4))
-    speeds = {WHO[name]: v["median"] for name, v in present(machines[0]).items()}
-    bars(axes, speeds, "images per second")
-    path = save(figure, "benchmark_embedding")
-    missing = [
-        f"{name} {v['missing']}." for name, v in machines[0]["variants"].items() if "missing" in v
-    ]
-    tables = "\n".join(embedding_table(found) for found in machines)
+    variants = machines[0]["variants"]
+    path = embedding_plot(machines[0])
+    missing = [f"{name} {v['missing']}." for name, v in variants.items() if "missing" in v]
+    tables = "\n".join(embedding_table(figures) for figures in machines)
     return f"""## Embedding
 
-432 photographs (PNG), from file to embedding, with EfficientNet-Lite0 at 224 x 224. Figures are
-medians of three rounds in fresh processes (`benchmarks/embedding.py`). The ratios compare each row
-with the fastest variant of the same precision that does not use sktransfer, the loop tuned by hand
-included. The limit is the speed at which the cores can decode, prepare and run OpenVINO and do
-nothing else; the limit of a matrix product assumes that the network multiplies as fast as one large
-matrix product in torch. fastai runs channels last in batches of 8; embetter runs in evaluation mode
-and without gradients, which is not its default. bfloat16 is requested with `precision="bfloat16"`,
-or with torch's autocast in the other variants; the cosine of these rows is the median.
+The task is to embed 432 photographs (PNG), from file to embedding, with EfficientNet-Lite0 at
+224 x 224 (`benchmarks/embedding.py`). Figures are medians of three rounds in fresh processes.
+
+- "Relative to the fastest other" is the ratio to the fastest variant without sktransfer, including
+  the loop tuned by hand. Rows in float32 are compared only with variants in float32.
+- "Relative to the limit" is the ratio to the limit in float32: the speed if the cores did nothing
+  but decode and preprocess images and run OpenVINO. The limit at the speed of a matrix product
+  assumes that the network multiplies as fast as one large matrix product in torch.
+- "Cosine with torch" compares the embeddings with those of plain torch in float32. It is the
+  minimum over the images, or the median for embetter, fastai and all rows in bfloat16.
+
+fastai runs channels last in batches of 8. embetter runs in evaluation mode and without gradients,
+which is not its default. For bfloat16, sktransfer uses `precision="bfloat16"` and the other
+variants use torch's autocast.
 
 ![Images per second on {machines[0]["machine"]["cpu"]}]({path})
 
@@ -92,27 +94,44 @@ or with torch's autocast in the other variants; the cosine of these rows is the 
 """
 
 
-def present(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Select the variants that could be measured, the fastest first."""
-    measured = [(name, v) for name, v in found["variants"].items() if "missing" not in v]
-    return dict(sorted(measured, key=lambda each: -each[1]["median"]))
+def embedding_plot(figures: dict[str, Any]) -> str:
+    """Draw a horizontal bar for each variant, with the fastest at the top."""
+    speeds = {name: row["median"] for name, row in reversed(present(figures).items())}
+    colors = [
+        BLUE if name.startswith("sktransfer") else LIGHT_GRAY if name in LIMITS else GRAY
+        for name in speeds
+    ]
+    figure, axes = plt.subplots(figsize=(7.5, 3.4))
+    labels = [EMBEDDING_LABELS[name] for name in speeds]
+    bars = axes.barh(labels, list(speeds.values()), color=colors)
+    axes.bar_label(bars, fmt="%.0f", padding=4)
+    axes.set_xlabel("images per second")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+    return save(figure, "benchmark_embedding")
 
 
-def embedding_table(found: dict[str, Any]) -> str:
-    """Show the figures of one machine, with ratios to the fastest variant that is not ours."""
-    variants = present(found)
+def present(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Select the variants that were measured, with the fastest first."""
+    measured = [(name, v) for name, v in figures["variants"].items() if "missing" not in v]
+    return dict(sorted(measured, key=lambda item: -item[1]["median"]))
+
+
+def embedding_table(figures: dict[str, Any]) -> str:
+    """Format the figures of one machine."""
+    variants = present(figures)
     rows = [
         [
-            WHO[name],
+            EMBEDDING_LABELS[name],
             v["median"],
             times_fastest(name, variants),
-            v["of_the_limit"],
+            v["share_of_limit"],
             v.get("cosine", ""),
         ]
         for name, v in variants.items()
     ]
-    head = ["", "images per second", "times the fastest other", "share of the limit"]
-    return f"""On {found["machine"]["cpu"]}:
+    head = ["", "images per second", "relative to the fastest other", "relative to the limit"]
+    return f"""On {figures["machine"]["cpu"]}:
 
 {table([*head, "cosine with torch"], rows)}
 """
@@ -123,97 +142,105 @@ def times_fastest(name: str, variants: dict[str, Any]) -> float:
 
     A variant in bfloat16 is compared with those in either precision.
     """
-    others = OTHERS_IN_FLOAT32 + (OTHERS_IN_HALF if "half" in name else [])
-    speeds = [variants[each]["images_per_second"] for each in others if each in variants]
+    rivals = FLOAT32_RIVALS + (BFLOAT16_RIVALS if "bfloat16" in name else [])
+    speeds = [variants[rival]["images_per_second"] for rival in rivals if rival in variants]
     fastest = [max(rates) for rates in zip(*speeds, strict=True)]
     ratios = [a / b for a, b in zip(variants[name]["images_per_second"], fastest, strict=True)]
     return round(statistics.median(ratios), 2)
 
 
 def networks_section() -> str:
-    found = load("networks")
+    figures = load("networks")
     rows = [
-        [name, v["ours"]["images_per_second"], v["ours"]["best"],
-         v["torch"]["images_per_second"],
+        [name, v["sktransfer"]["images_per_second"], v["sktransfer"]["best"],
+         v["sktransfer_torch"]["images_per_second"],
          f"{v['eager']['images_per_second']} ({v['eager']['best']})",
          f"{v['openvino']['images_per_second']} ({v['openvino']['best']})", v["share"]]
-        for name, v in found["networks"].items()
+        for name, v in figures["networks"].items()
     ]  # fmt: skip
     head = [
-        "",
+        "network",
         "sktransfer",
-        "engine",
-        "without OpenVINO",
-        "eager torch",
-        "OpenVINO itself",
-        "share of the faster",
+        "its engine",
+        "sktransfer, without OpenVINO",
+        "eager torch, forward pass only",
+        "OpenVINO, forward pass only",
+        "sktransfer relative to the faster of these two",
     ]
     return f"""## Other networks
 
-128 images of 224 x 224 in memory, random weights, images per second (`benchmarks/networks.py`).
-sktransfer goes from uint8 pixels to embeddings; the two others run only the forward pass, on
-prepared tensors, at their fastest batch size. Medians of three rounds, on
-{found["machine"]["cpu"]}.
+Images per second, for 128 images of 224 x 224 in memory and random weights
+(`benchmarks/networks.py`). sktransfer goes from uint8 pixels to embeddings. The last two variants
+run only the forward pass on preprocessed tensors, at their fastest batch size. Figures are medians
+of three rounds on {figures["machine"]["cpu"]}.
 
 {table(head, rows)}
 """
 
 
 def large_jpegs_section() -> str:
-    found = load("large_jpegs")
+    figures = load("large_jpegs")
+    reduced, full = figures["sktransfer"], figures["all_pixels"]
     return f"""## Large JPEGs
 
-JPEGs of 12 megapixels are decoded at a half, a quarter or an eighth of their size, because the
-network needs no more pixels. {found["ours"]["read"]} images per second are read, compared with
-{found["full"]["read"]} if all pixels are decoded ({found["times_read"]} times), and
-{found["ours"]["embedded"]} are embedded, compared with {found["full"]["embedded"]}. The minimum
-cosine similarity of both embeddings is {found["cosine"]} (`benchmarks/large_jpegs.py`).
+The network does not need all pixels of a JPEG of 12 megapixels, so sktransfer decodes it at a half,
+a quarter or an eighth of its size. It reads {reduced["read"]} images per second, compared with
+{full["read"]} if all pixels are decoded ({figures["times_read"]} times as fast), and embeds
+{reduced["embedded"]} images per second, compared with {full["embedded"]}. The minimum cosine
+similarity between the two sets of embeddings is {figures["cosine"]}
+(`benchmarks/large_jpegs.py`).
 """
 
 
 def search_section() -> str:
-    found, start = load("search"), load("import_time")
-    who = {
-        "ours": "`GridSearchCV(Pipeline([extractor, ...]))`",
+    figures, imports = load("search"), load("import_time")
+    labels = {
+        "sktransfer": "`GridSearchCV(Pipeline([extractor, ...]))`",
         "parts": "embedding once, then the search on the embeddings",
         "memory": "the same pipeline without the store, with `Pipeline(memory=)`",
         "plain": "the same pipeline without the store",
     }
-    rows = [[who[name], found[name]["seconds"]] for name in who]
+    rows = [[labels[name], figures[name]["seconds"]] for name in labels]
     return f"""## Grid search and import
 
-Six candidates, five folds, 432 photographs (`benchmarks/search.py`):
+A search with six candidates and five folds on 432 photographs (`benchmarks/search.py`):
 
 {table(["", "seconds"], rows)}
 
-The search takes {found["times_parts"]} times as long as its parts. `import sktransfer` takes
-{start["ratio"]} times as long as `import torch, torchvision, sklearn`
-(`benchmarks/import_time.py`).
+The search takes {figures["times_parts"]} times as long as embedding once and searching on the
+embeddings. `import sktransfer` takes {imports["ratio"]} times as long as
+`import torch, torchvision, sklearn` (`benchmarks/import_time.py`).
 """
 
 
 def growth_section() -> str:
     growth = load("growth")
     sizes = growth["sizes"]
-    keys = ("embedding_ms", "reading_ms", "search_beyond_s", "peak_mb", "bytes_kept")
+    keys = ("embedding_ms", "reading_ms", "search_overhead_s", "peak_mb", "bytes_per_image")
     rows = [
         [f"{int(count):,}", *(figures[key] for key in keys)] for count, figures in sizes.items()
     ]
     figure, axes = plt.subplots(figsize=(7.5, 2.8))
     counts = [int(count) for count in sizes]
-    for key, label in (("embedding_ms", "embed"), ("reading_ms", "read again")):
+    for key, label in (("embedding_ms", "embed"), ("reading_ms", "read from the store")):
         axes.loglog(counts, [v[key] for v in sizes.values()], "o-", label=label)
     axes.set(xlabel="images", ylabel="ms per image")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    ticks = (0.02, 0.1, 0.5, 2)
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     path = save(figure, "benchmark_growth")
-    head = ["images", "embed, ms each", "read again, ms each", "search without its fits, s",
-            "peak memory, MB", "stored bytes each"]  # fmt: skip
-    return f"""## Cost as work grows
+    head = ["images", "embedding, ms per image", "reading again, ms per image",
+            "search overhead, s", "peak memory, MB", "stored bytes per image"]  # fmt: skip
+    return f"""## Scaling with the number of images
 
-Digits at 32 x 32, so that the time of the network does not dominate (`benchmarks/growth.py`). Peak
-memory excludes the embeddings and the file of the store. Stored bytes include the store's journal,
-which has 64 MB at most. On {growth["machine"]["cpu"]}.
+The images are digits at 32 x 32, so that the network does not dominate the time
+(`benchmarks/growth.py`). Search overhead is the time of a grid search with the extractor minus that
+of the same search on embeddings in memory. Peak memory excludes the embeddings and the file of the
+store. Stored bytes include the journal of the store, which takes up to 64 MB. Measured on
+{growth["machine"]["cpu"]}.
 
 ![Milliseconds per image]({path})
 
@@ -222,239 +249,262 @@ which has 64 MB at most. On {growth["machine"]["cpu"]}.
 
 
 def tuning_section() -> str:
-    found, whole = load("tuning")["variants"], load("accuracy_photographs")
-    who = {
-        "ours": "`FineTunedImageClassifier()`, whole images at 288 x 288",
+    five_folds, photographs = load("tuning"), load("accuracy_photographs")
+    labels = {
+        "sktransfer": "`FineTunedImageClassifier()`, whole images at 288 x 288",
         "crop": "the same with `image_size=None`, 224 x 224",
         "probe": "a linear classifier on frozen embeddings",
         "loop": "a plain torch loop: head, then the last blocks",
-        "large": "the same loop, whole images at 288 x 288",
+        "loop_288": "the same loop, whole images at 288 x 288",
         "fastai": "fastai `fine_tune(5, freeze_epochs=3)`, its fastest settings",
-        "plain": "fastai `fine_tune(5, freeze_epochs=3)`",
+        "fastai_default": "fastai `fine_tune(5, freeze_epochs=3)`",
     }
-    keys = ("fit_seconds", "again", "times_ours", "times_again", "accuracy")
-    measured, varies = (load("tuning_fold0").get(key, "") for key in ("variants", "remark"))
+    keys = ("fit_seconds", "later_fit_seconds", "times_sktransfer", "times_later", "accuracy")
+    variants, remark = (load("tuning_fold0").get(key, "") for key in ("variants", "remark"))
     rows = [
         [
-            who[name],
+            labels[name],
             *(figures.get(key, "") for key in keys),
-            found.get(name, {}).get("accuracy", ""),
+            five_folds["variants"].get(name, {}).get("accuracy", ""),
         ]
-        for name, figures in measured.items()
+        for name, figures in variants.items()
         if "missing" not in figures
     ]
     head = [
         "",
-        "seconds of fit",
-        "in later processes",
-        "times sktransfer",
-        "times its later processes",
-        "accuracy",
+        "fit, s",
+        "fit in later processes, s",
+        "relative to sktransfer",
+        "relative to sktransfer in later processes",
+        "accuracy on fold 0",
+        "mean accuracy of five folds",
     ]
     digits, epoch = load("accuracy_digits"), load("epoch")
-    folds = ", ".join(f"{accuracy:.3f}" for accuracy in found["ours"]["folds"])
+    accuracies = [f"{accuracy:.3f}" for accuracy in five_folds["variants"]["sktransfer"]["folds"]]
+    folds = ", ".join(accuracies[:-1]) + " and " + accuracies[-1]
     return f"""## Fine-tuning
 
-432 photographs in five folds, EfficientNet-Lite0 (`benchmarks/tuning.py`). Seconds and accuracy of
-fold 0 come from one run on an idle machine; the last column is the mean accuracy of five folds. One
-image is 0.012 of the accuracy of a fold, and folds vary: sktransfer has {folds}.
-{load("tuning").get("remark", "")}
+All variants use EfficientNet-Lite0 and 432 photographs in five folds (`benchmarks/tuning.py`).
+Seconds and the accuracy on fold 0 come from one run on an idle machine. The last column is the mean
+accuracy over five folds. One image changes the accuracy of a fold by 0.012, and folds vary:
+sktransfer scored {folds}. {five_folds.get("remark", "")}
 
-{table([*head, "of five folds"], rows)}
+{table(head, rows)}
 
-{varies}
+{remark}
 
-Over {len(whole["tuned"]["folds"])} folds sktransfer has {whole["tuned"]["accuracy"]} and the linear
-classifier {whole["probe"]["accuracy"]} (`benchmarks/accuracy.py`). The standard error of the
-difference of {whole["difference"]:+} is {whole["standard_error"]}, or {whole["corrected_error"]}
-if corrected for folds that share images.
+Over {len(photographs["tuned"]["folds"])} folds sktransfer scored
+{photographs["tuned"]["accuracy"]} and the linear classifier {photographs["probe"]["accuracy"]}
+(`benchmarks/accuracy.py`). The difference of {photographs["difference"]:+} has a standard error of
+{photographs["standard_error"]}, or {photographs["corrected_error"]} if corrected for the images
+that folds share.
 
-1,000 scans of digits to train on, 797 to test, the last 12 blocks trained for 30 epochs:
-{digits["tuned"]["accuracy"]} in {digits["tuned"]["fit_seconds"]:.0f} s; a linear classifier on
-frozen embeddings {digits["probe"]["accuracy"]}, on raw pixels {digits["pixels"]["accuracy"]}
-(`benchmarks/accuracy.py`).
+With 1,000 scanned digits to train on, 797 to test on, and the last 12 blocks trained for 30 epochs,
+sktransfer scored {digits["tuned"]["accuracy"]}, and the fit took
+{digits["tuned"]["fit_seconds"]:.0f} s. A linear classifier scored {digits["probe"]["accuracy"]} on
+frozen embeddings and {digits["pixels"]["accuracy"]} on raw pixels (`benchmarks/accuracy.py`).
 
-An epoch of the last two blocks on cached activations takes {epoch["ours"]} s, one of plain torch
-{epoch["last two"]["times_ours"]} times as long with the other blocks frozen, and
-{epoch["everything"]["times_ours"]} times with all trained (`benchmarks/epoch.py`). What is trained
-is not compiled: torch compiles it in {epoch["compiling"]} s, after which an epoch takes
-{epoch["compiled"]} s.
+An epoch of the last two blocks on cached activations takes {epoch["sktransfer"]} s. An epoch in
+plain torch takes {epoch["last two blocks"]["times_sktransfer"]} times as long with the other blocks
+frozen, and {epoch["all blocks"]["times_sktransfer"]} times as long with all blocks trained
+(`benchmarks/epoch.py`). sktransfer does not compile the trained blocks: compiling takes torch
+{epoch["compile_seconds"]} s, and an epoch then takes {epoch["compiled"]} s.
 """
 
 
 def leaks_section() -> str:
-    found = load("leaks")
+    figures = load("leaks")
     rows = [
-        [way, *(round(found[name]["ways"][way][key], 3) for name in ("test", "chosen")
-                for key in ("recall", "precision"))]
-        for way in found["test"]["ways"]
+        [kind, *(round(figures[name]["copies"][kind][key], 3) for name in ("test", "development")
+                 for key in ("recall", "precision"))]
+        for kind in figures["test"]["copies"]
     ]  # fmt: skip
-    head = ["planted copies", "recall", "precision", "recall, 432 others", "precision, 432 others"]
-    return f"""## Duplicates that find_leaks finds
+    head = ["kind of copy", "recall", "precision", "recall, 432 others", "precision, 432 others"]
+    return f"""## Duplicates found by find_leaks
 
-Each of {found["test"]["images"]} photographs and drawings beside a copy of it
-(`benchmarks/leaks.py`). The thresholds were chosen on the 432 other images, but one of them was
-lowered after a first run on these. Two families of drawings are not counted, because that run
-showed that the data set contains them more than once.
+A copy of each image was added to {figures["test"]["images"]} photographs and drawings
+(`benchmarks/leaks.py`). The thresholds were chosen on the 432 other images, but one threshold was
+lowered after a first run on the {figures["test"]["images"]}. Pairs within two families of drawings
+are not counted, because that run showed that the data set contains these drawings more than once.
 
 {table(head, rows)}
 """
 
 
 def strategies_section() -> str:
-    found = load("strategies")
+    figures = load("strategies")
     names = ["frozen", "staged", "full", "scratch"]
     rows = [
-        [row["set"], "chooses" if row["chooses"] else "tests", row["size"],
+        [row["set"], "choosing" if row["development"] else "testing", row["size"],
          *(f"{row['accuracy'][name]:.3f}" for name in [*names, "frozen, standardized"]),
-         f"{row['error']:.3f}", f"{row['mean_interclass_cosine']:.2f}", " or ".join(row["choices"]),
-         "yes" if row["good"] else f"no, {row['chosen']:.3f}"]
-        for row in found["rows"]
+         f"{row['standard_error']:.3f}", f"{row['mean_interclass_cosine']:.2f}",
+         " or ".join(row["choices"]), "yes" if row["good"] else f"no, {row['chosen']:.3f}"]
+        for row in figures["rows"]
     ]  # fmt: skip
     head = [
-        "set",
-        "",
-        "of a class",
+        "data set",
+        "used for",
+        "images per class",
         *names,
         "standardized",
-        "error",
-        "mean_interclass_cosine",
-        "chosen",
+        "standard error",
+        "mean inter-class cosine",
+        "choice",
         "good",
     ]
-    test, own = found["test"], found["development"]
-    always = ", ".join(f"{name} {test['always'][name]}" for name in names)
-    path = strategies_plot(found["rows"], names)
-    return f"""## What recommend_strategy chooses
+    test, development = figures["test"], figures["development"]
+    always = [f"{test['always'][name]} (`{name}`)" for name in names]
+    path = strategies_plot(figures["rows"], names)
+    return f"""## Choices of recommend_strategy
 
-Accuracy on held-back images, after training on a few of each class (`benchmarks/strategies.py`).
-The last two blocks train for 6 epochs and all blocks for 10, which is few for small sets and for
-random weights. A choice is good if it is within one standard error of the best.
+Accuracy on held-out images, after training on a few images per class (`benchmarks/strategies.py`).
+The last two blocks are trained for 6 epochs and all blocks for 10, which is few for small data sets
+and for random weights. A choice is good if its accuracy is within one standard error of the best.
 
-On the sets that tested the thresholds it was good in {test["good"]} of {test["cases"]} cases, and
-{test["lost"]} below the best on average. Always choosing the same strategy would have been good in:
-{always}. On the sets that the thresholds were chosen on it was good in {own["good"]} of
-{own["cases"]}. The mean inter-class cosine of the test sets was known before the threshold was set;
-the accuracies were not.
+On the data sets used for testing the thresholds, the choice was good in {test["good"]} of
+{test["cases"]} cases, and on average {test["lost"]} less accurate than the best strategy. Always
+using the same strategy would have been good in {", ".join(always[:-1])} and {always[-1]} cases. On
+the data sets used for choosing the thresholds, the choice was good in {development["good"]} of
+{development["cases"]} cases. The mean inter-class cosine of the test sets was known before the
+threshold was set; their accuracies were not.
 
-*standardized* is a linear classifier on embeddings that are scaled by their standard deviation, not
-to length 1; it is not among the choices. Seconds are not reported, because the machine was busy.
+*standardized* is a linear classifier on embeddings scaled by their standard deviation instead of to
+length 1; it is not one of the strategies. Seconds are omitted because the machine was not idle.
 
-![Accuracy against images of a class]({path})
+![Accuracy against images per class]({path})
 
 {table(head, rows)}
 """
 
 
 def strategies_plot(rows: list[dict[str, Any]], names: list[str]) -> str:
-    """Draw a panel for each set: accuracy of each strategy, and a ring around the choice."""
+    """Draw a panel for each data set, with the accuracy of each strategy and of the choice."""
     sets = list(dict.fromkeys(row["set"] for row in rows))
     figure, panels = plt.subplots(2, 6, figsize=(16, 5.6), sharey=True, layout="constrained")
     for axes in panels.flat[len(sets) :]:
         axes.set_axis_off()
-    for axes, name in zip(panels.flat, sets, strict=False):
-        own = [row for row in rows if row["set"] == name]
-        sizes = [row["size"] for row in own]
-        for each, color in zip(names, (OTHERS, "#2da44e", OURS, "#d4a017"), strict=True):
-            scores = [row["accuracy"][each] for row in own]
-            errors = [row["error"] for row in own]
-            axes.errorbar(sizes, scores, errors, color=color, marker=".", label=each, capsize=2)
-        chosen = [row["chosen"] for row in own]
-        axes.plot(sizes, chosen, "o", color="black", mfc="none", ms=11, ls="", label="chosen")
-        axes.set(title=f"{name} ({'chooses' if own[0]['chooses'] else 'tests'})", xscale="log")
+    for axes, set_name in zip(panels.flat, sets, strict=False):
+        cases = [row for row in rows if row["set"] == set_name]
+        sizes = [row["size"] for row in cases]
+        for name, color in zip(names, (GRAY, GREEN, BLUE, YELLOW), strict=True):
+            scores = [row["accuracy"][name] for row in cases]
+            errors = [row["standard_error"] for row in cases]
+            axes.errorbar(sizes, scores, errors, color=color, marker=".", label=name, capsize=2)
+        chosen = [row["chosen"] for row in cases]
+        axes.plot(sizes, chosen, "o", color="black", mfc="none", ms=11, ls="", label="choice")
+        used_for = "choosing" if cases[0]["development"] else "testing"
+        axes.set(title=f"{set_name} ({used_for})", xscale="log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("training images of a class")
-    figure.supylabel("accuracy on held-back images")
+    figure.supxlabel("training images per class")
+    figure.supylabel("accuracy on held-out images")
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return save(figure, "benchmark_strategies")
 
 
 def ranking_section() -> str:
-    found = load("ranking")
+    figures = load("ranking")
     rows = [
-        [name, *(f"{v[key][each]:.2f}" for key in ("probe", "logme")
-                 for each in ("tau", "tau of pretrained", "lost"))]
-        for name, v in [*found["sets"].items(), ("mean", found)]
+        [name, *(f"{v[key][figure]:.2f}" for key in ("probe", "logme")
+                 for figure in ("tau", "tau_pretrained", "lost"))]
+        for name, v in [*figures["sets"].items(), ("mean", figures)]
     ]  # fmt: skip
-    head = ["set", "probe", "pretrained only", "lost", "LogME", "pretrained only", "lost"]
-    return f"""## The two orders of rank_backbones
+    head = ["data set", "probe", "probe, pretrained only", "probe, lost accuracy",
+            "LogME", "LogME, pretrained only", "LogME, lost accuracy"]  # fmt: skip
+    return f"""## Rankings of rank_backbones
 
-Kendall's rank correlation of an order with that of the accuracy on held-back images, and how much
-accuracy its first candidate lost against the best one (`benchmarks/ranking.py`). The candidates are
-EfficientNet-Lite0 at two sizes, after blocks 5 and 10, and with adapted BatchNorm; and, as
-easy cases, this network and ResNet-18 with random weights. Only one network is pretrained, so the
-table shows how both orders rank layers and settings of one network, not how they rank networks.
+Candidates are ordered by the cross-validated accuracy of a linear probe, and by LogME
+(`benchmarks/ranking.py`). The table shows Kendall's rank correlation of each order with the
+accuracy on held-out images, and how much less accurate the first candidate is than the best one.
+The candidates are EfficientNet-Lite0 at two sizes, after blocks 5 and 10, and with adapted
+BatchNorm. EfficientNet-Lite0 and ResNet-18 with random weights are added as easy cases. Only one
+network is pretrained, so the table shows how well both orders rank layers and settings of one
+network, not different networks. The probe standardized the embeddings, while `rank_backbones`
+scales them to unit length.
 
 {table(head, rows)}
 """
 
 
 def domain_section() -> str:
-    found, industrial = load("domain_shift"), load("industrial")
+    figures = load("domain_shift")
     parts = []
-    for task, ways in found["tasks"].items():
+    for task, methods in figures["tasks"].items():
         rows = [
-            [way, f"{v['accuracy']:.3f}", f"{v['spread']:.3f}", f"{v['closed']:.2f}"]
-            for way, v in ways.items()
+            [method, f"{v['accuracy']:.3f}", f"{v['std']:.3f}", f"{v['gap_closed']:.2f}"]
+            for method, v in methods.items()
         ]
         parts.append(table([task, "accuracy", "standard deviation", "share of the gap"], rows))
     tables = "\n\n".join(parts)
-    conditions = [*industrial["tuned"]["accuracy"]["standard"]]
+    return f"""## Domain shift
+
+The source domain has labels; the target domain does not. The tables show the accuracy on other
+images of the target, over {figures["seeds"]} seeds (`benchmarks/domain_shift.py`):
+
+- `source`: fine-tuned on the source only
+- `adapt`: with `batch_norm="adapt"`
+- `CORAL`: CORAL on the embeddings of the tuned network
+- `DANN`: with `domain_adversarial=0.3`
+- `self-training`: `SelfTrainedImageClassifier`
+- `target labels`: fine-tuned on the target with its labels
+
+The gap is the difference in accuracy between `source` and `target labels`.
+
+{tables}
+"""
+
+
+def corruptions_section() -> str:
+    figures = load("industrial")
+    conditions = [*figures["tuned"]["accuracy"]["standard"]]
+    labels = {"head": "head only", "tuned": "two blocks"}
     rows = [
-        [f"{policy}, {'tuned' if stages == 'tuned' else 'the head alone'}",
-         *(f"{accuracy[way]:.3f}" for way in conditions)]
+        [f"{policy}, {labels[stages]}", *(f"{accuracy[name]:.3f}" for name in conditions)]
         for stages in ("head", "tuned")
-        for policy, accuracy in industrial[stages]["accuracy"].items()
-    ]  # fmt: skip
-    places = [
-        (stages, place) for stages in ("tuned", "head") for place in ("spoiled", "all at once")
+        for policy, accuracy in figures[stages]["accuracy"].items()
+    ]
+    columns = [
+        (stages, name) for stages in ("tuned", "head") for name in ("one corruption", "all four")
     ]
     recovered = [
         [
             policy,
-            *(
-                f"{industrial[stages][f'recovered {place}'][policy]:.2f}"
-                for stages, place in places
-            ),
+            *(f"{figures[stages][f'recovered, {name}'][policy]:.2f}" for stages, name in columns),
         ]
-        for policy in industrial["tuned"]["recovered spoiled"]
+        for policy in figures["tuned"]["recovered, one corruption"]
     ]
-    return f"""## Domain shift
+    return f"""## Corrupted images
 
-Labels in the source, images without labels in the target, accuracy on other images of the
-target over {found["seeds"]} seeds (`benchmarks/domain_shift.py`). `bound` is trained with
-labels of the target. The gap is the difference between `source` and `bound`.
-
-{tables}
-
-Test photographs that are corrupted, after training with augmented views of either policy,
-{len(industrial["folds"])} folds (`benchmarks/industrial.py`). "spoiled" is the mean over the four
-single corruptions, "all at once" applies them one after the other. `bound` is trained with views
-that have the same corruptions.
+Accuracy on corrupted test photographs, after training with the augmented views of each policy,
+over {len(figures["folds"])} folds (`benchmarks/industrial.py`). "one corruption" is the mean over
+the four single corruptions; "all four" applies them one after the other. `standard` makes three
+views per image and `industrial` seven, unless the row says otherwise. `test corruptions` is trained
+on images with the corruptions of the test.
 
 {table(["augment", *conditions], rows)}
 
 Share of the accuracy lost by `"standard"` that each policy recovers:
 
-{table(["augment", *(f"{'two blocks' if s == 'tuned' else s}, {p}" for s, p in places)], recovered)}
+{table(["augment", *(f"{labels[stages]}, {name}" for stages, name in columns)], recovered)}
 """
 
 
 def int8_section() -> str:
-    found = load("int8")
+    figures = load("int8")
     rows = [
         [name, v["images_per_second"], v["photographs"], v["digits"], v["median_cosine"]]
-        for name, v in found["precisions"].items()
+        for name, v in figures["precisions"].items()
     ]
-    head = ["", "images per second", "photographs", "digits", "median cosine with float32"]
+    head = ["", "images per second", "accuracy on photographs", "accuracy on digits",
+            "median cosine with float32"]  # fmt: skip
     return f"""## Why there is no int8
 
-The forward alone in OpenVINO, quantized after training with NNCF on 300 images of both sets,
-and the accuracy of a linear classifier on the embeddings (`benchmarks/int8.py`). It would be
-worth a parameter if it were 1.5 times as fast and cost less than half a point on both sets.
+The table shows OpenVINO's forward pass only, quantized after training with NNCF on 300 images of
+both data sets, and the accuracy of a linear classifier on the embeddings (`benchmarks/int8.py`).
+int8 would justify a parameter if it were 1.5 times as fast and cost less than half a point of
+accuracy on both data sets.
 
 {table(head, rows)}
 """
@@ -462,27 +512,36 @@ worth a parameter if it were 1.5 times as fast and cost less than half a point o
 
 HEAD = """# Benchmarks
 
-Measured on 2 cores of an AMD EPYC or an Intel Xeon, with torch {torch}. Compare within a section:
-two sections may come from different machines. Every variant runs in a fresh process, results are
-compared before a speed is reported, and other packages run with the fastest settings found for
-them. Figures are in `benchmarks/results/`; `benchmarks/page.py` writes this page, and
-`benchmarks/run_all.py` repeats the measurements, except int8, the second machine and the rounds on
-fold 0.
+All figures were measured on 2 cores of an AMD EPYC or an Intel Xeon, with torch {torch}. Compare
+figures only within a section, because sections may come from different machines. Each variant runs
+in a fresh process, and its results are checked before a speed is reported. Other packages run with
+the fastest settings found for them. The figures are in `benchmarks/results/`;
+`benchmarks/page.py` writes this page. `benchmarks/run_all.py` repeats all measurements except those
+of int8, of the second machine, and of the three rounds on fold 0.
 
 """
 
 
 def main() -> None:
-    sections = [embedding_section(), large_jpegs_section(), search_section(), growth_section()]
-    sections += [tuning_section(), leaks_section(), strategies_section(), ranking_section()]
-    sections += [domain_section()]
-    if (RESULTS / "networks.json").exists():
-        sections.insert(1, networks_section())
-    if (RESULTS / "int8.json").exists():
-        sections.append(int8_section())
+    sections = [
+        embedding_section(),
+        networks_section(),
+        large_jpegs_section(),
+        search_section(),
+        growth_section(),
+        tuning_section(),
+        leaks_section(),
+        strategies_section(),
+        ranking_section(),
+        domain_section(),
+        corruptions_section(),
+        int8_section(),
+    ]
     results = [load(path.stem) for path in RESULTS.glob("*.json")]
-    torch = " or ".join(sorted({each["machine"]["torch"] for each in results if "machine" in each}))
-    (DOCS / "benchmarks.md").write_text(HEAD.format(torch=torch) + "\n".join(sections))
+    versions = {result["machine"]["torch"] for result in results if "machine" in result}
+    head = HEAD.format(torch=" or ".join(sorted(versions)))
+    page = wrap(head + "\n".join(sections)).rstrip("\n") + "\n"
+    (DOCS / "benchmarks.md").write_text(page)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""The two orders of rank_backbones, against the accuracy on images that were held back.
+"""Measure how well the orders of rank_backbones agree with the accuracy on held-out images.
 
-On the sets of benchmarks/_sets.py, the second size of each: candidates are ranked on the
-training images, by the cross-validated accuracy of the linear probe and by LogME, and then
-each one's probe is fitted to the same images and tested with up to 200 others. Kendall's rank
-correlation says how alike two orders are, from -1 to 1.
+On each data set of benchmarks/_sets.py, at its second size, the candidates are ranked on the
+training images by the cross-validated accuracy of the linear probe and by LogME. Then the probe of
+each candidate is fitted to the training images and tested on up to 200 other images. Kendall's rank
+correlation measures the agreement of two orders, from -1 to 1.
 
-EfficientNet-Lite0 is the only network whose pretrained weights come with the installation. The
-candidates are therefore this one at two sizes, at three depths and with adapted BatchNorm, and it
-and ResNet-18 with random weights. That is no evidence of how well LogME orders networks that were
-pretrained apart from each other.
+Only EfficientNet-Lite0 is installed with pretrained weights. The candidates are this network at two
+sizes, at three depths and with adapted BatchNorm, and, with random weights, the same network and
+ResNet-18. The figures do not show how well LogME ranks different pretrained networks.
 
     python benchmarks/ranking.py [--json PATH]
 """
@@ -26,15 +25,15 @@ from sklearn.base import clone
 
 from sktransfer import PretrainedFeatureExtractor, rank_backbones
 
-TESTED = 200
-# What is pretrained, and what is random: to put these last is easy.
+MAX_TEST_IMAGES = 200
 PRETRAINED: dict[str, dict[str, Any]] = {
-    "as it is": {},
+    "default": {},
     "half the size": {"image_size": 0.5},
     "after block 10": {"layer": "block10"},
     "after block 5": {"layer": "block5"},
     "adapted": {"batch_norm": "adapt"},
 }
+# Random weights are easy to rank last.
 RANDOM: dict[str, dict[str, Any]] = {
     "random": {"weights": None},
     "random ResNet-18": {"weights": None, "backbone": "resnet18"},
@@ -42,38 +41,38 @@ RANDOM: dict[str, dict[str, Any]] = {
 
 
 def candidates(side: int) -> dict[str, PretrainedFeatureExtractor]:
-    """Make extractors that see images of a size, or of half of it."""
-    made = {}
+    """Build the extractors for images of a given side; "half the size" uses half of it."""
+    extractors = {}
     for name, parameters in (PRETRAINED | RANDOM).items():
-        seen = round(side * parameters.get("image_size", 1))
-        made[name] = PretrainedFeatureExtractor(
-            **parameters | {"image_size": (seen, seen), "engine": "torch"}
+        input_side = round(side * parameters.get("image_size", 1))
+        extractors[name] = PretrainedFeatureExtractor(
+            **parameters | {"image_size": (input_side, input_side), "engine": "torch"}
         )
-    return made
+    return extractors
 
 
 def measure(name: str) -> dict[str, dict[str, float]]:
-    """Rank the candidates on a set, and test them."""
+    """Rank the candidates on a data set, and test them."""
     X, y, _ = loaded(name)
     train, test = divide(name, SETS[name].sizes[1], 0)
-    test = np.random.RandomState(0).permutation(test)[:TESTED]
-    made = candidates(SETS[name].side)
-    ranking = rank_backbones(take(X, train), y[train], list(made.values()))
-    names = {repr(each): key for key, each in made.items()}
-    found = {}
+    test = np.random.RandomState(0).permutation(test)[:MAX_TEST_IMAGES]
+    extractors = candidates(SETS[name].side)
+    ranking = rank_backbones(take(X, train), y[train], list(extractors.values()))
+    names = {repr(extractor): key for key, extractor in extractors.items()}
+    scores = {}
     for row, extractor in zip(ranking.rows, ranking.extractors, strict=True):
         probe = make_probe(**extractor.get_params(deep=False)).fit(take(X, train), y[train])
-        found[names[repr(clone(extractor))]] = {
+        scores[names[repr(clone(extractor))]] = {
             "probe": round(row.accuracy, 4),
             "logme": round(row.logme, 4),
-            "held back": round(probe.score(take(X, test), y[test]), 4),
+            "test_accuracy": round(probe.score(take(X, test), y[test]), 4),
         }
-    return found
+    return scores
 
 
 def agreement(rows: list[dict[str, float]], key: str) -> float:
-    """Correlate one order with that of the accuracy on held-back images."""
-    pairs = [[row[each] for row in rows] for each in (key, "held back")]
+    """Compute the rank correlation of a score with the accuracy on held-out images."""
+    pairs = [[row[column] for row in rows] for column in (key, "test_accuracy")]
     return round(float(kendalltau(*pairs).statistic), 3)
 
 
@@ -82,23 +81,23 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {"sets": {}}
     for name in SETS:
-        found = measure(name)
-        pretrained = [found[each] for each in PRETRAINED]
-        best = max(row["held back"] for row in found.values())
-        figures: dict[str, Any] = {"candidates": found}
+        scores = measure(name)
+        pretrained = [scores[candidate] for candidate in PRETRAINED]
+        best = max(row["test_accuracy"] for row in scores.values())
+        figures: dict[str, Any] = {"candidates": scores}
         for key in ("probe", "logme"):
-            first = max(found.values(), key=lambda row: row[key])
+            first = max(scores.values(), key=lambda row: row[key])
             figures[key] = {
-                "tau": agreement(list(found.values()), key),
-                "tau of pretrained": agreement(pretrained, key),
-                "lost": round(best - first["held back"], 4),
+                "tau": agreement(list(scores.values()), key),
+                "tau_pretrained": agreement(pretrained, key),
+                "lost": round(best - first["test_accuracy"], 4),
             }
         result["sets"][name] = figures
         print(name, figures, flush=True)
     for key in ("probe", "logme"):
         result[key] = {
-            each: round(float(np.mean([v[key][each] for v in result["sets"].values()])), 3)
-            for each in ("tau", "tau of pretrained", "lost")
+            figure: round(float(np.mean([row[key][figure] for row in result["sets"].values()])), 3)
+            for figure in ("tau", "tau_pretrained", "lost")
         }
     print(result["probe"], result["logme"])
     finish(result, [], options.json)

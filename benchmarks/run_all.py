@@ -1,7 +1,7 @@
-"""Run every benchmark of the CPU, one after the other, and write the page of the documentation.
+"""Run all CPU benchmarks one after the other, and write docs/benchmarks.md.
 
-Takes about five hours on two cores, and nothing else should run beside it. A benchmark that misses
-its bar says so, and the others go on. What a CUDA device can do, benchmarks/gpu.py measures.
+This takes about five hours on two cores, on which nothing else should run. If a benchmark fails,
+the others still run. benchmarks/gpu.py measures the speed on a CUDA device.
 
     python benchmarks/run_all.py [--only embedding,search]
 """
@@ -14,7 +14,7 @@ import sys
 
 from _common import ROOT
 
-# Names of results, in the order in which they run, with the arguments of the script.
+# Names of the results in the order of the runs, with the arguments of the scripts.
 BENCHMARKS: dict[str, list[str]] = {
     "import_time": [],
     "embedding": [],
@@ -41,20 +41,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help="default: all of them")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="default: all")
     names = parser.parse_args().only.split(",")
     if unknown := set(names) - BENCHMARKS.keys():
-        parser.error(f"Got {sorted(unknown)}, but there are only {[*BENCHMARKS]}")
-    missed = []
+        parser.error(f"Got {sorted(unknown)} in --only, expected some of {[*BENCHMARKS]}")
+    failed = []
     for name in names:
         print(f"\n{name}", flush=True)
         script = ROOT / "benchmarks" / f"{SCRIPTS.get(name, name)}.py"
         result = ROOT / "benchmarks" / "results" / f"{name}.json"
         command = [sys.executable, str(script), "--json", str(result), *BENCHMARKS[name]]
         if subprocess.run(command).returncode:
-            missed.append(name)
+            failed.append(name)
     subprocess.run([sys.executable, str(ROOT / "benchmarks" / "page.py")], check=True)
-    sys.exit(f"these missed a bar: {', '.join(missed)}" if missed else 0)
+    sys.exit(f"Failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Time to read the embeddings of many images, shuffled, from a store in a fresh process.
+"""Measure the time to read the embeddings of many images from a store, in shuffled order.
 
-python benchmarks/store_read.py [--images 50000] [--width 1280] [--json PATH]
+One process writes synthetic embeddings into a store. Three fresh processes read all of them in
+shuffled order and check the values; the figure is the median of the three.
+
+    python benchmarks/store_read.py [--images 50000] [--width 1280] [--json PATH]
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ BATCH_SIZE = 32
 
 
 def keys(order: np.ndarray) -> list[bytes]:
-    # As random as the digests of images: neighbors in a folder are no neighbors in an index.
+    # Random like the digests of images, so neighbors in a folder are not neighbors in the index.
     names = np.random.RandomState(0).bytes(16 * len(order))
     return [names[16 * number : 16 * number + 16] for number in order]
 
 
 def values(order: np.ndarray, width: int) -> np.ndarray:
-    # Every value differs from its neighbors, and all of them are exact in float32.
+    # Every value differs from its neighbors, and all are exact in float32.
     return (order[:, None] * 7 + np.arange(width) * 3).astype(np.float32)
 
 
@@ -50,16 +53,16 @@ def write(store: EmbeddingStore, images: int, width: int) -> float:
 
 def read(directory: str, images: int, width: int) -> float:
     order = np.random.RandomState(1).permutation(images)
-    wanted = keys(order)
+    shuffled = keys(order)
 
     def compute(claims: Iterator[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
         raise AssertionError(f"{len(next(claims))} images are not in the store")
 
     start = time.perf_counter()
     store = EmbeddingStore(directory)
-    found = embed_once(table(store, width), wanted, compute, batch_size=BATCH_SIZE)
+    embeddings = embed_once(table(store, width), shuffled, compute, batch_size=BATCH_SIZE)
     seconds = time.perf_counter() - start
-    assert (found == values(order, width)).all(), "what was read is not what was written"
+    assert (embeddings == values(order, width)).all(), "the store returned other values"
     return seconds
 
 
@@ -67,7 +70,9 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--images", type=int, default=50_000, help="default: %(default)s")
     parser.add_argument("--width", type=int, default=1280, help="default: %(default)s")
-    parser.add_argument("--measure", metavar="DIRECTORY", help="read it in this process")
+    parser.add_argument(
+        "--measure", metavar="DIRECTORY", help="read the store in DIRECTORY in this process"
+    )
     options = parser.parse_args()
     if options.measure:
         seconds = read(options.measure, options.images, options.width)

@@ -11,36 +11,36 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 # Page, the text around a figure, for which {} stands, and its path: file, then keys.
 FIGURES = [
-    ("README.md", "| sktransfer with `[cpu]` | {} |", "embedding variants ours median"),
-    ("README.md", 'precision="bfloat16"` | {} |', "embedding variants half median"),
-    ("README.md", "| sktransfer without `[cpu]` | {} |", "embedding variants torch median"),
+    ("README.md", "| sktransfer with `[cpu]` | {} |", "embedding variants sktransfer median"),
+    ("README.md", 'precision="bfloat16"` | {} |', "embedding variants sktransfer_bfloat16 median"),
+    ("README.md", "without `[cpu]` | {} |", "embedding variants sktransfer_torch median"),
     ("README.md", "channels last | {};", "embedding variants fastai median"),
-    ("README.md", "channels last | 45; {} under", "embedding variants fastai_half median"),
+    ("README.md", "channels last | 45; {} under", "embedding variants fastai_bfloat16 median"),
     ("README.md", "| embetter | {} |", "embedding variants embetter median"),
     ("README.md", "| a plain loop in torch | {} |", "embedding variants loop median"),
-    ("README.md", "tuned by hand | {};", "embedding variants tuned median"),
-    ("README.md", "tuned by hand | 59; {} in", "embedding variants tuned_half median"),
-    ("README.md", "with `[cpu]` | 178 | {} |", "embedding_xeon variants ours median"),
-    ("README.md", '"bfloat16"` | 295 | {} |', "embedding_xeon variants half median"),
-    ("README.md", "without `[cpu]` | 155 | {} |", "embedding_xeon variants torch median"),
+    ("README.md", "tuned by hand | {};", "embedding variants tuned_loop median"),
+    ("README.md", "tuned by hand | 59; {} in", "embedding variants tuned_loop_bfloat16 median"),
+    ("README.md", "with `[cpu]` | 178 | {} |", "embedding_xeon variants sktransfer median"),
+    ("README.md", '"bfloat16"` | 295 | {} |', "embedding_xeon variants sktransfer_bfloat16 median"),
+    ("README.md", "`[cpu]` | 155 | {} |", "embedding_xeon variants sktransfer_torch median"),
     ("README.md", "to bfloat16 | {};", "embedding_xeon variants fastai median"),
-    ("README.md", "to bfloat16 | 52; {} |", "embedding_xeon variants fastai_half median"),
+    ("README.md", "to bfloat16 | 52; {} |", "embedding_xeon variants fastai_bfloat16 median"),
     ("README.md", "| embetter | 38 | {} |", "embedding_xeon variants embetter median"),
     ("README.md", "loop in torch | 27 | {} |", "embedding_xeon variants loop median"),
-    ("README.md", "in bfloat16 | {};", "embedding_xeon variants tuned median"),
-    ("README.md", "in bfloat16 | 65; {} |", "embedding_xeon variants tuned_half median"),
-    ("README.md", "Classifier()` | {}, later", "tuning_fold0 variants ours fit_seconds"),
-    ("README.md", "later runs {} |", "tuning_fold0 variants ours again"),
-    ("README.md", "later runs 18 | {} |", "tuning variants ours accuracy"),
+    ("README.md", "in bfloat16 | {};", "embedding_xeon variants tuned_loop median"),
+    ("README.md", "in bfloat16 | 65; {} |", "embedding_xeon variants tuned_loop_bfloat16 median"),
+    ("README.md", "Classifier()` | {}, later", "tuning_fold0 variants sktransfer fit_seconds"),
+    ("README.md", "later runs {} |", "tuning_fold0 variants sktransfer later_fit_seconds"),
+    ("README.md", "later runs 18 | {} |", "tuning variants sktransfer accuracy"),
     ("README.md", "image_size=None` | {} |", "tuning_fold0 variants crop fit_seconds"),
     ("README.md", "image_size=None` | 13 | {} |", "tuning variants crop accuracy"),
-    ("README.md", "freeze_epochs=3)` | {} |", "tuning_fold0 variants plain fit_seconds"),
-    ("README.md", "freeze_epochs=3)` | 199 | {} |", "tuning variants plain accuracy"),
+    ("README.md", "freeze_epochs=3)` | {} |", "tuning_fold0 variants fastai_default fit_seconds"),
+    ("README.md", "freeze_epochs=3)` | 199 | {} |", "tuning variants fastai_default accuracy"),
     ("README.md", "fastest settings | {} |", "tuning_fold0 variants fastai fit_seconds"),
     ("README.md", "fastest settings | 127 | {} |", "tuning variants fastai accuracy"),
     ("README.md", "the last blocks | {} |", "tuning_fold0 variants loop fit_seconds"),
     ("README.md", "the last blocks | 133 | {} |", "tuning variants loop accuracy"),
-    ("README.md", "on one fold, against {} for", "tuning_fold0 variants ours accuracy"),
+    ("README.md", "on one fold, against {} for", "tuning_fold0 variants sktransfer accuracy"),
     ("README.md", "Classifier()` scores {}, and", "accuracy_photographs tuned accuracy"),
     ("README.md", "frozen embeddings {} (over", "accuracy_photographs probe accuracy"),
     ("README.md", "tuned blocks scores {}, and", "accuracy_digits tuned accuracy"),
@@ -56,7 +56,7 @@ FIGURES = [
     ("docs/fine_tuning.md", "for 30 epochs | 0.989 in {} s", "accuracy_digits tuned fit_seconds"),
     ("docs/fine_tuning.md", "classifier on embeddings {}, on", "accuracy_digits probe accuracy"),
     ("docs/fine_tuning.md", "on raw pixels {} |", "accuracy_digits pixels accuracy"),
-    ("docs/fine_tuning.md", "345 photographs | {} s", "epoch ours"),
+    ("docs/fine_tuning.md", "345 photographs | {} s", "epoch sktransfer"),
     ("docs/embed_once.md", "in shuffled order in {} s", "store_read read_seconds"),
     ("docs/input_formats.md", "was {} MB for 10,000", "growth sizes 10000 peak_mb"),
     ("docs/input_formats.md", "and {} MB for 100,000", "growth sizes 100000 peak_mb"),
@@ -65,18 +65,18 @@ FIGURES = [
 METHODS = {
     "source only": "source",
     '`batch_norm="adapt"`': "adapt",
-    "CORAL on the tuned embeddings": "alignment",
-    "both, CORAL on the adapted embeddings": "adapt, alignment",
+    "CORAL on the tuned embeddings": "CORAL",
+    "both, CORAL on the adapted embeddings": "adapt, CORAL",
     "`domain_adversarial=0.3`": "DANN",
     "`SelfTrainedImageClassifier`": "self-training",
     '`SelfTrainedImageClassifier` around `batch_norm="adapt"`': "adapt, self-training",
-    "target labels": "bound",
+    "target labels": "target labels",
 }
 
 AUGMENTATIONS = {
     '`augment="standard"`, three views': "standard",
-    '`augment="standard"`, seven views': "standard, 7 copies",
-    '`augment="industrial"`, three views': "industrial, 3 copies",
+    '`augment="standard"`, seven views': "standard, 7 views",
+    '`augment="industrial"`, three views': "industrial, 3 views",
     '`augment="industrial"`, seven views': "industrial",
 }
 
@@ -117,16 +117,16 @@ def test_domain_row_equals_the_benchmark_result(row):
     )
     tasks = json.loads((RESULTS / "domain_shift.json").read_text())["tasks"]
     for cell, task in zip(cells.groups(), ("8 x 8 to MNIST", "photographs to edges"), strict=True):
-        accuracy, spread = cell.split(" +- ")
+        accuracy, std = cell.split(" +- ")
         assert rounds_to(accuracy, tasks[task][METHODS[row]]["accuracy"])
-        assert rounds_to(spread, tasks[task][METHODS[row]]["spread"])
+        assert rounds_to(std, tasks[task][METHODS[row]]["std"])
 
 
 @pytest.mark.parametrize("row", AUGMENTATIONS)
 def test_corruption_row_equals_the_benchmark_result(row):
     cells = re.search(rf"\| {re.escape(row)} \|(.*?)\|(.*?)\|(.*?)\|", page("docs/domains.md"))
     measured = result("industrial tuned accuracy")[AUGMENTATIONS[row]]
-    for cell, key in zip(cells.groups(), ("as they are", "spoiled", "all at once"), strict=True):
+    for cell, key in zip(cells.groups(), ("clean", "one corruption", "all four"), strict=True):
         assert rounds_to(cell.strip(), measured[key])
 
 
