@@ -272,10 +272,11 @@ def warn_of_leak(train: EmbeddedImages, valid: EmbeddedImages, threads: int) -> 
     pairs = find_pairs(valid, train, threads=threads, possible=_FIT_CHECK_COSINE)
     rows = pairs.rows[pairs.correlations >= SAME]
     if len(rows):
-        names = valid.images.describe(rows[0, 0]), train.images.describe(rows[0, 1])
+        copy, original = valid.images.path(rows[0, 0]), train.images.path(rows[0, 1])
+        example = f", such as {copy} of {original}" if copy and original else ""
         warnings.warn(
             f"Got {len(np.unique(rows[:, 0]))} validation images that are copies of training "
-            f"images, such as {names[0]} of {names[1]}, so validation scores are too optimistic. "
-            "find_leaks lists such pairs, and its groups keep them on the same side of a split",
+            f"images{example}, so validation scores are too optimistic. find_leaks lists such "
+            "pairs, and its groups keep them on the same side of a split",
             stacklevel=2,
         )

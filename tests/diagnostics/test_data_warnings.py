@@ -31,7 +31,7 @@ NO_LEAKS = LeakReport(
     groups=np.arange(2),
     n_images=(2,),
     unreadable=np.array([], dtype=int),
-    _names=(),
+    _paths=(),
     _images=(as_images(images(2)),) * 2,
 )
 

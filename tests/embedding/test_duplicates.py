@@ -45,15 +45,25 @@ def fit(validation):
 def test_fit_warns_of_validation_copies_of_training_images(copy):
     change, _ = COPIES[copy]
     copies = [np.asarray(change(tile(number))) for number in (2, 3)]
-    shape = copies[0].shape
     message = (
-        r"Got 2 validation images that are copies of training images, such as array of shape "
-        rf"\({shape[0]}, {shape[1]}, 3\) of array of shape \(140, 160, 3\): what is chosen by "
-        "them looks better than it is. find_leaks shows such pairs, and its groups keep them on "
-        "one side of a split"
+        "Got 2 validation images that are copies of training images, so validation scores are too "
+        "optimistic. find_leaks lists such pairs, and its groups keep them on the same side of a "
+        "split"
     )
     with pytest.warns(UserWarning, match=f"^{message}$"):
         fit([*TILES[12:], *copies])
+
+
+def test_fit_names_the_files_of_a_leak(tmp_path):
+    paths = [str(tmp_path / f"{number}.png") for number in range(16)]
+    for number, path in enumerate(paths):
+        tile(number).save(path)
+    copy = str(tmp_path / "copy.png")
+    tile(2).save(copy)
+    labels = [0, 1] * 6
+    classifier = FineTunedImageClassifier(Tiny, unfreeze=(0,), n_views=1, cache=None)
+    with pytest.warns(UserWarning, match=f"such as {copy} of {paths[2]}, so validation"):
+        classifier.fit(paths[:12], labels, X_val=[paths[12], copy], y_val=[0, 1])
 
 
 def test_fit_does_not_warn_of_distinct_validation_images():

@@ -7,11 +7,11 @@ from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels
 from sktransfer.finetuning.fit_inputs import (
     check_parameters,
-    divide,
     draw_seed,
-    find_backbone,
-    find_target,
-    find_validation,
+    load_fit_backbone,
+    resolve_target,
+    resolve_validation,
+    train_and_valid,
 )
 from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.finetuning.training_set import TrainingSet
@@ -71,34 +71,37 @@ def test_check_parameters_rejects_invalid_max_epochs(value):
         check_parameters(make_classifier(max_epochs=value))
 
 
-def test_divide_holds_nothing_out_of_the_training_set_if_a_validation_set_is_given():
+def test_train_and_valid_holds_nothing_out_of_the_training_set_if_a_validation_set_is_given():
     train, valid = training_set(), training_set(X[:9], Y[:9])
-    assert divide(make_classifier(), train, valid, 0, TASK) == (train, valid)
-    part, held_out = divide(make_classifier(validation_fraction=0.2), train, None, 0, TASK)
+    assert train_and_valid(make_classifier(), train, valid, 0, TASK) == (train, valid)
+    part, held_out = train_and_valid(make_classifier(validation_fraction=0.2), train, None, 0, TASK)
     assert (len(part.y), len(held_out.y)) == (48, 12)
-    assert divide(make_classifier(early_stopping=False), train, None, 0, TASK) == (train, None)
+    assert train_and_valid(make_classifier(early_stopping=False), train, None, 0, TASK) == (
+        train,
+        None,
+    )
 
 
-def test_find_validation_encodes_the_given_images():
+def test_resolve_validation_encodes_the_given_images():
     classifier = make_classifier()
     classifier.pixel_range_ = None
-    valid = find_validation(classifier, X[:5], Y[:5], TASK)
+    valid = resolve_validation(classifier, X[:5], Y[:5], TASK)
     assert valid.y.tolist() == [0, 1, 2, 0, 1]
     assert valid.counts.tolist() == valid.weights.tolist() == [1] * 5
-    assert find_validation(classifier, None, None, TASK) is None
+    assert resolve_validation(classifier, None, None, TASK) is None
     for X_val, y_val in ((X[:5], None), (None, Y[:5])):
         with pytest.raises(ValueError, match="Got only one of X_val and y_val"):
-            find_validation(classifier, X_val, y_val, TASK)
+            resolve_validation(classifier, X_val, y_val, TASK)
 
 
 @pytest.mark.parametrize(
     ("parameters", "used"),
     [({}, False), ({"domain_adversarial": 0.5}, True), ({"batch_norm": "adapt"}, True)],
 )
-def test_find_target_returns_the_target_only_if_the_fit_uses_it(parameters, used):
+def test_resolve_target_returns_the_target_only_if_the_fit_uses_it(parameters, used):
     both = np.concatenate([X[:6], X_TARGET[:4]])
     labels = check_labels(both, [*Y[:6], *["?"] * 4], sample_domain=np.repeat([1, -1], [6, 4]))
-    target = find_target(make_classifier(**parameters), as_images(both), labels)
+    target = resolve_target(make_classifier(**parameters), as_images(both), labels)
     assert (target is not None) == used
     if used:
         assert len(target.y) == 4
@@ -106,13 +109,13 @@ def test_find_target_returns_the_target_only_if_the_fit_uses_it(parameters, used
         assert shown == {image.tobytes() for image in X_TARGET[:4]}
 
 
-def test_find_backbone_adapts_batch_norm_unless_a_target_does_so_later():
+def test_load_fit_backbone_adapts_batch_norm_unless_a_target_does_so_later():
     train, target = training_set(), training_set(X_TEST, Y[:30])
     classifier = make_classifier(batch_norm="adapt")
-    plain, _ = find_backbone(make_classifier(), train, None)
-    adapted, source = find_backbone(classifier, train, None)
+    plain, _ = load_fit_backbone(make_classifier(), train, None)
+    adapted, source = load_fit_backbone(classifier, train, None)
     assert adapted.digest != plain.digest == source.digest
     assert source.batch_norm is not None
     assert torch.is_tensor(next(iter(source.batch_norm.statistics.values())))
-    later, source = find_backbone(classifier, train, target)
+    later, source = load_fit_backbone(classifier, train, target)
     assert (later.digest, source.batch_norm) == (plain.digest, None)
