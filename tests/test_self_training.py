@@ -161,7 +161,7 @@ def test_classifier_is_fitted_once_without_a_target(log):
 
 def test_self_training_of_a_pipeline_embeds_each_image_once(log, tmp_path):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
-    classifier = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression()))
+    classifier = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression(max_iter=1000)))
     classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     assert counted(log) == len(BOTH)
     assert classifier.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3
@@ -207,7 +207,7 @@ def test_meta_estimator_that_does_not_route_domains_is_warned_of():
 @pytest.mark.parametrize("row", [70, 99])
 def test_broken_image_is_named_by_its_row(row):
     X = [*BOTH[:row], b"no image", *BOTH[row + 1 :]]
-    plain = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
+    plain = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression(max_iter=1000))
     for estimator in (plain, make_classifier(batch_norm="adapt")):
         with pytest.raises(ImageError) as caught:
             SelfTrainedImageClassifier(estimator).fit(X, domain_labels("?"), sample_domain=DOMAIN)

@@ -16,6 +16,7 @@ import sklearn
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils import get_tags
 from threadpoolctl import threadpool_limits
 
 # Values of C that are tried, from strong to weak regularization.
@@ -145,8 +146,10 @@ def fit_head(
 
 def _solver_device(device: torch.device, size: int) -> torch.device | None:
     """Choose the device for a problem of a size, or None for numpy."""
-    switched_on = os.environ.get("SCIPY_ARRAY_API") == "1"
-    return device if switched_on and device.type == "cuda" and size >= _SINGLE_THREAD_SIZE else None
+    if device.type != "cuda" or size < _SINGLE_THREAD_SIZE:
+        return None
+    supported = get_tags(LogisticRegression()).array_api_support  # from scikit-learn 1.9 on
+    return device if supported and os.environ.get("SCIPY_ARRAY_API") == "1" else None
 
 
 def _choose(

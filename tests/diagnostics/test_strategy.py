@@ -141,11 +141,11 @@ def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
 def test_recommend_strategy_keeps_groups_together(monkeypatch):
     """The images of a group share a color, which helps only if folds divide groups."""
     random = np.random.RandomState(0)
-    groups = np.arange(60) // 5
-    y = np.arange(12)[groups] % 2
+    groups = np.arange(120) // 5
+    y = np.arange(24)[groups] % 2
     X = (
-        random.randint(100, 110, (60, SIZE, SIZE, 3))
-        + 10 * random.randint(-9, 9, (12, 1, 1, 3))[groups]
+        random.randint(100, 110, (120, SIZE, SIZE, 3))
+        + 10 * random.randint(-9, 9, (24, 1, 1, 3))[groups]
     )
     X = X.astype(np.uint8)
     report = recommend_strategy(X, y, extractor=TINY, groups=groups)
@@ -153,7 +153,7 @@ def test_recommend_strategy_keeps_groups_together(monkeypatch):
     assert ungrouped.probe_results.neighbor > report.probe_results.neighbor + 0.2
     names = np.array([f"patient {group}" for group in groups])
     named = recommend_strategy(X, y, extractor=TINY, groups=names)
-    assert named.probe_results.n_images == 60
+    assert named.probe_results.n_images == 120
 
 
 def test_recommend_strategy_is_reproducible_for_a_seed(far):

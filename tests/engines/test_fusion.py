@@ -58,6 +58,7 @@ def test_padding_is_fused_into_the_convolution(size, kernel, stride):
     assert_same(freeze(seeded(nn.Sequential(*layers))), maps(2, 6, *size))
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")  # torch 2.11
 @pytest.mark.parametrize("function", [nn.functional.relu, nn.functional.relu6])
 def test_functional_activation_is_fused(function):
     class Functional(nn.Module):
