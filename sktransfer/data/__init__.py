@@ -1,1 +1,1 @@
-"""Input images and labels, validated; images are decoded lazily, to uint8 RGB."""
+"""Validated input images and labels; images are decoded lazily, to uint8 RGB."""

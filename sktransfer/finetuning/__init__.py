@@ -1,1 +1,1 @@
-"""What `FineTunedImageClassifier` is made of: stages, activations, batches, the head."""
+"""Staged training of `FineTunedImageClassifier`: tasks, stages, activations, batches, head."""

@@ -1,1 +1,1 @@
-"""Images to batches of pixels, prepared as the weights expect, or augmented."""
+"""Images to batches of pixels, preprocessed as the weights expect, or augmented."""
