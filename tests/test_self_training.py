@@ -161,7 +161,9 @@ def test_classifier_is_fitted_once_without_a_target(log):
 
 def test_self_training_of_a_pipeline_embeds_each_image_once(log, tmp_path):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=EmbeddingStore(tmp_path))
-    classifier = SelfTrainedImageClassifier(make_pipeline(extractor, LogisticRegression(max_iter=1000)))
+    classifier = SelfTrainedImageClassifier(
+        make_pipeline(extractor, LogisticRegression(max_iter=1000))
+    )
     classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     assert counted(log) == len(BOTH)
     assert classifier.score(X_TARGET, colored_images(40, seed=2)[1]) > 0.3

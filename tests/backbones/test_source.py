@@ -26,7 +26,7 @@ def test_source_rejects_weights_changed_since_fit():
         module[0][0].weight += 1
     with pytest.raises(ValueError, match="Got weights of tiny with digest") as error:
         source.load()
-    assert str(error.value).endswith("Call fit again, or bring them back")
+    assert str(error.value).endswith("Call fit again, or restore them")
     assert source.digest.hex() in str(error.value)
 
 

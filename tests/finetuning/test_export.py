@@ -139,8 +139,9 @@ def test_clone_keeps_a_classifier_in_a_frozen_estimator(source):
 
 def test_clone_of_a_bare_classifier_raises_not_fitted(source):
     message = (
-        "Got a FineTunedImageClassifier as backbone that is not fitted. Where scikit-learn clones "
-        "what it is part of, as searches do, it goes into a sklearn.frozen.FrozenEstimator"
+        "Got a FineTunedImageClassifier as backbone that is not fitted. Call fit first; if "
+        "scikit-learn clones the estimator around it, as searches do, wrap it in a "
+        "sklearn.frozen.FrozenEstimator"
     )
     with pytest.raises(NotFittedError, match=f"^{message}$"):
         clone(extractor(source)).fit(X)

@@ -27,20 +27,21 @@ def test_plan_finds_the_first_cached_boundary_and_the_trained_stages(
 
 
 def test_plan_counts_the_views_of_the_target_only_with_an_adversary():
-    assert plan(n_views=2).count_views(10, 4) == 30
-    assert plan(n_views=2, domain_adversarial=0.5).count_views(10, 4) == 42
-    assert plan(n_views=2, augment=None).count_views(10, 4) == 10
+    assert plan(n_views=2).count_cached_views(10, 4) == 30
+    assert plan(n_views=2, domain_adversarial=0.5).count_cached_views(10, 4) == 42
+    assert plan(n_views=2, augment=None).count_cached_views(10, 4) == 10
 
 
 def test_plan_caches_stages_after_the_input_if_their_activations_fit():
     cached = plan(unfreeze=(0, 1, "all"), n_views=2)
-    assert [cached.is_cached(stage, True) for stage in cached.stages] == [True, True, False]
-    assert not any(cached.is_cached(stage, False) for stage in cached.stages)
-    assert (cached.gathering_boundary(True), cached.gathering_boundary(False)) == (2, 3)
+    assert [cached.is_cached(stage) for stage in cached.stages] == [True, True, False]
+    assert cached.gathering_boundary == 2
     fresh = plan(unfreeze=(0, 1, "all"), n_views=None)
     assert fresh.fresh
-    assert not any(fresh.is_cached(stage, True) for stage in fresh.stages)
-    assert fresh.gathering_boundary(True) == 3
+    whole = plan(unfreeze="all", n_views=2)
+    for uncached in (cached.without_cache(), fresh, whole):
+        assert not any(uncached.is_cached(stage) for stage in uncached.stages)
+        assert uncached.gathering_boundary == 3
 
 
 @pytest.mark.parametrize(
