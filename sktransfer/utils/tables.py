@@ -63,7 +63,8 @@ def html_image(jpeg: bytes, caption: str) -> Html:
 
 
 def _cell_html(cell: str) -> str:
-    return cell if isinstance(cell, Html) else _escape(cell)
+    # Long paths may break after a slash, so that a table fits its page.
+    return cell if isinstance(cell, Html) else _escape(cell).replace("/", "/<wbr>")
 
 
 def _escape(text: str) -> str:

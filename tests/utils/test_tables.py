@@ -19,5 +19,9 @@ def test_html_table_escapes_text_but_not_html():
     assert page.count("text-align: left") == page.count("text-align: right") == 2
 
 
+def test_html_table_may_break_paths():
+    assert ">a/<wbr>b.png</td>" in html_table(["path"], [["a/b.png"]], left=[0])
+
+
 def test_html_list_escapes_its_items_and_replaces_invalid_characters():
     assert html_list(["<b>", "caf\udce9"]) == "<ul><li>&lt;b&gt;</li><li>caf?</li></ul>"
