@@ -70,9 +70,9 @@ WITHOUT_PEERS = [
 ]
 LIMITS = ["limit", "matmul_limit"]  # these compute no embeddings
 PEERS = ["embetter", "fastai", "fastai_bfloat16", "thingsvision"]
-# The fastest of these is the best peer. In bfloat16 it may be one of BFLOAT16_RIVALS.
-RIVALS = ["embetter", "fastai", "thingsvision", "loop"]
-BFLOAT16_RIVALS = ["fastai_bfloat16"]
+# The fastest of these is the best peer. In bfloat16 it may be one of BFLOAT16_OTHERS.
+OTHERS = ["embetter", "fastai", "thingsvision", "loop"]
+BFLOAT16_OTHERS = ["fastai_bfloat16"]
 # Minimum of the median cosine with plain eager torch, in bfloat16 and for peers, which resize
 # differently. For all other variants every cosine must reach MIN_COSINE_IN_FLOAT32.
 MIN_MEDIAN_COSINE = {"sktransfer_bfloat16": 0.999, "tuned_loop_bfloat16": 0.999}
@@ -265,8 +265,8 @@ def summarize(variants: dict[str, dict]) -> list[str]:
     speeds = {name: figures["images_per_second"] for name, figures in present.items()}
     for name, figures in present.items():
         figures["median"] = round(statistics.median(speeds[name]), 1)
-        rivals = [*RIVALS, *(BFLOAT16_RIVALS if "bfloat16" in name else [])]
-        if best := _best(speeds, rivals):
+        others = [*OTHERS, *(BFLOAT16_OTHERS if "bfloat16" in name else [])]
+        if best := _best(speeds, others):
             figures["times_best_peer"] = round(_median_ratio(speeds[name], best), 2)
         if "limit" in present:
             figures["share_of_limit"] = round(_median_ratio(speeds[name], speeds["limit"]), 3)

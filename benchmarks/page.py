@@ -20,8 +20,8 @@ BLUE, GRAY, LIGHT_GRAY, GREEN, YELLOW = "#1f6feb", "#9aa4b2", "#d9dee5", "#2da44
 
 UNBROKEN = {"break_long_words": False, "break_on_hyphens": False}
 
-FLOAT32_RIVALS = ["embetter", "fastai", "loop", "tuned_loop"]
-BFLOAT16_RIVALS = ["fastai_bfloat16", "tuned_loop_bfloat16"]
+FLOAT32_OTHERS = ["embetter", "fastai", "loop", "tuned_loop"]
+BFLOAT16_OTHERS = ["fastai_bfloat16", "tuned_loop_bfloat16"]
 LIMITS = ["forward", "limit", "matmul_limit"]
 
 EMBEDDING_LABELS = {
@@ -142,8 +142,8 @@ def times_fastest(name: str, variants: dict[str, Any]) -> float:
 
     A variant in bfloat16 is compared with those in either precision.
     """
-    rivals = FLOAT32_RIVALS + (BFLOAT16_RIVALS if "bfloat16" in name else [])
-    speeds = [variants[rival]["images_per_second"] for rival in rivals if rival in variants]
+    others = FLOAT32_OTHERS + (BFLOAT16_OTHERS if "bfloat16" in name else [])
+    speeds = [variants[other]["images_per_second"] for other in others if other in variants]
     fastest = [max(rates) for rates in zip(*speeds, strict=True)]
     ratios = [a / b for a, b in zip(variants[name]["images_per_second"], fastest, strict=True)]
     return round(statistics.median(ratios), 2)

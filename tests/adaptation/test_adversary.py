@@ -216,9 +216,9 @@ def test_views_of_both_domains_are_embedded_once(log, store):
 @pytest.mark.parametrize("parameters", [{"n_views": None}, {"unfreeze": "all"}])
 def test_target_images_train_without_cached_activations(parameters):
     settings = {"early_stopping": False, **parameters}
-    confronted = net_state(fitted(**settings))
-    assert equal_states(confronted, net_state(fitted(**settings)))
-    assert not equal_states(confronted, net_state(fitted(**settings, domain_adversarial=0.0)))
+    adversarial = net_state(fitted(**settings))
+    assert equal_states(adversarial, net_state(fitted(**settings)))
+    assert not equal_states(adversarial, net_state(fitted(**settings, domain_adversarial=0.0)))
 
 
 def test_recomputed_activations_give_the_same_result(monkeypatch):
