@@ -30,14 +30,14 @@ def targets(n, classes=3, **options):
 
 
 def cached(n=10, views=3, batch_size=4, **options):
-    """Build a batches in which each value is image + view / 10."""
+    """Build a loader in which each value is image + view / 10."""
     values = np.arange(n)[:, None, None] + np.arange(views)[:, None] / 10 + np.zeros(2)
     return CachedBatches(values.astype(np.float16), targets(n), batch_size, CPU, **options)
 
 
-def epoch(batches, seed=0, number=0):
-    batches.begin_epoch(seed, number)
-    return list(batches)
+def epoch(loader, seed=0, number=0):
+    loader.begin_epoch(seed, number)
+    return list(loader)
 
 
 def rows_and_views(batches):
@@ -90,18 +90,18 @@ def test_loss_of_soft_targets_is_the_weighted_loss_of_labels():
     ],
 )
 def test_batches_are_of_equal_size(n, batch_size, sizes):
-    batches = cached(n, batch_size=batch_size)
-    assert [len(x) for x, _ in batches] == sizes
-    assert batches.n_batches == len(sizes)
-    assert batches.batch_size == max(sizes)
-    assert len(batches) == n
+    loader = cached(n, batch_size=batch_size)
+    assert [len(x) for x, _ in loader] == sizes
+    assert loader.n_batches == len(sizes)
+    assert loader.batch_size == max(sizes)
+    assert len(loader) == n
 
 
 def test_epoch_shows_each_image_once_and_rotates_its_views():
-    batches = cached(n=10, views=3)
+    loader = cached(n=10, views=3)
     seen = []
     for number in range(6):
-        rows, views = rows_and_views(epoch(batches, seed=number, number=number))
+        rows, views = rows_and_views(epoch(loader, seed=number, number=number))
         assert sorted(rows) == list(range(10))
         assert len(set(views)) == 3, "an epoch shows the same view of all images"
         seen.append(dict(zip(rows, views, strict=True)))
@@ -113,12 +113,12 @@ def test_epoch_shows_each_image_once_and_rotates_its_views():
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_batches_are_reproducible_for_a_seed(mixup):
-    batches = cached(mixup=mixup)
-    first, second = epoch(batches, 5, 2), epoch(batches, 5, 2)
+    loader = cached(mixup=mixup)
+    first, second = epoch(loader, 5, 2), epoch(loader, 5, 2)
     for (x, t), (same_x, same_t) in zip(first, second, strict=True):
         assert torch.equal(x, same_x)
         assert torch.equal(t, same_t)
-    different = epoch(batches, 6, 2)
+    different = epoch(loader, 6, 2)
     assert not all(torch.equal(x, y) for (x, _), (y, _) in zip(first, different, strict=True))
 
 
@@ -131,24 +131,24 @@ def test_batches_leave_the_global_random_states_unchanged():
 
 
 def test_batches_pair_images_with_their_targets():
-    batches = cached(n=11)
-    batches = epoch(batches, seed=3)
+    loader = cached(n=11)
+    batches = epoch(loader, seed=3)
     rows, _ = rows_and_views(batches)
     assert rows != sorted(rows)
-    expected = batches.targets.of(np.array(rows))
+    expected = loader.targets.of(np.array(rows))
     torch.testing.assert_close(torch.cat([t for _, t in batches]), expected)
     assert all(x.dtype == torch.float32 for x, _ in batches)
 
 
 def test_unshuffled_batches_keep_the_row_order():
-    batches = cached(n=10, views=1, shuffle=False)
+    loader = cached(n=10, views=1, shuffle=False)
     for seed in (0, 1):
-        assert rows_and_views(epoch(batches, seed, seed))[0] == list(range(10))
+        assert rows_and_views(epoch(loader, seed, seed))[0] == list(range(10))
 
 
 def test_unshuffled_batches_are_the_same_in_every_iteration():
-    batches = cached(n=10, views=1, shuffle=False)
-    first, second = list(batches), list(batches)
+    loader = cached(n=10, views=1, shuffle=False)
+    first, second = list(loader), list(loader)
     for (x, t), (same_x, same_t) in zip(first, second, strict=True):
         assert torch.equal(x, same_x)
         assert torch.equal(t, same_t)
@@ -159,10 +159,10 @@ def test_mixup_mixes_targets_as_it_mixes_inputs():
     n = 12
     values = torch.eye(n).numpy()[:, None]
     soft_targets = SoftTargets(np.arange(n), np.ones(n), ClassificationTask(np.arange(n)))
-    batches = CachedBatches(values, soft_targets, 6, CPU, mixup=0.5)
+    loader = CachedBatches(values, soft_targets, 6, CPU, mixup=0.5)
     shares = set()
     for number in range(4):
-        batches = epoch(batches, number, number)
+        batches = epoch(loader, number, number)
         for x, t in batches:
             assert torch.equal(x, t)
             torch.testing.assert_close(x.sum(1), torch.ones(6))
@@ -178,8 +178,8 @@ def test_mixup_mixes_targets_as_it_mixes_inputs():
 
 
 def test_mixup_keeps_the_weights_of_images():
-    batches = cached(n=10, mixup=0.5)
-    total = sum(t.sum() for _, t in epoch(batches))
+    loader = cached(n=10, mixup=0.5)
+    total = sum(t.sum() for _, t in epoch(loader))
     torch.testing.assert_close(total, torch.tensor(10.0))
 
 
@@ -222,24 +222,24 @@ def test_image_batches_may_use_other_views_in_every_epoch():
         epochs.append(epoch)
         return Views(as_images(X), PREPROCESSING, Brighter(), only=epoch), 1
 
-    batches = ImageBatches(views_of, torch.Tensor.float, 1, targets(5), 2, CPU, shuffle=False)
+    loader = ImageBatches(views_of, torch.Tensor.float, 1, targets(5), 2, CPU, shuffle=False)
     plain = prepared(X, 1)
     for number in range(2):
-        x = torch.cat([x for x, _ in epoch(batches, 0, number)])
+        x = torch.cat([x for x, _ in epoch(loader, 0, number)])
         np.testing.assert_array_equal(x, plain[:, number])
     assert epochs == [0, 1]
 
 
 @pytest.mark.parametrize("length", [4, 10, 23])
 def test_epoch_length_may_differ_from_the_number_of_images(length):
-    batches = cached(n=10, views=2, batch_size=5, length=length)
-    batches = epoch(batches, seed=1)
+    loader = cached(n=10, views=2, batch_size=5, length=length)
+    batches = epoch(loader, seed=1)
     rows, _ = rows_and_views(batches)
-    assert len(batches) == len(rows) == length
-    assert max(len(x) for x, _ in batches) == batches.batch_size <= 5
+    assert len(loader) == len(rows) == length
+    assert max(len(x) for x, _ in batches) == loader.batch_size <= 5
     counts = np.bincount(rows, minlength=10)
     assert counts.max() - counts.min() <= 1
-    assert rows_and_views(epoch(batches, seed=2))[0] != rows
+    assert rows_and_views(epoch(loader, seed=2))[0] != rows
 
 
 def test_paired_batches_equal_the_batches_of_both_parts():
