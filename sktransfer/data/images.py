@@ -16,7 +16,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from sktransfer.data import decoding
-from sktransfer.data.containers import DatasetSource, check_source, holds_rows, is_stack, source_of
+from sktransfer.data.containers import DatasetSource, check_source, is_stack, source_of
 from sktransfer.data.decoding import PixelRange, RawImage
 from sktransfer.data.items import as_array, describe, path_of, resolve
 from sktransfer.utils.errors import ImageError
@@ -282,20 +282,6 @@ def _checked(
 ) -> Images:
     check_source(source, image_shape)
     return Images(source, image_shape=image_shape, pixel_range=pixel_range)
-
-
-def is_rows(X: Any) -> bool:
-    """Return whether `X` holds flat rows (N, n_features) of numbers, which need `image_shape`.
-
-    Examples
-    --------
-    >>> is_rows([[0, 1, 2, 3]]), is_rows(np.zeros((1, 2, 2))), is_rows(["cat.jpg"])
-    (True, False, False)
-    """
-    try:
-        return not isinstance(X, Images) and holds_rows(source_of(X))
-    except (TypeError, ValueError):
-        return False
 
 
 def learn_pixel_range(

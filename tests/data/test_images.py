@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
-from sktransfer.data.images import Images, as_images, is_rows, learn_pixel_range
+from sktransfer.data.containers import holds_rows, source_of
+from sktransfer.data.images import Images, as_images, learn_pixel_range
 from sktransfer.utils.errors import ImageError
 
 PHOTOGRAPHS = [
@@ -119,7 +120,7 @@ def test_as_images_reads_every_container_to_the_same_images(form, paths, pixels)
     X = FORMS[form](paths, pixels)
     images = as_images(X, pixel_range=learn_pixel_range(X))
     assert len(images) == 2
-    assert not is_rows(X)
+    assert not holds_rows(source_of(X))
     for row in range(2):
         assert images[row].dtype == np.uint8
         assert images[row].flags.c_contiguous
@@ -132,7 +133,7 @@ def test_as_images_reads_every_container_to_the_same_images(form, paths, pixels)
 @pytest.mark.parametrize("form", FLAT_FORMS)
 def test_as_images_reads_flat_rows_to_the_same_images(form, image_shape, pixels):
     X = FLAT_FORMS[form](pixels.reshape(2, -1))
-    assert is_rows(X) == (form != "Dataset")
+    assert holds_rows(source_of(X)) == (form != "Dataset")
     pixel_range = learn_pixel_range(X, image_shape=image_shape)
     images = as_images(X, image_shape=image_shape, pixel_range=pixel_range)
     for row in range(2):
@@ -207,7 +208,7 @@ def test_as_images_keeps_the_pixel_range_of_images(pixels):
     fixed = as_images(pixels / 510, pixel_range=(0, 0.5))
     np.testing.assert_array_equal(as_images(fixed, pixel_range=(0, 1))[0], pixels[0])
     assert learn_pixel_range(fixed) == (0, 0.5)
-    assert not is_rows(fixed)
+    assert not holds_rows(source_of(fixed))
 
 
 def test_as_images_leaves_the_input_unchanged(pixels):
