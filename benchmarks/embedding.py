@@ -6,7 +6,7 @@ fresh process, one after the other, with the same number of threads. The time is
 pass over the images. Figures are medians over the rounds; ratios are computed within each round
 first. Before a speed is reported, the embeddings are compared with those of plain eager torch.
 
-sktransfer           PretrainedFeatureExtractor(cache=None) with OpenVINO (the extra [cpu])
+sktransfer           PretrainedFeatureExtractor(cache=None) with OpenVINO (the extra [openvino])
 sktransfer_torch     the same with engine="torch", the only engine of the plain install
 sktransfer_bfloat16  sktransfer with precision="bfloat16"
 loop                 a DataLoader and a loop in plain torch, as in tutorials: batches of 32

@@ -11,18 +11,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 # Page, the text around a figure, for which {} stands, and its path: file, then keys.
 FIGURES = [
-    ("README.md", "| sktransfer with `[cpu]` | {} |", "embedding variants sktransfer median"),
+    ("README.md", "| sktransfer with `[openvino]` | {} |", "embedding variants sktransfer median"),
     ("README.md", 'precision="bfloat16"` | {} |', "embedding variants sktransfer_bfloat16 median"),
-    ("README.md", "without `[cpu]` | {} |", "embedding variants sktransfer_torch median"),
+    ("README.md", "without `[openvino]` | {} |", "embedding variants sktransfer_torch median"),
     ("README.md", "channels last | {};", "embedding variants fastai median"),
     ("README.md", "channels last | 45; {} under", "embedding variants fastai_bfloat16 median"),
     ("README.md", "| embetter | {} |", "embedding variants embetter median"),
     ("README.md", "| a plain loop in torch | {} |", "embedding variants loop median"),
     ("README.md", "tuned by hand | {};", "embedding variants tuned_loop median"),
     ("README.md", "tuned by hand | 59; {} in", "embedding variants tuned_loop_bfloat16 median"),
-    ("README.md", "with `[cpu]` | 178 | {} |", "embedding_xeon variants sktransfer median"),
+    ("README.md", "with `[openvino]` | 178 | {} |", "embedding_xeon variants sktransfer median"),
     ("README.md", '"bfloat16"` | 295 | {} |', "embedding_xeon variants sktransfer_bfloat16 median"),
-    ("README.md", "`[cpu]` | 155 | {} |", "embedding_xeon variants sktransfer_torch median"),
+    ("README.md", "`[openvino]` | 155 | {} |", "embedding_xeon variants sktransfer_torch median"),
     ("README.md", "to bfloat16 | {};", "embedding_xeon variants fastai median"),
     ("README.md", "to bfloat16 | 52; {} |", "embedding_xeon variants fastai_bfloat16 median"),
     ("README.md", "| embetter | 38 | {} |", "embedding_xeon variants embetter median"),
