@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two processes with one thread each: more threads than cores slow the tests down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-oldest lint format docs clean
+.PHONY: demo test test-slow test-all test-oldest sweep lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m sktransfer demo $(ARGS)
@@ -27,6 +27,10 @@ test-oldest:
 		> .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[test]"
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+# Every format, container, kind of label, meta-estimator and edge of a parameter; ARGS="formats labels".
+sweep: $(VENV)/.test
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/sweep.py $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
