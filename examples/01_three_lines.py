@@ -1,7 +1,7 @@
-"""Three lines: embed, scale, classify, with a grid search over a parameter of the classifier.
+"""Embed, scale and classify images in three lines, with a grid search over the classifier's C.
 
-scikit-learn's digits are 8 x 8 scans, unlike the photographs that the network was trained on. The
-search fits 31 pipelines, but runs each image through the network only once.
+scikit-learn's digits are 8 x 8 scans, quite unlike the photographs that the network was trained on.
+The search fits 31 pipelines, but each image goes through the network only once.
 
     python examples/01_three_lines.py [--digits 600]
 """
@@ -29,7 +29,7 @@ def main():
     X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 
     with tempfile.TemporaryDirectory() as directory:
-        # The default cache="auto" would do; a separate store counts the embedded images.
+        # The default, cache="auto", would work too; a store of our own counts the embedded images.
         store = EmbeddingStore(directory)
 
         # The three lines.
@@ -50,8 +50,8 @@ def main():
 
     best = search.best_params_["logisticregression__C"]
     fits = search.n_splits_ * len(search.cv_results_["params"]) + 1
-    # Without the store, each fit of the search would embed all of X_train: the training folds, and
-    # the test fold to score it. The refit embeds X_train too, and its score embeds X_test.
+    # Without the store, each fit of the search would embed all of X_train: the training folds to
+    # fit, and the test fold to score. The refit would embed X_train again, and `score` X_test.
     without_store = fits * len(X_train) + len(X_test)
     print(f"{len(X_train)} training digits, {len(X_test)} test digits; {seconds:.0f} s")
     print(f"Best C = {best:g}: accuracy {search.best_score_:.3f} in cross-validation")

@@ -1,9 +1,9 @@
-"""A folder with one folder of images per class: cross-validate a linear classifier on it.
+"""Cross-validate a linear classifier on a folder with one subfolder of images per class.
 
     python examples/02_folder_of_images.py [FOLDER]
 
-Without a folder, the script writes crops of scikit-learn's two photographs into a temporary folder
-with two classes. This is a toy problem: crops of one photograph are similar, so expect few errors.
+Without FOLDER, the script cuts scikit-learn's two sample photographs into crops, one class per
+photograph. This is a toy problem: crops of one photograph look alike, so expect few errors.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def evaluate(folder):
     smallest = np.bincount(bunch.target).min()
     if smallest < 2:
         raise SystemExit(
-            "Got a class with a single image, but cross-validation needs two; add one."
+            "One class has only a single image, but cross-validation needs at least two per class."
         )
     folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=0)
 
@@ -64,7 +64,7 @@ def evaluate(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "folder", nargs="?", type=Path, help="folder with one folder of images per class"
+        "folder", nargs="?", type=Path, help="folder with one subfolder of images per class"
     )
     folder = parser.parse_args().folder
     if folder is not None:

@@ -1,8 +1,8 @@
-"""Images and ordinary columns: a ColumnTransformer that embeds one column of a DataFrame.
+"""Combine images with ordinary columns: a ColumnTransformer embeds one column of a DataFrame.
 
-The table has a row for each crop of scikit-learn's two photographs: the path of the crop, and its
-position in the photograph. The task is to predict the photograph. It needs the image: the position
-carries no information, because both photographs are cut at the same positions.
+Each row of the table is a crop from one of scikit-learn's two sample photographs: the path of the
+crop and its position. The task is to predict which photograph it comes from. That takes the image:
+the position carries no information, because both photographs are cut at the same positions.
 
     python examples/03_images_beside_columns.py
 """
@@ -54,7 +54,7 @@ def main():
             print(f"{name}: accuracy {scores.mean():.3f} in {len(scores)} folds of {len(X)} crops")
 
         embedded = columns.set_output(transform="pandas").fit_transform(X)
-        print(f"Input of the classifier: {embedded.shape[1]} columns")
+        print(f"The classifier gets {embedded.shape[1]} columns")
         print(f"First and last column: {embedded.columns[0]}, {embedded.columns[-1]}")
 
 

@@ -1,8 +1,9 @@
-"""Choosing a layer: a grid search over `layer` on scikit-learn's digits.
+"""Choose a layer with a grid search, on scikit-learn's digits.
 
 The last layers of a network are specific to the categories that it was trained on; earlier layers
-detect edges and textures. If the images are unlike the pretraining images, as scanned digits are,
-an earlier layer can be better. The search chooses the layer and the regularization together.
+detect edges and textures. If your images are unlike the pretraining images, as
+scanned digits are, an earlier layer can work better. The search tunes the layer and the
+regularization together.
 
     python examples/04_which_layer.py [--digits 300] [--layers block4 block10 ...]
 """
@@ -28,7 +29,7 @@ def main():
     parser.add_argument("--layers", nargs="+", default=LAYERS)
     options = parser.parse_args()
     digits = load_digits()
-    # The test digits measure the accuracy of the chosen layer; the search does not see them.
+    # The search never sees the test digits, which measure the accuracy of the chosen layer.
     X, X_test, y, y_test = train_test_split(
         digits.images,
         digits.target,

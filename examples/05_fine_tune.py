@@ -1,9 +1,9 @@
-"""Fine-tuning on scikit-learn's digits, compared with pixels and with frozen embeddings.
+"""Fine-tune on scikit-learn's digits, and compare with raw pixels and with frozen embeddings.
 
-Three classifiers are trained on the same digits: a linear one on the pixels, a linear one on frozen
+Three classifiers are trained on the same digits: a linear one on raw pixels, a linear one on frozen
 embeddings, and one that also trains the last blocks of the network. Digits are unlike the
-photographs that the network was trained on, so more blocks are trained here than by default. All
-digits are centered and have the same size, which makes the pixels a strong baseline.
+photographs that the network was trained on, so the script trains more blocks than the default. All
+digits are centered and have the same size, which makes raw pixels a strong baseline.
 
     python examples/05_fine_tune.py [--digits 300] [--epochs 10] [--unfreeze 8]
 """
@@ -36,7 +36,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--digits", type=int, default=300, help="number of training digits")
     parser.add_argument(
-        "--epochs", type=int, default=10, help="epochs of the stage that trains blocks"
+        "--epochs", type=int, default=10, help="number of epochs for training the blocks"
     )
     parser.add_argument("--unfreeze", type=int, default=8, help="number of blocks to train")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Labels from one scanner, images from another: scikit-learn's digits and degraded copies.
+"""Domain shift: labels from one scanner, images from another (scikit-learn's digits, degraded).
 
-The source is clean and labeled. The target is dim, noisy, on a gray background, and unlabeled: its
-labels are only used to measure the accuracy. Three methods also use the images of the target:
-BatchNorm matched to the target; an adversary that classifies the domain while the trained blocks
-learn to make the domains indistinguishable; and self-training on confident pseudo-labels.
+The source is clean and labeled. The target is dim, noisy and on a gray background; its labels are
+used only to measure the accuracy. Three methods make use of the unlabeled target images: matching
+BatchNorm to the target; adversarial training, in which the trained blocks learn to make the domains
+indistinguishable; and self-training on confident pseudo-labels.
 
     python examples/06_domain_shift.py [--digits 200] [--epochs 4] [--unfreeze 4]
 """
@@ -19,7 +19,7 @@ from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
 
 
 def rescan(images, random):
-    """Simulate a worse scanner; values are 0 to 16."""
+    """Simulate a worse scanner. Pixel values range from 0 to 16."""
     dim = 5 + 0.4 * images
     return (dim + random.normal(0, 0.7, images.shape)).clip(0, 16)
 

@@ -1,8 +1,9 @@
-"""Choosing a strategy before training, on scikit-learn's digits.
+"""Choose a strategy before training, on scikit-learn's digits.
 
 `recommend_strategy` embeds the training images once, measures how different they are from the
-pretraining images, and returns an estimator that is ready to fit. The script fits it, and for
-comparison a linear classifier on frozen embeddings, the usual choice for a few photographs.
+pretraining images, and returns an estimator that is ready to fit. The script fits that
+estimator and, for comparison, a linear classifier on frozen embeddings, the usual choice if there
+are only a few photographs.
 
     python examples/07_which_strategy.py [--digits 150] [--epochs 10]
 """
@@ -40,7 +41,7 @@ def main():
 
     extractor = PretrainedFeatureExtractor(image_size=SIZE)
     report = recommend_strategy(X, y, extractor=extractor, random_state=0)
-    print(report)  # a notebook shows it as HTML
+    print(report)  # in a notebook, `report` is displayed as HTML
 
     models = {
         "recommended": report.estimator_.set_params(max_epochs=options.epochs),

@@ -1,9 +1,9 @@
-"""A closer source: tune on some classes, then learn similar classes from a few images.
+"""Transfer from a closer source: tune on some classes, then learn similar ones from a few images.
 
-All blocks are tuned on scans of the digits 0 to 4. The tuned network is then the backbone for the
-digits 5 to 9, of which only a few are labeled, and is tuned on these. For comparison, the same is
-done from the ImageNet weights. On average over several sources, linear classifiers on the
-embeddings do not gain from the closer source; it is a better starting point for tuning.
+First, all blocks are tuned on scans of the digits 0 to 4. The tuned network then serves as the
+backbone for the digits 5 to 9, of which only a few are labeled. For comparison, the script does the
+same starting from the ImageNet weights. Averaged over several sources, a linear classifier on the
+embeddings does not benefit from the closer source, but fine-tuning does.
 
     python examples/08_closer_source.py [--digits 500] [--epochs 5] [--labeled 10] [--draws 3]
 """
@@ -26,7 +26,7 @@ FULL = {"unfreeze": (0, "all"), "lr": 3e-3, "lr_decay": 1.0, "augment": "light",
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--digits", type=int, default=500, help="number of digits 0 to 4 to tune on"
+        "--digits", type=int, default=500, help="number of images of the digits 0 to 4 to tune on"
     )
     parser.add_argument(
         "--epochs", type=int, default=5, help="epochs on the source; twice as many on the target"
@@ -34,7 +34,9 @@ def main():
     parser.add_argument(
         "--labeled", type=int, default=10, help="labeled images of each digit from 5 to 9"
     )
-    parser.add_argument("--draws", type=int, default=3, help="number of random draws of these")
+    parser.add_argument(
+        "--draws", type=int, default=3, help="number of random draws of the labeled images"
+    )
     options = parser.parse_args()
     X, y = load_digits(return_X_y=True)
     X_source, y_source = X[y < 5][: options.digits], y[y < 5][: options.digits]
@@ -44,7 +46,7 @@ def main():
     source.fit(X_source, y_source)
 
     draws = StratifiedShuffleSplit(options.draws, train_size=5 * options.labeled, random_state=0)
-    # Frozen, because cross_val_score clones the model, and a clone of the source is not fitted.
+    # In a FrozenEstimator, because cross_val_score clones the model, and a clone would be unfitted.
     backbones = {"ImageNet": "efficientnet_lite0", "digits 0 to 4": FrozenEstimator(source)}
     for name, backbone in backbones.items():
         linear = make_pipeline(

@@ -1,11 +1,11 @@
-"""As data grows: frozen, tuned or from scratch, on photographs and on images unlike photographs.
+"""Compare frozen, tuned and from-scratch training as the data grows, near to and far from ImageNet.
 
-The script covers the four cases, few or many images that are similar or different, on data that
-comes with scikit-learn. Similar: squares of two photographs; the class is the photograph and its
-upper or lower half. Different: scanned digits, 0 to 4. Four strategies are trained on a growing
-number of images per class. A plot shows the accuracy on other images and the strategy that
-`recommend_strategy` chooses. Squares of one photograph are similar, so their accuracies are too
-high; only compare the strategies.
+The script covers all four cases (few or many images, similar to or different from the pretraining
+images) with data that comes with scikit-learn. Similar: squares cut out of two photographs; the class
+is the upper or lower half of one of the photographs. Different: scanned digits, 0 to 4. Four
+strategies are trained on a growing number of images per class, and a plot shows their accuracy on
+held-out images and which strategy `recommend_strategy` picks. Squares of one photograph look alike,
+so the accuracies are too high; only the comparison of the strategies is meaningful.
 
     python examples/09_as_data_grows.py [--sizes 5 15 45] [--epochs 10] [--output PNG]
 """
@@ -22,7 +22,7 @@ from sklearn.preprocessing import Normalizer
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, recommend_strategy
 
-matplotlib.use("agg")  # draws to a file, without a window
+matplotlib.use("agg")  # plots to a file, without a window
 SIZE = (32, 32)  # a pair resizes without cropping
 
 
@@ -62,7 +62,7 @@ def strategies(augment, epochs):
 
 
 def compare(title, X, y, augment, options, axes):
-    """Print and draw the accuracy of each strategy by the number of images per class."""
+    """Print and plot the accuracy of each strategy against the number of images per class."""
     X_rest, X_test, y_rest, y_test = train_test_split(
         X, y, test_size=0.4, stratify=y, random_state=0
     )
@@ -99,7 +99,9 @@ def main():
     parser.add_argument(
         "--epochs", type=int, default=10, help="epochs of each stage that trains blocks"
     )
-    parser.add_argument("--output", default="as_data_grows.png", help="file of the plot")
+    parser.add_argument(
+        "--output", default="as_data_grows.png", help="file in which to save the plot"
+    )
     options = parser.parse_args()
 
     from matplotlib import pyplot as plt
