@@ -307,7 +307,7 @@ def _content_of_file(
         with opened as image:
             _refuse_bomb(image)
             formats.refuse_camera_raw(image, _head(raw))
-            if formats.needs_reader(image):
+            if formats.is_misread(image):
                 return formats.read_samples(raw, image)
             if all_bits and formats.is_reduced(image):
                 if not only_numbers:
@@ -342,7 +342,8 @@ def _content(image: Image.Image, all_bits: bool) -> Samples | Image.Image:
     """Load an opened file, upright."""
     needed, maximum = formats.correction(image), formats.stated_maximum(image)
     formats.scale_transparency(image)
-    image = formats.loaded(image)
+    image = formats.largest_frame(image)
+    image.load()  # Pillow knows the mode of an embedded image only then.
     ImageOps.exif_transpose(image, in_place=True)
     content = _with_numbers(image, needed)
     if all_bits and maximum is not None and isinstance(content, Samples):
@@ -448,7 +449,8 @@ def _upright_copy(image: Image.Image) -> Image.Image:
     """Copy the caller's image, from any thread, and apply its EXIF orientation."""
     # The image may not be loaded yet, and its file may be broken.
     with _explained(image), _LOCKS[id(image) // 64 % len(_LOCKS)]:
-        copy = ImageOps.exif_transpose(formats.loaded(image))
+        image.load()  # Pillow knows the mode of an embedded image only then.
+        copy = ImageOps.exif_transpose(image)
     assert copy is not None  # Only in_place=True returns None.
     return copy
 

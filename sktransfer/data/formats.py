@@ -6,13 +6,15 @@ Shapes: H x W pixels, C channels (1 gray, 3 RGB).
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms
+from PIL.IcnsImagePlugin import IcnsImageFile
+from PIL.IcoImagePlugin import IcoImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from sktransfer.utils.errors import ImageError, import_optional
@@ -111,7 +113,7 @@ def correction(image: Image.Image) -> str:
     if not isinstance(image, TiffImageFile):
         return ""
     tags = image.tag_v2
-    if _is_misread(image):
+    if _is_misread_tiff(image):
         raise ImageError(
             f"Pillow misreads this image ({_variant(tags)}). Pass the path of its file instead."
         )
@@ -143,16 +145,19 @@ def numbers(image: Image.Image, needed: str = "") -> np.ndarray | None:
 
 def has_numbers(image: Image.Image) -> bool:
     """Return whether an image is not 8-bit; its pixels are not loaded."""
-    return image.mode == "F" or image.mode.startswith("I") or correction(image) == "signed"
+    if image.mode == "F" or image.mode.startswith("I"):
+        return True
+    if image.mode != "L" or not isinstance(image, TiffImageFile):
+        return False
+    return _first(image.tag_v2, _SAMPLE_FORMAT) == _SIGNED
 
 
-def loaded(image: Image.Image) -> Image.Image:
-    """Load an image whose mode is known only then, such as a frame of an ICNS file."""
-    if image.format == "ICNS":
-        # Pillow loses the palette and the mode of an embedded PNG.
-        return image.icns.getimage(image.best_size)  # type: ignore[attr-defined]
-    image.load()
-    return image
+def largest_frame(image: Image.Image) -> Image.Image:
+    """Return the largest image of an opened ICNS or ICO file; any other image unchanged."""
+    # Pillow loses the palette and the transparency of an embedded PNG.
+    if isinstance(image, IcnsImageFile):
+        return image.icns.getimage(image.best_size)
+    return image.ico.getimage(image.size) if isinstance(image, IcoImageFile) else image
 
 
 # Files that Pillow reads only in part
@@ -177,15 +182,15 @@ def stated_maximum(image: Image.Image) -> int | None:
     return int(tile[3][-1]) if is_scaled else None
 
 
-def needs_reader(image: Image.Image) -> bool:
+def is_misread(image: Image.Image) -> bool:
     """Return whether Pillow misreads a file that is not loaded yet."""
     if isinstance(image, TiffImageFile):
-        return _is_misread(image)
+        return _is_misread_tiff(image)
     return image.format == "PNG" and is_reduced(image) and "transparency" in image.info
 
 
 def read_samples(raw: Any, image: Image.Image | None = None) -> Samples | None:
-    """Read a PNG or TIFF file without Pillow.
+    """Read a PNG or TIFF file that Pillow misreads or of which it keeps 8 of 16 bits.
 
     Parameters
     ----------
@@ -203,8 +208,10 @@ def read_samples(raw: Any, image: Image.Image | None = None) -> Samples | None:
     ImageError
         If no reader for this variant is installed.
     """
-    if image is not None and image.format == "PNG":
-        return _read_png(raw, image)
+    if image is not None and is_reduced(image) and not _is_planar(image):
+        samples = _read_bytes(raw, image)
+        if samples is not None:
+            return samples
     if isinstance(image, TiffImageFile):
         return _read_tiff(raw, image.tag_v2)
     if image is not None:
@@ -231,15 +238,24 @@ def _tile(image: Image.Image) -> tuple[Any, ...]:
     return tuple(tiles[0]) if tiles else ()
 
 
-def _is_misread(image: TiffImageFile) -> bool:
+def _is_misread_tiff(image: TiffImageFile) -> bool:
     tags = image.tag_v2
     if image.mode == "F" and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE:
         return True
     compressed = image.info.get("compression") != "raw"
-    if tags.get(_PLANAR) == 2 and image.mode not in ("I;16", "I;16B", "I", "F", "L", "P", "1"):
-        return image.mode == "LA" or (_first(tags, _BITS) == 16 and not compressed)
+    if _is_planar(image):
+        is_known = image.mode in ("L", "RGB", "RGBA", "CMYK")
+        if not is_known or _ASSOCIATED in tags.get(_EXTRA_SAMPLES, ()):
+            return True
+        return _first(tags, _BITS) == 16 and not compressed
     wide = _first(tags, _BITS) > 8 and _first(tags, _SAMPLE_FORMAT) in (_SIGNED, _FLOAT)
     return tags.prefix == b"MM" and compressed and wide
+
+
+def _is_planar(image: Image.Image) -> bool:
+    if not isinstance(image, TiffImageFile):
+        return False
+    return image.tag_v2.get(_PLANAR) == 2 and image.tag_v2.get(_SAMPLES, 1) > 1
 
 
 def _first(tags: Mapping[int, Any], tag: int) -> int:
@@ -277,15 +293,19 @@ def _tags(raw: Any) -> Any:
     return tags if _WIDTH in tags and _LENGTH in tags else None
 
 
-def _read_png(raw: Any, image: Image.Image) -> Samples:
-    # Imported here, because a later torchvision may leave it out.
-    from torchvision.io import ImageReadMode, decode_png
-
-    if isinstance(raw, str):
-        with open(raw, "rb") as file:
-            raw = file.read()
-    tensor = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-    pixels = decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+def _read_bytes(raw: Any, image: Image.Image) -> Samples | None:
+    """Read 16-bit colors in two passes of Pillow: upper bytes, lower bytes; None if it cannot."""
+    first = _raw_mode(image)
+    if first == "LA;16B":  # in one pass, as if the bytes were red, green, blue and opacity
+        pairs = _decoded_as(raw, "RGBA").astype(np.uint16)
+        pixels = pairs[:, :, ::2] * 256 + pairs[:, :, 1::2]
+    else:
+        kind, _, order = first.partition(";16")
+        order = ("L" if sys.byteorder == "little" else "B") if order == "N" else order
+        if kind not in ("RGB", "RGBA", "RGBX") or order not in ("L", "B"):
+            return None
+        upper = _decoded_as(raw, first).astype(np.uint16)
+        pixels = upper * 256 + _decoded_as(raw, f"{kind};16{'B' if order == 'L' else 'L'}")
     n_colors = 3 if pixels.shape[2] > 2 else 1
     colors, alpha = pixels[:, :, :n_colors], None
     if pixels.shape[2] > n_colors:
@@ -293,7 +313,25 @@ def _read_png(raw: Any, image: Image.Image) -> Samples:
     elif "transparency" in image.info:
         transparent = (colors == np.asarray(image.info["transparency"])).all(axis=2)
         alpha = np.where(transparent, 0, 255).astype(np.uint8)
-    return _upright(Samples(colors, alpha, image.info.get("icc_profile")), _orientation(image))
+    samples = Samples(colors, alpha, image.info.get("icc_profile"))
+    # Pillow turns a TIFF when it loads it.
+    return _upright(samples, 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1))
+
+
+def _raw_mode(image: Image.Image) -> str:
+    arguments = _tile(image)[3]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _decoded_as(raw: Any, raw_mode: str) -> np.ndarray:
+    """Decode a file as if its pixels were in another of Pillow's raw modes."""
+    with Image.open(raw if isinstance(raw, str) else io.BytesIO(raw)) as image:
+        tiles: Any = image.tile
+        for index, tile in enumerate(tiles):
+            arguments = (raw_mode, *tile[3][1:]) if isinstance(tile[3], tuple) else raw_mode
+            changed = (*tile[:3], arguments)
+            tiles[index] = type(tile)._make(changed) if hasattr(tile, "_make") else changed
+        return np.asarray(image)
 
 
 def _read_tiff(raw: Any, tags: Any) -> Samples:
@@ -316,10 +354,12 @@ def _read_tiff(raw: Any, tags: Any) -> Samples:
             page = file.pages[0]
             array = page.asarray()
             color_map = page.colormap
-    except ValueError as error:  # tifffile lacks a codec
+    except Exception as error:
+        if "imagecodecs" not in str(error):
+            raise
         raise ImageError(
-            f"Neither Pillow nor tifffile can read this variant ({variant}): {error}. Installing "
-            "imagecodecs may help: pip install imagecodecs."
+            f"Neither Pillow nor tifffile can read this variant ({variant}): {error} Install "
+            "it: pip install imagecodecs."
         ) from error
     array = array[:, :, np.newaxis] if array.ndim == 2 else array
     if tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1:
@@ -370,10 +410,6 @@ def _alpha(alpha: np.ndarray) -> np.ndarray:
     """Convert transparency to uint8: integers have the range of their dtype, floats 0 to 1."""
     top = 1.0 if alpha.dtype.kind == "f" else float(np.iinfo(alpha.dtype).max)
     return np.clip(np.rint(alpha * (255 / top)), 0, 255).astype(np.uint8)
-
-
-def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(_ORIENTATION, 1)
 
 
 def _upright(samples: Samples, orientation: int) -> Samples:

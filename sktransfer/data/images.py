@@ -373,9 +373,8 @@ def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
     if not integer and learned not in USUAL_RANGES and learned[0] < 0:
         warnings.warn(
             f"Got floating-point pixels from {learned[0]:g} to {learned[1]:g}, which look "
-            "normalized by mean and standard deviation. The network's normalization would be applied "
-            "in addition. Pass the images before normalization, or set pixel_range to the values of "
-            "black and white",
+            "normalized by mean and standard deviation, as the network does itself. Pass the "
+            "images before normalization, or set pixel_range to the values of black and white",
             stacklevel=3,
         )
 
