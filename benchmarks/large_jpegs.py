@@ -79,7 +79,7 @@ def median_speed(run: Callable[[], object], count: int) -> float:
 def measure(variant: str, folder: Path) -> None:
     """Measure a variant in this process, and save its embeddings in the folder."""
     if variant == "all_pixels":
-        images.decoding.decode = lambda image, pixel_range, side: decode(image, pixel_range)
+        images.decoding.decode = lambda image, *settings, side: decode(image, *settings)
     paths = sorted(folder.glob("*.jpg"))
     views = Views(as_images(paths), load_backbone("efficientnet_lite0").preprocessing)
     reader = ImageReader(views, torch.get_num_threads(), ImageErrors("raise"))

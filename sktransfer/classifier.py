@@ -105,7 +105,7 @@ default="standard"
         2016.
     image_size : int, (int, int), "auto" or None, default="auto"
         As in `PretrainedFeatureExtractor`, but with another default.
-    image_shape, pixel_range, device, engine, precision, n_jobs, cache
+    image_shape, pixel_range, background, device, engine, precision, n_jobs, cache
         As in `PretrainedFeatureExtractor`.
     callbacks : list of skorch callbacks or None, default=None
         Called in every stage that trains blocks.
@@ -133,7 +133,7 @@ default="standard"
     preprocessing_ : Preprocessing
         How images are resized, cropped and normalized; it comes with the weights.
     pixel_range_ : (float, float) or None
-        Values of black and white in arrays that are not uint8; `None` if the data needed none.
+        Values of black and white in images that are not 8-bit; `None` if the data needed none.
     batch_norm_ : BatchNormState or None
         Statistics that `batch_norm="adapt"` estimated, on the target if there is one.
     n_features_in_ : int
@@ -197,6 +197,7 @@ default="standard"
         image_size: Any = "auto",
         image_shape: Any = None,
         pixel_range: Any = "auto",
+        background: Any = "white",
         device: Any = "auto",
         engine: str = "auto",
         precision: str = "auto",
@@ -231,6 +232,7 @@ default="standard"
         self.image_size = image_size
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.background = background
         self.device = device
         self.engine = engine
         self.precision = precision

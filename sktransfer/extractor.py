@@ -67,9 +67,13 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         Shape (H, W) or (H, W, C) of the images in the rows of a 2-D `X`; one of the numbers may
         be -1.
     pixel_range : (float, float) or "auto", default="auto"
-        Values of black and white in arrays that are not uint8. `"auto"` learns them in `fit`: the
-        smallest of 0 to 1, -1 to 1, 0 to 16, 0 to 255 and 0 to 65535 that contains the data, or
-        the minimum and maximum of the data if none does.
+        Values of black and white in images that are not 8-bit, whether arrays, PIL images or
+        files. `"auto"` learns them in `fit`: the smallest of 0 to 1, -1 to 1, 0 to 16, 0 to 255
+        and 0 to 65535 that contains the data (of files, 64 of them), or the minimum and maximum of
+        the data if none does.
+    background : str or (int, int, int), default="white"
+        Color on which transparent images are composited: a name or a code such as "#808080", or
+        red, green and blue from 0 to 255.
     batch_norm : {"frozen", "adapt"}, default="frozen"
         `"adapt"` estimates the BatchNorm statistics on the images passed to `fit` (AdaBN), for
         images that look different from those that the network was trained on. For two domains, use
@@ -101,7 +105,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     preprocessing_ : Preprocessing
         How images are resized, cropped and normalized; it comes with the weights.
     pixel_range_ : (float, float) or None
-        Values of black and white in arrays that are not uint8; `None` if the data needed none.
+        Values of black and white in images that are not 8-bit; `None` if the data needed none.
     batch_norm_ : BatchNormState or None
         Statistics that `batch_norm="adapt"` estimated.
     layers_ : list of str
@@ -153,6 +157,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         image_size: Any = None,
         image_shape: Any = None,
         pixel_range: Any = "auto",
+        background: Any = "white",
         batch_norm: str = "frozen",
         device: Any = "auto",
         engine: str = "auto",
@@ -170,6 +175,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         self.image_size = image_size
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.background = background
         self.batch_norm = batch_norm
         self.device = device
         self.engine = engine

@@ -1,4 +1,4 @@
-"""Decoding of one image to uint8 RGB, and its fingerprint; only this module opens image files.
+"""Decoding of one image to uint8 RGB, and its fingerprint; `formats` has what Pillow misreads.
 
 Here, an image is a path, encoded bytes, a PIL image or an array; `items` resolves items to these.
 Shapes: H x W pixels, C channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA).
@@ -12,16 +12,21 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from sktransfer.data import formats
+from sktransfer.data.formats import Samples
 from sktransfer.utils.errors import ImageError
 
 PixelRange = tuple[float, float]
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
 Encoded = bytes | bytearray | memoryview
 RawImage = str | Encoded | Image.Image | np.ndarray
 
@@ -33,8 +38,7 @@ USUAL_RANGES: tuple[PixelRange, ...] = (
     (0.0, 255.0),
     (0.0, 65535.0),
 )
-# Possible ranges of PIL's modes that are not 8-bit; a mode that is not listed is 16-bit.
-_RANGES_OF_MODE = {"F": USUAL_RANGES, "I": USUAL_RANGES[3:]}
+_RANGE_16_BIT = USUAL_RANGES[-1]
 
 # An image decoded at a reduced size keeps sides at least this many times the requested length.
 _DRAFT_MARGIN = 2
@@ -143,32 +147,75 @@ def _to_uint8(array: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:
     return np.clip(np.rint(levels, out=levels), 0, 255, out=levels).astype(np.uint8)
 
 
-def _rgb(array: np.ndarray) -> np.ndarray:
-    """Convert uint8 (H, W, C) to a new uint8 array (H, W, 3), on a white background."""
+def _rgb(array: np.ndarray, background: Color) -> np.ndarray:
+    """Convert uint8 (H, W, C) to a new uint8 array (H, W, 3), on a background."""
     if array.shape[2] in (2, 4):
-        return _on_white(Image.fromarray(array))
+        return _on_background(Image.fromarray(array), background)
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
     return np.array(array, order="C")
+
+
+def resolve_background(background: object) -> Color:
+    """Return the RGB values of a color.
+
+    Parameters
+    ----------
+    background : str or (int, int, int)
+        A name or a code that `PIL.ImageColor` understands, or red, green and blue from 0 to 255.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> resolve_background("white"), resolve_background("#102030"), resolve_background((1, 2, 3))
+    ((255, 255, 255), (16, 32, 48), (1, 2, 3))
+    """
+    color: object = background
+    if isinstance(background, str):
+        with suppress(ValueError):
+            color = ImageColor.getrgb(background)
+    if isinstance(color, Sequence) and not isinstance(color, str) and len(color) in (3, 4):
+        is_level = [
+            isinstance(level, Integral) and not isinstance(level, bool) and 0 <= int(level) <= 255
+            for level in color
+        ]
+        opaque = len(color) == 3 or (isinstance(background, str) and color[3] == 255)
+        if all(is_level) and opaque:
+            red, green, blue = (int(level) for level in color[:3])
+            return red, green, blue
+    raise ValueError(
+        f"Got background={background!r}, but expected the name of a color, such as 'white' or "
+        "'#808080', or (red, green, blue), integers from 0 to 255"
+    )
 
 
 # Images to uint8
 
 
 def decode(
-    raw: RawImage, pixel_range: PixelRange | None = None, side: int | None = None
+    raw: RawImage,
+    pixel_range: PixelRange | None = None,
+    background: Color = WHITE,
+    *,
+    side: int | None = None,
 ) -> np.ndarray:
     """Decode an image.
 
     Parameters
     ----------
     raw : str, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
-        A path, an encoded image, a PIL image, or pixels. EXIF orientation is applied, alpha is
-        composited on white, and only the first frame of an animation is used. uint8 pixels stay
-        unchanged; 16-bit PIL modes have the range 0 to 65535.
+        A path, an encoded image, a PIL image, or pixels. EXIF orientation is applied, a color
+        profile other than sRGB is converted to sRGB, and only the first frame of an animation is
+        used. 8-bit pixels stay unchanged.
     pixel_range : (float, float) or None
-        Range of the pixels of an array other than uint8, mapped to 0-255. None uses the usual
-        range of this image.
+        Range of pixels that are not 8-bit, mapped to 0-255. None uses the usual range of this
+        image: 0 to 65535 for unsigned 16-bit PIL images and files.
+    background : (int, int, int)
+        Color on which transparency is composited.
     side : int or None
         Length of the shorter side to which the image will be resized. A far larger JPEG is decoded
         at a half, a quarter or an eighth of its size, which is still at least twice that length.
@@ -182,19 +229,140 @@ def decode(
     Raises
     ------
     ImageError
-        If the image is missing, broken, empty, too large, or out of range.
+        If the image is missing, broken, empty, too large, out of range, or in a format that
+        nothing installed reads correctly.
     """
     if isinstance(raw, np.ndarray):
-        return _rgb(_to_uint8(raw, pixel_range))
+        return _rgb(_to_uint8(raw, pixel_range), background)
+    content: Samples | Image.Image | None
     if isinstance(raw, Image.Image):
-        return _from_pil(_upright_copy(raw))
+        content = _content_of_pil(raw)
+    else:
+        # A reduced file is read with all bits only if necessary, since that is slower.
+        all_bits = pixel_range not in (None, _RANGE_16_BIT)
+        content = _content_of_file(raw, all_bits, side)
+    with _explained(raw):
+        if isinstance(content, Samples):
+            return _from_samples(content, pixel_range, background)
+        assert content is not None  # Only only_numbers=True returns None.
+        return _from_pil(content, background)
+
+
+def numbers_of(raw: RawImage) -> np.ndarray | None:
+    """Return the pixels of an image without its transparency if they are not 8-bit, else None.
+
+    Files of 8-bit images are opened, but not decoded. The upper bounds of the pixels are returned
+    if the lower 8 of 16 bits cannot be read.
+
+    Raises
+    ------
+    ImageError
+        As in `decode`.
+    """
+    if isinstance(raw, np.ndarray):
+        return None if raw.dtype == np.uint8 else raw
+    if isinstance(raw, Image.Image):
+        content = _content_of_pil(raw) if formats.has_numbers(raw) else None
+    else:
+        content = _content_of_file(raw, all_bits=True, only_numbers=True)
+    if isinstance(content, Samples) and content.colors.dtype != np.uint8:
+        return content.colors
+    return None
+
+
+def may_be_transparent(raw: RawImage) -> bool:
+    """Return whether an image has an alpha channel or a transparent color, without decoding it."""
+    if isinstance(raw, np.ndarray):
+        return raw.shape[2] in (2, 4)
+    if isinstance(raw, Image.Image):
+        return raw.has_transparency_data
+    try:
+        with Image.open(raw if isinstance(raw, str) else io.BytesIO(raw)) as image:
+            return image.has_transparency_data
+    except Exception:  # Pillow's plugins raise nearly anything on a broken file.
+        return False
+
+
+def _content_of_file(
+    raw: str | Encoded, all_bits: bool, side: int | None = None, only_numbers: bool = False
+) -> Samples | Image.Image | None:
+    """Read a file: its numbers if it is not 8-bit, else an upright, loaded PIL image.
+
+    Parameters
+    ----------
+    all_bits : bool
+        Read all bits of a file of which Pillow keeps 8.
+    only_numbers : bool
+        Return None instead of a PIL image.
+    """
     file = raw if isinstance(raw, str) else io.BytesIO(raw)
-    with _explained(raw), Image.open(file) as image:
-        _refuse_bomb(image)
-        if side is not None:
-            image.draft(None, (_DRAFT_MARGIN * side, _DRAFT_MARGIN * side))
-        ImageOps.exif_transpose(image, in_place=True)
-        return _from_pil(image)
+    with _explained(raw):
+        try:
+            opened = Image.open(file)
+        except UnidentifiedImageError:
+            samples = None if formats.identify(_head(raw)) else formats.read_samples(raw)
+            if samples is None:
+                raise
+            return samples
+        with opened as image:
+            _refuse_bomb(image)
+            formats.refuse_camera_raw(image, _head(raw))
+            if formats.is_misread(image):
+                return formats.read_samples(raw, image)
+            if all_bits and formats.is_reduced(image):
+                if not only_numbers:
+                    return formats.read_samples(raw, image)
+                return _bounds(raw, image)
+            if only_numbers and not formats.has_numbers(image):
+                return None
+            if side is not None:
+                image.draft(None, (_DRAFT_MARGIN * side, _DRAFT_MARGIN * side))
+            return _content(image, all_bits)
+
+
+def _bounds(raw: str | Encoded, image: Image.Image) -> Samples | None:
+    """Return all bits of a reduced file, or the upper bounds of its pixels if nothing reads it."""
+    try:
+        return formats.read_samples(raw, image)
+    except ImageError:
+        if image.mode not in ("RGB", "RGBA"):
+            return None
+        return Samples(np.asarray(image.convert("RGB")).astype(np.uint16) * 256 + 255)
+
+
+def _content_of_pil(image: Image.Image) -> Samples | Image.Image:
+    """Return the numbers of the caller's image if it is not 8-bit, else an upright copy."""
+    # The caller's image may be broken.
+    with _explained(image):
+        needed = formats.correction(image)
+    return _with_numbers(_upright_copy(image), needed)
+
+
+def _content(image: Image.Image, all_bits: bool) -> Samples | Image.Image:
+    """Load an opened file, upright."""
+    needed, maximum = formats.correction(image), formats.stated_maximum(image)
+    formats.scale_transparency(image)
+    image = formats.largest_frame(image)
+    image.load()  # Pillow knows the mode of an embedded image only then.
+    ImageOps.exif_transpose(image, in_place=True)
+    content = _with_numbers(image, needed)
+    if all_bits and maximum is not None and isinstance(content, Samples):
+        stored = np.rint(content.colors * (maximum / 65535)).astype(content.colors.dtype)
+        content = content._replace(colors=stored)
+    return content
+
+
+def _with_numbers(image: Image.Image, correction: str) -> Samples | Image.Image:
+    if 0 in image.size:
+        raise ImageError(f"Got no pixels: the size is {image.width} x {image.height}.")
+    numbers = formats.numbers(image, correction)
+    if numbers is None:
+        return image
+    transparent = image.info.get("transparency")
+    alpha = None
+    if isinstance(transparent, int) and correction == "":
+        alpha = np.where(numbers == transparent, 0, 255).astype(np.uint8)
+    return Samples(numbers[:, :, np.newaxis], alpha, image.info.get("icc_profile"))
 
 
 def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
@@ -209,8 +377,9 @@ def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
     Returns
     -------
     bytes or None
-        None if the image is not a JPEG, cannot be read, is not RGB or gray, must be rotated, would
-        be decoded at a reduced size, or has too many pixels. Only `decode` handles these.
+        None if the image is not a JPEG, cannot be read, is not RGB or gray, must be rotated, has a
+        color profile other than sRGB, would be decoded at a reduced size, or has too many pixels.
+        Only `decode` handles these.
     """
     if isinstance(raw, (np.ndarray, Image.Image)):
         return None
@@ -220,7 +389,9 @@ def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
             _refuse_bomb(image)
             upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
             full_size = min(image.size) < 2 * _DRAFT_MARGIN * side
-            return encoded if upright and full_size and image.mode in ("RGB", "L") else None
+            profile = formats.srgb_transform(image.info.get("icc_profile"), image.mode)
+            plain = upright and full_size and profile is None and image.mode in ("RGB", "L")
+            return encoded if plain else None
     except Exception:  # Pillow's plugins raise nearly anything on a broken file.
         return None
 
@@ -232,32 +403,53 @@ def encode_jpeg(image: torch.Tensor) -> bytes:
     return file.getvalue()
 
 
-def _from_pil(image: Image.Image) -> np.ndarray:
-    if 0 in image.size:
-        raise ImageError(f"Got no pixels: the size is {image.width} x {image.height}.")
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)[:, :, np.newaxis]
-        low, high = extent(values) or (0.0, 0.0)
-        ranges = _RANGES_OF_MODE.get(image.mode, USUAL_RANGES[4:])
-        return _rgb(_to_uint8(values, usual_range(low, high, ranges)))
+def _from_samples(
+    samples: Samples, pixel_range: PixelRange | None, background: Color
+) -> np.ndarray:
+    colors = samples.colors
+    if pixel_range is None and colors.dtype != np.uint8:
+        low, high = extent(colors) or (0.0, 0.0)
+        pixel_range = usual_range(low, high, _ranges_of(colors.dtype))
+    colors = _to_uint8(colors, pixel_range)
+    if samples.alpha is None and samples.profile is None:
+        return _rgb(colors, background)
+    image = Image.fromarray(
+        colors[:, :, 0] if colors.shape[2] == 1 else np.ascontiguousarray(colors)
+    )
+    if samples.alpha is not None:
+        image.putalpha(Image.fromarray(np.ascontiguousarray(samples.alpha)))
+    image.info["icc_profile"] = samples.profile
+    return _from_pil(image, background)
+
+
+def _ranges_of(dtype: np.dtype) -> Sequence[PixelRange]:
+    """Return the possible ranges of a file or PIL image of which only the dtype is known."""
+    if dtype.kind == "f":
+        return USUAL_RANGES
+    return USUAL_RANGES[4:] if dtype.kind == "u" and dtype.itemsize == 2 else USUAL_RANGES[3:]
+
+
+def _from_pil(image: Image.Image, background: Color) -> np.ndarray:
+    image = formats.to_srgb(image)
     if image.has_transparency_data:
         # Pillow can convert premultiplied gray only to gray with alpha.
         image = image.convert("LA") if image.mode == "La" else image
-        return _on_white(image)
+        return _on_background(image, background)
     return np.array(image.convert("RGB"))
 
 
-def _on_white(image: Image.Image) -> np.ndarray:
+def _on_background(image: Image.Image, background: Color) -> np.ndarray:
     transparent = image if image.mode == "RGBA" else image.convert("RGBA")
-    background = Image.new("RGB", image.size, "white")
-    background.paste(transparent, mask=transparent)
-    return np.array(background)
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(transparent, mask=transparent)
+    return np.array(canvas)
 
 
 def _upright_copy(image: Image.Image) -> Image.Image:
     """Copy the caller's image, from any thread, and apply its EXIF orientation."""
     # The image may not be loaded yet, and its file may be broken.
     with _explained(image), _LOCKS[id(image) // 64 % len(_LOCKS)]:
+        image.load()  # Pillow knows the mode of an embedded image only then.
         copy = ImageOps.exif_transpose(image)
     assert copy is not None  # Only in_place=True returns None.
     return copy
@@ -293,17 +485,28 @@ def _why(error: Exception, raw: RawImage) -> str:
             "the image."
         )
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow cannot identify this as an image."
+        kind = formats.identify(_head(raw))
+        return f"{kind}." if kind else "Pillow cannot identify this as an image."
     if isinstance(error, OSError) and error.strerror:
         return f"The file cannot be read: {error.strerror}."
     return f"The image is truncated or corrupt: {error}."
 
 
-def fingerprint(raw: RawImage, pixel_range: PixelRange | None = None) -> bytes:
+def _head(raw: RawImage) -> bytes:
+    if isinstance(raw, str):
+        with open(raw, "rb") as file:
+            return file.read(512)
+    return bytes(raw[:512]) if isinstance(raw, Encoded) else b""
+
+
+def fingerprint(
+    raw: RawImage, pixel_range: PixelRange | None = None, background: Color = WHITE
+) -> bytes:
     """Compute a digest that identifies the content of an image in a cache.
 
     A file is identified by its absolute path, size and modification time, without being opened;
-    any other image by its content and by everything that affects how it is decoded.
+    any other image by its content. The pixel range is included if there is one and the image may
+    not be 8-bit, and the background if it is not white.
 
     Returns
     -------
@@ -314,27 +517,42 @@ def fingerprint(raw: RawImage, pixel_range: PixelRange | None = None) -> bytes:
     ImageError
         If a file is missing or an image cannot be loaded.
     """
-    if isinstance(raw, str):
-        return _file_fingerprint(raw)
+    settings: tuple[object, ...] = () if background == WHITE else (background,)
     if isinstance(raw, np.ndarray):
         applied_range = None if raw.dtype == np.uint8 else pixel_range
-        header = ("array", raw.dtype.str, raw.shape, applied_range)
+        header = ("array", raw.dtype.str, raw.shape, applied_range, *settings)
         return _digest(header, np.ascontiguousarray(raw).reshape(-1).data)
+    ranges = () if pixel_range is None else (pixel_range,)
     if isinstance(raw, Image.Image):
-        image = _upright_copy(raw)
-        transparency = image.info.get("transparency")
-        properties = ("PIL", image.mode, image.size, transparency, image.getpalette(None))
-        return _digest(properties, image.tobytes())
-    return _digest(("encoded",), bytes(raw))
+        return _digest(*_pil_content(raw, ranges, settings))
+    if isinstance(raw, str):
+        return _digest((*_file_identity(raw), *ranges, *settings))
+    return _digest(("encoded", *ranges, *settings), bytes(raw))
 
 
-def _file_fingerprint(path: str) -> bytes:
+def _pil_content(
+    raw: Image.Image, ranges: tuple[object, ...], settings: tuple[object, ...]
+) -> tuple[tuple[object, ...], bytes]:
+    with _explained(raw):
+        needed = formats.correction(raw)
+        wide = formats.has_numbers(raw)
+    image = _upright_copy(raw)
+    profile = image.info.get("icc_profile")
+    details: list[object] = [*(ranges if wide else ()), *settings]
+    details += [needed] if needed else []
+    details += [profile] if formats.srgb_transform(profile, image.mode) else []
+    transparency = image.info.get("transparency")
+    properties = ("PIL", image.mode, image.size, transparency, image.getpalette(None), *details)
+    return properties, image.tobytes()
+
+
+def _file_identity(path: str) -> tuple[object, ...]:
     with _explained(path):
         if os.path.isdir(path):
             raise IsADirectoryError(path)
         status = os.stat(path)
         absolute = os.fsencode(os.path.abspath(path))
-    return _digest(("path", absolute, status.st_size, status.st_mtime_ns))
+    return "path", absolute, status.st_size, status.st_mtime_ns
 
 
 def _digest(header: tuple[object, ...], content: Encoded = b"") -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
@@ -17,12 +18,21 @@ import numpy as np
 
 from sktransfer.data import decoding
 from sktransfer.data.containers import DatasetSource, check_source, is_stack, source_of
-from sktransfer.data.decoding import PixelRange, RawImage
+from sktransfer.data.decoding import (
+    USUAL_RANGES,
+    WHITE,
+    Color,
+    PixelRange,
+    RawImage,
+    resolve_background,
+)
 from sktransfer.data.items import as_array, describe, path_of, resolve
 from sktransfer.utils.errors import ImageError
 
-# Items of a lazily read dataset from which its pixel range is learned.
+# Items of a lazily read dataset, and files, from which the pixel range is learned.
 _N_ITEMS_FOR_PIXEL_RANGE = 64
+# Images that are compared on the background.
+_N_IMAGES_ON_BACKGROUND = 64
 # Images from which it is estimated whether most images are large.
 _N_IMAGES_FOR_SIZE = 16
 # Bytes of an array that are scanned at once.
@@ -46,8 +56,10 @@ class Images(Sequence[np.ndarray]):
     image_shape : tuple of int or None
         Shape of an image that is given as a flat row of numbers.
     pixel_range : (float, float) or None
-        Range of pixels other than uint8, mapped to 0-255. None uses, for each image separately,
+        Range of pixels that are not 8-bit, mapped to 0-255. None uses, for each image separately,
         the first usual range that contains it.
+    background : (int, int, int)
+        Color on which transparency is composited.
     rows : ndarray of int or None
         Indices of these images in `source`; None means all.
     """
@@ -58,11 +70,13 @@ class Images(Sequence[np.ndarray]):
         *,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: PixelRange | None = None,
+        background: Color = WHITE,
         rows: np.ndarray | None = None,
     ) -> None:
         self.source = source
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.background = background
         self.rows = rows
 
     def __len__(self) -> int:
@@ -108,14 +122,15 @@ class Images(Sequence[np.ndarray]):
         if isinstance(self.source, DatasetSource):
             return None
         with contextlib.suppress(ImageError):
-            return self._apply(lambda image, _: decoding.plain_jpeg(image, side), row)
+            return self._apply(lambda image, *_: decoding.plain_jpeg(image, side), row)
         return None
 
     def fingerprint(self, row: int) -> bytes:
         """Compute a digest that identifies the content of one image in a cache.
 
         A file is identified by its absolute path, size and modification time, without being opened;
-        any other image by its content, including the pixel range if one applies.
+        any other image by its content. The pixel range is included if there is one and the image
+        may not be 8-bit, and the background if it is not white.
 
         Returns
         -------
@@ -135,7 +150,7 @@ class Images(Sequence[np.ndarray]):
         """
         if isinstance(self.source, DatasetSource):
             return self._origin(row).to_bytes(8, "big")
-        item = self._apply(lambda image, _: image, row)
+        item = self._apply(lambda image, *_: image, row)
         return (
             os.fsencode(os.path.abspath(item)) if isinstance(item, str) else self.fingerprint(row)
         )
@@ -169,6 +184,7 @@ class Images(Sequence[np.ndarray]):
             self.source,
             image_shape=self.image_shape,
             pixel_range=self.pixel_range,
+            background=self.background,
             rows=(np.arange(len(self)) if self.rows is None else self.rows)[chosen],
         )
 
@@ -188,13 +204,14 @@ class Images(Sequence[np.ndarray]):
         return position if self.rows is None else int(self.rows[position])
 
     def _apply(
-        self, function: Callable[[RawImage, PixelRange | None], _Result], row: int
+        self, function: Callable[[RawImage, PixelRange | None, Color], _Result], row: int
     ) -> _Result:
         """Call a function of `decoding` for a row; its errors name the row."""
         item = None
         try:
             item = self._read(row)
-            return function(resolve(item, self.image_shape), self.pixel_range)
+            image = resolve(item, self.image_shape)
+            return function(image, self.pixel_range, self.background)
         except ImageError as error:
             source = self.describe(row) if item is None else describe(item)
             raise ImageError(error.reason, self._origin(row), source) from error.__cause__
@@ -205,6 +222,7 @@ def as_images(
     *,
     image_shape: Sequence[int] | None = None,
     pixel_range: tuple[float, float] | None = None,
+    background: Any = "white",
 ) -> Images:
     """Convert anything image-like to `Images`.
 
@@ -220,10 +238,12 @@ def as_images(
         The shape of an image that is given as a flat row; one size may be -1. It has no effect on
         other `X`.
     pixel_range : (lo, hi) or None
-        The range of all pixels other than uint8; it is mapped linearly to 0-255. uint8 pixels
-        stay unchanged. Pixels outside one of the usual ranges (see `learn_pixel_range`) raise an
-        error; pixels outside any other range are clipped. None uses, for each image, the first
-        usual range that contains it, so images may differ.
+        The range of all pixels that are not 8-bit, in arrays, PIL images and files; it is mapped
+        linearly to 0-255. 8-bit pixels stay unchanged. Pixels outside one of the usual ranges (see
+        `learn_pixel_range`) raise an error; pixels outside any other range are clipped. None uses,
+        for each image, the first usual range that contains it, so images may differ.
+    background : str or (int, int, int)
+        The color on which transparency is composited. The last of 2 or 4 channels is the opacity.
 
     Returns
     -------
@@ -245,14 +265,16 @@ def as_images(
     (1797, (8, 8, 3), 239)
     """
     shape, limits = _check_image_shape(image_shape), _check_pixel_range(pixel_range)
+    color = resolve_background(background)
     if isinstance(X, Images):
         return Images(
             X.source,
             image_shape=X.image_shape or shape,
             pixel_range=X.pixel_range or limits,
+            background=color if X.background == WHITE else X.background,
             rows=X.rows,
         )
-    return _checked(source_of(X), shape, limits)
+    return _checked(source_of(X), shape, limits, color)
 
 
 def images_of_source(
@@ -260,13 +282,14 @@ def images_of_source(
     *,
     image_shape: Sequence[int] | None = None,
     pixel_range: tuple[float, float] | None = None,
+    background: Any = "white",
 ) -> Images:
     """Build `Images` from a source that `containers.source_of` returned.
 
     Parameters
     ----------
     source : list, tuple, ndarray, torch.Tensor, values of a Series, or DatasetSource
-    image_shape, pixel_range
+    image_shape, pixel_range, background
         See `as_images`.
 
     Raises
@@ -274,23 +297,28 @@ def images_of_source(
     ValueError
         See `as_images`.
     """
-    return _checked(source, _check_image_shape(image_shape), _check_pixel_range(pixel_range))
+    shape, limits = _check_image_shape(image_shape), _check_pixel_range(pixel_range)
+    return _checked(source, shape, limits, resolve_background(background))
 
 
 def _checked(
-    source: Any, image_shape: tuple[int, ...] | None, pixel_range: PixelRange | None
+    source: Any,
+    image_shape: tuple[int, ...] | None,
+    pixel_range: PixelRange | None,
+    background: Color,
 ) -> Images:
     check_source(source, image_shape)
-    return Images(source, image_shape=image_shape, pixel_range=pixel_range)
+    return Images(source, image_shape=image_shape, pixel_range=pixel_range, background=background)
 
 
 def learn_pixel_range(
     X: Any, *, image_shape: Sequence[int] | None = None
 ) -> tuple[float, float] | None:
-    """Return the range of the pixels that are not uint8.
+    """Return the range of the pixels that are not 8-bit.
 
-    All numbers in memory are scanned, but only the first 64 items of a lazily read dataset.
-    Broken images are skipped; they raise an error when they are decoded.
+    All numbers in memory are scanned, 64 evenly spaced files and encoded images, but only the first
+    64 items of a lazily read dataset. Files of 8-bit images are opened, but not decoded. Broken
+    images are skipped; they raise an error when they are decoded.
 
     Parameters
     ----------
@@ -301,8 +329,14 @@ def learn_pixel_range(
     -------
     (float, float) or None
         The first of (0, 1), (-1, 1), (0, 16), (0, 255), (0, 65535) that contains all numbers, or
-        their minimum and maximum if none does. None if no image needs a range: paths, PIL images,
-        encoded images, uint8.
+        their minimum and maximum if none does. None if no image needs a range, because all are
+        8-bit.
+
+    Warns
+    -----
+    UserWarning
+        If the numbers are integers of 10, 12 or 14 bits, which are dark in the range of 16 bits, or
+        look as if they were normalized with a mean and a standard deviation.
 
     Examples
     --------
@@ -314,11 +348,35 @@ def learn_pixel_range(
     images = as_images(X, image_shape=image_shape)
     if images.pixel_range is not None:
         return images.pixel_range
-    low, high = math.inf, -math.inf
+    low, high, integer = math.inf, -math.inf, True
     for numbers in _numbers(images):
         smallest, largest = decoding.extent(numbers) or (math.inf, -math.inf)
         low, high = min(low, smallest), max(high, largest)
-    return decoding.usual_range(low, high) if low <= high else None
+        integer = integer and numbers.dtype.kind in "iu"
+    if low > high:
+        return None
+    learned = decoding.usual_range(low, high)
+    _warn_of_range(learned, high, integer)
+    return learned
+
+
+def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
+    """Warn if a learned range is probably not the range from black to white."""
+    if integer and learned == USUAL_RANGES[-1] and high < 2**14:
+        white = next(2**bits - 1 for bits in (10, 12, 14) if high < 2**bits)
+        warnings.warn(
+            f"Got integer pixels up to {high:g}, for which pixel_range='auto' uses the range of 16 "
+            f"bits, 0 to 65535, so the images are dark. If white is {white}, set "
+            f"pixel_range=(0, {white})",
+            stacklevel=3,
+        )
+    if not integer and learned not in USUAL_RANGES and learned[0] < 0:
+        warnings.warn(
+            f"Got floating-point pixels from {learned[0]:g} to {learned[1]:g}, which look "
+            "normalized by mean and standard deviation, as the network does itself. Pass the "
+            "images before normalization, or set pixel_range to the values of black and white",
+            stacklevel=3,
+        )
 
 
 def _numbers(images: Images) -> Iterator[np.ndarray]:
@@ -331,16 +389,55 @@ def _numbers(images: Images) -> Iterator[np.ndarray]:
         for start in range(0, len(source), step):
             yield as_array(source[start : start + step])
         return
-    count = len(images)
-    for row in range(
-        min(count, _N_ITEMS_FOR_PIXEL_RANGE) if isinstance(source, DatasetSource) else count
-    ):
+    count, is_dataset = len(images), isinstance(source, DatasetSource)
+    encoded = np.zeros(count, dtype=bool)
+    for row in range(min(count, _N_ITEMS_FOR_PIXEL_RANGE) if is_dataset else count):
         try:
             item = resolve(images._read(row), images.image_shape)
+            encoded[row] = not is_dataset and isinstance(item, str | decoding.Encoded)
+            numbers = None if encoded[row] else decoding.numbers_of(item)
         except ImageError:
             continue
-        if isinstance(item, np.ndarray) and item.dtype != np.uint8:
-            yield item
+        if numbers is not None:
+            yield numbers
+    files = images.take(np.flatnonzero(encoded))
+    for row in range(len(sample := files.sample(_N_ITEMS_FOR_PIXEL_RANGE)) if len(files) else 0):
+        try:
+            numbers = sample._apply(lambda image, *_: decoding.numbers_of(image), row)
+        except ImageError:
+            continue
+        if numbers is not None:
+            yield numbers
+
+
+def warn_if_invisible(images: Images) -> None:
+    """Warn if all transparent images of a sample are equal once they are on the background."""
+    count = min(len(images), _N_IMAGES_ON_BACKGROUND)
+    is_dataset = isinstance(images.source, DatasetSource)
+    sample = images[:count] if is_dataset else images.sample(count)
+    decoded: np.ndarray | None = None
+    contents = set()
+    for row in range(count):
+        try:
+            if not sample._apply(lambda image, *_: decoding.may_be_transparent(image), row):
+                if is_dataset:  # Reading more items may be slow.
+                    return
+                continue
+            pixels, content = sample[row], sample.fingerprint(row)
+        except ImageError:  # reported when the image is decoded for use
+            continue
+        pixels = pixels[:1, :1] if (pixels == pixels[0, 0]).all() else pixels
+        if decoded is not None and not np.array_equal(pixels, decoded):
+            return
+        decoded = pixels
+        contents.add(content)
+    if len(contents) > 1:
+        warnings.warn(
+            f"Got {len(contents)} different images with transparency, which are all equal on "
+            f"background={images.background!r}: their colors are probably those of the background. "
+            "Set background to another color, such as 'black' or 'gray'",
+            stacklevel=3,
+        )
 
 
 def _check_image_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -9,7 +9,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from sktransfer.data.containers import holds_rows, source_of
-from sktransfer.data.images import Images, as_images, images_of_source, learn_pixel_range
+from sktransfer.data.decoding import resolve_background
+from sktransfer.data.images import (
+    Images,
+    as_images,
+    images_of_source,
+    learn_pixel_range,
+    warn_if_invisible,
+)
 
 
 def check_images(
@@ -20,8 +27,8 @@ def check_images(
     Parameters
     ----------
     estimator : BaseEstimator
-        Has the parameters `image_shape` and `pixel_range`. `fit` sets its `pixel_range_`, and
-        scikit-learn sets `n_features_in_` and `feature_names_in_`.
+        Has the parameters `image_shape`, `pixel_range` and `background`. `fit` sets its
+        `pixel_range_`, and scikit-learn sets `n_features_in_` and `feature_names_in_`.
     X : images in any container
     reset : bool
         True in `fit`.
@@ -33,10 +40,14 @@ def check_images(
     ValueError, TypeError
         See `as_images` and scikit-learn's `validate_data`.
     """
+    background = resolve_background(estimator.background)
     images = _resolve(estimator, X, reset)
     if reset:
         estimator.pixel_range_ = _pixel_range(estimator, images, sample_weight)
-    return as_images(images, pixel_range=estimator.pixel_range_)
+    images = as_images(images, pixel_range=estimator.pixel_range_, background=background)
+    if reset:
+        warn_if_invisible(images)
+    return images
 
 
 def _resolve(estimator: BaseEstimator, X: Any, reset: bool) -> Images:

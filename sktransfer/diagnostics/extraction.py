@@ -40,5 +40,10 @@ def resolve_extractor(
 
 
 def read_images(extractor: PretrainedFeatureExtractor, X: Any) -> Images:
-    """Return images as a fitted extractor reads them, with its shape and pixel range."""
-    return as_images(X, image_shape=extractor.image_shape, pixel_range=extractor.pixel_range_)
+    """Return images as a fitted extractor reads them: its shape, pixel range and background."""
+    return as_images(
+        X,
+        image_shape=extractor.image_shape,
+        pixel_range=extractor.pixel_range_,
+        background=extractor.background,
+    )

@@ -71,6 +71,7 @@ _SHARED_PARAMETERS = (
     "image_size",
     "image_shape",
     "pixel_range",
+    "background",
     "device",
     "engine",
     "n_jobs",

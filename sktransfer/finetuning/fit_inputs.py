@@ -53,6 +53,7 @@ _RANGES: dict[str, tuple[Any, float, float | None]] = {
 _NOT_IN_DIGEST = {
     "augment",
     "backbone",
+    "background",
     "cache",
     "callbacks",
     "checkpoint_dir",

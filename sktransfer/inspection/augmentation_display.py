@@ -70,6 +70,7 @@ class AugmentationDisplay:
         image_size: int | tuple[int, int] | str | None = "auto",
         image_shape: Sequence[int] | None = None,
         pixel_range: Any = "auto",
+        background: Any = "white",
         fig: Any = None,
     ) -> AugmentationDisplay:
         """Compute and draw augmented views of the first images of `X`.
@@ -85,7 +86,7 @@ class AugmentationDisplay:
             As in `resolve_augmentation`.
         n_images, n_views : int
             Maximum number of images, at least 1, and number of views of each, at least 0.
-        backbone, weights, image_size, image_shape, pixel_range
+        backbone, weights, image_size, image_shape, pixel_range, background
             As in `FineTunedImageClassifier`.
         fig : matplotlib Figure, SubFigure or None
             Figure to draw on; None creates one.
@@ -104,7 +105,9 @@ class AugmentationDisplay:
         if isinstance(pixel_range, str):
             check_choice("pixel_range", pixel_range, ["auto"])
             pixel_range = learn_pixel_range(X, image_shape=image_shape)
-        images = as_images(X, image_shape=image_shape, pixel_range=pixel_range)
+        images = as_images(
+            X, image_shape=image_shape, pixel_range=pixel_range, background=background
+        )
         network = load_backbone(backbone, weights)
         size = network.image_size_for(image_size, images)
         preprocessing = network.preprocessing.with_image_size(size)

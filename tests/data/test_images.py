@@ -234,7 +234,8 @@ def test_decoded_uint8_array_is_not_shared(pixels):
     [
         (["gone.jpg"], None),
         ([b"..."], None),
-        (pil(np.zeros((2, 4, 4), dtype=np.uint16)), None),
+        (pil(np.zeros((2, 4, 4), dtype=np.uint16)), (0, 1)),
+        (pil(np.full((2, 4, 4), 40_000, dtype=np.uint16)), (0, 65535)),
         (np.zeros((2, 4, 4), dtype=np.uint8), None),
         ([np.zeros((4, 4), dtype=np.uint8), np.ones((4, 4))], (0, 1)),
         (np.zeros((2, 4, 4), dtype=bool), (0, 1)),
@@ -243,7 +244,7 @@ def test_decoded_uint8_array_is_not_shared(pixels):
         (torch.tensor([[[0.0, 1.0]]], dtype=torch.bfloat16), (0, 1)),
         ([np.array([[-1.0, 0]]), "gone.jpg", None, np.array([[0.5]])], (-1, 1)),
         (np.array([[[0, 40_000]]]), (0, 65535)),
-        (np.array([[[-2.5, 4]]]), (-2.5, 4)),
+        (np.array([[[-3, 4]]]), (-3, 4)),
         (np.array([[[np.nan, 0.5]], [[np.inf, 0.25]]]), (0, 1)),
         (np.full((1, 2, 2), np.nan), None),
     ],

@@ -11,9 +11,10 @@ from sktransfer.data.validation import check_images
 
 
 class Estimator(BaseEstimator):
-    def __init__(self, image_shape=None, pixel_range="auto"):
+    def __init__(self, image_shape=None, pixel_range="auto", background="white"):
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.background = background
 
 
 def test_check_images_learns_the_pixel_range_only_in_fit():
