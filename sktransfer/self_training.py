@@ -19,11 +19,10 @@ from sklearn.utils.validation import (
     _num_samples,
     check_consistent_length,
     check_is_fitted,
-    column_or_1d,
     has_fit_parameter,
 )
 
-from sktransfer.data.labels import split_domains
+from sktransfer.data.labels import check_not_missing, split_domains
 from sktransfer.utils.errors import ImageError, check_number
 
 
@@ -118,7 +117,7 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         Raises
         ------
         ValueError
-            If a share is out of range, or `sample_domain` is invalid.
+            If a share is out of range, `sample_domain` is invalid, or labels are missing.
         TypeError
             If the classifier has no `predict_proba`.
         """
@@ -142,12 +141,13 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
             )
         self.pseudo_rows_ = np.empty(0, int)
         if sample_domain is None:
+            check_not_missing(y)
             self._set_estimators([clone(self.estimator).fit(X, y)])
             self.pseudo_labels_ = self.classes_[:0]
             return self
         check_consistent_length(X, y)
         source, target = split_domains(sample_domain, _num_samples(X))
-        source_labels = column_or_1d(_safe_indexing(y, source), warn=True)
+        source_labels = check_not_missing(_safe_indexing(y, source), "y", source, warn=True)
         labels = np.repeat(source_labels[:1], len(source) + len(target))
         labels[source], self.pseudo_labels_ = source_labels, source_labels[:0]
         _warn_if_domains_are_lost(self.estimator)

@@ -57,7 +57,7 @@ def run_demo(
         If a class has too few images for a split.
     """
     import_optional("matplotlib", extra="demo", purpose="the demo")
-    data = _load(images)
+    data, output = _load(images), Path(output).expanduser()
     X_train, X_test, y_train, y_test = _split(data)
     print(
         f"{len(X_train)} training images and {len(X_test)} held-out images, "

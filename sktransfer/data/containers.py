@@ -5,10 +5,11 @@ Shapes: N images of H x W pixels with C channels.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
@@ -18,17 +19,31 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from sktransfer.data.decoding import Encoded, channel_axis
-from sktransfer.data.items import NUMERIC_KINDS, as_array, describe, is_missing, looks_like_image
+from sktransfer.data.items import (
+    NUMERIC_KINDS,
+    as_array,
+    describe,
+    encoded_buffer,
+    has_signature,
+    is_file,
+    is_missing,
+    looks_like_image,
+)
 from sktransfer.utils.errors import ImageError
 
 _EXPECTED = "expected a list, array, Series, one-column DataFrame or dataset of images"
+
+# Methods that load data which a library computes only when asked to, the best one first.
+_LOADING_METHODS = ("toPandas", "to_pandas", "collect", "compute", "to_table", "execute", "df")
+# Libraries whose lazy data have a length, too.
+_LAZY_LIBRARIES = ("dask", "dask_expr", "pyspark", "duckdb", "_duckdb", "ibis")
 
 
 class DatasetSource:
     """A dataset that is not in memory: read item by item, and by one thread at a time.
 
     Few datasets are thread-safe. Two threads that share an open file would mix up images without
-    an error.
+    an error. Arrays on disk may have a shape, but no length (Zarr).
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -36,7 +51,7 @@ class DatasetSource:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) if hasattr(self.dataset, "__len__") else self.dataset.shape[0]
 
     def __getitem__(self, row: int) -> Any:
         try:
@@ -49,6 +64,19 @@ class DatasetSource:
         return DatasetSource, (self.dataset,)  # A lock cannot be pickled.
 
 
+class ArrowSource:
+    """A column of pyarrow, whose scalars become Python objects when they are read."""
+
+    def __init__(self, column: Any) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.column[row].as_py()
+
+
 # Containers
 
 
@@ -57,17 +85,18 @@ def source_of(X: Any) -> Any:
 
     Returns
     -------
-    list, tuple, ndarray, torch.Tensor, values of a Series, or DatasetSource
+    list, tuple, ndarray, torch.Tensor, values of a Series, ArrowSource, or DatasetSource
         A 2-D array or tensor of numbers holds flat rows. Numbers in nested lists, DataFrames and
         object arrays are copied; everything else is shared.
 
     Raises
     ------
     TypeError
-        If `X` is sparse, has no length or cannot be read by row.
+        If `X` is sparse, lazy, has no length or cannot be read by row.
     ValueError
         If `X` is a single image or a table of several columns.
     """
+    _refuse_lazy(X)
     _refuse_single(X)
     if hasattr(X, "tocsr") or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
         raise TypeError(
@@ -78,14 +107,27 @@ def source_of(X: Any) -> Any:
         return X.detach()
     if isinstance(X, list | tuple):
         return _from_list(X)
+    if type(X).__module__.partition(".")[0] == "pyarrow":
+        return _from_arrow(X)
     if hasattr(X, "columns") and hasattr(X, "head"):
         return _from_frame(X)
     if hasattr(X, "to_numpy") and getattr(X, "ndim", 1) == 1:
-        return getattr(X, "array", X)  # pandas reads single values faster from its array.
-    # Stacks of images that are not numpy arrays (HDF5, Zarr, ...) may be on disk and stay there.
-    if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and getattr(X, "ndim", 2) < 3):
+        return _from_series(X)
+    if isinstance(X, np.ma.MaskedArray):
+        return _from_masked(X)
+    if isinstance(X, np.ndarray) or _belongs_in_memory(X):
         return _from_array(np.asarray(X))
     return _from_dataset(X)
+
+
+def _belongs_in_memory(X: Any) -> bool:
+    """Return whether `X` is like an array of paths or flat rows; images on disk stay there."""
+    if not hasattr(X, "__array__") or getattr(X, "ndim", 2) >= 3:
+        return False
+    # HDF5 holds encoded images as arrays of uint8 with different lengths, or as opaque bytes.
+    dtype = getattr(X, "dtype", None)
+    lengths_vary = isinstance((getattr(dtype, "metadata", None) or {}).get("vlen"), np.dtype)
+    return not lengths_vary and getattr(dtype, "kind", "") != "V"
 
 
 def holds_rows(source: Any) -> bool:
@@ -108,35 +150,60 @@ def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
     ValueError
         If there are no images, a single image, or rows that do not fit `image_shape`.
     """
-    shape = tuple(getattr(source, "shape", (len(source),)))
+    shape = _shape_of(source)
     if shape[:1] == (0,):
         raise ValueError(
             f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
         )
     if is_stack(source) and "complex" in str(source.dtype):
         raise ValueError(f"Complex data not supported: X has dtype {source.dtype}.")
-    if len(shape) < 2 and not isinstance(source, DatasetSource):
-        _refuse_numbers(source, shape)
+    if len(shape) > 2:
+        _check_stack(shape, isinstance(source, torch.Tensor))
     elif len(shape) == 2:
         _check_rows(shape, image_shape)
-    elif is_stack(source):
-        _check_stack(shape, isinstance(source, torch.Tensor))
+    elif not isinstance(source, DatasetSource):
+        _refuse_numbers(source, shape)
+
+
+def _shape_of(source: Any) -> tuple[int, ...]:
+    """Return the shape of a source: (N,), or the shape of a single array, also on disk."""
+    dataset = getattr(source, "dataset", source)
+    shape = tuple(getattr(dataset, "shape", ()))
+    is_numeric = getattr(getattr(dataset, "dtype", None), "kind", "") in NUMERIC_KINDS
+    if isinstance(source, DatasetSource) and not (is_numeric and len(shape) > 2):
+        return (len(source),)
+    return shape or (len(source),)
+
+
+def _refuse_lazy(X: Any) -> None:
+    """Raise a TypeError if the values of `X` have not been computed yet."""
+    is_lazy = type(X).__module__.partition(".")[0] in _LAZY_LIBRARIES
+    if not is_lazy and (hasattr(X, "__len__") or isinstance(X, Iterable)):
+        return
+    for method in _LOADING_METHODS:
+        if callable(getattr(type(X), method, None)):
+            raise TypeError(
+                f"Got X of type {type(X).__name__}, which is lazy, but {_EXPECTED}. "
+                f"Load it first: call .{method}()."
+            )
 
 
 def _refuse_single(X: Any) -> None:
     if isinstance(X, Mapping):
         keys = ", ".join(repr(key) for key in X)
+        example = f", such as X[{next(iter(X))!r}]" if X else ""
         raise ValueError(
-            f"Got X as a dict with keys {keys}, but {_EXPECTED}. Pass one of its columns, or, "
-            "if it is a single image, wrap it in a list: [image]."
+            f"Got X as a dict with keys {keys}, but {_EXPECTED}. Pass one of its values{example}, "
+            "or, if it is a single image, wrap it in a list: [image]."
         )
-    if isinstance(X, str | os.PathLike) and os.path.isdir(X):
+    if isinstance(X, str | os.PathLike) and os.path.isdir(os.path.expanduser(X)):
         raise ValueError(
             f"Got X={os.fspath(X)!r}, a folder, but {_EXPECTED}. "
             f"load_image_folder({os.fspath(X)!r}) lists the images in it."
         )
-    is_scalar = getattr(X, "ndim", 1) == 0
-    if is_scalar or isinstance(X, str | os.PathLike | Encoded | Image.Image):
+    is_scalar = getattr(X, "ndim", 1) == 0 or hasattr(X, "as_py")
+    is_encoded = is_file(X) or (is_stack(X) and encoded_buffer(X) is not None)
+    if is_scalar or is_encoded or isinstance(X, str | os.PathLike | Encoded | Image.Image):
         raise ValueError(
             f"Got a single image ({describe(X)}), but {_EXPECTED}; wrap it in a list: [image]."
         )
@@ -204,6 +271,8 @@ def _from_list(X: Sequence[Any]) -> Any:
         return X
     if not nested and not (is_stack(first) and first.ndim == 1):
         return X
+    if encoded_buffer(first) is not None and all(encoded_buffer(item) is not None for item in X):
+        return X
     try:
         return _from_array(np.stack([as_array(row) for row in X]))
     except ValueError as error:
@@ -219,7 +288,46 @@ def _from_frame(X: Any) -> Any:
     return source_of(X[X.columns[0]])
 
 
+def _from_arrow(X: Any) -> Any:
+    """Return an array, a chunked array or the only column of a table of pyarrow as a source."""
+    if hasattr(X, "column_names"):
+        columns = [X.column(index) for index in range(X.num_columns)]
+        first_row = [column[0].as_py() for column in columns] if len(X) else []
+        if first_row and all(map(_is_number, first_row)):
+            return _from_array(np.column_stack([np.asarray(column) for column in columns]))
+        if len(columns) != 1:
+            _refuse_columns(X.column_names, f"X[{X.column_names[0]!r}]")
+        return ArrowSource(columns[0])
+    if hasattr(X, "to_numpy_ndarray"):  # an array of tensors of one shape
+        return _from_array(X.to_numpy_ndarray())
+    return ArrowSource(X) if hasattr(X, "null_count") else _from_dataset(X)
+
+
+def _from_series(X: Any) -> Any:
+    """Return the values of a Series, or of anything else with one axis that is like one."""
+    if hasattr(X, "array"):
+        return X.array  # pandas reads single values faster from its array
+    return np.asarray(X) if hasattr(X, "dims") else X
+
+
+def _from_masked(X: np.ma.MaskedArray) -> np.ndarray:
+    """Return the values of a masked array; a masked value is a missing image."""
+    if not np.ma.is_masked(X):
+        return _from_array(X.data)
+    if X.dtype.kind in NUMERIC_KINDS:
+        raise ValueError(
+            f"Got a masked array with {np.ma.count_masked(X):,} masked pixels, but expected "
+            "all pixels. Fill them: X.filled(0)."
+        )
+    values = X.data.astype(object)
+    values[np.ma.getmaskarray(X)] = None
+    return _from_array(values)
+
+
 def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "S" and array.size and has_signature(array.flat[0]):
+        # numpy cuts zeros off the end of such strings, which may be pixels.
+        array = np.ascontiguousarray(array).view(f"V{array.itemsize}")
     if array.ndim != 2 or array.dtype.kind in NUMERIC_KINDS + "c":
         return array
     if _is_number_table(array):
@@ -250,8 +358,12 @@ def _from_dataset(X: Any) -> DatasetSource:
     if isinstance(X, DataLoader):
         raise TypeError(f"Got X of type {name}, but {_EXPECTED}. Pass its dataset: X.dataset.")
     for method in ("__len__", "__getitem__"):
+        if method == "__len__" and getattr(X, "shape", None):
+            continue  # an array on disk, such as Zarr's
         if not hasattr(X, method) or isinstance(X, IterableDataset):
             remedy = " Convert it to a list first: list(X)." if hasattr(X, "__iter__") else ""
+            if isinstance(X, itertools.count | itertools.cycle | itertools.repeat):
+                remedy = " It may not end; choose its first n: list(itertools.islice(X, n))."
             raise TypeError(
                 f"Got X of type {name}, which has no {method}, but {_EXPECTED}.{remedy}"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +21,23 @@ IMAGE_EXTENSIONS = (
     ".tif", ".tiff", ".webp",
 )  # fmt: skip
 SPLITS = ("train", "val", "test")
-_SPLIT_OF_FOLDER = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
+# Names of split folders in lower case, without separators: "Training", "train_set", "val2017".
+_SPLIT_NAMES = {
+    "train": "train|training",
+    "val": "val|valid|validate|validation|validating|dev|devel|development",
+    "test": "test|testing|tests|eval|evaluate|evaluation|evaluating|holdout|heldout",
+}
+_CONTENT = "sets?|data|datasets?|images?|imgs?|pictures?|photos?|splits?|samples?|folders?"
+_SPLIT_PATTERNS = {
+    split: re.compile(
+        rf"(?:[0-9]{{1,2}}|{_CONTENT})?(?:{names})(?:{_CONTENT})?"
+        r"(?:(?:19|20)[0-9]{2}|[0-9])?"
+    )
+    for split, names in _SPLIT_NAMES.items()
+}
+LABELS = ("numbers", "names")
+# Folders that archives of macOS contain next to the real ones.
+_HIDDEN_FOLDERS = ("__MACOSX",)
 
 
 @dataclass
@@ -33,11 +51,17 @@ class _Scan:
         Files outside any class folder, or without an image extension.
     empty : list of (path, split)
         Class folders without images.
+    subfolders : dict of class name to set of str
+        Names of the folders with images directly below the folders of a class.
+    spellings : dict of class name to set of str
+        Names of the folders of a class, before Unicode normalization.
     """
 
     images: list[tuple[str, str, str | None]] = field(default_factory=list)
     ignored: list[tuple[str, str | None]] = field(default_factory=list)
     empty: list[tuple[str, str | None]] = field(default_factory=list)
+    subfolders: dict[str, set[str]] = field(default_factory=dict)
+    spellings: dict[str, set[str]] = field(default_factory=dict)
 
 
 @overload
@@ -46,6 +70,7 @@ def load_image_folder(
     *,
     split: str | None = ...,
     extensions: Iterable[str] = ...,
+    labels: str = ...,
     return_X_y: Literal[False] = ...,
 ) -> Bunch: ...
 @overload
@@ -54,6 +79,7 @@ def load_image_folder(
     *,
     split: str | None = ...,
     extensions: Iterable[str] = ...,
+    labels: str = ...,
     return_X_y: Literal[True],
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def load_image_folder(
@@ -61,22 +87,29 @@ def load_image_folder(
     *,
     split: str | None = None,
     extensions: Iterable[str] = IMAGE_EXTENSIONS,
+    labels: str = "numbers",
     return_X_y: bool = False,
 ) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """List the images of a folder that has one folder for each class.
 
-    Class folders lie directly in `root`, or in folders named train, val (or valid, validation)
-    and test in it; images may be anywhere below a class folder. Hidden files and folders are
-    skipped, links are followed, and no file is opened.
+    Class folders lie directly in `root`, or in folders for train, val and test in it; images may
+    be anywhere below a class folder. Hidden files and folders are skipped, links are followed, and
+    no file is opened.
+
+    The folders of the splits may have any usual name, in lower or upper case: train, training,
+    train_set; val, valid, validation, dev; test, testing, eval, evaluation, holdout.
 
     Parameters
     ----------
     root : path
-        The folder.
+        The folder; a leading `~` is the home folder.
     split : {"train", "val", "test"} or None
         The split to list, if there are such folders; None lists all of them.
     extensions : iterable of str
         Extensions of image files, in lower or upper case.
+    labels : {"numbers", "names"}
+        Whether `target` holds numbers, as in scikit-learn's `load_files`, or the names of the
+        classes. With names, `classes_` and predictions of a classifier are names.
     return_X_y : bool
         Return `(data, target)` only.
 
@@ -87,11 +120,13 @@ def load_image_folder(
 
         data, filenames : ndarray of shape (N,), object
             Paths, starting with `root` as given.
-        target : ndarray of shape (N,), int64
-            Index into `target_names`.
+        target : ndarray of shape (N,), int64 or str
+            Index into `target_names`, or, with `labels="names"`, the name itself.
+        labels : ndarray of shape (N,), str
+            Name of the class of each image.
         target_names : list of str
             Sorted names of the class folders that hold images, from all splits together, so
-            that `target` means the same in each split.
+            that `target` means the same in each split. Unicode is normalized (NFC).
         split : ndarray of shape (N,), str, or None
             "train", "val" or "test", if there are such folders.
         ignored : list of str
@@ -104,13 +139,15 @@ def load_image_folder(
     FileNotFoundError, NotADirectoryError
         If `root` is not a folder.
     ValueError
-        If there are no class folders or no images, or if the requested split is missing.
+        If there are no class folders or no images, if the requested split is missing, or if
+        `labels` or `extensions` are invalid.
 
     Warns
     -----
     UserWarning
-        If files are ignored, if class folders have no images, or if classes have images in val or
-        test but none in train.
+        If files are ignored, if class folders have no images, if classes have images in val or
+        test but none in train, if all class folders have the same subfolders, which probably are
+        the classes, or if names of class folders differ only by their Unicode normalization.
 
     Examples
     --------
@@ -126,8 +163,11 @@ def load_image_folder(
     ['tom.png', 'ace.png', 'rex.png']
     >>> bunch.target, bunch.target_names
     (array([0, 1, 1]), ['cats', 'dogs'])
+    >>> bunch.labels
+    array(['cats', 'dogs', 'dogs'], dtype='<U4')
     """
-    top = Path(root)
+    check_choice("labels", labels, LABELS)
+    top = Path(root) if os.path.exists(root) else Path(root).expanduser()
     _check_root(top)
     lowercase_extensions = _check_extensions(extensions)
     splits = _split_folders(top, lowercase_extensions)
@@ -135,7 +175,10 @@ def load_image_folder(
     scan = _scan(top, splits, lowercase_extensions)
     _check_not_empty(scan, split, top, splits)
     _warn_about(scan, split)
+    _warn_about_names(scan, top)
     bunch = _bunch(top, scan, split)
+    if labels == "names":
+        bunch.target = bunch.labels
     return (bunch.data, bunch.target) if return_X_y else bunch
 
 
@@ -168,7 +211,7 @@ def _visible(folder: Path) -> tuple[list[Path], list[str]]:
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in _HIDDEN_FOLDERS:
                 continue
             if entry.is_dir():
                 folders.append(Path(entry.path))
@@ -195,11 +238,7 @@ def _files_below(folder: Path) -> Iterator[str]:
 def _split_folders(root: Path, extensions: tuple[str, ...]) -> dict[Path, str]:
     """Return the split of each split folder; none if "train" or "test" is one of the classes."""
     folders, _ = _visible(root)
-    splits = {
-        folder: _SPLIT_OF_FOLDER[folder.name.lower()]
-        for folder in folders
-        if folder.name.lower() in _SPLIT_OF_FOLDER
-    }
+    splits = {folder: split for folder in folders if (split := _split_of_name(folder.name))}
     class_folders = [
         folder
         for folder in folders
@@ -218,16 +257,32 @@ def _split_folders(root: Path, extensions: tuple[str, ...]) -> dict[Path, str]:
     )
 
 
+def _split_of_name(name: str) -> str | None:
+    """Return the split that the name of a folder stands for.
+
+    Examples
+    --------
+    >>> [_split_of_name(name) for name in ("Training", "val2017", "test-set", "cats")]
+    ['train', 'val', 'test', None]
+    """
+    letters = re.sub(r"[\s_.-]", "", name.lower())
+    matches = (split for split, pattern in _SPLIT_PATTERNS.items() if pattern.fullmatch(letters))
+    return next(matches, None)
+
+
 def _check_split(split: str | None, root: Path, splits: dict[Path, str]) -> None:
     if split is None:
         return
     check_choice("split", split, SPLITS)
-    if not splits:
-        raise ValueError(
-            f"Got split={split!r}, but {str(root)!r} has no folders named train, val or test. "
-            "Pass split=None."
-        )
-    check_choice("split", split, [name for name in SPLITS if name in splits.values()])
+    if split in splits.values():
+        return
+    folders, _ = _visible(root)
+    listed = ", ".join(repr(folder.name) for folder in folders[:10]) or "none"
+    more = ", ..." if len(folders) > 10 else ""
+    present = [repr(name) for name in SPLITS if name in splits.values()]
+    where = f"{str(root)!r} has no folder for it; its folders are {listed}{more}"
+    remedy = f"Pass one of {', '.join(present)}, or None." if present else "Pass split=None."
+    raise ValueError(f"Got split={split!r}, but {where}. {remedy}")
 
 
 def _scan(root: Path, splits: dict[Path, str], extensions: tuple[str, ...]) -> _Scan:
@@ -252,13 +307,19 @@ def _scan_classes(
     scan.ignored += [(path, split) for path in files]
     for class_folder in classes:
         n_before = len(scan.images)
+        # macOS decomposes accents in the names of files, other systems do not.
+        name = unicodedata.normalize("NFC", class_folder.name)
+        subfolders = scan.subfolders.setdefault(name, set())
         for path in sorted(_files_below(class_folder)):
             if path.lower().endswith(extensions):
-                scan.images.append((class_folder.name, path, split))
+                scan.images.append((name, path, split))
+                subfolders.update(Path(path).relative_to(class_folder).parts[:-1][:1])
             else:
                 scan.ignored.append((path, split))
         if len(scan.images) == n_before:
             scan.empty.append((str(class_folder), split))
+        else:
+            scan.spellings.setdefault(name, set()).add(class_folder.name)
 
 
 def _check_not_empty(scan: _Scan, split: str | None, root: Path, splits: dict[Path, str]) -> None:
@@ -295,6 +356,32 @@ def _warn_about(scan: _Scan, split: str | None) -> None:
         )
 
 
+def _warn_about_names(scan: _Scan, root: Path) -> None:
+    """Warn of classes one level too high, and of names with different Unicode normalization."""
+    names = sorted(scan.spellings)
+    common = sorted(set.intersection(*(scan.subfolders[name] for name in names)))
+    if len(common) > 1:
+        listed = ", ".join(map(repr, common[:3])) + (", ..." if len(common) > 3 else "")
+        classes = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+        if all(map(_split_of_name, common)):
+            remedy = "If these are splits, move them above the class folders."
+        else:
+            remedy = (
+                "If these are the classes, pass the folder that holds them as root, or name the "
+                "folders above them train, val and test."
+            )
+        _warn_caller(
+            f"All class folders in {str(root)!r} ({classes}) have the same subfolders, {listed}. "
+            f"{remedy}"
+        )
+    for name in names:
+        if len(scan.spellings[name]) > 1:
+            _warn_caller(
+                f"Got {len(scan.spellings[name])} class folders named {name!r} that differ only by "
+                "their Unicode normalization (NFC and NFD); they are one class."
+            )
+
+
 def _warn_caller(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
 
@@ -303,6 +390,7 @@ def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
     rows = sorted(row for row in scan.images if split in (None, row[2]))
     target_names = sorted({name for name, _, _ in scan.images})
     position = {name: index for index, name in enumerate(target_names)}
+    labels = np.array([name for name, _, _ in rows])
     data = np.array([path for _, path, _ in rows], dtype=object)
     target = np.array([position[name] for name, _, _ in rows], dtype=np.int64)
     counts = np.bincount(target, minlength=len(target_names))
@@ -311,6 +399,7 @@ def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
         data=data,
         filenames=data,
         target=target,
+        labels=labels,
         target_names=target_names,
         split=None if rows[0][2] is None else np.array([row[2] for row in rows]),
         ignored=[path for path, file_split in scan.ignored if split in (None, file_split)],

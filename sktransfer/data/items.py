@@ -5,10 +5,17 @@ Shapes: H x W pixels, C channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA).
 
 from __future__ import annotations
 
+import base64
+import inspect
 import math
 import os
+import re
+import threading
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -21,6 +28,26 @@ NUMERIC_KINDS = "biuf"
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "bytes", "path")
 
+# The first bytes of an encoded image. They are long enough that pixels do not begin like this.
+_SIGNATURE = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff[\xc0-\xcf\xdb\xe0-\xef\xfe]|GIF8[79]a|RIFF....WEBP"
+    rb"|BM.{4}\0\0\0\0|II[*+]\0|MM\0[*+]|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51|....ftyp"
+    rb"|P[1-7fF][\s]|\0\0[\1\2]\0.\0|qoif|8BPS|icns|DDS |\x0a[\0-\5]\x01[\1\2\4\x08]",
+    re.S,
+)
+_SIGNATURE_LENGTH = 16
+# Strings up to this length can be the name of a file, so they are kept whole in messages.
+_MAX_PATH_LENGTH, _SHOWN_LENGTH = 255, 80
+# An encoded image has more characters in base64 than this.
+_MIN_BASE64_LENGTH = 48
+
+# "C:/cat.jpg" is a path.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+(?=[^/])")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
+
+# Two threads that read the same file would move each other's position.
+_FILE_LOCK = threading.Lock()
+
 
 def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
     """Reduce an item of `X` to a path, encoded bytes, a PIL image or an array.
@@ -28,9 +55,10 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
     Parameters
     ----------
     item : object
-        A path, encoded bytes, a PIL image, a numeric array or torch tensor of shape (H, W),
-        (H, W, C) or (C, H, W), a dict as in Hugging Face `datasets`, or an
-        (image, label, ...) tuple as in a torch Dataset.
+        A path (`str`, `Path` or `bytes`), encoded bytes in any buffer, an open binary file, a PIL
+        image, a numeric array or torch tensor of shape (H, W), (H, W, C) or (C, H, W), a dict as
+        in Hugging Face `datasets`, an (image, label, ...) tuple as in a torch Dataset, or a
+        scalar of pyarrow, numpy or xarray that holds one of these.
     image_shape : sequence of int or None
         The shape of an image that is given as a 1-D array of numbers.
 
@@ -44,25 +72,196 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
     ImageError
         If the item is not an image.
     """
-    if isinstance(item, str | Encoded | Image.Image):
+    if isinstance(item, Image.Image):
         return item
-    if isinstance(item, os.PathLike):
-        return os.fsdecode(item)
-    if isinstance(item, Mapping):
+    if isinstance(item, str | os.PathLike):
+        return _local_path(os.fsdecode(item))
+    if isinstance(item, Encoded):
+        return _encoded_or_path(item, image_shape)
+    if isinstance(item, Mapping) and not hasattr(item, "as_py"):
         _check_keys(item)
-        return resolve(_value_of(item), image_shape)
+        value = _value_of(item)
+        # The value of "bytes" is an encoded image, never a path.
+        is_content = isinstance(value, Encoded) and value is item.get("bytes")
+        return value if is_content else resolve(value, image_shape)
+    if (inner := _unwrapped(item)) is not item:
+        return resolve(inner, image_shape)
+    if is_file(item):
+        return _read_file(item)
+    if (encoded := encoded_buffer(item)) is not None and not _fits(item, image_shape):
+        return encoded
+    array = as_array(item)
+    return _channels_last(array, isinstance(item, torch.Tensor), image_shape)
+
+
+def _unwrapped(item: Any) -> Any:
+    """Return the image in a tuple or scalar; return any other item unchanged."""
+    if hasattr(item, "as_py"):  # a scalar of pyarrow
+        return item.as_py()
     if _wraps_image(item):
-        return resolve(item[0], image_shape)
-    return _channels_last(as_array(item), isinstance(item, torch.Tensor), image_shape)
+        return item[0]
+    if _is_scalar(item):
+        return item.item()
+    return item
+
+
+def _is_scalar(item: Any) -> bool:
+    """Return whether an item is an array without axes that holds text, bytes or an object."""
+    kind = getattr(getattr(item, "dtype", None), "kind", "")
+    return getattr(item, "ndim", None) == 0 and kind in ("U", "S", "T", "V", "O")
+
+
+def _fits(item: Any, image_shape: Sequence[int] | None) -> bool:
+    """Return whether a buffer has as many numbers as a flattened image."""
+    size = math.prod(getattr(item, "shape", (len(item),)))
+    return image_shape is not None and -1 not in image_shape and size == math.prod(image_shape)
+
+
+# Paths and encoded images
+
+
+def _local_path(path: str) -> str:
+    """Return a path with its `~` expanded; raise an ImageError if it cannot be a path."""
+    if path.startswith("~") and not os.path.exists(path):
+        return os.path.expanduser(path)
+    address = _ADDRESS.match(path)
+    if address and not os.path.exists(path):
+        raise ImageError(_address_remedy(path))
+    if _is_base64(path):
+        raise ImageError(_base64_remedy(path))
+    return path
+
+
+def _address_remedy(address: str) -> str:
+    if address.lower().startswith("file:"):
+        path = url2pathname(urlsplit(address).path)
+        remedy = f"Pass the path: {shorten(path)!r}."
+    else:
+        remedy = "Download the image first, and pass its path or its bytes."
+    return f"Got an address, but addresses are not fetched. {remedy}"
+
+
+def _is_base64(text: str) -> bool:
+    """Return whether a string is an image in base64, possibly with the prefix of a data URI."""
+    if text.startswith("data:"):
+        return "," in text[:_MAX_PATH_LENGTH]
+    if len(text) < _MIN_BASE64_LENGTH or not _BASE64.fullmatch(text[:_MIN_BASE64_LENGTH]):
+        return False
+    # Separators that differ between the dialects of base64.
+    start = "".join(text[:_MIN_BASE64_LENGTH].split()).translate({45: 43, 95: 47})
+    if has_signature(base64.b64decode(start[: len(start) // 4 * 4])):
+        return not os.path.exists(text)
+    return len(text) > _MAX_PATH_LENGTH and _BASE64.fullmatch(text) is not None
+
+
+def _base64_remedy(text: str) -> str:
+    encoded = "text.partition(',')[2]" if text.startswith("data:") else "text"
+    return (
+        f"Got a base64 string of {len(text):,} characters, but expected a path or encoded bytes. "
+        f"Decode it: base64.b64decode({encoded})."
+    )
+
+
+def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawImage:
+    """Return encoded bytes unchanged, or the path that they hold."""
+    if isinstance(item, memoryview) and (item.ndim != 1 or item.itemsize != 1):
+        return _channels_last(np.asarray(item), False, image_shape)
+    if len(item) == 0 or has_signature(bytes(item[:_SIGNATURE_LENGTH])):
+        return item
+    # Text formats, such as XBM, have several lines.
+    start = bytes(item[:_MIN_BASE64_LENGTH]).decode("ascii", "ignore")
+    if len(start) == _MIN_BASE64_LENGTH and _is_base64(start):
+        raise ImageError(_base64_remedy(bytes(item).decode("ascii", "replace")))
+    if len(item) > _MAX_PATH_LENGTH or b"\0" in (content := bytes(item)):
+        return item
+    path = os.fsdecode(content)
+    if path.isprintable():
+        local = _local_path(path)
+        if os.path.exists(local):
+            return local
+        raise ImageError(
+            f"Got {shorten(repr(content))}, which is neither an encoded image nor the path of a "
+            f"file that exists. Relative paths are resolved from {os.getcwd()}."
+        )
+    return item
+
+
+def has_signature(start: bytes) -> bool:
+    """Return whether some bytes begin as the file of an image does.
+
+    Examples
+    --------
+    >>> has_signature(bytes.fromhex("89504e470d0a1a0a")), has_signature(b"cat.jpg")
+    (True, False)
+    """
+    return _SIGNATURE.match(start) is not None
+
+
+def encoded_buffer(item: Any) -> bytes | None:
+    """Return the bytes of an image that a buffer holds, or None if the item is no such buffer.
+
+    Encoders return a 1-D or one-column array or tensor of uint8 (`cv2.imencode`,
+    `torchvision.io.encode_png`). Other libraries have buffers of their own.
+
+    Examples
+    --------
+    >>> encoded_buffer(np.frombuffer(b"GIF89a...", np.uint8))
+    b'GIF89a...'
+    >>> encoded_buffer(np.zeros(64, np.uint8)) is None
+    True
+    """
+    if isinstance(item, np.ndarray | torch.Tensor):
+        shape = tuple(item.shape)
+        if not str(item.dtype).endswith("uint8") or math.prod(shape) != max(shape, default=0):
+            return None
+        if len(shape) > 2 or not shape:
+            return None
+        content = item.reshape(-1)
+        if not has_signature(as_array(content[:_SIGNATURE_LENGTH]).tobytes()):
+            return None
+        return as_array(content).tobytes()
+    if isinstance(item, list | tuple) or hasattr(item, "__array__"):
+        return None
+    try:
+        return bytes(memoryview(item))
+    except (TypeError, BufferError):
+        return None
+
+
+def is_file(item: object) -> bool:
+    """Return whether an item is an open file, or behaves like one."""
+    return all(callable(getattr(item, method, None)) for method in ("read", "seek", "tell"))
+
+
+def _read_file(file: Any) -> bytes:
+    """Read a file from its start, and restore its position."""
+    name, remedy = type(file).__name__, "Pass its path, or its content as bytes."
+    if inspect.iscoroutinefunction(file.read):
+        raise ImageError(
+            f"Got an asynchronous {name}. Pass its content as bytes: await file.read()."
+        )
+    with _FILE_LOCK:
+        try:
+            position = file.tell()
+            file.seek(0)
+            content = file.read()
+            file.seek(position)
+        except Exception as error:  # A user's file may raise anything.
+            raise ImageError(
+                f"The {name} cannot be read from its start: {error}. {remedy}"
+            ) from error
+    if isinstance(content, str):
+        raise ImageError(f"Got a {name}, a file opened as text. Open it with mode 'rb'.")
+    return content
 
 
 def looks_like_image(value: object) -> bool:
     """Return whether a value is an image or leads to one, rather than a number or label."""
     if isinstance(value, Mapping):
         return any(key in value for key in _IMAGE_KEYS)
-    if isinstance(value, str | os.PathLike | Encoded | Image.Image):
+    if isinstance(value, str | os.PathLike | Encoded | Image.Image | np.void):
         return True
-    return getattr(value, "ndim", 0) > 0
+    return getattr(value, "ndim", 0) > 0 or is_file(value)
 
 
 def describe(item: Any) -> str:
@@ -74,19 +273,41 @@ def describe(item: Any) -> str:
     ('cat.jpg', 'bytes', 'array of shape (8, 8)', 'missing value')
     """
     if isinstance(item, str | os.PathLike):
-        return os.fsdecode(item)
-    if isinstance(item, Encoded):
+        return shorten(os.fsdecode(item))
+    if isinstance(item, Encoded | np.void):
         return "bytes"
     if isinstance(item, Image.Image):
         return f"PIL image, {item.mode}, {item.width} x {item.height}"
+    if hasattr(item, "as_py"):
+        return describe(item.as_py())
     if isinstance(item, Mapping) and looks_like_image(item):
         return describe(item.get("path") or _value_of(item))
     if _wraps_image(item):
         return describe(item[0])
+    if is_missing(item):
+        return "missing value"
+    if is_file(item):
+        name = getattr(item, "name", None)
+        return shorten(name) if isinstance(name, str) else type(item).__name__
     if hasattr(item, "shape"):
         kind = "tensor" if isinstance(item, torch.Tensor) else "array"
         return f"{kind} of shape {tuple(item.shape)}"
-    return "missing value" if is_missing(item) else type(item).__name__
+    return type(item).__name__
+
+
+def shorten(text: str) -> str:
+    """Cut the middle out of a long text that is no path, such as an image in base64.
+
+    Examples
+    --------
+    >>> shorten("cat.jpg"), len(shorten("A" * 100_000))
+    ('cat.jpg', 80)
+    """
+    can_be_path = len(text) <= _MAX_PATH_LENGTH and not (_ADDRESS.match(text) or _is_base64(text))
+    if can_be_path or len(text) <= _SHOWN_LENGTH:
+        return text
+    half = (_SHOWN_LENGTH - 3) // 2
+    return f"{text[: half + 1]}...{text[-half:]}"
 
 
 def path_of(item: Any) -> str | None:
@@ -99,6 +320,8 @@ def path_of(item: Any) -> str | None:
     """
     if isinstance(item, str | os.PathLike):
         return os.fsdecode(item)
+    if hasattr(item, "as_py"):
+        return path_of(item.as_py())
     if isinstance(item, Mapping) and looks_like_image(item):
         return path_of(item.get("path") or _value_of(item))
     return path_of(item[0]) if _wraps_image(item) else None
@@ -127,11 +350,13 @@ def _wraps_image(item: object) -> bool:
 
 
 def is_missing(item: object) -> bool:
-    """Return whether an item is None, NaN or pandas' NA."""
+    """Return whether an item is None, NaN, NaT, pandas' NA or a masked value of numpy."""
     # Checked by name, since pandas may not be installed.
-    if item is None or type(item).__name__ in ("NAType", "NaTType"):
+    if item is None or item is np.ma.masked or type(item).__name__ in ("NAType", "NaTType"):
         return True
-    return isinstance(item, float) and math.isnan(item)
+    # Only NaN and NaT differ from themselves.
+    is_scalar = isinstance(item, Number | np.datetime64 | np.timedelta64)
+    return is_scalar and bool(item != item)
 
 
 def are_missing(items: np.ndarray) -> np.ndarray:
@@ -150,6 +375,8 @@ def as_array(item: Any) -> np.ndarray:
     if isinstance(item, torch.Tensor):
         # numpy has no bfloat16.
         return (item.float() if item.dtype == torch.bfloat16 else item).numpy(force=True)
+    if isinstance(item, np.ma.MaskedArray) and np.ma.is_masked(item):
+        raise ImageError("Got masked pixels. Fill them: image.filled(0).")
     if not is_missing(item) and (hasattr(item, "__array__") or isinstance(item, list | tuple)):
         try:
             return np.asarray(item)

@@ -6,6 +6,7 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -16,8 +17,11 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 
-from sktransfer.data.items import are_missing
+from sktransfer.data.items import are_missing, is_missing
 from sktransfer.utils.errors import check_choice
+
+# numpy converts a float to a string of 32 characters, which has 4 bytes for each.
+_CONVERTED_ITEMSIZE = 4 * 32
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ def check_labels(
     Raises
     ------
     ValueError
-        If lengths differ, if labels are not classes, if weights are negative, if there is a single
-        class, or if domains are invalid.
+        If lengths differ, if labels are missing or not classes, if weights are negative, if there
+        is a single class, or if domains are invalid.
 
     Examples
     --------
@@ -89,7 +93,7 @@ def check_labels(
     if sample_domain is not None:
         source, target = split_domains(sample_domain, len(X))
         y = _safe_indexing(y, source)  # the labels of the target are never read
-    y = _check_not_missing(column_or_1d(y, warn=True), "y", source)
+    y = check_not_missing(y, "y", source, warn=True)
     check_classification_targets(y)
     weights = np.ones(len(X))
     if sample_weight is not None:
@@ -108,16 +112,110 @@ def check_labels(
     )
 
 
-def _check_not_missing(y: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
-    """Return labels, or raise a ValueError if some are missing."""
-    if y.dtype.kind == "f":
-        assert_all_finite(y, input_name=name)
-    if y.dtype.kind == "O" and (missing := are_missing(y)).any():
+def as_labels(y: Any, *, warn: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Convert labels to an array, and find those that are missing.
+
+    None, NaN, NaT, pandas' NA, nulls and masked values are missing, in any container. An empty
+    string is a label.
+
+    Parameters
+    ----------
+    y : array-like of shape (N,)
+    warn : bool
+        Warn if `y` is a column of shape (N, 1).
+
+    Returns
+    -------
+    labels : ndarray of shape (N,)
+        If labels are missing, an array of objects with None for these; otherwise, of the dtype
+        that numpy gives to `y`.
+    missing : ndarray of shape (N,), bool
+
+    Raises
+    ------
+    ValueError
+        If `y` has several columns.
+
+    Examples
+    --------
+    >>> as_labels(["cat", float("nan"), "dog"])
+    (array(['cat', None, 'dog'], dtype=object), array([False,  True, False]))
+    """
+    if isinstance(y, np.ma.MaskedArray):
+        missing = np.ma.getmaskarray(y).reshape(-1)
+        labels = column_or_1d(y.data, warn=warn)
+    elif isinstance(y, Sequence) and not isinstance(y, str):
+        # Before numpy converts NaN among strings to the string "nan".
+        missing = np.array([is_missing(label) for label in y], dtype=bool)
+        filled = [None if is_missing(label) else label for label in y] if missing.any() else list(y)
+        labels = column_or_1d(filled, warn=warn)
+    else:
+        labels = column_or_1d(y, warn=warn)
+        missing = np.zeros(len(labels), dtype=bool)
+    missing |= _missing_in(labels)
+    if missing.any():
+        labels = labels.astype(object)
+        labels[missing] = None
+    return labels, missing
+
+
+def _missing_in(labels: np.ndarray) -> np.ndarray:
+    """Return which labels of an array are missing."""
+    if labels.dtype.kind in "fmM":
+        return labels != labels  # only NaN and NaT differ from themselves
+    if labels.dtype.kind in "OT":
+        return are_missing(labels)
+    # Strings of at least 32 characters, however short the labels are, were floats in part.
+    if labels.dtype.kind == "U" and labels.dtype.itemsize >= _CONVERTED_ITEMSIZE:
+        return labels == "nan"
+    return np.zeros(len(labels), dtype=bool)
+
+
+def check_not_missing(
+    y: Any, name: str = "y", rows: np.ndarray | None = None, *, warn: bool = False
+) -> np.ndarray:
+    """Convert labels to an array, and raise a ValueError if some are missing.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+    name : str
+        Name of the labels in the error message.
+    rows : ndarray of shape (n,) or None
+        Rows of these labels in the user's data; None means all.
+    warn : bool
+        Warn if `y` is a column of shape (n, 1).
+
+    Returns
+    -------
+    ndarray of shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If labels are missing. The message has their number and their first ten rows.
+
+    Examples
+    --------
+    >>> check_not_missing(["cat", None])
+    Traceback (most recent call last):
+        ...
+    ValueError: Got 1 missing label in y, in row 1, but expected a label for each image; label \
+this image, or leave it out
+    """
+    labels, missing = as_labels(y, warn=warn)
+    found = np.flatnonzero(missing) if rows is None else rows[missing]
+    if len(found):
+        one = len(found) == 1
+        listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
         raise ValueError(
-            f"Input {name} contains missing labels, in rows {rows[missing][:10].tolist()}; label "
-            "these images, or leave them out"
+            f"Got {len(found):,} missing label{'' if one else 's'} in {name}, in "
+            f"row{'' if one else 's'} {listed}, but expected a label for each image; label "
+            f"{'this image, or leave it' if one else 'these images, or leave them'} out"
         )
-    return y
+    if labels.dtype.kind == "f":
+        assert_all_finite(labels, input_name=name)
+    return labels
 
 
 def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,9 +281,9 @@ def encode(y: Any, classes: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        If a label is not one of `classes`.
+        If a label is missing, or not one of `classes`.
     """
-    y = _check_not_missing(column_or_1d(y), "y_val", np.arange(len(y)))
+    y = check_not_missing(y, "y_val")
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     unknown = np.unique(y[classes[codes] != y])
     if len(unknown):

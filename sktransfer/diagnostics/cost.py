@@ -24,7 +24,7 @@ from sklearn.utils.validation import _num_samples, check_consistent_length
 from sktransfer.adaptation.batch_norm import MAX_MATCHED_IMAGES
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
-from sktransfer.data.labels import split_domains
+from sktransfer.data.labels import as_labels, check_not_missing, split_domains
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
@@ -333,9 +333,21 @@ class _Estimate:
         self.is_target = np.zeros(self.n, dtype=bool)
         if sample_domain is not None:
             self.is_target[split_domains(sample_domain, self.n)[1]] = True
-        self.y = None if y is None else np.asarray(y)
+        self.y = None if y is None else self._labels(y)
         self._parts: dict[Any, list[tuple[_Part, bool]]] = {}
         self._times: dict[Hashable, float] = {}
+
+    def _labels(self, y: Any) -> np.ndarray:
+        """Return labels; missing ones are allowed in the target, and take a label of the source."""
+        if np.ndim(y) > 1 and np.shape(y)[1] > 1:  # several outputs of a regressor
+            return np.asarray(y)
+        labels, missing = as_labels(y)
+        source = np.flatnonzero(~self.is_target)
+        known = check_not_missing(labels[source], "y", source)
+        if missing.any():
+            labels[missing] = known[0]
+            labels = np.array(labels.tolist())
+        return labels
 
     def cost(self, estimator: Any, cv: Any) -> Cost:
         rows = np.ones(self.n, dtype=bool)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import check_cv
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_consistent_length
 
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
-from sktransfer.data.items import are_missing
+from sktransfer.data.labels import as_labels, check_not_missing
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.embedding.duplicates import (
     POSSIBLE,
@@ -219,7 +219,8 @@ def find_leaks(
     Raises
     ------
     ValueError
-        If lengths differ, or if `X_test` is passed together with `cv` or `groups`.
+        If lengths differ, if groups are missing, or if `X_test` is passed together with `cv` or
+        `groups`.
 
     Warns
     -----
@@ -251,7 +252,9 @@ StratifiedGroupKFold, which keeps such images together.
     if X_test is None and y_test is not None:
         raise ValueError("Got y_test without X_test; pass the images of these labels as X_test")
     extractor = resolve_extractor(extractor).set_params(on_error="nan")
-    y, groups = (_check_labels(X, labels, extractor) for labels in (y, groups))
+    y = _check_labels(X, y, extractor)
+    if groups is not None:
+        groups = check_not_missing(_check_labels(X, groups, extractor), "groups")
     second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
     extractor.fit(X)
     first, errors = _embed(extractor, X), list(extractor.errors_)
@@ -307,10 +310,10 @@ def compare(
 
 
 def _check_labels(X: Any, y: Any, extractor: PretrainedFeatureExtractor) -> np.ndarray | None:
-    """Check that each image has a label or a group, before any image is embedded."""
+    """Check that `y` has an entry for each image, None if missing, before images are embedded."""
     if y is None:
         return None
-    labels = column_or_1d(y)
+    labels, _ = as_labels(y)
     check_consistent_length(as_images(X, image_shape=extractor.image_shape), labels)
     return labels
 
@@ -346,6 +349,7 @@ def _across(
             return np.zeros(len(rows), dtype=bool)
         return groups[rows[:, 0]] != groups[rows[:, 1]]
     across = np.zeros(len(rows), dtype=bool)
+    y = _stratified(y)
     for train, test in check_cv(cv, y, classifier=True).split(np.empty((sizes[0], 1)), y, groups):
         side = np.zeros(sizes[0], dtype=np.int8)
         side[train], side[test] = 1, -1
@@ -358,10 +362,19 @@ def _conflicts(rows: np.ndarray, y: np.ndarray | None, second_y: np.ndarray | No
     if y is None or second_y is None:
         return np.zeros(len(rows), dtype=bool)
     left, right = y[rows[:, 0]], second_y[rows[:, 1]]
-    has_labels = ~(are_missing(left) | are_missing(right))
+    has_labels = ~(as_labels(left)[1] | as_labels(right)[1])
     differ = np.zeros(len(rows), dtype=bool)
     differ[has_labels] = left[has_labels] != right[has_labels]
     return differ
+
+
+def _stratified(y: np.ndarray | None) -> np.ndarray | None:
+    """Return labels by which splits can be stratified: missing labels are a class of their own."""
+    if y is None or not (missing := as_labels(y)[1]).any():
+        return y
+    codes = np.full(len(y), -1)
+    codes[~missing] = np.unique(y[~missing].astype(str), return_inverse=True)[1]
+    return codes
 
 
 def _count(count: int, noun: str) -> str:

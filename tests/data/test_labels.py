@@ -1,12 +1,17 @@
+from collections import UserList
+from decimal import Decimal
 from inspect import signature
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
+import torch
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
-from sktransfer.data.labels import check_labels, encode, split_domains
+from sktransfer.data.labels import as_labels, check_labels, encode, split_domains
 
 Y = ["dog", "cat", "dog", "owl", "dog", "cat"]
 SAMPLE_WEIGHT = [1.0, 0.25, 2.0, 3.0, 0.5, 1.5]
@@ -120,9 +125,7 @@ def test_missing_y_raises_an_error_that_names_the_estimator():
     ("y", "options", "match"),
     [
         ([0.5, 1.25, 3.1], {}, "Unknown label type: continuous"),
-        ([0.0, np.nan, 1.0], {}, "Input y contains NaN"),
-        (np.array(["a", "b", None], dtype=object), {}, r"missing labels, in rows \[2\]"),
-        (np.array(["a", np.nan, "b"], dtype=object), {}, r"missing labels, in rows \[1\]"),
+        ([0.0, np.inf, 1.0], {}, "Input y contains infinity"),
         ([[0, 1], [1, 0]], {}, "y should be a 1d array"),
         ([0, 1], {"sample_weight": [1, -1]}, "[Nn]egative"),
         ([0, 1], {"sample_weight": [1, np.nan]}, "NaN"),
@@ -178,9 +181,119 @@ def test_class_weight_of_at_most_0_is_rejected(weight):
         labels(class_weight={"cat": weight})
 
 
-def test_encode_rejects_missing_labels():
-    with pytest.raises(ValueError, match=r"Input y_val contains missing labels, in rows \[0\]"):
-        encode(np.array([None, "a"], dtype=object), np.array(["a", "b"]))
+NAN = float("nan")
+# The label of row 1 of 3 is missing.
+MISSING = {
+    "None in a list": ["a", None, "b"],
+    "None in a tuple": ("a", None, "b"),
+    "None among numbers": [1, None, 2],
+    "None among booleans": [True, None, False],
+    "NaN among strings": ["a", NAN, "b"],
+    "float32 NaN among strings": ["a", np.float32("nan"), "b"],
+    "NaN among numbers": [1, NAN, 2],
+    "NaN in an array": np.array([1, NAN, 2]),
+    "NaN in an array of objects": np.array(["a", NAN, "b"], dtype=object),
+    "float32 NaN in an array of objects": np.array(["a", np.float32("nan"), "b"], dtype=object),
+    "NaN that numpy made a string": np.array(["a", NAN, "b"]),
+    "NaN in a column": np.array([[1.0], [NAN], [2.0]]),
+    "pd.NA in a list": ["a", pd.NA, "b"],
+    "pd.NA in an array": np.array(["a", pd.NA, "b"], dtype=object),
+    "pd.NaT in a list": ["a", pd.NaT, "b"],
+    "NaT in an array": np.array(["2020-01-01", "NaT", "2021-01-01"], dtype="M8[D]"),
+    "decimal NaN": [Decimal(1), Decimal("nan"), Decimal(2)],
+    "masked strings": np.ma.array(["a", "x", "b"], mask=[0, 1, 0]),
+    "masked integers": np.ma.array([1, 2, 3], mask=[0, 1, 0]),
+    "masked floats": np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0]),
+    "masked constant in a list": ["a", np.ma.masked, "b"],
+    "pandas objects": pd.Series(["a", None, "b"], dtype=object),
+    "pandas strings": pd.Series(["a", None, "b"], dtype="string"),
+    "pandas Int64": pd.Series([1, None, 2], dtype="Int64"),
+    "pandas Float64": pd.Series([1, None, 2], dtype="Float64"),
+    "pandas boolean": pd.Series([True, None, False], dtype="boolean"),
+    "pandas category": pd.Series(["a", None, "b"], dtype="category"),
+    "pandas array": pd.array([1, None, 2], dtype="Int64"),
+    "pandas Index": pd.Index(["a", None, "b"]),
+    "pandas DataFrame": pd.DataFrame({"y": ["a", None, "b"]}),
+    "polars strings": pl.Series(["a", None, "b"]),
+    "polars integers": pl.Series([1, None, 2]),
+    "polars booleans": pl.Series([True, None, False]),
+    "polars categories": pl.Series(["a", None, "b"], dtype=pl.Categorical),
+    "polars DataFrame": pl.DataFrame({"y": ["a", None, "b"]}),
+    "pyarrow strings": pa.array(["a", None, "b"]),
+    "pyarrow integers": pa.array([1, None, 2]),
+    "pyarrow chunks": pa.chunked_array([["a", None], ["b"]]),
+    "torch": torch.tensor([1, NAN, 2]),
+    "other sequences": UserList(["a", NAN, "b"]),
+}
+
+
+@pytest.mark.parametrize("container", MISSING)
+@pytest.mark.filterwarnings("ignore:A column-vector y was passed")
+def test_missing_label_is_rejected_in_every_spelling(container):
+    with pytest.raises(ValueError, match="missing label") as caught:
+        labels(MISSING[container])
+    assert str(caught.value) == (
+        "Got 1 missing label in y, in row 1, but expected a label for each image; label this "
+        "image, or leave it out"
+    )
+
+
+@pytest.mark.parametrize("container", MISSING)
+def test_missing_labels_are_marked(container):
+    values, missing = as_labels(MISSING[container])
+    assert missing.tolist() == [False, True, False]
+    assert values[1] is None
+    assert None not in values[[0, 2]].tolist()
+
+
+def test_the_first_ten_missing_labels_are_listed():
+    with pytest.raises(ValueError, match="missing label") as caught:
+        labels(["a", "b", *[None] * 13])
+    assert str(caught.value) == (
+        "Got 13 missing labels in y, in rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ..., but expected a "
+        "label for each image; label these images, or leave them out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (["", "a"], ["", "a"]),
+        (["nan", "a"], ["a", "nan"]),
+        (np.array(["nan", "a"]), ["a", "nan"]),
+        (["None", "a"], ["None", "a"]),
+        (["NA", "<NA>"], ["<NA>", "NA"]),
+        ([0, 1], [0, 1]),
+        ([False, True], [False, True]),
+        (np.array(["a" * 40, "b"]), ["a" * 40, "b"]),
+        (UserList(["b", "a"]), ["a", "b"]),
+        (pa.array(["b", "a"]), ["a", "b"]),
+    ],
+)
+def test_labels_that_look_missing_are_kept(y, classes):
+    assert labels(y).classes.tolist() == classes
+
+
+@pytest.mark.parametrize(
+    "garbage", [None, NAN, pd.NA, np.float32("nan"), pd.NaT, np.datetime64("NaT"), "x", ""]
+)
+def test_labels_of_the_target_may_be_missing(garbage):
+    encoded = labels(["a", garbage, "b", garbage], sample_domain=[1, -2, 1, -2])
+    assert encoded.classes.tolist() == ["a", "b"]
+    assert encoded.rows.tolist() == [0, 2]
+
+
+def test_missing_label_of_the_source_has_the_row_of_the_user():
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 2, but"):
+        labels(["a", None, None, "b"], sample_domain=[1, -2, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "y", [[None, "a"], [NAN, "a"], [pd.NA, "a"], np.ma.array(["x", "a"], mask=[1, 0])]
+)
+def test_encode_rejects_missing_labels(y):
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in y_val, in row 0, but expected"):
+        encode(y, np.array(["a", "b"]))
 
 
 def test_split_domains_accepts_whole_numbers_of_any_dtype():
