@@ -1,8 +1,8 @@
 """Compare frozen, tuned and from-scratch training as the data grows, near to and far from ImageNet.
 
 The script covers all four cases (few or many images, similar to or different from the pretraining
-images) with data that comes with scikit-learn. Similar: squares cut out of two photographs; the class
-is the upper or lower half of one of the photographs. Different: scanned digits, 0 to 4. Four
+images) with data that comes with scikit-learn. Similar: squares cut out of two photographs; the
+class is the upper or lower half of one of the photographs. Different: scanned digits, 0 to 4. Four
 strategies are trained on a growing number of images per class, and a plot shows their accuracy on
 held-out images and which strategy `recommend_strategy` picks. Squares of one photograph look alike,
 so the accuracies are too high; only the comparison of the strategies is meaningful.

@@ -81,9 +81,9 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     device : str or torch.device, default="auto"
         `"auto"` is CUDA, else MPS, else the CPU, on the machine that runs the extractor.
     engine : {"auto", "torch", "openvino"}, default="auto"
-        Engine that runs the network. `"auto"` is OpenVINO (``pip install 'sktransfer[openvino]'``) for
-        128 images or more on a CPU, unless the network is your own module; otherwise torch. All
-        engines compute the same embeddings, within rounding.
+        Engine that runs the network. `"auto"` is OpenVINO (``pip install 'sktransfer[openvino]'``)
+        for 128 images or more on a CPU, unless the network is your own module; otherwise torch.
+        All engines compute the same embeddings, within rounding.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Compute dtype of the network. `"auto"` is float16 on CUDA and float32 elsewhere.
     batch_size : int or "auto", default="auto"
