@@ -7,7 +7,13 @@ import pytest
 from helpers import encoded
 from PIL import Image
 
-from sktransfer.data.decoding import decode, extent, fingerprint, usual_range
+from sktransfer.data.decoding import (
+    decode,
+    extent,
+    fingerprint,
+    resolve_background,
+    usual_range,
+)
 from sktransfer.utils.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -101,6 +107,79 @@ def test_transparent_color_becomes_white():
     expected = RGB.copy()
     expected[0, 0] = 255
     np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_colors_are_resolved():
+    for background, expected in [
+        ("white", (255, 255, 255)),
+        ("Black", (0, 0, 0)),
+        ("#f00", (255, 0, 0)),
+        ("#00ff00", (0, 255, 0)),
+        ("rgb(1, 2, 3)", (1, 2, 3)),
+        ("hsl(0, 100%, 50%)", (255, 0, 0)),
+        ((7, 8, 9), (7, 8, 9)),
+        ([0, 0, np.uint8(255)], (0, 0, 255)),
+    ]:
+        assert resolve_background(background) == expected
+
+
+@pytest.mark.parametrize(
+    "background",
+    [
+        "whit",
+        "",
+        None,
+        3,
+        (1, 2),
+        (1, 2, 3, 4),
+        (1, 2, 256),
+        (-1, 2, 3),
+        (0.5, 0.5, 0.5),
+        (True, 0, 0),
+        "#00000080",
+        float("nan"),
+    ],
+)
+def test_invalid_background_is_rejected(background):
+    with pytest.raises(ValueError, match="Got background") as caught:
+        resolve_background(background)
+    assert str(caught.value) == (
+        f"Got background={background!r}, but expected the name of a color, such as 'white' or "
+        "'#808080', or (red, green, blue), integers from 0 to 255"
+    )
+
+
+def palette(alpha):
+    image = Image.new("P", (2, 2))
+    image.putpalette([200, 100, 50])
+    image.info["transparency"] = alpha
+    return image
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0), (10, 250, 60)])
+@pytest.mark.parametrize(
+    ("raw", "color", "opacity"),
+    [
+        (Image.new("RGBA", (2, 2), (200, 100, 50, 64)), (200, 100, 50), 64 / 255),
+        (encoded(Image.new("RGBA", (2, 2), (200, 100, 50, 64))), (200, 100, 50), 64 / 255),
+        (Image.new("LA", (2, 2), (200, 64)), (200, 200, 200), 64 / 255),
+        (Image.new("La", (2, 2), (50, 64)), (199, 199, 199), 64 / 255),
+        (Image.new("RGBa", (2, 2), (50, 25, 12, 64)), (199, 99, 48), 64 / 255),
+        (Image.new("PA", (2, 2), (0, 64)), (0, 0, 0), 64 / 255),
+        (palette(bytes([64])), (200, 100, 50), 64 / 255),
+        (palette(0), (200, 100, 50), 0),
+        (np.full((2, 2, 4), [200, 100, 50, 64], dtype=np.uint8), (200, 100, 50), 64 / 255),
+        (np.full((2, 2, 2), [200, 64], dtype=np.uint8), (200, 200, 200), 64 / 255),
+        (np.full((2, 2, 4), [200, 100, 50, 64]) / 255, (200, 100, 50), 64 / 255),
+        (np.full((2, 2, 3), [200, 100, 50], dtype=np.uint8), (200, 100, 50), 1),
+        (encoded(Image.new("RGB", (2, 2), (200, 100, 50))), (200, 100, 50), 1),
+    ],
+)
+def test_transparency_is_composited_on_the_background(raw, color, opacity, background):
+    expected = np.array(color) * opacity + np.array(background) * (1 - opacity)
+    got = decode(raw, None, background)
+    np.testing.assert_allclose(got, np.broadcast_to(expected, (2, 2, 3)), atol=2)
+    assert (fingerprint(raw, None, background) == fingerprint(raw)) == (background == (255,) * 3)
 
 
 @pytest.mark.parametrize(
