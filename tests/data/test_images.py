@@ -411,6 +411,7 @@ def test_floats_that_look_normalized_warn(low, high, dtype, warns):
         UserWarning, match=r"look normalized .* before normalization, or set pixel_r"
     ):
         assert learn_pixel_range(X) == pytest.approx((low, high))
+    assert learn_pixel_range(X.reshape(1, 2), image_shape=(1, -1)) == pytest.approx((low, high))
 
 
 def test_values_beyond_the_learned_range_are_rejected():
