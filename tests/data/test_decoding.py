@@ -481,6 +481,19 @@ def test_fingerprints_of_equal_images_agree(tmp_path):
         assert fingerprint(lazy) == fingerprint(Image.fromarray(RGB))
 
 
+def test_fingerprints_of_ordinary_images_are_those_of_stored_embeddings():
+    """A change makes all persistent stores useless."""
+    array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for image, expected in [
+        (b"abc", "3a674d1aa4fa1896e0e546d8a0ea7f80"),
+        (array, "ad8f067e08d9a5b4a224b0129ee22710"),
+        (Image.fromarray(array), "7d94266c148da539785c96a39ca0c9d4"),
+        (Image.fromarray(array[:, :, 0]), "67c76d367e7fa7b5833dad50452b8c24"),
+    ]:
+        assert fingerprint(image).hex() == expected
+    assert fingerprint(array / 255, (0, 1)).hex() == "5f6ee08d2b481cdc4bca99333435bd6e"
+
+
 def test_fingerprint_of_a_path_does_not_open_the_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"no image at all")
