@@ -1,7 +1,7 @@
 """Every python block of the pages in docs/ runs in order, with the output that the page shows.
 
-A ```python block that is followed by a ```text block must print that text, or raise the error if
-the text begins with the name of one. "..." matches anything, and line breaks are ignored.
+A ```python block that is followed by a ```text block must print that text, or raise it if the text
+begins with the name of an error or a warning. "..." matches anything, and line breaks are ignored.
 """
 
 import doctest
@@ -24,7 +24,7 @@ from sktransfer.cli.main import main
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(?:python|text)\n(?P<code>.*?)^```$", re.M | re.S)
-ERROR = re.compile(r"\w+Error: ")
+ERROR = re.compile(r"\w+(?:Error|Warning): ")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

@@ -36,12 +36,57 @@ from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.utils.errors import ImageError, WeightsNotFoundError
 
+GRAY = images(1)[0, :, :, 0]
+
 
 def tiny(**parameters):
     return PretrainedFeatureExtractor(Tiny(), **parameters)
 
 
 # --- the contract of scikit-learn ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "limits"),
+    [
+        (GRAY, (0, 255)),
+        (GRAY.astype(np.uint16) * 257, "auto"),
+        (GRAY.astype(np.uint16) * 16, (0, 4080)),
+        (GRAY.astype(np.int32) * 1000, (0, 255_000)),
+        (GRAY.astype(np.float32) / 255, "auto"),
+        (GRAY.astype(np.float32) / 255, (0, 1.05)),
+        (GRAY.astype(np.float32) / 127.5 - 1, "auto"),
+        (GRAY.astype(np.float32), "auto"),
+    ],
+)
+def test_file_has_the_embedding_of_the_array_in_it(array, limits, tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(array).save(path)
+    containers = [array, path, path.read_bytes(), Image.open(path), Image.fromarray(array)]
+    embeddings = [
+        tiny(pixel_range=limits).fit([container]).transform([container])[0]
+        for container in containers
+    ]
+    np.testing.assert_array_equal(embeddings, [embeddings[0]] * len(embeddings))
+
+
+def test_background_changes_embeddings_of_transparent_images_only():
+    pixels = np.concatenate([images(2), images(2)[..., :1]], axis=-1)
+    embeddings = {
+        background: tiny(background=background).fit_transform(pixels)
+        for background in ("white", "black", "#ffffff", (0, 0, 0))
+    }
+    np.testing.assert_array_equal(embeddings["white"], embeddings["#ffffff"])
+    np.testing.assert_array_equal(embeddings["black"], embeddings[(0, 0, 0)])
+    assert (embeddings["white"] != embeddings["black"]).any()
+    opaque = [tiny(background=color).fit_transform(images(2)) for color in ("white", "black")]
+    np.testing.assert_array_equal(*opaque)
+
+
+@pytest.mark.parametrize("background", ["whit", None, (1, 2), (0, 0, 300), 0])
+def test_invalid_background_is_rejected_before_anything_is_read(background):
+    with pytest.raises(ValueError, match=r"Got background=.*, but expected the name of a color"):
+        tiny(background=background).fit(["gone.png"])
 
 
 def test_extractor_passes_check_estimator():

@@ -356,7 +356,9 @@ def learn_pixel_range(
     if low > high:
         return None
     learned = decoding.usual_range(low, high)
-    _warn_of_range(learned, high, integer)
+    # Any numbers, not only pixels, can be read as images of height 1.
+    if images.image_shape is None or images.image_shape[0] != 1:
+        _warn_of_range(learned, high, integer)
     return learned
 
 

@@ -7,7 +7,13 @@ import pytest
 from helpers import encoded
 from PIL import Image
 
-from sktransfer.data.decoding import decode, extent, fingerprint, usual_range
+from sktransfer.data.decoding import (
+    decode,
+    extent,
+    fingerprint,
+    resolve_background,
+    usual_range,
+)
 from sktransfer.utils.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -101,6 +107,79 @@ def test_transparent_color_becomes_white():
     expected = RGB.copy()
     expected[0, 0] = 255
     np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_colors_are_resolved():
+    for background, expected in [
+        ("white", (255, 255, 255)),
+        ("Black", (0, 0, 0)),
+        ("#f00", (255, 0, 0)),
+        ("#00ff00", (0, 255, 0)),
+        ("rgb(1, 2, 3)", (1, 2, 3)),
+        ("hsl(0, 100%, 50%)", (255, 0, 0)),
+        ((7, 8, 9), (7, 8, 9)),
+        ([0, 0, np.uint8(255)], (0, 0, 255)),
+    ]:
+        assert resolve_background(background) == expected
+
+
+@pytest.mark.parametrize(
+    "background",
+    [
+        "whit",
+        "",
+        None,
+        3,
+        (1, 2),
+        (1, 2, 3, 4),
+        (1, 2, 256),
+        (-1, 2, 3),
+        (0.5, 0.5, 0.5),
+        (True, 0, 0),
+        "#00000080",
+        float("nan"),
+    ],
+)
+def test_invalid_background_is_rejected(background):
+    with pytest.raises(ValueError, match="Got background") as caught:
+        resolve_background(background)
+    assert str(caught.value) == (
+        f"Got background={background!r}, but expected the name of a color, such as 'white' or "
+        "'#808080', or (red, green, blue), integers from 0 to 255"
+    )
+
+
+def palette(alpha):
+    image = Image.new("P", (2, 2))
+    image.putpalette([200, 100, 50])
+    image.info["transparency"] = alpha
+    return image
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0), (10, 250, 60)])
+@pytest.mark.parametrize(
+    ("raw", "color", "opacity"),
+    [
+        (Image.new("RGBA", (2, 2), (200, 100, 50, 64)), (200, 100, 50), 64 / 255),
+        (encoded(Image.new("RGBA", (2, 2), (200, 100, 50, 64))), (200, 100, 50), 64 / 255),
+        (Image.new("LA", (2, 2), (200, 64)), (200, 200, 200), 64 / 255),
+        (Image.new("La", (2, 2), (50, 64)), (199, 199, 199), 64 / 255),
+        (Image.new("RGBa", (2, 2), (50, 25, 12, 64)), (199, 99, 48), 64 / 255),
+        (Image.new("PA", (2, 2), (0, 64)), (0, 0, 0), 64 / 255),
+        (palette(bytes([64])), (200, 100, 50), 64 / 255),
+        (palette(0), (200, 100, 50), 0),
+        (np.full((2, 2, 4), [200, 100, 50, 64], dtype=np.uint8), (200, 100, 50), 64 / 255),
+        (np.full((2, 2, 2), [200, 64], dtype=np.uint8), (200, 200, 200), 64 / 255),
+        (np.full((2, 2, 4), [200, 100, 50, 64]) / 255, (200, 100, 50), 64 / 255),
+        (np.full((2, 2, 3), [200, 100, 50], dtype=np.uint8), (200, 100, 50), 1),
+        (encoded(Image.new("RGB", (2, 2), (200, 100, 50))), (200, 100, 50), 1),
+    ],
+)
+def test_transparency_is_composited_on_the_background(raw, color, opacity, background):
+    expected = np.array(color) * opacity + np.array(background) * (1 - opacity)
+    got = decode(raw, None, background)
+    np.testing.assert_allclose(got, np.broadcast_to(expected, (2, 2, 3)), atol=2)
+    assert (fingerprint(raw, None, background) == fingerprint(raw)) == (background == (255,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -400,6 +479,19 @@ def test_fingerprints_of_equal_images_agree(tmp_path):
     Image.fromarray(RGB).save(path)
     with Image.open(path) as lazy:
         assert fingerprint(lazy) == fingerprint(Image.fromarray(RGB))
+
+
+def test_fingerprints_of_ordinary_images_are_those_of_stored_embeddings():
+    """A change makes all persistent stores useless."""
+    array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for image, expected in [
+        (b"abc", "3a674d1aa4fa1896e0e546d8a0ea7f80"),
+        (array, "ad8f067e08d9a5b4a224b0129ee22710"),
+        (Image.fromarray(array), "7d94266c148da539785c96a39ca0c9d4"),
+        (Image.fromarray(array[:, :, 0]), "67c76d367e7fa7b5833dad50452b8c24"),
+    ]:
+        assert fingerprint(image).hex() == expected
+    assert fingerprint(array / 255, (0, 1)).hex() == "5f6ee08d2b481cdc4bca99333435bd6e"
 
 
 def test_fingerprint_of_a_path_does_not_open_the_file(tmp_path, monkeypatch):

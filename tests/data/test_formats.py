@@ -8,7 +8,7 @@ import pytest
 from helpers import encoded
 from PIL import Image, ImageCms
 
-from sktransfer.data.decoding import decode, fingerprint, numbers_of
+from sktransfer.data.decoding import decode, fingerprint, numbers_of, plain_jpeg
 from sktransfer.data.formats import identify
 from sktransfer.utils.errors import ImageError
 
@@ -534,6 +534,13 @@ def test_profile_of_another_color_space_is_ignored():
         expected = decode(plain)
         plain.info["icc_profile"] = profile
         np.testing.assert_array_equal(decode(plain), expected)
+
+
+def test_jpeg_with_a_profile_is_decoded_by_pillow_only():
+    image = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    for profile, is_plain in ((b"", True), (SRGB_TWIN, True), (b"broken", True), (P3, False)):
+        data = encoded(image, "JPEG", icc_profile=profile)
+        assert (plain_jpeg(data, 8) is not None) == is_plain
 
 
 def test_transparency_is_kept_by_a_profile():

@@ -271,6 +271,149 @@ def test_learn_pixel_range_reads_64_items_of_a_dataset():
     assert dataset.reads == list(range(64))
 
 
+GRAY_16 = np.random.default_rng(0).integers(0, 40_000, (6, 8), dtype=np.uint16)
+# A container of an image that is not 8-bit; its range is that of the array in it.
+WIDE_FORMS = {
+    "array": lambda array, folder: array,
+    "tensor": lambda array, folder: torch.tensor(array.astype(np.float32))[None],
+    "PIL": lambda array, folder: Image.fromarray(array),
+    "TIFF": lambda array, folder: wide_file(array, folder / "a.tif"),
+    "TIFF bytes": lambda array, folder: Path(wide_file(array, folder / "a.tif")).read_bytes(),
+    "opened TIFF": lambda array, folder: Image.open(wide_file(array, folder / "a.tif")),
+    "dict of bytes": lambda array, folder: {
+        "bytes": Path(wide_file(array, folder / "a.tif")).read_bytes()
+    },
+    "tuple of path": lambda array, folder: (wide_file(array, folder / "a.tif"), 3),
+}
+
+
+def wide_file(array, path):
+    Image.fromarray(array).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("array", "pixel_range", "learned"),
+    [
+        (GRAY_16, None, (0, 65535)),
+        (GRAY_16, (0, 65535), (0, 65535)),
+        (GRAY_16 // 10, (0, 4095), None),
+        (GRAY_16 // 200, None, (0, 255)),
+        (GRAY_16.astype(np.float32) / 65535, None, (0, 1)),
+        (GRAY_16.astype(np.float32) / 32768 - 1, None, (-1, 1)),
+        (GRAY_16.astype(np.float32) / 65535, (0, 1.05), None),
+        (GRAY_16.astype(np.float32) / 200, None, (0, 255)),
+        (GRAY_16.astype(np.int32), None, (0, 65535)),
+        (GRAY_16.astype(np.int32) + 70_000, (60_000, 120_000), None),
+    ],
+)
+@pytest.mark.parametrize("form", WIDE_FORMS)
+def test_pixel_range_is_the_same_in_every_container(form, array, pixel_range, learned, tmp_path):
+    X = [WIDE_FORMS[form](array, tmp_path)]
+    if learned is not None:
+        assert learn_pixel_range(X) == learned
+    images = as_images(X, pixel_range=pixel_range or learned)
+    low, high = pixel_range or learned
+    expected = np.clip(np.rint((array.astype(float) - low) / (high - low) * 255), 0, 255)
+    np.testing.assert_allclose(images[0][:, :, 1], expected, atol=1)
+    np.testing.assert_array_equal(
+        images[0], as_images([array], pixel_range=pixel_range or learned)[0]
+    )
+
+
+@pytest.mark.parametrize("form", WIDE_FORMS)
+def test_values_beyond_the_range_are_rejected_in_every_container(form, tmp_path):
+    images = as_images([WIDE_FORMS[form](GRAY_16, tmp_path)], pixel_range=(0, 255))
+    with pytest.raises(ImageError, match=r"row 0 .*up to 38427, but the pixel range is 0 to 255"):
+        images[0]
+
+
+@pytest.mark.parametrize("form", WIDE_FORMS)
+def test_range_joins_the_fingerprint_of_images_that_may_not_be_8_bit(form, tmp_path):
+    X = [WIDE_FORMS[form](GRAY_16, tmp_path)]
+    ranges = (None, (0, 65535), (0, 4095))
+    assert len({as_images(X, pixel_range=limits).fingerprint(0) for limits in ranges}) == 3
+
+
+def test_pixel_range_is_learned_from_64_files(paths, tmp_path, monkeypatch):
+    opened = []
+    open_image = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **kw: opened.append(1) or open_image(*args))
+    monkeypatch.setattr(Image.Image, "load", None)  # 8-bit files are not decoded
+    assert learn_pixel_range(paths * 500) is None
+    assert len(opened) == 64
+    monkeypatch.undo()
+    wide = wide_file(GRAY_16, tmp_path / "a.tif")
+    mixed = [
+        *paths * 20,
+        "gone.png",
+        b"broken",
+        wide,
+        wide_file(GRAY_16 // 200, tmp_path / "b.tif"),
+    ]
+    assert learn_pixel_range(mixed) == (0, 65535)
+    assert learn_pixel_range(mixed[-1:]) == (0, 255)
+    assert learn_pixel_range([np.zeros((4, 4)), wide]) == (0, 65535)
+
+
+@pytest.mark.parametrize(
+    ("high", "dtype", "white"),
+    [
+        (256, np.uint16, 1023),
+        (1023, np.uint16, 1023),
+        (1024, np.int16, 4095),
+        (4095, np.uint16, 4095),
+        (4095, np.int64, 4095),
+        (4096, np.int32, 16383),
+        (16383, np.uint16, 16383),
+        (16384, np.uint16, None),
+        (255, np.uint16, None),
+        (4095, np.float32, None),
+    ],
+)
+@pytest.mark.parametrize("form", ["array", "PIL", "TIFF", "TIFF bytes"])
+def test_integers_of_fewer_than_16_bits_warn(high, dtype, white, form, tmp_path):
+    array = np.full((4, 4), high, dtype=dtype)
+    if form != "array":
+        # The types that Pillow has.
+        array = array.astype({"f": np.float32, "u": np.uint16, "i": np.int32}[array.dtype.kind])
+    X = [WIDE_FORMS[form](array, tmp_path)]
+    if white is None:
+        learn_pixel_range(X)
+        return
+    with pytest.warns(UserWarning, match="Got integer pixels") as caught:
+        assert learn_pixel_range(X) == (0, 65535)
+    assert [str(warning.message) for warning in caught] == [
+        f"Got integer pixels up to {high}, for which pixel_range='auto' uses the range of 16 bits, "
+        f"0 to 65535, so the images are dark. If white is {white}, set pixel_range=(0, {white})"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "warns"),
+    [
+        (-2.1, 2.6, np.float32, True),
+        (-1.0, 1.5, np.float64, True),
+        (-1.1, 0.9, np.float32, True),
+        (-0.5, 200, np.float32, True),
+        (-1.0, 1.0, np.float32, False),
+        (0.0, 1e6, np.float32, False),
+        (-5, 5, np.int16, False),
+        (0.2, 0.9, np.float32, False),
+    ],
+)
+def test_floats_that_look_normalized_warn(low, high, dtype, warns):
+    X = np.array([[[low, high]]], dtype=dtype)
+    if not warns:
+        learn_pixel_range(X)
+        return
+    with pytest.warns(
+        UserWarning, match=r"look normalized .* before normalization, or set pixel_r"
+    ):
+        assert learn_pixel_range(X) == pytest.approx((low, high))
+    assert learn_pixel_range(X.reshape(1, 2), image_shape=(1, -1)) == pytest.approx((low, high))
+
+
 def test_values_beyond_the_learned_range_are_rejected():
     X = [np.array([[0.0, 1.0]]), np.array([[0.0, 200.0]])]
     images = as_images(X, pixel_range=learn_pixel_range(X[:1]))

@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import images
+from helpers import Items, images
+from PIL import Image
 from sklearn.base import BaseEstimator
 
 from sktransfer.data.images import as_images
@@ -33,6 +34,78 @@ def test_check_images_learns_the_pixel_range_without_images_of_weight_0():
         estimator = Estimator()
         check_images(estimator, X, reset=True, sample_weight=weight)
         assert estimator.pixel_range_ == expected
+
+
+def drawings(color, count=3):
+    """Draw transparent squares of one color, at different positions."""
+    pixels = np.zeros((count, 8, 8, 4), dtype=np.uint8)
+    pixels[..., :3] = color
+    for row in range(count):
+        pixels[row, row : row + 4, :4, 3] = 255
+    return pixels
+
+
+def as_files(pixels, folder):
+    paths = [str(folder / f"{row}.png") for row in range(len(pixels))]
+    for array, path in zip(pixels, paths, strict=True):
+        Image.fromarray(array).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("wrap", ["arrays", "files", "PIL", "dataset"])
+@pytest.mark.parametrize(
+    ("color", "background", "warns"),
+    [
+        ((255, 255, 255), "white", True),
+        ((0, 0, 0), "black", True),
+        ((9, 8, 7), (9, 8, 7), True),
+        ((255, 255, 255), "black", False),
+        ((0, 0, 0), "white", False),
+        ((255, 255, 254), "white", False),
+    ],
+)
+def test_check_images_warns_of_drawings_in_the_color_of_the_background(
+    color, background, warns, wrap, tmp_path
+):
+    pixels = drawings(color)
+    X = {
+        "arrays": lambda: pixels,
+        "files": lambda: as_files(pixels, tmp_path),
+        "PIL": lambda: [Image.fromarray(array) for array in pixels],
+        "dataset": lambda: Items(list(pixels)),
+    }[wrap]()
+    estimator = Estimator(background=background)
+    if not warns:
+        check_images(estimator, X, reset=True)
+        return
+    with pytest.warns(UserWarning, match=r"Got 3 different images .* all equal on background="):
+        check_images(estimator, X, reset=True)
+    check_images(estimator, X, reset=False)
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        drawings(255, 1),
+        np.stack([drawings(255, 1)[0]] * 3),
+        [*drawings(255, 1), np.zeros((8, 8, 3), dtype=np.uint8)],
+        np.full((3, 8, 8, 3), 255, dtype=np.uint8),
+        [*drawings(255, 2), *drawings(0, 2)],
+        images(4),
+        ["gone.png", "gone.png"],
+        [Image.new("L", (4, 4))] * 2,
+    ],
+)
+def test_check_images_does_not_warn_of_other_images(X):
+    check_images(Estimator(), X, reset=True)
+
+
+def test_check_images_takes_the_background():
+    checked = check_images(Estimator(background="#102030"), drawings(0)[..., :], reset=True)
+    np.testing.assert_array_equal(checked[0][7, 7], [16, 32, 48])
+    np.testing.assert_array_equal(checked.take([1])[0][7, 7], [16, 32, 48])
+    with pytest.raises(ValueError, match=r"Got background='whit', but expected the name"):
+        check_images(Estimator(background="whit"), None, reset=True)
 
 
 def test_check_images_sets_and_compares_the_columns():
