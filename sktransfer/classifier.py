@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 
 from sktransfer.data.images import Images
-from sktransfer.data.labels import EncodedLabels, check_labels
+from sktransfer.data.labels import EncodedLabels, check_labels, check_not_missing
 from sktransfer.finetuning.estimator import FineTunedEstimator
 from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.utils.progress import CallbackSupport, with_callbacks
@@ -331,6 +331,10 @@ default="standard"
         """
         outputs = self._outputs(X)
         return self._task.decision_function(outputs)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy on images and their labels, 0-1; labels must not be missing."""
+        return super().score(X, check_not_missing(y), sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
