@@ -153,7 +153,13 @@ def test_container_without_length_or_items_is_rejected(X, message):
 
 
 @pytest.mark.parametrize(
-    "X", [csr_matrix(np.eye(4)), csr_array(np.eye(4)), torch.eye(4).to_sparse()]
+    "X",
+    [
+        csr_matrix(np.eye(4)),
+        csr_array(np.eye(4)),
+        csr_array(np.eye(4)).todok(),  # a dict, too
+        torch.eye(4).to_sparse(),
+    ],
 )
 def test_sparse_matrix_is_rejected(X):
     with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
