@@ -257,7 +257,8 @@ default="standard"
         ----------
         X : images in any container that `PretrainedFeatureExtractor` takes
         y : array-like of shape (N,)
-            Class labels: numbers, strings or booleans.
+            Class labels: numbers, strings or booleans. Only labels of a target domain may be
+            missing.
         sample_weight : array-like of shape (N,), default=None
             Weight of each image. A weight of 0 leaves the image out; all other images of a target
             domain count the same.
@@ -276,7 +277,8 @@ default="standard"
         Raises
         ------
         ValueError, TypeError
-            If parameters, images, labels or domains are invalid; before training starts.
+            If parameters, images, labels or domains are invalid, or if labels are missing; before
+            training starts.
         ImageError
             If an image cannot be read; the error names the row and the file.
         FloatingPointError
