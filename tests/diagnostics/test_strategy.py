@@ -284,4 +284,6 @@ def test_recommend_strategy_rejects_invalid_input(monkeypatch):
 @pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
 def test_missing_labels_are_rejected(missing):
     with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 58, but"):
-        recommend_strategy(X, [*y[:-2], missing, y[-1]], extractor=TINY)
+        recommend_strategy(
+            X, [*y[:-2], missing, y[-1]], extractor=PretrainedFeatureExtractor(**SCANS)
+        )
