@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 
 from sktransfer.data.images import Images
-from sktransfer.data.labels import EncodedLabels, check_labels
+from sktransfer.data.labels import EncodedLabels, check_labels, check_not_missing
 from sktransfer.finetuning.estimator import FineTunedEstimator
 from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.utils.progress import CallbackSupport, with_callbacks
@@ -259,7 +259,8 @@ default="standard"
         ----------
         X : images in any container that `PretrainedFeatureExtractor` takes
         y : array-like of shape (N,)
-            Class labels: numbers, strings or booleans.
+            Class labels: numbers, strings or booleans. Only labels of a target domain may be
+            missing.
         sample_weight : array-like of shape (N,), default=None
             Weight of each image. A weight of 0 leaves the image out; all other images of a target
             domain count the same.
@@ -278,7 +279,8 @@ default="standard"
         Raises
         ------
         ValueError, TypeError
-            If parameters, images, labels or domains are invalid; before training starts.
+            If parameters, images, labels or domains are invalid, or if labels are missing; before
+            training starts.
         ImageError
             If an image cannot be read; the error names the row and the file.
         FloatingPointError
@@ -333,6 +335,10 @@ default="standard"
         """
         outputs = self._outputs(X)
         return self._task.decision_function(outputs)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy on images and their labels, 0-1; labels must not be missing."""
+        return super().score(X, check_not_missing(y), sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

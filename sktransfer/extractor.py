@@ -129,9 +129,10 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     Notes
     -----
     `X` can contain paths, PIL images, arrays of one or several sizes (uint8 or float; NHWC, NHW or
-    NCHW), tensors, encoded bytes, or the dicts of Hugging Face `datasets`. It can also be a
-    one-column DataFrame of these, a torch Dataset, or flattened rows (see `image_shape`). An image
-    has the same embedding in every container and in every batch.
+    NCHW), tensors, encoded bytes, open binary files, or the dicts of Hugging Face `datasets`. It
+    can also be a one-column DataFrame or pyarrow Table of these, a torch or Hugging Face Dataset,
+    an array of HDF5 or Zarr, or flattened rows (see `image_shape`). An image has the same embedding
+    in every container and in every batch.
 
     Examples
     --------

@@ -194,6 +194,10 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         check_is_fitted(self)
         return np.mean([fitted.predict_proba(X) for fitted in self.estimators_], axis=0)
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy on images and their labels, 0-1; labels must not be missing."""
+        return super().score(X, check_not_missing(y), sample_weight)
+
     def __sklearn_tags__(self) -> Tags:
         tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
         tags.input_tags, tags.classifier_tags = inner.input_tags, inner.classifier_tags

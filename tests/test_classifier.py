@@ -608,3 +608,16 @@ def test_fit_resolves_images_loads_the_backbone_and_chooses_the_engine_once(monk
     calls.clear()
     classifier.predict(X_TEST)
     assert calls == once
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_labels_are_rejected(missing):
+    labels = [missing if row in (2, 5) else name for row, name in enumerate(Y)]
+    classifier = make_classifier(unfreeze=0)
+    expected = "missing labels in {}, in rows 2, 5, but expected a label for each image"
+    with pytest.raises(ValueError, match=expected.format("y")):
+        classifier.fit(X, labels)
+    with pytest.raises(ValueError, match=expected.format("y_val")):
+        classifier.fit(X, Y, X_val=X, y_val=labels)
+    with pytest.raises(ValueError, match=expected.format("y")):
+        classifier.fit(X, Y).score(X, labels)

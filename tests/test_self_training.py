@@ -233,6 +233,23 @@ def test_missing_y_is_rejected():
         SelfTrainedImageClassifier(LogisticRegression()).fit(X, None, sample_domain=[1] * len(X))
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_labels_are_rejected(missing):
+    features, y, domain = shifted(20)
+    labels = [f"class {label}" for label in y]
+    classifier = SelfTrainedImageClassifier(LogisticRegression())
+    labels[30] = missing  # in the target
+    classifier.fit(features, labels, sample_domain=domain)
+    assert classifier.classes_.tolist() == ["class 0", "class 1"]
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 30, but"):
+        classifier.fit(features, labels)
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 30, but"):
+        classifier.score(features, labels)
+    labels[3] = missing
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 3, but"):
+        classifier.fit(features, labels, sample_domain=domain)
+
+
 def test_classifier_without_predict_proba_is_rejected():
     with pytest.raises(TypeError, match="but expected a classifier with predict_proba"):
         SelfTrainedImageClassifier(LinearSVC()).fit(*shifted()[:2])

@@ -96,13 +96,13 @@ def source_of(X: Any) -> Any:
     ValueError
         If `X` is a single image or a table of several columns.
     """
-    _refuse_lazy(X)
-    _refuse_single(X)
     if hasattr(X, "tocsr") or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
         raise TypeError(
             "Sparse data was passed for X, but dense data is required. "
             "Use '.toarray()' to convert to a dense numpy array."
         )
+    _refuse_lazy(X)
+    _refuse_single(X)
     if isinstance(X, torch.Tensor):
         return X.detach()
     if isinstance(X, list | tuple):
@@ -191,7 +191,7 @@ def _refuse_lazy(X: Any) -> None:
 def _refuse_single(X: Any) -> None:
     if isinstance(X, Mapping):
         keys = ", ".join(repr(key) for key in X)
-        example = f", such as X[{next(iter(X))!r}]" if X else ""
+        example = f", such as X[{next(iter(X))!r}]" if len(X) else ""
         raise ValueError(
             f"Got X as a dict with keys {keys}, but {_EXPECTED}. Pass one of its values{example}, "
             "or, if it is a single image, wrap it in a list: [image]."

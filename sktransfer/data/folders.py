@@ -31,7 +31,7 @@ _CONTENT = "sets?|data|datasets?|images?|imgs?|pictures?|photos?|splits?|samples
 _SPLIT_PATTERNS = {
     split: re.compile(
         rf"(?:[0-9]{{1,2}}|{_CONTENT})?(?:{names})(?:{_CONTENT})?"
-        r"(?:(?:19|20)[0-9]{2}|[0-9])?"
+        r"(?:(?:19|20)[0-9]{2})?"
     )
     for split, names in _SPLIT_NAMES.items()
 }

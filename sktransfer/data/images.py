@@ -229,8 +229,9 @@ def as_images(
     Parameters
     ----------
     X : list, array, Series, one-column DataFrame, tensor or dataset of length N
-        Paths (str or Path), PIL images, arrays of shape (H, W) or (H, W, C) or (C, H, W),
-        torch tensors (C, H, W) on any device, encoded bytes, dicts as in Hugging Face
+        Paths (str, Path or bytes), PIL images, arrays of shape (H, W) or (H, W, C) or (C, H, W),
+        torch tensors (C, H, W) on any device, encoded bytes in any buffer, open binary files,
+        pyarrow columns, arrays on disk (HDF5, Zarr), dicts as in Hugging Face
         `datasets`, also mixed; stacked arrays of shape (N, H, W), (N, H, W, C) or
         (N, C, H, W); a map-style torch Dataset; or numbers of shape (N, n_features), which need
         `image_shape`.
@@ -253,7 +254,7 @@ def as_images(
     Raises
     ------
     TypeError
-        If `X` is a sparse matrix, an iterator, or a dataset without a length.
+        If `X` is a sparse matrix, an iterator, a lazy frame, or a dataset without a length.
     ValueError
         If `X` is a single image, is empty, or has rows that do not fit `image_shape`.
 

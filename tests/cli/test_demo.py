@@ -52,3 +52,11 @@ def test_demo_rejects_a_small_class_before_embedding(photos, capsys):
 def test_demo_rejects_a_missing_folder(tmp_path, capsys):
     assert main(["demo", "--images", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_demo_expands_the_home_folder(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    images = f"~/{photos.relative_to(tmp_path)}"
+    assert main(["demo", "--images", images, "--output", "~/results"]) == 0
+    assert (tmp_path / "results" / "result.png").is_file()

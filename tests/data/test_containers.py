@@ -1,13 +1,30 @@
+import io
+import itertools
+import os
+import pickle
+from collections import UserList, deque
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
+from helpers import encoded, images, save_images
 from PIL import Image
 from scipy.sparse import csr_array, csr_matrix
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 from sktransfer.data.containers import check_source, source_of
+from sktransfer.data.images import as_images
 from sktransfer.utils.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
@@ -136,7 +153,13 @@ def test_container_without_length_or_items_is_rejected(X, message):
 
 
 @pytest.mark.parametrize(
-    "X", [csr_matrix(np.eye(4)), csr_array(np.eye(4)), torch.eye(4).to_sparse()]
+    "X",
+    [
+        csr_matrix(np.eye(4)),
+        csr_array(np.eye(4)),
+        csr_array(np.eye(4)).todok(),  # a dict, too
+        torch.eye(4).to_sparse(),
+    ],
 )
 def test_sparse_matrix_is_rejected(X):
     with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
@@ -310,3 +333,326 @@ def test_source_of_copies_nothing(X):
         assert source.data_ptr() == X.data_ptr()
     else:
         assert source is X
+
+
+# Containers of other libraries: each holds the same two images.
+
+PIXELS = images(2, side=12)
+PATHS = ["0.png", "1.png"]
+PNGS = [encoded(Image.fromarray(image)) for image in PIXELS]
+BMPS = [encoded(Image.fromarray(image), "BMP") for image in PIXELS]
+BUFFERS = [np.array(bytearray(png)) for png in PNGS]
+LONGEST = max(map(len, PNGS))
+DICTS = [{"bytes": png, "path": None} for png in PNGS]
+TENSORS = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+
+IN_MEMORY = {
+    "pyarrow strings": pa.array(PATHS),
+    "pyarrow large strings": pa.array(PATHS, pa.large_string()),
+    "pyarrow dictionary": pa.array(PATHS).dictionary_encode(),
+    "pyarrow chunks": pa.chunked_array([PATHS[:1], PATHS[1:]]),
+    "pyarrow binary": pa.array(PNGS),
+    "pyarrow structs": pa.array(DICTS),
+    "pyarrow structs of paths": pa.array([{"bytes": None, "path": path} for path in PATHS]),
+    "pyarrow table": pa.table({"image": PATHS}),
+    "pyarrow table of structs": pa.table({"image": DICTS}),
+    "pyarrow record batch": pa.record_batch({"image": PNGS}),
+    "pyarrow tensors": pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS),
+    "pyarrow nested lists": pa.array(PIXELS.tolist()),
+    "list of pyarrow scalars": [pa.scalar(path) for path in PATHS],
+    "list of pyarrow buffers": [pa.py_buffer(png) for png in PNGS],
+    "buffers": BUFFERS,
+    "tuple of buffers": tuple(BUFFERS),
+    "buffers of one column": [buffer[:, None] for buffer in BUFFERS],
+    "array of buffers": np.array([*BUFFERS, None], dtype=object)[:2],
+    "tensors of encoded images": [torch.tensor(buffer) for buffer in BUFFERS],
+    "memoryviews": [memoryview(png) for png in PNGS],
+    "bytearrays": [bytearray(png) for png in PNGS],
+    "array of bytes": np.array(PNGS),
+    "array of bytes that end in zeros": np.array(BMPS),
+    "array of void": np.array(PNGS, dtype=f"V{LONGEST}"),
+    "array of bytes as objects": np.array(PNGS, dtype=object),
+    "buffers with labels": [(buffer, 3) for buffer in BUFFERS],
+    "BytesIO": [io.BytesIO(png) for png in PNGS],
+    "BytesIO with labels": [(io.BytesIO(png), 3) for png in PNGS],
+    "dicts of BytesIO": [{"image": io.BytesIO(png)} for png in PNGS],
+    "bytes paths": [path.encode() for path in PATHS],
+    "array of bytes paths": np.array(PATHS, dtype=bytes),
+    "array without axes": [np.array(path) for path in PATHS],
+    "pandas category": pd.Series(PATHS, dtype="category"),
+    "pandas DataFrame of a category": pd.DataFrame({"a": pd.Series(PATHS, dtype="category")}),
+    "pandas strings": pd.Series(PATHS, dtype="string"),
+    "pandas strings in pyarrow": pd.Series(PATHS, dtype="string[pyarrow]"),
+    "pandas binary in pyarrow": pd.Series(PNGS, dtype=pd.ArrowDtype(pa.binary())),
+    "pandas structs in pyarrow": pd.Series(DICTS, dtype=pd.ArrowDtype(pa.array(DICTS).type)),
+    "pandas Index": pd.Index(PATHS),
+    "pandas array": pd.array(PATHS),
+    "polars categories": pl.Series(PATHS, dtype=pl.Categorical),
+    "polars enum": pl.Series(PATHS, dtype=pl.Enum(PATHS)),
+    "polars binary": pl.Series(PNGS),
+    "polars structs": pl.Series(DICTS),
+    "polars DataFrame": pl.DataFrame({"a": pl.Series(PATHS, dtype=pl.Categorical)}),
+    "Subset": Subset(TensorDataset(TENSORS), [0, 1]),
+    "ConcatDataset": ConcatDataset([TensorDataset(tensor[None]) for tensor in TENSORS]),
+    "deque": deque(PATHS),
+    "UserList": UserList(PATHS),
+    "masked array without masked values": np.ma.array(PIXELS),
+}
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    save_images(PIXELS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check_pixels(X):
+    resolved = as_images(X)
+    assert len(resolved) == 2
+    for row in (1, 0, 1):
+        np.testing.assert_array_equal(resolved[row], PIXELS[row])
+        assert resolved.describe(row)
+        assert resolved.fingerprint(row) == resolved.fingerprint(row)
+    assert resolved.fingerprint(0) != resolved.fingerprint(1)
+
+
+@pytest.mark.parametrize("container", IN_MEMORY)
+@pytest.mark.usefixtures("in_folder")
+def test_containers_of_other_libraries_are_read(container):
+    check_pixels(IN_MEMORY[container])
+
+
+@pytest.mark.parametrize(
+    "container", ["pyarrow binary", "pyarrow table", "polars structs", "BytesIO", "array of void"]
+)
+@pytest.mark.usefixtures("in_folder")
+def test_containers_of_other_libraries_are_pickled(container):
+    check_pixels(pickle.loads(pickle.dumps(as_images(IN_MEMORY[container]))))
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_open_files_are_read_from_their_start_and_keep_their_position():
+    with open("0.png", "rb") as first, open("1.png", "rb") as second:
+        second.seek(7)
+        check_pixels([first, second])
+        assert (first.tell(), second.tell()) == (0, 7)
+        assert as_images([first]).describe(0) == "0.png"
+    with pytest.raises(ImageError, match="The BufferedReader cannot be read from its start: I/O"):
+        as_images([first])[0]
+
+
+def zarr_containers():
+    zarr = pytest.importorskip("zarr")
+    assert not hasattr(zarr.array(PIXELS), "__len__")
+    return {
+        "pixels": zarr.array(PIXELS),
+        "chunks": zarr.array(PIXELS, chunks=(1, 4, 4, 3)),
+        "strings": zarr.array(np.array(PATHS)),
+    }
+
+
+def h5py_containers():
+    h5py = pytest.importorskip("h5py")
+    file = h5py.File("images.h5", "w")
+    lengths_vary = file.create_dataset("vlen", (2,), dtype=h5py.vlen_dtype(np.uint8))
+    for row, buffer in enumerate(BUFFERS):
+        lengths_vary[row] = buffer
+    return {
+        "pixels": file.create_dataset("pixels", data=PIXELS),
+        "chunks": file.create_dataset("chunks", data=PIXELS, chunks=(1, 4, 4, 3)),
+        "strings": file.create_dataset("strings", data=PATHS),
+        "bytes": file.create_dataset("bytes", data=np.array(PATHS, dtype=bytes)),
+        "encoded": lengths_vary,
+        "opaque": file.create_dataset("opaque", data=np.array(PNGS, dtype=f"V{LONGEST}")),
+    }
+
+
+def xarray_containers():
+    xarray = pytest.importorskip("xarray")
+    return {
+        "pixels": xarray.DataArray(PIXELS),
+        "strings": xarray.DataArray(PATHS),
+        "scalars": list(xarray.DataArray(PATHS)),
+        "list of arrays": list(xarray.DataArray(PIXELS)),
+    }
+
+
+def opencv_containers():
+    cv2 = pytest.importorskip("cv2")
+    return {
+        extension: [cv2.imencode(extension, image[:, :, ::-1])[1] for image in PIXELS]
+        for extension in (".png", ".bmp", ".tiff", ".ppm")
+    }
+
+
+def hugging_face_containers():
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": DICTS, "label": [0, 1]}
+    dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    return {
+        "dataset": dataset,
+        "column": dataset["image"],
+        "numpy": dataset.with_format("numpy"),
+        "torch": dataset.with_format("torch"),
+        "selection": dataset.select([0, 1]),
+        "encoded": dataset.cast_column("image", datasets.Image(decode=False)),
+        "concatenated": ConcatDataset([Subset(dataset, [0]), Subset(dataset, [1])]),
+        "list of rows": list(dataset),
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        zarr_containers,
+        h5py_containers,
+        xarray_containers,
+        opencv_containers,
+        hugging_face_containers,
+    ],
+)
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.filterwarnings("ignore")
+def test_containers_of_optional_libraries_are_read(make):
+    for X in make().values():
+        check_pixels(X)
+
+
+class OnDisk:
+    """Has a shape and rows, but no length, as an array of Zarr."""
+
+    def __init__(self, array):
+        self.array = array
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, row):
+        return self.array[row]
+
+
+def test_arrays_without_a_length_are_read_by_row():
+    check_pixels(OnDisk(PIXELS))
+    check_pixels(OnDisk(np.array(PNGS, dtype=object)))
+    with pytest.raises(ValueError, match=r"Got a single image \(array of shape \(8, 6, 3\)\)"):
+        check(OnDisk(RGB))
+    with pytest.raises(ValueError, match="Found array with 0 sample"):
+        check(OnDisk(PIXELS[:0]))
+    with pytest.raises(ImageError, match=r"Got shape \(5, 6, 7\), but expected"):
+        check(OnDisk(np.zeros((2, 5, 6, 7))))
+
+
+# Lazy containers, and others that must be converted first
+
+
+def dask_containers():
+    dask = pytest.importorskip("dask.array")
+    frames = pytest.importorskip("dask.dataframe")
+    return [
+        dask.from_array(PIXELS),
+        dask.from_array(np.array(PATHS)),
+        frames.from_pandas(pd.Series(PATHS), npartitions=1),
+        frames.from_pandas(pd.DataFrame({"a": PATHS}), npartitions=1),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dask_is_rejected_with_compute_as_remedy():
+    for X in dask_containers():
+        with pytest.raises(TypeError, match="which is lazy") as caught:
+            check(X)
+        assert str(caught.value) == (
+            f"Got X of type {type(X).__name__}, which is lazy, but {EXPECTED}. "
+            "Load it first: call .compute()."
+        )
+
+
+@pytest.mark.parametrize("method", ["collect", "toPandas", "to_pandas", "compute", "to_table"])
+def test_lazy_frame_is_rejected_with_its_method_as_remedy(method):
+    # Spark's frames have columns, too.
+    frame = type("Frame", (), {method: lambda self: None, "columns": ["a"], "head": lambda self: 0})
+    with pytest.raises(TypeError, match=rf"type Frame, which is lazy, .* call \.{method}\(\)\.$"):
+        check(frame())
+
+
+def test_polars_lazy_frame_is_rejected():
+    with pytest.raises(TypeError, match=r"type LazyFrame, which is lazy, .* call \.collect\(\)\.$"):
+        check(pl.LazyFrame({"a": PATHS}))
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        iter(PATHS),
+        map(str, PATHS),
+        filter(None, PATHS),
+        zip(PATHS, PATHS, strict=True),
+        itertools.chain(PATHS),
+        itertools.islice(PATHS, 2),
+        frozenset(PATHS),
+        dict.fromkeys(PATHS).keys(),
+        dict.fromkeys("ab", PATHS).values(),
+        Path().glob("*.png"),
+    ],
+    ids=lambda X: type(X).__name__,
+)
+def test_iterables_are_rejected_with_list_as_remedy(X):
+    with pytest.raises(TypeError, match=rf"^Got X of type {type(X).__name__}, which has no") as got:
+        check(X)
+    assert str(got.value).endswith(" Convert it to a list first: list(X).")
+
+
+@pytest.mark.parametrize("X", [itertools.cycle(PATHS), itertools.count(), itertools.repeat("a")])
+def test_endless_iterators_are_rejected(X):
+    with pytest.raises(TypeError, match=r"its first n: list\(itertools\.islice\(X, n\)\)\.$"):
+        check(X)
+
+
+@pytest.mark.parametrize(
+    "X", [io.BytesIO(PNGS[0]), BUFFERS[0], torch.tensor(BUFFERS[0]), pa.scalar("cat.jpg")]
+)
+def test_single_file_or_buffer_is_rejected(X):
+    with pytest.raises(ValueError, match=r"^Got a single image .* wrap it in a list: \[image\]\.$"):
+        check(X)
+
+
+def test_masked_arrays_are_not_read_as_if_nothing_were_masked():
+    with pytest.raises(ValueError, match="masked pixels") as caught:
+        check(np.ma.array(PIXELS, mask=PIXELS[0, 0, 0, 0] == PIXELS))
+    n_masked = int((PIXELS[0, 0, 0, 0] == PIXELS).sum())
+    assert str(caught.value) == (
+        f"Got a masked array with {n_masked} masked pixels, but expected all pixels. "
+        "Fill them: X.filled(0)."
+    )
+    assert source_of(np.ma.array(PATHS, mask=[0, 1])).tolist() == ["0.png", None]
+    with pytest.raises(ImageError, match=r"Got masked pixels. Fill them: image.filled\(0\)."):
+        as_images([np.ma.array(RGB, mask=RGB[0, 0, 0] == RGB)])[0]
+
+
+def test_arrow_tables_are_like_other_tables():
+    with pytest.raises(ValueError, match=r"Select the column, for example X\['a'\]\.$"):
+        check(pa.table({"a": PATHS, "b": [1, 2]}))
+    np.testing.assert_array_equal(
+        source_of(pa.table({"a": [1, 2], "b": [3.0, 4.0]})), [[1, 3], [2, 4]]
+    )
+    with pytest.raises(ValueError, match="Expected 2D array, got 1D array of numbers"):
+        check(pa.array([1, 2]))
+    with pytest.raises(ImageError, match="Got missing value, but expected a path"):
+        as_images(pa.array(["0.png", None]))[1]
+
+
+def test_flat_rows_are_not_taken_for_encoded_images():
+    rows = list(np.arange(24, dtype=np.uint8).reshape(2, 12))
+    assert source_of(rows).shape == (2, 12)
+    row = np.zeros(64, np.uint8)
+    row[:4] = [0xFF, 0xD8, 0xFF, 0xE0]  # as a JPEG begins
+    for X in ([row, row], [row, np.zeros(64, np.uint8)], np.stack([row, row])):
+        resolved = as_images(X, image_shape=(8, 8))
+        np.testing.assert_array_equal(resolved[0][:, :, 0], row.reshape(8, 8))
+
+
+def test_folder_below_home_is_rejected_with_load_image_folder_as_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    os.mkdir(tmp_path / "pets")
+    with pytest.raises(ValueError, match=r"Got X='~/pets', a folder"):
+        check("~/pets")

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -190,6 +191,209 @@ def test_split_of_a_folder_without_splits_is_rejected(make):
         f"Got split='train', but {str(root)!r} has no folder for it; its folders are 'cats'. "
         "Pass split=None."
     )
+
+
+USUAL_NAMES = {
+    "train": [
+        "train", "Train", "TRAIN", "training", "Training", "train_set", "trainset", "Training Set",
+        "train-data", "train_images", "images_train", "01_train", "train2017", "training.data",
+    ],
+    "val": [
+        "val", "Val", "valid", "VALID", "validation", "Validation", "val_set", "validation_data",
+        "dev", "Dev", "devset", "development", "val2017", "images-val",
+    ],
+    "test": [
+        "test", "Test", "TEST", "testing", "Testing", "test_set", "testset", "test-images", "eval",
+        "Evaluation", "eval_set", "holdout", "hold-out", "held_out", "test2017",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("split", "name"), [(split, name) for split, names in USUAL_NAMES.items() for name in names]
+)
+def test_split_folders_have_any_usual_name(make, split, name):
+    root = make(f"{name}/cats/1.png", f"{name}/dogs/2.png")
+    for requested in (None, split):
+        bunch = load_image_folder(root, split=requested)
+        assert bunch.target_names == ["cats", "dogs"]
+        assert bunch.split.tolist() == [split, split]
+
+
+@pytest.mark.parametrize(
+    "name", ["trains", "trainer", "tested", "value", "device", "trail", "developer", "contest", "t"]
+)
+def test_names_that_are_no_split_are_classes(make, name):
+    bunch = load_image_folder(make(f"{name}/1.png", "cats/2.png"))
+    assert bunch.target_names == sorted([name, "cats"])
+    assert bunch.split is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("Training", "Testing"), ["test", "train"]),
+        (("training", "validation", "testing"), ["test", "train", "val"]),
+        (("train_set", "test_set"), ["test", "train"]),
+        (("dev", "eval"), ["test", "val"]),
+        (("train1", "train"), None),
+        (("TRAIN", "HOLDOUT"), ["test", "train"]),
+        (("trainset", "devset", "evalset"), ["test", "train", "val"]),
+        (("Train Images", "Test Images"), ["test", "train"]),
+    ],
+)
+def test_split_folders_may_be_named_together(make, names, expected):
+    root = make(*(f"{name}/{label}/1.png" for name in names for label in ("cats", "dogs")))
+    if expected is None:  # "train1" is no split, and so "train" is none either
+        with pytest.warns(UserWarning, match="have the same subfolders, 'cats', 'dogs'"):
+            assert load_image_folder(root).target_names == ["train", "train1"]
+        return
+    bunch = load_image_folder(root)
+    assert bunch.target_names == ["cats", "dogs"]
+    assert sorted(set(bunch.split.tolist())) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "classes", "subfolders", "remedy"),
+    [
+        (["a/x/1.png", "a/y/1.png", "b/x/1.png", "b/y/1.png"], "'a', 'b'", "'x', 'y'", "classes"),
+        (["images/x/1.png", "images/y/1.png"], "'images'", "'x', 'y'", "classes"),
+        (["a/x/c/1.png", "a/y/1.png", "b/x/1.png", "b/y/1.png"], "'a', 'b'", "'x', 'y'", "classes"),
+        (
+            [f"{top}/{low}/1.png" for top in "abcd" for low in "wxyz"],
+            "'a', 'b', 'c', ...",
+            "'w', 'x', 'y', ...",
+            "classes",
+        ),
+        (
+            ["a/x/1.png", "a/y/1.png", "b/x/1.png", "b/y/1.png", "b/z/1.png"],
+            "'a', 'b'",
+            "'x', 'y'",
+            "classes",
+        ),
+        (
+            ["a/train/1.png", "a/test/1.png", "b/train/1.png", "b/test/1.png"],
+            "'a', 'b'",
+            "'test', 'train'",
+            "splits",
+        ),
+        (
+            ["train/a/x/1.png", "train/a/y/1.png", "test/a/x/1.png", "test/a/y/1.png"],
+            "'a'",
+            "'x', 'y'",
+            "classes",
+        ),
+        (["a/x/1.png", "a/y/1.png", "a/0.png"], "'a'", "'x', 'y'", "classes"),
+    ],
+)
+def test_classes_one_level_too_high_are_warned_of(make, files, classes, subfolders, remedy):
+    root = make(*files)
+    with pytest.warns(UserWarning, match="same subfolders") as caught:
+        load_image_folder(root)
+    remedies = {
+        "classes": "If these are the classes, pass the folder that holds them as root, or name the "
+        "folders above them train, val and test.",
+        "splits": "If these are splits, move them above the class folders.",
+    }
+    assert [str(warning.message) for warning in caught] == [
+        f"All class folders in {str(root)!r} ({classes}) have the same subfolders, {subfolders}. "
+        f"{remedies[remedy]}"
+    ]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["a/1.png", "b/1.png"],
+        ["a/images/1.png", "b/images/1.png"],
+        ["a/x/1.png", "a/y/1.png", "b/1.png"],
+        ["a/x/1.png", "a/y/1.png", "b/x/1.png"],
+        ["a/x/1.png", "a/y/1.png", "b/z/1.png", "b/w/1.png"],
+        ["a/x/1.png", "a/.y/1.png"],
+        ["train/a/1.png", "test/a/1.png"],
+        ["a/deep/x/1.png", "a/deep/y/1.png"],
+    ],
+)
+def test_other_subfolders_raise_no_warning(make, files):
+    load_image_folder(make(*files))  # warnings are errors
+
+
+# Names
+
+NAMES = ["café", "größe", "naïve", "Ñandú", "Zürich", "élan", "日が", "한국"]
+
+
+def make_twins(root, names, forms, folder=""):
+    for form in forms:
+        for name in names:
+            path = root / folder / unicodedata.normalize(form, name)
+            path.mkdir(parents=True)
+            (path / f"{form}.png").touch()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unicode_twins_are_one_class(tmp_path, name):
+    make_twins(tmp_path, [name], ["NFC", "NFD"])
+    make_twins(tmp_path, ["cats"], ["NFC"])
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system normalizes names")
+    with pytest.warns(UserWarning, match="Unicode") as caught:
+        bunch = load_image_folder(tmp_path)
+    assert [str(warning.message) for warning in caught] == [
+        f"Got 2 class folders named {name!r} that differ only by their Unicode normalization (NFC "
+        "and NFD); they are one class."
+    ]
+    assert bunch.target_names == sorted([name, "cats"])
+    assert sorted(bunch.labels.tolist()) == sorted([name, name, "cats"])
+
+
+def test_unicode_twins_in_different_splits_are_one_class(tmp_path):
+    make_twins(tmp_path, NAMES, ["NFC"], "train")
+    make_twins(tmp_path, NAMES, ["NFD"], "test")
+    with pytest.warns(UserWarning, match="Unicode normalization"):
+        bunch = load_image_folder(tmp_path)
+    assert bunch.target_names == sorted(NAMES)
+    assert np.bincount(bunch.target).tolist() == [2] * len(NAMES)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_normalized_without_a_warning(tmp_path, form):
+    make_twins(tmp_path, NAMES, [form])
+    assert load_image_folder(tmp_path).target_names == sorted(NAMES)
+
+
+def test_labels_may_be_names(splits):
+    numbers = load_image_folder(splits)
+    assert numbers.labels.tolist() == ["cats"] * 3 + ["dogs"] * 3
+    names = load_image_folder(splits, labels="names")
+    assert names.target.tolist() == numbers.labels.tolist()
+    assert names.target_names == ["cats", "dogs"]
+    assert names.target.dtype.kind == "U"
+    _, y = load_image_folder(splits, split="val", labels="names", return_X_y=True)
+    assert y.tolist() == ["dogs"]
+    with pytest.raises(ValueError, match="Got labels='name', but expected one of 'numbers', 'nam"):
+        load_image_folder(splits, labels="name")
+
+
+@pytest.mark.parametrize("convert", [str, Path])
+def test_tilde_is_the_home_folder(make, monkeypatch, convert):
+    root = make("pets/cats/1.png")
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.setenv("USERPROFILE", str(root))
+    assert names(load_image_folder(convert("~/pets")), root) == ["pets/cats/1.png"]
+    monkeypatch.chdir(root)
+    make("~/pets/dogs/2.png")  # an odd name, but it exists
+    assert load_image_folder(convert("~/pets")).target_names == ["dogs"]
+
+
+def test_leftovers_of_macos_are_ignored(make):
+    root = make(
+        "cats/1.png", "cats/._1.png", "__MACOSX/cats/._1.png", ".DS_Store", "cats/.DS_Store"
+    )
+    bunch = load_image_folder(root)  # warnings are errors
+    assert names(bunch, root) == ["cats/1.png"]
+    assert bunch.ignored == []
 
 
 # Warnings and errors

@@ -256,3 +256,17 @@ def test_cost_repr_lists_figures_with_separators():
     shown = repr(Cost(1001, 60_000, 0, 2_400_000, 1234.56))
     assert shown.splitlines()[1] == "  fits               1,001"
     assert shown.endswith("\n  seconds            1,234.6 in one process, excluding the head fit")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_labels_are_rejected_except_in_the_target(missing):
+    y = [missing if row in (4, 7) else f"class {label}" for row, label in enumerate(Y)]
+    with pytest.raises(ValueError, match=r"^Got 2 missing labels in y, in rows 4, 7, but"):
+        estimate_cost(classifier(cache=None), X, y)
+    domain = np.ones(N, dtype=int)
+    domain[[4, 7]] = -2
+    costs = [
+        estimate_cost(classifier(cache=None), X, labels, cv=KFold(3), sample_domain=domain)
+        for labels in (y, Y)
+    ]
+    assert costs[0].images_trained == costs[1].images_trained > 0

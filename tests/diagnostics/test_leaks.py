@@ -3,6 +3,8 @@
 import os
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from duplicate_helpers import COPIES, TILES, cropped, tile
 from helpers import Tiny
@@ -136,13 +138,50 @@ def test_find_leaks_warns_of_broken_images_in_the_second_set():
     assert report.n_images == (3, 0)
 
 
-@pytest.mark.parametrize("missing", [None, np.nan, float("nan")])
-def test_find_leaks_ignores_missing_labels(missing):
-    report = find_leaks([TILES[0]] * 3, np.array(["a", missing, "b"], dtype=object))
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array(["a", None, "b"], dtype=object),
+        np.array(["a", np.nan, "b"], dtype=object),
+        ["a", np.nan, "b"],
+        ["a", None, "b"],
+        ["a", pd.NA, "b"],
+        np.array(["a", np.nan, "b"]),
+        np.array([1, np.nan, 2]),
+        np.ma.array(["a", "x", "b"], mask=[0, 1, 0]),
+        pd.Series(["a", None, "b"], dtype="category"),
+        pd.Series([1, None, 2], dtype="Int64"),
+        pl.Series(["a", None, "b"]),
+    ],
+    ids=lambda y: type(y).__name__,
+)
+def test_find_leaks_ignores_missing_labels(y):
+    report = find_leaks([TILES[0]] * 3, y)
     conflicts = {
         pair for pair, conflict in zip(rows(report), report.conflicts, strict=True) if conflict
     }
     assert conflicts == {(0, 2)}
+
+
+def test_missing_labels_are_a_class_of_their_own_in_splits():
+    X = [*TILES[:3], *TILES[:3]]
+    report = find_leaks(X, ["a", "b", None, None, "a", "b"], cv=2)
+    expected = find_leaks(X, ["a", "b", "c", "c", "a", "b"], cv=2)
+    assert sorted(rows(report)) == sorted(rows(expected)) == [(0, 3), (1, 4), (2, 5)]
+    assert report.across.tolist() == expected.across.tolist()
+    conflicts = dict(zip(rows(report), report.conflicts.tolist(), strict=True))
+    assert conflicts == {(0, 3): False, (1, 4): True, (2, 5): False}
+
+
+def test_missing_labels_of_a_second_set_do_not_conflict():
+    report = find_leaks(TILES[:2], ["a", "b"], X_test=TILES[:2], y_test=[None, "a"])
+    assert rows(report) == [(0, 0), (1, 1)]
+    assert report.conflicts.tolist() == [False, True]
+
+
+def test_missing_group_is_rejected():
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in groups, in row 1, but"):
+        find_leaks(TILES[:3], groups=["a", np.nan, "b"])
 
 
 def test_leak_report_names_images_without_a_path_by_their_rows():

@@ -153,3 +153,10 @@ def test_rank_backbones_rejects_invalid_input():
         rank_backbones(images, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], extractor=SCANS)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
+def test_missing_labels_are_rejected(missing):
+    labels = [*y[:-2], missing, y[-1]]
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 118, but"):
+        rank_backbones(X, labels, [Tiny], extractor=SCANS)

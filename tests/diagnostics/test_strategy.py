@@ -279,3 +279,11 @@ def test_recommend_strategy_rejects_invalid_input(monkeypatch):
         with pytest.raises(ValueError) as error:  # noqa: PT011
             recommend_strategy(**{"X": X, "y": y, "extractor": TINY, **changes})
         assert str(error.value) == problem
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
+def test_missing_labels_are_rejected(missing):
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 58, but"):
+        recommend_strategy(
+            X, [*y[:-2], missing, y[-1]], extractor=PretrainedFeatureExtractor(**SCANS)
+        )
