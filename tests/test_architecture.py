@@ -47,7 +47,12 @@ OWNERS = {
     },
     r"requires_grad|\.eval\(\)": {"backbones/frozen", "finetuning/suffix"},
     r"import sqlite3": {"store/database"},
-    r"from PIL|import PIL": {"data/decoding", "data/items", "data/containers"},
+    r"from PIL|import PIL": {
+        "data/decoding",
+        "data/items",
+        "data/containers",
+        "data/pillow_settings",
+    },
     r"safetensors\.": {"backbones/weights"},
     r"matplotlib": {"cli/demo", "utils/plotting"},
     r"import argparse": {"cli/main"},
