@@ -50,7 +50,7 @@ class MemoryCache(Generic[T]):
     Examples
     --------
     >>> cache = MemoryCache(at_least=1, limit=lambda device: 100)
-    >>> values = [cache.get(key, lambda: Path(key), lambda path: 60) for key in "aab"]
+    >>> values = [cache.get(key, lambda: set(key), lambda value: 60) for key in "aab"]
     >>> values[0] is values[1], len(cache)
     (True, 1)
     """
