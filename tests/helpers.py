@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -164,6 +164,26 @@ def save_images(X, folder):
     for path, image in zip(paths, X, strict=True):
         Image.fromarray(image).save(path)
     return paths
+
+
+class FlippedImage(ImageFile.ImageFile):
+    """A plugin of Pillow for files that are an image, upside down, after the word FLIPPED."""
+
+    format = "FLIPPED"
+
+    def _open(self):
+        self.fp.seek(0)
+        content = self.fp.read()
+        if not content.startswith(b"FLIPPED"):
+            raise SyntaxError("not flipped")
+        with Image.open(io.BytesIO(content[7:])) as image:
+            flipped = ImageOps.flip(image.convert("RGB"))
+        self._mode, self._size, self.im = flipped.mode, flipped.size, flipped.im
+        self.tile = []
+
+
+def starts_with_flipped(prefix):
+    return prefix.startswith(b"FLIPPED")
 
 
 def pixel_batch(n=5, side=SIZE):
