@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import helpers
+import joblib
 import numpy as np
 import pytest
 from helpers import BOTH, DOMAIN, Bfloat16Tiny, Tiny, X, Y, all_outputs, domain_labels, images
@@ -130,3 +131,45 @@ def test_loaded_estimator_is_as_the_saved_one(fitted, name):
     copied = pickle.loads(pickle.dumps(loaded))
     for method, values in all_outputs(fitted[name], TEST).items():
         np.testing.assert_array_equal(all_outputs(copied, TEST)[method], values)
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow about its own code
+@pytest.mark.parametrize("name", ["pipeline", "classifier", "self-trained classifier"])
+def test_mlflow_saves_and_loads_in_its_default_format(fitted, tmp_path, name):
+    mlflow = pytest.importorskip("mlflow.sklearn")
+    types = sio.get_untrusted_types(data=sio.dumps(fitted[name]))
+    options = {"serialization_format": "skops", "skops_trusted_types": types}
+    requirements = {"pip_requirements": ["sktransfer"]}
+    mlflow.save_model(fitted[name], str(tmp_path / "model"), **options, **requirements)
+    loaded = mlflow.load_model(str(tmp_path / "model"))
+    np.testing.assert_array_equal(loaded.predict_proba(TEST), fitted[name].predict_proba(TEST))
+
+
+@pytest.mark.parametrize("make", [extractor, classifier])
+@pytest.mark.parametrize("backbone", [Tiny(), Bfloat16Tiny()])
+def test_module_is_refused_with_a_remedy_and_pickled(tmp_path, make, backbone):
+    estimator = make(backbone)
+    message = f"Got a {type(backbone).__name__} as backbone, but skops cannot save a torch module"
+    for saved in (estimator, make_pipeline(estimator), FrozenEstimator(estimator)):
+        with pytest.raises(TypeError, match=message):
+            sio.dumps(saved)
+    joblib.dump(estimator, tmp_path / "estimator.joblib")
+    for copied in (
+        clone(estimator),
+        pickle.loads(pickle.dumps(estimator)),
+        joblib.load(tmp_path / "estimator.joblib"),
+    ):
+        assert isinstance(copied.backbone, type(backbone))
+
+
+def test_state_holds_bits_of_bfloat16(fitted):
+    weights = fitted["classifier in bfloat16"]._tuned.weights
+    dtypes = {array.dtype.names for array in weights.values()}
+    assert dtypes == {None, ("bfloat16",)}
+
+
+@pytest.mark.parametrize("name", ["head", "classifier", "classifier in bfloat16", "pipeline"])
+def test_joblib_maps_the_arrays_of_a_file_into_memory(fitted, tmp_path, name):
+    joblib.dump(fitted[name], tmp_path / "model.joblib")
+    loaded = joblib.load(tmp_path / "model.joblib", mmap_mode="r")
+    np.testing.assert_array_equal(loaded.predict_proba(TEST), fitted[name].predict_proba(TEST))
