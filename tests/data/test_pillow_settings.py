@@ -188,8 +188,10 @@ def scores(model, paths, n_jobs):
         return error.reason
 
 
-@pytest.mark.parametrize("make", CASES)
-@pytest.mark.parametrize("model", [extractor, classifier])
+@pytest.mark.parametrize(
+    ("model", "make"),
+    [*((extractor, make) for make in CASES), (classifier, truncated), (classifier, plugin)],
+)
 def test_result_is_the_same_for_any_number_of_jobs(tmp_path, model, make):
     paths = make(tmp_path)
     expected = scores(model(), paths, None)
