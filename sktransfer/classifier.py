@@ -55,7 +55,8 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
     weight_decay : float or "auto", default="auto"
         `"auto"` is 0.01, or 0.1 if some class has fewer than 10 training images.
     batch_size : int, default=16
-        Number of images per training step.
+        Maximum number of images per training step. One image can be added where BatchNorm learns
+        statistics, if it would be alone in a batch; 1 is then too few.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
         BatchNorm statistics: those of the weights; estimated on the images passed to `fit`
         (AdaBN); or learned, in the trained blocks only. If `sample_domain` separates two domains,

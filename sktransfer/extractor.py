@@ -15,8 +15,9 @@ from sktransfer.adaptation.batch_norm import adapt_batch_norm
 from sktransfer.backbones.batch_norm import BatchNormState
 from sktransfer.backbones.frozen import POOLINGS
 from sktransfer.backbones.loading import Backbone, load_backbone
-from sktransfer.backbones.source import BackboneSource
+from sktransfer.backbones.source import BackboneSource, check_savable
 from sktransfer.data.images import Images
+from sktransfer.data.pillow_settings import adopt_pillow_settings, share_pillow_settings
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed, engine_name
@@ -310,10 +311,16 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         return f"{text} <{self.preprocessing_}, {self.engine_}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process that loads the pickle looks for the store of this process.
+        check_savable(self.backbone)
+        # A worker process that loads it looks for the store and settings of this process.
         if isinstance(self.cache, str) and self.cache == "auto":
             share_session()
+        share_pillow_settings()
         return super().__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        adopt_pillow_settings()
+        super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

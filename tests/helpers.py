@@ -1,5 +1,6 @@
 """Small backbones, images, classifiers and processes that several test files share."""
 
+import contextlib
 import io
 import os
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
@@ -55,6 +57,23 @@ class Tiny(nn.Sequential):
         for module in list(self)[:5]:
             x = module(x)
         return x
+
+
+class Bfloat16Tiny(Tiny):
+    """The second block has its weights and BatchNorm statistics in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self[1] = Bfloat16(self[1])
+
+
+class Bfloat16(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block.to(torch.bfloat16)
+
+    def forward(self, x):
+        return self.block(x.to(torch.bfloat16)).float()
 
 
 class CountingTiny(Tiny):
@@ -147,6 +166,26 @@ def save_images(X, folder):
     return paths
 
 
+class FlippedImage(ImageFile.ImageFile):
+    """A plugin of Pillow for files that are an image, upside down, after the word FLIPPED."""
+
+    format = "FLIPPED"
+
+    def _open(self):
+        self.fp.seek(0)
+        content = self.fp.read()
+        if not content.startswith(b"FLIPPED"):
+            raise SyntaxError("not flipped")
+        with Image.open(io.BytesIO(content[7:])) as image:
+            flipped = ImageOps.flip(image.convert("RGB"))
+        self._mode, self._size, self.im = flipped.mode, flipped.size, flipped.im
+        self.tile = []
+
+
+def starts_with_flipped(prefix):
+    return prefix.startswith(b"FLIPPED")
+
+
 def pixel_batch(n=5, side=SIZE):
     """Make distinct random images as a batch, uint8 (N, 3, H, W)."""
     return torch.from_numpy(images(n, side)).permute(0, 3, 1, 2)
@@ -185,6 +224,21 @@ def make_classifier(backbone=Tiny, **parameters):
     defaults = {"unfreeze": (0, 1, 2), "max_epochs": 3, "n_views": 2, "early_stopping": True}
     defaults["random_state"] = 0
     return FineTunedImageClassifier(backbone, **{**defaults, "cache": None, **parameters})
+
+
+def all_outputs(estimator, X):
+    """Return what the methods of a fitted estimator compute, by name; nothing if it is not fitted.
+
+    Rows of attributes that only some estimators have are added as arrays.
+    """
+    outputs = {}
+    for name in ("transform", "predict", "predict_proba", "decision_function"):
+        with contextlib.suppress(AttributeError, NotFittedError):
+            outputs[name] = getattr(estimator, name)(X)
+    for name in ("classes_", "digest_", "pixel_range_", "stages_", "history_", "errors_"):
+        if hasattr(estimator, name):
+            outputs[name] = np.array(str(getattr(estimator, name)))
+    return outputs
 
 
 def net_state(classifier):

@@ -34,6 +34,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from sktransfer import PretrainedFeatureExtractor
 from sktransfer.backbones.loading import load_backbone
+from sktransfer.backbones.weights import to_tensors
 from sktransfer.utils.errors import ImageError, WeightsNotFoundError
 
 GRAY = images(1)[0, :, :, 0]
@@ -517,7 +518,7 @@ def test_pooling_none_keeps_the_whole_feature_map():
 def test_adapted_statistics_are_those_of_the_images():
     X = images(64)
     extractor = tiny(batch_norm="adapt").fit(X)
-    statistics = extractor.batch_norm_.statistics
+    statistics = to_tensors(extractor.batch_norm_.statistics)
     first = Tiny()[0][0]
     preprocessing = Tiny.preprocessing
     batch = torch.stack([preprocessing.prepare(x) for x in X])

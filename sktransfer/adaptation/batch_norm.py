@@ -18,12 +18,12 @@ from sktransfer.backbones.batch_norm import (
     BatchNormState,
     batch_norms,
     check_batch_norm,
-    named_statistics,
 )
 from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.loading import Backbone
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
 
 # Maximum number of images per batch; each batch has its own statistics.
 _MAX_BATCH_SIZE = 32
@@ -59,16 +59,22 @@ def estimate_batch_norm(
         layer.reset_running_stats()
         layer.momentum = None  # a plain average over all batches
         layer.train()
+    n_images = 0
     try:
         with torch.no_grad():
             for batch in batches:
+                n_images += len(batch)
                 blocks(backbone.preprocessing.normalize(batch.to(device)))
+        if not n_images:
+            raise ValueError("no image can be read")
+    except ImageError:
+        raise
     except ValueError as error:
         raise ValueError(
             "Got batch_norm='adapt' and too few images to estimate BatchNorm statistics "
             f"({error}); pass more images to fit, or use batch_norm='frozen'"
         ) from error
-    return BatchNormState({name: value.cpu() for name, value in named_statistics(block_list)})
+    return BatchNormState.of(block_list)
 
 
 def adapt_batch_norm(
@@ -158,7 +164,7 @@ def match_batch_norm(
         mean, var = _match(layer, source_moments[layer], moments)
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)
-    return BatchNormState({name: value.cpu() for name, value in named_statistics(block_list)})
+    return BatchNormState.of(block_list)
 
 
 def _match(

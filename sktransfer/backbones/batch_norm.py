@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
+import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.frozen import freeze
-from sktransfer.backbones.loading import Backbone
-from sktransfer.backbones.weights import digest_tensors
+from sktransfer.backbones.loading import Backbone, keep_backbone
+from sktransfer.backbones.weights import digest_tensors, to_arrays, to_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +22,16 @@ class BatchNormState:
 
     Parameters
     ----------
-    statistics : dict of str to Tensor
+    statistics : dict of str to ndarray
         Running means and variances by the names of their buffers.
     """
 
-    statistics: dict[str, torch.Tensor]
+    statistics: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, block_list: BlockList) -> BatchNormState:
+        """Copy the statistics of blocks."""
+        return cls(to_arrays(dict(named_statistics(block_list))))
 
 
 def check_batch_norm(backbone: Backbone) -> None:
@@ -38,16 +43,20 @@ def check_batch_norm(backbone: Backbone) -> None:
         )
 
 
-@lru_cache(maxsize=2)
 def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
     """Return a copy of a backbone with other BatchNorm statistics."""
-    block_list = copy.deepcopy(backbone.block_list)
-    for name, buffer in named_statistics(block_list):
-        buffer.copy_(state.statistics[name])
-    for _, block in block_list.blocks:
-        freeze(block)
-    digest = digest_tensors(state.statistics.items(), backbone.digest.hex())
-    return replace(backbone, block_list=block_list, digest=digest)
+    statistics = to_tensors(state.statistics)
+    digest = digest_tensors(statistics.items(), backbone.digest.hex())
+
+    def make() -> Backbone:
+        block_list = copy.deepcopy(backbone.block_list)
+        for name, buffer in named_statistics(block_list):
+            buffer.copy_(statistics[name])
+        for _, block in block_list.blocks:
+            freeze(block)
+        return replace(backbone, block_list=block_list, digest=digest)
+
+    return keep_backbone(digest, make)
 
 
 def batch_norms(block_list: BlockList) -> Iterator[tuple[str, _BatchNorm]]:

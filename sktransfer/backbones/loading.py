@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from sktransfer.backbones.weights import digest_tensors, load_state_dict
 from sktransfer.data.images import Images
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import check_choice
+from sktransfer.utils.memory import MemoryCache
 from sktransfer.utils.runtime import limit_threads_after_fork
 
 # Objects look larger in pretraining than in the center crop of a whole image, by this factor, ...
@@ -37,9 +36,6 @@ _WHOLE_IMAGE_SCALE = 9 / 7
 _USUAL_MARGIN = 8 / 7
 # Images smaller than the size of the network divided by this are not enlarged further.
 _THUMBNAIL_DIVISOR = 4
-
-# Backbones that a process keeps in memory, so that clones and folds share one copy.
-_MAX_BACKBONES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,26 +156,24 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     return keep_backbone(digest, assemble)
 
 
-def keep_backbone(digest: bytes, make: Callable[[], Backbone]) -> Backbone:
+# Backbones that this process keeps in memory, so that clones, folds and estimators share one copy.
+_backbones: MemoryCache[Backbone] = MemoryCache(at_least=3)
+
+
+def keep_backbone(key: Hashable, make: Callable[[], Backbone]) -> Backbone:
     """Build a backbone, or return the same one if this process has built it before."""
-    with _cache_lock:
-        backbone = _cache.pop(digest, None) or make()
-        _cache[digest] = backbone  # the most recently used
-        while len(_cache) > _MAX_BACKBONES:
-            _cache.popitem(last=False)
-    return backbone
+    return _backbones.get(key, make, lambda backbone: backbone.n_bytes)
 
 
-_cache: OrderedDict[bytes, Backbone] = OrderedDict()
-_cache_lock = threading.RLock()
-
-
-@lru_cache(maxsize=_MAX_BACKBONES)
 def _load_named(name: str, weights: str | None, stamp: tuple[int, int] | None) -> Backbone:
     """Load a backbone by name; `stamp` changes when a weights file changes."""
-    loaded = load_named(name, weights)
-    digest = digest_tensors(loaded.model.state_dict().items(), name)
-    return _assemble(loaded, digest, lambda: load_named(name, weights).model)
+
+    def load() -> Backbone:
+        loaded = load_named(name, weights)
+        digest = digest_tensors(loaded.model.state_dict().items(), name)
+        return _assemble(loaded, digest, lambda: load_named(name, weights).model)
+
+    return keep_backbone((name, weights, stamp), load)
 
 
 def _stamp(weights: Any) -> tuple[str | None, tuple[int, int] | None]:

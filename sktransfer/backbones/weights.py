@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,8 @@ from sktransfer.utils.errors import WeightsNotFoundError
 
 # Long enough for a DNS lookup and one round trip, short enough not to look like a hang.
 REACH_SECONDS = 0.8
+# Integers as wide as the dtypes that numpy lacks.
+_BITS = {1: torch.uint8, 2: torch.int16}
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -159,6 +162,47 @@ def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *more: str) -> byt
         values = tensor.detach().cpu().contiguous()
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
+
+
+def to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Copy tensors to numpy arrays, for the state of a fitted estimator.
+
+    A dtype that numpy lacks, such as bfloat16, is kept as bits under its name.
+
+    Examples
+    --------
+    >>> arrays = to_arrays({"weight": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)})
+    >>> arrays["weight"].dtype
+    dtype([('bfloat16', '<i2')])
+    >>> to_tensors(arrays)["weight"]
+    tensor([ 1.5000, -2.0000], dtype=torch.bfloat16)
+    """
+    return {name: _to_array(tensor) for name, tensor in tensors.items()}
+
+
+def to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Convert the arrays of `to_arrays` to tensors, which share their memory if possible."""
+    return {name: _to_tensor(array) for name, array in arrays.items()}
+
+
+def _to_array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().to("cpu", copy=True)
+    try:
+        return tensor.numpy()
+    except TypeError:
+        bits = _BITS[tensor.itemsize]
+        name = str(tensor.dtype).removeprefix("torch.")
+        array = tensor.contiguous().view(bits).numpy()
+        return array.view([(name, array.dtype)])
+
+
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    if not array.flags.writeable:  # such as a file that joblib maps into a worker's memory
+        array = array.copy()
+    names = array.dtype.names
+    if not names:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array[names[0]].copy()).view(getattr(torch, names[0]))
 
 
 def _download(url: str, path: Path, name: str) -> None:

@@ -302,6 +302,8 @@ class _Part:
         """Measure the seconds per image of a training step."""
         options, compute = self.estimator, self.compute
         size = min(options.batch_size, len(self._views))
+        if self.network.learn_statistics:
+            size = max(size, 2)  # BatchNorm may not learn from a single image
         key = (self.recipe(self.end).digest, stage, self.network.boundary, size)
         if key not in self._times:
             suffix = self.network.suffix({stage.boundary}, compute)

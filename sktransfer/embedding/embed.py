@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from sktransfer.transforms.gpu_decoding import decodes_on
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import EngineError, ImageError
+from sktransfer.utils.memory import MemoryCache
 from sktransfer.utils.progress import progress_bar
 
 
@@ -203,17 +203,28 @@ def _engine_of_name(recipe: Recipe, compute: ComputeConfig, name: str) -> Frozen
         return _make_engine(recipe, "torch", compute.device)
 
 
-@lru_cache(maxsize=2)
+# Engines that this process keeps, so that estimators that take turns do not rebuild them.
+_engines: MemoryCache[FrozenEngine] = MemoryCache(at_least=2)
+
+
 def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEngine:
-    return create_engine(
-        recipe.prefix(),
-        recipe.preprocessing,
-        engine=engine,
-        device=device,
-        precision=recipe.precision,
-        key=recipe.digest,
-        from_library=recipe.backbone.from_library,
-    )
+    prefix, from_library = recipe.prefix(), recipe.backbone.from_library
+
+    def make() -> FrozenEngine:
+        return create_engine(
+            prefix,
+            recipe.preprocessing,
+            engine=engine,
+            device=device,
+            precision=recipe.precision,
+            key=recipe.digest,
+            from_library=from_library,
+        )
+
+    def n_bytes(engine: FrozenEngine) -> int:
+        return sum(tensor.nbytes for tensor in prefix.state_dict().values())
+
+    return _engines.get((recipe.digest, from_library, engine, device), make, n_bytes, device)
 
 
 def _fingerprints(views: Views, image_errors: ImageErrors) -> tuple[list[int], list[bytes]]:

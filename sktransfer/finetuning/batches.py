@@ -67,7 +67,7 @@ class EpochBatches(Dataset, ABC):
     ----------
     targets : SoftTargets
     batch_size : int
-        Maximum size; batches are of equal size.
+        Maximum size; batches are of equal size. With `min_size`, a batch can be larger by one.
     device : torch.device
     mixup : float
         Parameter of the Beta distribution from which the mixing ratio of two images is drawn; 0
@@ -78,6 +78,8 @@ class EpochBatches(Dataset, ABC):
     length : int or None
         Images per epoch. If there are fewer images, they repeat; if there are more, each epoch
         takes some of them. None takes each image once.
+    min_size : int
+        Minimum size, if there are as many images.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class EpochBatches(Dataset, ABC):
         mixup: float = 0.0,
         shuffle: bool = True,
         length: int | None = None,
+        min_size: int = 1,
     ) -> None:
         self.targets, self.device = targets, device
         self.mixup, self.shuffle = mixup, shuffle
         self._length = len(targets.y) if length is None else length
-        self.n_batches = math.ceil(self._length / batch_size)
+        most_batches = max(1, self._length // min_size)
+        self.n_batches = min(math.ceil(self._length / batch_size), most_batches)
         self.batch_size = math.ceil(self._length / self.n_batches)
         self.begin_epoch(0, 0)
 

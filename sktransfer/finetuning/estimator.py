@@ -21,9 +21,11 @@ from sklearn.utils.validation import check_is_fitted
 from sktransfer.adaptation.batch_norm import match_batch_norm
 from sktransfer.backbones.batch_norm import BatchNormState
 from sktransfer.backbones.loading import Backbone
-from sktransfer.backbones.source import BackboneSource
+from sktransfer.backbones.source import BackboneSource, check_savable
+from sktransfer.backbones.weights import to_tensors
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
+from sktransfer.data.pillow_settings import adopt_pillow_settings, share_pillow_settings
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.finetuning.cut_network import Network
@@ -135,7 +137,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         if self._net is None or _differ(self._net.module_.device, device):
             compute = ComputeConfig.of(self)
             suffix = self._network(self._source.load()).suffix({self._boundary}, compute)
-            suffix.restore(self._tuned.weights)
+            suffix.restore(to_tensors(self._tuned.weights))
             self._net = make_net(
                 suffix, self._task, device=compute.device, optimizer=self.optimizer
             )
@@ -165,7 +167,8 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             "sklearn.frozen.FrozenEstimator",
         )
         names = self._task.output_names()
-        return tuned_backbone(self._source, self._tuned.weights, self.preprocessing_, names)
+        weights = to_tensors(self._tuned.weights)
+        return tuned_backbone(self._source, weights, self.preprocessing_, names)
 
     def save_weights(self, path: str | os.PathLike[str]) -> None:
         """Save the tuned network as a state dict, for use as `weights` of the same `backbone`.
@@ -198,9 +201,9 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         )
         self._source = replace(self._source, batch_norm=self.batch_norm_)
         statistics, weights = self.batch_norm_.statistics, self._tuned.weights
-        weights = {name: statistics.get(name, tensor) for name, tensor in weights.items()}
+        weights = {name: statistics.get(name, array) for name, array in weights.items()}
         self._tuned = replace(self._tuned, weights=weights)
-        self.net_.module_.restore({**statistics, **weights})
+        self.net_.module_.restore(to_tensors({**statistics, **weights}))
 
     def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -223,13 +226,19 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process that unpickles a copy uses this process's store.
+        check_savable(self.backbone)
+        # A worker process that loads it looks for the store and settings of this process.
         if isinstance(self.cache, str) and self.cache == "auto":
             share_session()
+        share_pillow_settings()
         state = super().__getstate__()
         if "_net" in state:
             state = {**state, "_net": None}
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        adopt_pillow_settings()
+        super().__setstate__(state)
 
 
 def _differ(first: torch.device, second: torch.device) -> bool:

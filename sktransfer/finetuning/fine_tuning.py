@@ -13,9 +13,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from sktransfer.adaptation.adversary import Adversary
+from sktransfer.backbones.weights import to_arrays
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.duplicates import EmbeddedImages, warn_of_leak
 from sktransfer.finetuning.activations import ViewActivations, fits_on_disk
@@ -57,13 +58,13 @@ class TunedState:
 
     Parameters
     ----------
-    weights : dict of str to Tensor
-        Of all parts that were trained, on the CPU, as `TrainedSuffix.state_of` returns them.
+    weights : dict of str to ndarray
+        Of all parts that were trained, as `TrainedSuffix.state_of` names them.
     history : list of dict
         One for each epoch.
     """
 
-    weights: dict[str, torch.Tensor]
+    weights: dict[str, np.ndarray]
     history: list[dict[str, Any]]
 
 
@@ -113,7 +114,7 @@ class FineTuning:
         names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.saved_parts = (*self.trained, ADVERSARY)
-        self.interrupted = False
+        self.interrupted, self.min_batch = False, 1
         self.small = task.is_small(train.y, train.counts)
         self.valid_metric = f"valid_{task.metric_name}"
         if self.plan.adversarial and not names:
@@ -136,6 +137,7 @@ class FineTuning:
             weight_decay=self.weight_decay,
             callbacks=self.estimator.callbacks or (),
         )
+        self.min_batch = self._smallest_batch(net.module_)
         state = resume_run(self.checkpoint, net) or TrainingState(seed=self.seed)
         for number in range(len(state.reports), len(self.stages)):
             start = time.perf_counter()
@@ -165,9 +167,35 @@ class FineTuning:
             suffix.attach_adversary(adversary)
         return suffix
 
+    def _smallest_batch(self, suffix: TrainedSuffix) -> int:
+        """Return the number of images from which every stage can learn BatchNorm statistics.
+
+        Raises
+        ------
+        ValueError
+            If no batch can have as many.
+        """
+        if not any(
+            suffix.needs_several_images(stage.boundary, (*stage.blocks, PRE_LOGITS))
+            for stage in self.plan.trained_stages
+        ):
+            return 1
+        options, n_images = self.estimator, len(self.train.y)
+        if options.batch_size > 1 and n_images > 1:
+            return 2
+        got = f"batch_size={options.batch_size}" if n_images > 1 else "one training image"
+        crop = self.network.preprocessing.crop
+        raise ValueError(
+            f"Got {got}, but BatchNorm learns its statistics (batch_norm={options.batch_norm!r}, "
+            f"weights={options.weights!r}), and at {crop[0]}x{crop[1]} pixels a feature map has "
+            "one position, so a single image has no variance. Use batch_size=2 or more and at "
+            "least two training images, a larger image_size, or batch_norm='frozen' with "
+            "pretrained weights"
+        )
+
     def tuned_state(self, net: Any) -> TunedState:
         """Return the state from which an estimator predicts as the net does now."""
-        return TunedState(net.module_.state_of(self.trained), list(net.history_))
+        return TunedState(to_arrays(net.module_.state_of(self.trained)), list(net.history_))
 
     @property
     def weight_decay(self) -> float:
@@ -267,7 +295,7 @@ class FineTuning:
     ) -> EpochBatches:
         """Return batches of the views of images, cached or read again in each epoch."""
         options, stage = self.estimator, self.stages[number]
-        settings = {"mixup": options.mixup, "length": length}
+        settings = {"mixup": options.mixup, "length": length, "min_size": self.min_batch}
         common = (targets, options.batch_size, self.compute.device)
         if self.plan.is_cached(stage):
             values = self._activations[name].at(stage.boundary).values

@@ -135,6 +135,43 @@ class TrainedSuffix(nn.Module):
                 return logits
             return logits, self.adversary(embeddings, self.embed(target))
 
+    @torch.no_grad()
+    def needs_several_images(self, boundary: int, trained: Collection[str]) -> bool:
+        """Return whether a BatchNorm in training gets a single value per channel from an image.
+
+        A batch of one image then has no variance, and torch raises an error.
+
+        Parameters
+        ----------
+        boundary : int
+            Where activations enter.
+        trained : collection of str
+            Names of the trained parts.
+        """
+        learning = [
+            layer
+            for name, part in self.parts().items()
+            for layer in part.modules()
+            if name in trained and isinstance(layer, _BatchNorm) and name != ADVERSARY
+            if self.learn_statistics or layer.running_mean is None
+        ]
+        if not learning:
+            return False
+        n_values: list[int] = []
+
+        def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            n_values.append(inputs[0].numel() // inputs[0].shape[1])
+
+        hooks = [layer.register_forward_pre_hook(count) for layer in learning]
+        start, self.start = self.start, boundary
+        try:
+            self.embed(torch.zeros(2, *self.shapes[boundary], device=self.device))
+        finally:
+            self.start = start
+            for hook in hooks:
+                hook.remove()
+        return min(n_values, default=4) <= 2  # of two images
+
     @property
     def device(self) -> torch.device:
         """Device of the suffix."""

@@ -29,6 +29,7 @@ _RUNNING_IS_KNOWN = os.name == "posix"
 
 _session: EmbeddingStore | None = None
 _stores: dict[Path, EmbeddingStore] = {}
+_shared_files: set[Path] = set()
 _lock = threading.Lock()
 
 
@@ -84,6 +85,45 @@ def share_session() -> None:
         session_store().directory.mkdir(0o700, parents=True, exist_ok=True)
 
 
+def share_with_workers(name: str, content: bytes, *, is_usual: bool) -> None:
+    """Write a private file that the worker processes of this process read; it is removed at exit.
+
+    Parameters
+    ----------
+    name : str
+    content : bytes
+    is_usual : bool
+        Whether workers need no file, unless there is one to replace.
+    """
+    with contextlib.suppress(OSError):  # workers then go without
+        path = _shared_file(name, os.getpid())
+        if is_usual and not path.exists():
+            return
+        descriptor, unfinished = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(unfinished, path)
+        with _lock:
+            if path not in _shared_files:
+                _shared_files.add(path)
+                Finalize(None, _remove_file, args=(path,), exitpriority=-1)
+
+
+def read_from_parent(name: str) -> bytes | None:
+    """Return what the parent of this worker process has shared, or None."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return None
+    try:
+        return _shared_file(name, parent.pid).read_bytes()
+    except OSError:
+        return None
+
+
+def _shared_file(name: str, pid: int | None) -> Path:
+    return _base() / f"{name}-{this_host()}-{pid}"
+
+
 def _from_environment() -> Path | None:
     directory = Path(SESSION.get())
     # A job on another machine that shares the file system may have inherited the variable.
@@ -130,6 +170,9 @@ def _remove_stale(base: Path) -> None:
         old = not _RUNNING_IS_KNOWN and _last_changed(directory) < time.time() - _WEEK
         if dead or old:
             shutil.rmtree(directory, ignore_errors=True)
+    for path in base.glob(f"*-{this_host()}-*"):
+        if not is_running(int(path.name.rpartition("-")[2])):
+            path.unlink(missing_ok=True)
 
 
 def _last_changed(directory: Path) -> float:
@@ -152,6 +195,12 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(OSError):  # other sessions exist
         directory.parent.rmdir()
+
+
+def _remove_file(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()  # fails if there are sessions
 
 
 def _after_fork_in_child() -> None:

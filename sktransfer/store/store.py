@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import itertools
 import os
 import threading
@@ -157,9 +156,15 @@ class EmbeddingStore:
     def __repr__(self) -> str:
         return f"EmbeddingStore({str(self.directory)!r}, max_bytes={self.max_bytes})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        make = functools.partial(EmbeddingStore, max_bytes=self.max_bytes, temporary=self.temporary)
-        return make, (str(self.directory),)
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "directory": str(self.directory),
+            "max_bytes": self.max_bytes,
+            "temporary": self.temporary,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingStore:
         return self  # scikit-learn's clone copies parameters; all clones can share a handle

@@ -34,8 +34,8 @@ def parameters():
 @pytest.fixture(autouse=True)
 def _forget_networks():
     yield
-    features._make_engine.cache_clear()
-    backbones._load_named.cache_clear()
+    features._engines.clear()
+    backbones._backbones.clear()
     gc.collect()
 
 

@@ -1,7 +1,5 @@
 import copy
 import dataclasses
-import sys
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sktransfer.backbones import loading as backbones
-from sktransfer.backbones.loading import Backbone, keep_backbone, load_backbone
+from sktransfer.backbones.loading import Backbone, load_backbone
 from sktransfer.backbones.torchvision_blocks import (
     build_on_meta,
     list_torchvision,
@@ -42,7 +40,7 @@ def test_loaded_backbone_is_frozen():
 
 def test_random_weights_are_reproducible_and_have_their_own_digest():
     first = load_backbone("mobilenet_v3_small", None)
-    load_backbone.__globals__["_load_named"].cache_clear()
+    backbones._backbones.clear()
     second = load_backbone("mobilenet_v3_small", None)
     assert second is not first
     assert second.digest == first.digest != load_backbone("mobilenet_v3_large", None).digest
@@ -219,27 +217,3 @@ def test_auto_image_size_is_accepted_by_every_network():
             sizes[name] = block_list.logits(x).shape[1]
     assert set(sizes.values()) == {1000}
     assert len(sizes) > 20
-
-
-def test_keep_backbone_is_thread_safe_beyond_its_capacity(monkeypatch):
-    monkeypatch.setattr(backbones, "_cache", OrderedDict())
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            digests = [bytes([number % 8]) for number in range(2000)]
-            kept_values = list(
-                pool.map(lambda digest: keep_backbone(digest, lambda: digest), digests)
-            )
-    finally:
-        sys.setswitchinterval(interval)
-    assert kept_values == digests
-    assert len(backbones._cache) == 3
-
-
-def test_keep_backbone_keeps_a_backbone_in_use(monkeypatch):
-    monkeypatch.setattr(backbones, "_cache", OrderedDict())
-    used = keep_backbone(b"used", object)
-    for number in range(9):
-        keep_backbone(bytes([number]), object)
-        assert keep_backbone(b"used", object) is used

@@ -7,6 +7,7 @@ from helpers import Tiny
 from sktransfer.backbones.batch_norm import BatchNormState, named_statistics
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.backbones.source import BackboneSource
+from sktransfer.backbones.weights import to_arrays
 
 
 def source_of(module, **fields):
@@ -33,7 +34,7 @@ def test_source_rejects_weights_changed_since_fit():
 def test_source_loads_adapted_batch_norm():
     backbone = load_backbone(Tiny())
     statistics = {name: value + 1 for name, value in named_statistics(backbone.block_list)}
-    source = source_of(Tiny(), batch_norm=BatchNormState(statistics))
+    source = source_of(Tiny(), batch_norm=BatchNormState(to_arrays(statistics)))
     loaded = dict(named_statistics(source.load().block_list))
     assert all(torch.equal(loaded[name], value) for name, value in statistics.items())
 

@@ -3,16 +3,25 @@
 import os
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import helpers
 import numpy as np
 import pytest
-from helpers import CountingTiny, counted, images, make_search, workers
+import torch
+from helpers import CountingTiny, Tiny, counted, images, make_search, workers
 from sklearn.base import clone
-from sklearn.model_selection import ShuffleSplit, cross_val_score
+from sklearn.ensemble import VotingClassifier
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV, ShuffleSplit, cross_val_score
+from sklearn.pipeline import make_pipeline, make_union
 
-from sktransfer import PretrainedFeatureExtractor
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
+from sktransfer.backbones import loading
+from sktransfer.embedding import embed as embedding
+from sktransfer.utils.memory import MemoryCache
 
 N = 60
 X = images(N)
@@ -118,3 +127,131 @@ def test_changed_file_is_embedded_again(log, store, tmp_path):
     after = extractor.transform([path])
     assert counted(log) == 2
     assert not np.allclose(before, after)
+
+
+# Many models in one process
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Count the engines and backbones that are built, in a process that has none yet."""
+    monkeypatch.setattr(embedding, "_engines", MemoryCache(at_least=2))
+    monkeypatch.setattr(loading, "_backbones", MemoryCache(at_least=3))
+    counted = Counter()
+
+    def count(name, module):
+        function = getattr(module, name)
+
+        def counting(*arguments, **options):
+            counted[name] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count("create_engine", embedding)
+    count("_assemble", loading)
+    return counted
+
+
+class Seeded(Tiny):
+    """Networks that differ in their weights."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.no_grad():
+            self[0][0].weight += seed / 10
+
+
+def tiny(seed=0, **parameters):
+    return PretrainedFeatureExtractor(Seeded(seed), **{"cache": None, **parameters})
+
+
+def serve(models, X=X[:2]):
+    """Use fitted models in turn, as a server does."""
+    for model in models:
+        model.fit(X)
+    for _ in range(3):
+        for model in models:
+            model.transform(X)
+
+
+def lite(**parameters):
+    return PretrainedFeatureExtractor(image_size=32, cache=None, **parameters)
+
+
+def union():
+    features = make_union(*(tiny(seed) for seed in range(4))).fit(X[:6])
+    for _ in range(3):
+        features.transform(X[:6])
+
+
+def vote():
+    models = [(str(seed), make_pipeline(tiny(seed), RidgeClassifier())) for seed in range(4)]
+    voting = VotingClassifier(models).fit(X[:9], y[:9])
+    for _ in range(3):
+        voting.predict(X[:9])
+
+
+def search():
+    model = make_pipeline(tiny(), RidgeClassifier())
+    backbones = [Seeded(seed) for seed in range(5)]
+    grid = {"pretrainedfeatureextractor__backbone": backbones}
+    GridSearchCV(model, grid, cv=3, error_score="raise").fit(X[:12], y[:12])
+
+
+def classify():
+    common = {"unfreeze": (0, 1), "max_epochs": 1, "augment": None, "random_state": 0}
+    models = [
+        FineTunedImageClassifier(Seeded(seed), cache=None, **common).fit(X[:12], y[:12])
+        for seed in range(4)
+    ]
+    for _ in range(3):
+        for model in models:
+            model.predict(X[:3])
+
+
+def serve_in_threads():
+    models = [tiny(seed).fit(X[:2]) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: models[number % 4].transform(X[:2]), range(24)))
+
+
+@pytest.mark.parametrize(
+    ("use", "engines", "networks"),
+    [
+        (lambda: serve([tiny(seed) for seed in range(3)]), 3, 3),
+        (lambda: serve([tiny(seed) for seed in range(8)]), 8, 8),
+        (lambda: serve([tiny(image_size=size) for size in (16, 24, 32, 40)]), 4, 1),
+        (lambda: serve([tiny(layer=layer) for layer in ("0", "1", None, "logits")]), 4, 1),
+        (lambda: serve([tiny(pooling=name) for name in ("avg", "max", "avgmax", None)]), 4, 1),
+        (lambda: serve([tiny(seed, batch_norm="adapt") for seed in range(3)]), 3, 3),
+        (lambda: serve([lite(layer=layer) for layer in ("block0", "block1", "block2")]), 3, 1),
+        (lambda: serve([tiny() for _ in range(4)]), 1, 1),
+        (union, 4, 4),
+        (vote, 4, 4),
+        (search, 5, 5),
+        (classify, 4, 4),  # fit and predictions share an engine
+        (serve_in_threads, 4, 4),
+    ],
+)
+def test_models_in_turn_are_built_once(builds, use, engines, networks):
+    use()
+    assert builds == {"create_engine": engines, "_assemble": networks}
+
+
+def test_models_beyond_the_memory_are_built_again(builds, monkeypatch):
+    monkeypatch.setattr(embedding, "_engines", MemoryCache(at_least=2, limit=lambda device: 0))
+    serve([tiny(seed) for seed in range(3)])
+    assert builds == {"create_engine": 9, "_assemble": 3}
+
+
+def test_engine_takes_the_memory_of_its_frozen_blocks(builds):
+    sizes = []
+    monitored = MemoryCache(at_least=2, limit=lambda device: sizes.append(device) or 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "_engines", monitored)
+        tiny(layer="0", device="cpu").fit_transform(X[:2])
+    (entry,) = monitored._entries.values()
+    block = Tiny()[0]
+    assert entry.n_bytes == sum(tensor.nbytes for tensor in block.state_dict().values())
+    assert entry.device == torch.device("cpu")

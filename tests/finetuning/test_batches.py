@@ -254,3 +254,35 @@ def test_paired_batches_equal_the_batches_of_both_parts():
             assert torch.equal(x["x"], source_batch[0])
             assert torch.equal(x["target"], target_batch[0])
             assert torch.equal(targets, source_batch[1])
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [
+        (7, 1, [3, 2, 2]),
+        (7, 2, [3, 2, 2]),
+        (7, 3, [3, 2, 2]),
+        (5, 2, [3, 2]),
+        (3, 2, [3]),
+        (2, 1, [2]),
+        (1, 1, [1]),  # there is only one
+        (1, 16, [1]),
+        (9, 8, [5, 4]),
+        (8, 2, [2, 2, 2, 2]),
+        (33, 32, [17, 16]),
+        (17, 16, [9, 8]),
+    ],
+)
+def test_no_batch_is_smaller_than_the_minimum(n, batch_size, sizes):
+    loader = cached(n, batch_size=batch_size, min_size=2)
+    assert [len(x) for x, _ in loader] == sizes
+    assert loader.n_batches == len(sizes)
+    assert loader.batch_size == max(sizes)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (8, 2), (33, 32), (64, 16), (6, 5), (2, 2)])
+def test_minimum_changes_no_batch_that_is_large_enough(n, batch_size):
+    plain, limited = (cached(n, batch_size=batch_size, min_size=size) for size in (1, 2))
+    for (x, y), (same_x, same_y) in zip(epoch(plain), epoch(limited), strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(y, same_y)

@@ -21,6 +21,7 @@ import torch
 torch.set_num_threads(1)
 from skorch.callbacks import Callback
 from helpers import X, Y, make_classifier
+from sktransfer.backbones.weights import to_tensors
 
 left = {events}
 save, replace = torch.save, os.replace
@@ -56,7 +57,7 @@ classifier = make_classifier(
 classifier.fit(X, Y)
 stages = [{{k: v for k, v in s.items() if k != "seconds"}} for s in classifier.stages_]
 losses = [float(row["train_loss"]) for row in classifier.history_]
-save([classifier._tuned.weights, stages, losses], {result!r})
+save([to_tensors(classifier._tuned.weights), stages, losses], {result!r})
 """
 
 
