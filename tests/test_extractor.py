@@ -403,8 +403,9 @@ def test_broken_image_is_named(with_broken):
     with pytest.raises(ImageError, match=r"Image in row 2 \(.*2\.png\): ") as caught:
         tiny(batch_size=2, cache=None).fit(with_broken[:4]).transform(with_broken[:4])
     assert caught.value.row == 2
-    with pytest.raises(ImageError, match=r"Image in row 4 \(.*gone\.png\): "):
+    with pytest.raises(ImageError, match=r"Image in row 4 \(.*gone\.png\): ") as caught:
         tiny().fit(with_broken).transform(with_broken)
+    assert [error.row for error in caught.value.errors] == [2, 4]
 
 
 @pytest.mark.parametrize("cache", [None, "auto"])
@@ -425,11 +426,11 @@ def test_broken_images_become_rows_of_nan(with_broken, cache):
     assert [error.row for error in extractor.errors_] == [2, 3]
 
 
-def test_embeddings_before_a_broken_image_are_stored(with_broken, log, store):
+def test_embeddings_of_other_images_are_stored(with_broken, log, store):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, batch_size=1, n_jobs=1)
     with pytest.raises(ImageError):
         extractor.fit_transform(with_broken[:4])
-    assert counted(log) == 2
+    assert counted(log) == 3
     extractor.set_params(on_error="nan").fit_transform(with_broken[:4])
     assert counted(log) == 3
 
@@ -444,7 +445,7 @@ def test_embeddings_before_a_broken_image_are_stored(with_broken, log, store):
         ({"layer": []}, r"Got layer=\[\], but expected None, a name, or a list"),
         ({"on_error": "skip"}, "Got on_error='skip', but expected one of 'raise', 'nan'"),
         ({"batch_norm": "ada"}, "Got batch_norm='ada', but expected one of 'frozen', 'adapt'"),
-        ({"batch_size": 0}, "Got batch_size=0, but expected a positive integer or 'auto'"),
+        ({"batch_size": 0}, "Got batch_size=0, but expected 'auto' or an integer from 1 to 65,536"),
         ({"device": "tpu"}, "Got device='tpu', but expected 'auto', 'cpu', 'cuda', 'cuda:0' or"),
         ({"engine": "none"}, "Got engine='none', but expected one of 'auto', 'torch'"),
         ({"precision": "fp8"}, "Got precision='fp8', but expected one of 'auto', 'float32'"),

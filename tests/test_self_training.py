@@ -241,10 +241,10 @@ def test_classifier_without_predict_proba_is_rejected():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ([0.5, 0], "Got 0 in shares, but expected numbers above 0"),
-        ([1.5], "Got an entry of shares=1.5, but expected a number from 0 to 1"),
+        ([0.5, 0], "Got an entry of shares=0, but expected a number above 0 and at most 1"),
+        ([1.5], "Got an entry of shares=1.5, but expected a number above 0 and at most 1"),
         (0.5, "Got shares=0.5, but expected a list of numbers"),
-        (["half"], "Got an entry of shares='half', but expected a number from 0 to 1"),
+        (["half"], "Got an entry of shares='half', but expected a number above 0 and at most 1"),
     ],
 )
 def test_invalid_shares_are_rejected(shares, message):

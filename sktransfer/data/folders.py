@@ -12,7 +12,7 @@ from typing import Literal, overload
 import numpy as np
 from sklearn.utils import Bunch
 
-from sktransfer.utils.errors import check_choice
+from sktransfer.utils.errors import check_bool, check_choice
 
 IMAGE_EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
@@ -127,6 +127,7 @@ def load_image_folder(
     >>> bunch.target, bunch.target_names
     (array([0, 1, 1]), ['cats', 'dogs'])
     """
+    _check_types(root, return_X_y)
     top = Path(root)
     _check_root(top)
     lowercase_extensions = _check_extensions(extensions)
@@ -142,6 +143,14 @@ def load_image_folder(
 # Scanning
 
 
+def _check_types(root: object, return_X_y: object) -> None:
+    if not isinstance(root, str | os.PathLike) or not str(root):
+        raise TypeError(
+            f"Got root={root!r}, but expected the path of a folder; for the current one, pass '.'"
+        )
+    check_bool("return_X_y", return_X_y)
+
+
 def _check_root(root: Path) -> None:
     if not root.exists():
         raise FileNotFoundError(
@@ -155,7 +164,8 @@ def _check_root(root: Path) -> None:
 
 
 def _check_extensions(extensions: Iterable[str]) -> tuple[str, ...]:
-    names = () if isinstance(extensions, str) else tuple(extensions)
+    is_list = isinstance(extensions, Iterable) and not isinstance(extensions, str)
+    names = tuple(extensions) if is_list else ()
     if not names or not all(isinstance(name, str) and name.startswith(".") for name in names):
         raise ValueError(
             f"Got extensions={extensions!r}, but expected extensions such as ('.jpg', '.png')."

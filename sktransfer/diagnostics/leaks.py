@@ -25,7 +25,7 @@ from sktransfer.embedding.duplicates import (
     connect,
     find_pairs,
 )
-from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import resolve_threads
@@ -219,7 +219,8 @@ def find_leaks(
     Raises
     ------
     ValueError
-        If lengths differ, or if `X_test` is passed together with `cv` or `groups`.
+        If lengths differ, if a parameter of the extractor or a split of `cv` is invalid, or if
+        `X_test` is passed together with `cv` or `groups`; before any image is embedded.
 
     Warns
     -----
@@ -251,7 +252,10 @@ StratifiedGroupKFold, which keeps such images together.
     if X_test is None and y_test is not None:
         raise ValueError("Got y_test without X_test; pass the images of these labels as X_test")
     extractor = resolve_extractor(extractor).set_params(on_error="nan")
+    check_extractor(extractor)
     y, groups = (_check_labels(X, labels, extractor) for labels in (y, groups))
+    if cv is not None:
+        cv = _check_splits(cv, len(as_images(X, image_shape=extractor.image_shape)), y, groups)
     second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
     extractor.fit(X)
     first, errors = _embed(extractor, X), list(extractor.errors_)
@@ -313,6 +317,21 @@ def _check_labels(X: Any, y: Any, extractor: PretrainedFeatureExtractor) -> np.n
     labels = column_or_1d(y)
     check_consistent_length(as_images(X, image_shape=extractor.image_shape), labels)
     return labels
+
+
+def _check_splits(
+    cv: Any, n: int, y: np.ndarray | None, groups: np.ndarray | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Compute the splits of `cv`, before any image is embedded."""
+    splits = list(check_cv(cv, y, classifier=True).split(np.empty((n, 1)), y, groups))
+    rows = np.arange(n)
+    try:
+        return [(rows[train], rows[test]) for train, test in splits]
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Got cv={cv!r}, but expected an int, a splitter, or pairs (train, test) of rows below "
+            f"{n:,} ({error})"
+        ) from error
 
 
 def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> EmbeddedImages:

@@ -98,9 +98,9 @@ def test_display_applies_image_size():
     ("parameters", "message"),
     [
         ({"augment": "strong"}, "Got augment='strong', but expected one of None, 'light', "),
-        ({"n_images": 0}, "Got n_images=0, but expected a whole number of at least 1"),
-        ({"n_views": -1}, "Got n_views=-1, but expected a whole number of at least 0"),
-        ({"n_views": 2.0}, "Got n_views=2.0, but expected a whole number of at least 0"),
+        ({"n_images": 0}, "Got n_images=0, but expected an integer from 1 to 1,000"),
+        ({"n_views": -1}, "Got n_views=-1, but expected an integer from 0 to 1,000"),
+        ({"n_views": 2.0}, "Got n_views=2.0, but expected an integer from 0 to 1,000"),
         ({"pixel_range": "full"}, "Got pixel_range='full', but expected one of 'auto'"),
         ({"image_size": 0}, "Got image_size=0, but expected a side in pixels"),
     ],

@@ -227,5 +227,6 @@ def test_resolve_store_rejects_an_empty_string():
     with pytest.raises(ValueError, match="Got cache=''") as error:
         resolve_store("")
     assert str(error.value) == (
-        "Got cache='', but expected 'auto' or a directory; for the current one, pass '.'"
+        "Got cache='', but expected 'auto', a directory, an EmbeddingStore or None; for the "
+        "current one, pass '.'"
     )

@@ -385,8 +385,8 @@ def test_limit_that_is_not_positive_is_rejected(tmp_path, max_bytes):
     with pytest.raises(ValueError, match="Got max_bytes") as error:
         EmbeddingStore(tmp_path, max_bytes=max_bytes)
     assert str(error.value) == (
-        f"Got max_bytes={max_bytes}, but expected a positive number of bytes; to store nothing, "
-        "pass cache=None."
+        f"Got max_bytes={max_bytes}, but expected a number of at least 1; to store "
+        "nothing, pass cache=None."
     )
 
 
