@@ -20,7 +20,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
+from sklearn.model_selection import ParameterGrid, ParameterSampler
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils import _safe_indexing
@@ -31,6 +31,7 @@ from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.data.labels import split_domains
 from sktransfer.data.validation import check_images
+from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
 from sktransfer.embedding.recipe import Recipe, output_width
@@ -463,8 +464,7 @@ class _Estimate:
             )
         chosen = np.flatnonzero(rows)
         y = None if self.y is None else self.y[chosen]
-        splitter = check_cv(copy.deepcopy(cv), y, classifier=is_classifier(estimator))
-        splits = splitter.split(np.zeros(len(chosen)), y)
+        splits = check_splits(cv, len(chosen), y, classifier=is_classifier(estimator))
         return [
             [np.bincount(chosen[side], minlength=self.n) > 0 for side in split] for split in splits
         ]

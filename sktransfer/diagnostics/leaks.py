@@ -17,6 +17,7 @@ from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.items import are_missing
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
+from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.duplicates import (
     POSSIBLE,
     SAME,
@@ -255,7 +256,7 @@ StratifiedGroupKFold, which keeps such images together.
     check_extractor(extractor)
     y, groups = (_check_labels(X, labels, extractor) for labels in (y, groups))
     if cv is not None:
-        cv = _check_splits(cv, len(as_images(X, image_shape=extractor.image_shape)), y, groups)
+        cv = check_splits(cv, len(as_images(X, image_shape=extractor.image_shape)), y, groups)
     second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
     extractor.fit(X)
     first, errors = _embed(extractor, X), list(extractor.errors_)
@@ -317,21 +318,6 @@ def _check_labels(X: Any, y: Any, extractor: PretrainedFeatureExtractor) -> np.n
     labels = column_or_1d(y)
     check_consistent_length(as_images(X, image_shape=extractor.image_shape), labels)
     return labels
-
-
-def _check_splits(
-    cv: Any, n: int, y: np.ndarray | None, groups: np.ndarray | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Compute the splits of `cv`, before any image is embedded."""
-    splits = list(check_cv(cv, y, classifier=True).split(np.empty((n, 1)), y, groups))
-    rows = np.arange(n)
-    try:
-        return [(rows[train], rows[test]) for train, test in splits]
-    except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Got cv={cv!r}, but expected an int, a splitter, or pairs (train, test) of rows below "
-            f"{n:,} ({error})"
-        ) from error
 
 
 def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> EmbeddedImages:

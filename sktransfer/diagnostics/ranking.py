@@ -18,7 +18,6 @@ from sklearn.model_selection import (
     LeaveOneGroupOut,
     StratifiedGroupKFold,
     StratifiedKFold,
-    check_cv,
     cross_val_score,
 )
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -30,6 +29,7 @@ from sktransfer.data.labels import check_labels
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.logme import logme
 from sktransfer.diagnostics.probes import make_probe
+from sktransfer.diagnostics.splits import check_splits
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.utils.errors import ImageError, check_random_state
 from sktransfer.utils.plotting import new_axes
@@ -251,7 +251,7 @@ def rank_backbones(
     splits = (
         make_folds(codes, groups, random_state)
         if cv is None
-        else list(check_cv(cv, codes, classifier=True).split(codes, codes, groups))
+        else check_splits(cv, len(codes), codes, groups)
     )
     rows = [_rank(extractor, X, codes, splits) for extractor in extractors]
     order = sorted(range(len(rows)), key=lambda index: -rows[index].accuracy)
