@@ -238,7 +238,11 @@ def test_copied_block_list_shares_its_parameters():
         ("resnet50", models.ResNet50_Weights.DEFAULT, "IMAGENET1K_V2"),
         ("resnet50", models.ResNet50_Weights.IMAGENET1K_V1, "IMAGENET1K_V1"),
         ("resnet18", models.ResNet18_Weights.DEFAULT, "IMAGENET1K_V1"),
-        ("vit_b_16", models.ViT_B_16_Weights.IMAGENET1K_SWAG_LINEAR_V1, "IMAGENET1K_SWAG_LINEAR_V1"),
+        (
+            "vit_b_16",
+            models.ViT_B_16_Weights.IMAGENET1K_SWAG_LINEAR_V1,
+            "IMAGENET1K_SWAG_LINEAR_V1",
+        ),
         ("resnet50", "IMAGENET1K_V1", "IMAGENET1K_V1"),
         ("resnet50", "default", "default"),
         ("resnet50", None, None),
@@ -255,7 +259,9 @@ def test_weights_name_takes_members_of_torchvision(backbone, weights, name):
 )
 def test_weights_name_rejects_members_of_another_network(backbone):
     message = "Got weights=ResNet50_Weights.IMAGENET1K_V2 with backbone="
-    with pytest.raises(ValueError, match=f"^{message}.*; pass backbone='resnet50', or leave weights"):
+    with pytest.raises(
+        ValueError, match=f"^{message}.*; pass backbone='resnet50', or leave weights"
+    ):
         weights_name(backbone, models.ResNet50_Weights.DEFAULT)
 
 

@@ -242,5 +242,7 @@ def test_resolve_store_rejects_words_in_place_of_a_directory(cache, tmp_path, mo
 
 
 def test_resolve_store_rejects_a_file():
-    with pytest.raises(NotADirectoryError, match=r"^Got the file .*an EmbeddingStore or None; pass"):
+    with pytest.raises(
+        NotADirectoryError, match=r"^Got the file .*an EmbeddingStore or None; pass"
+    ):
         resolve_store(__file__)

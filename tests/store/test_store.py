@@ -430,7 +430,9 @@ def test_limit_is_an_integer(tmp_path, max_bytes):
 
 @pytest.mark.parametrize("directory", [None, 0, True, b"x", "", "none", "False", __file__])
 def test_directory_that_is_no_path_is_rejected(directory):
-    with pytest.raises((TypeError, ValueError, NotADirectoryError), match=r"^Got .*a directory for"):
+    with pytest.raises(
+        (TypeError, ValueError, NotADirectoryError), match=r"^Got .*a directory for"
+    ):
         EmbeddingStore(directory)
 
 

@@ -102,7 +102,11 @@ def test_one_error_names_all_broken_images(broken):
         list(reader(dataset).batches(range(12), 4))
     assert [error.row for error in caught.value.errors] == broken
     with pytest.raises(ImageError) as caught:
-        list(reader(dataset).map(lambda pixels: pixels.numpy(), [[0, 1], [2, 3, 4, 5], [*range(6, 12)]]))
+        list(
+            reader(dataset).map(
+                lambda pixels: pixels.numpy(), [[0, 1], [2, 3, 4, 5], [*range(6, 12)]]
+            )
+        )
     assert [error.row for error in caught.value.errors] == broken
 
 

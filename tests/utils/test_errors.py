@@ -108,7 +108,12 @@ def test_check_number_names_the_kind_and_the_range(value, kind, low, high, expec
         ({"low": 0, "above_low": True}, 0, 1e-9, "above 0"),
         ({"low": 0, "high": 1, "above_low": True}, 0, 1, "above 0 and at most 1"),
         ({"low": 0, "high": 1, "below_high": True}, 1, 0, "of at least 0 and below 1"),
-        ({"low": 0, "high": 1, "above_low": True, "below_high": True}, 1, 0.5, "above 0 and below 1"),
+        (
+            {"low": 0, "high": 1, "above_low": True, "below_high": True},
+            1,
+            0.5,
+            "above 0 and below 1",
+        ),
     ],
 )
 def test_check_number_can_exclude_its_limits(limits, bad, good, expected):
@@ -138,7 +143,9 @@ def test_check_random_state_accepts_seeds(value):
     "value", [-1, 2**32, True, 1.0, "0", float("nan"), [0], np.random.default_rng(0), np.True_]
 )
 def test_check_random_state_rejects_other_values(value):
-    with pytest.raises(ValueError, match=r"^Got random_state=.*from 0 to 4,294,967,295, or a numpy"):
+    with pytest.raises(
+        ValueError, match=r"^Got random_state=.*from 0 to 4,294,967,295, or a numpy"
+    ):
         check_random_state(value)
 
 
