@@ -29,9 +29,10 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
         copied and not modified), a callable that returns a module, or a fitted
         `FineTunedImageClassifier`. Wrap a fitted classifier in a `sklearn.frozen.FrozenEstimator`
         if scikit-learn will clone the new one, as a search does.
-    weights : str, path or None, default="default"
-        `"default"`, a torchvision name such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth` file,
-        or `None` for random values. With `None`, all trained blocks learn at `lr`, and their
+    weights : str, path, torchvision weights or None, default="default"
+        `"default"`, a torchvision name such as `"IMAGENET1K_V2"` or its member
+        `ResNet50_Weights.IMAGENET1K_V2`, a `.safetensors` or `.pth` file, or `None` for random
+        values. With `None`, all trained blocks learn at `lr`, and their
         BatchNorm statistics are learned too.
     unfreeze : int, str or sequence, default=(0, 2)
         What each stage trains in addition to the head: a number of blocks counted from the head,
@@ -41,8 +42,8 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
     max_epochs : int, default=6
         Maximum number of epochs of each stage. An epoch shows each image once, in one of its views.
     lr : float, default=1e-3
-        Highest learning rate of the head. Within a stage, all learning rates rise for a tenth of
-        the epochs and then fall along a half cosine.
+        Highest learning rate of the head, above 0 and at most 10. Within a stage, all learning
+        rates rise for a tenth of the epochs and then fall along a half cosine.
     lr_drop : float, default=10.0
         Learning rate of the head divided by that of the last block. Values below 10 raise a
         warning.
@@ -283,7 +284,8 @@ default="standard"
             If parameters, images, labels or domains are invalid, or if labels are missing; before
             training starts.
         ImageError
-            If an image cannot be read; the error names the row and the file.
+            If images cannot be read. All others are embedded first, and their embeddings stay in
+            the store. The error names the first ten rows and files, and its `errors` are all.
         FloatingPointError
             If the loss is not finite and, without validation images, there are no earlier weights
             to restore.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,22 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.adaptation.batch_norm import adapt_batch_norm
 from sktransfer.backbones.batch_norm import BatchNormState
-from sktransfer.backbones.frozen import POOLINGS
+from sktransfer.backbones.frozen import POOLINGS, check_layers
 from sktransfer.backbones.loading import Backbone, load_backbone
 from sktransfer.backbones.source import BackboneSource, check_savable
 from sktransfer.data.images import Images
 from sktransfer.data.pillow_settings import adopt_pillow_settings, share_pillow_settings
 from sktransfer.data.validation import check_images
-from sktransfer.embedding.compute import ComputeConfig
+from sktransfer.embedding.compute import ComputeConfig, check_shared_parameters
 from sktransfer.embedding.embed import embed, engine_name
 from sktransfer.embedding.recipe import Recipe, output_width
-from sktransfer.engines.choice import ENGINES
+from sktransfer.engines.batch_size import MAX_BATCH_SIZE
 from sktransfer.store.session import share_session
 from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import ImageError, check_choice
+from sktransfer.utils.errors import ImageError, check_choice, check_number
 from sktransfer.utils.progress import CallbackSupport, FitProgress, with_callbacks
-from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
+from sktransfer.utils.runtime import resolve_device, resolve_threads
 
 
 class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimator):
@@ -45,9 +46,10 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         copied and not modified), a callable that returns a module, or a fitted
         `FineTunedImageClassifier`. Wrap a fitted classifier in a `sklearn.frozen.FrozenEstimator`
         if scikit-learn will clone the extractor, as a search does.
-    weights : str, path or None, default="default"
-        `"default"`, a torchvision name such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth` file
-        (code in a file is never executed), or `None` for random values.
+    weights : str, path, torchvision weights or None, default="default"
+        `"default"`, a torchvision name such as `"IMAGENET1K_V2"` or its member
+        `ResNet50_Weights.IMAGENET1K_V2`, a `.safetensors` or `.pth` file (code in a file is never
+        executed), or `None` for random values.
     layer : str, list of str or None, default=None
         Output of the network: `None` for the penultimate vector, the name of a block (an error
         lists them), `"logits"` for the output of the pretrained classifier, or a list of layers,
@@ -96,8 +98,8 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         Where embeddings are cached. `"auto"` is one store for this process and the processes that
         it starts, deleted at exit; a directory persists; `None` disables caching.
     on_error : {"raise", "nan"}, default="raise"
-        What to do with a broken image: raise an `ImageError` that names the row and the file, or
-        return a row of NaN and add the error to `errors_`.
+        What to do with broken images: embed all others, and then raise an `ImageError` that names
+        rows and files, or return rows of NaN and add the errors to `errors_`.
     verbose : int, default=0
         Show a progress bar if not 0.
 
@@ -209,6 +211,8 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
     def _learn(self, images: Images) -> None:
         self.errors_: list[ImageError] = []
         backbone = load_backbone(self.backbone, self.weights)
+        layers = self._layers()
+        check_layers(layers, backbone.block_list)
         size = backbone.image_size_for(self.image_size, images)
         views = Views(images, backbone.preprocessing.with_image_size(size))
         self.batch_norm_ = self._adapt(backbone, views)
@@ -216,7 +220,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
             source=BackboneSource(
                 self.backbone, self.weights, size, self.batch_norm_, backbone.digest
             ),
-            layers=tuple(self.layer) if isinstance(self.layer, (list, tuple)) else (self.layer,),
+            layers=layers,
             pooling=self.pooling,
         )
         self.layers_ = [name for name, _ in backbone.block_list.blocks]
@@ -242,8 +246,9 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         Raises
         ------
         ImageError
-            At the first broken image if `on_error="raise"`. Embeddings of earlier batches stay in
-            the store.
+            If images are broken and `on_error="raise"`, after all others have been embedded: their
+            embeddings stay in the store. The error names the first ten broken images, and its
+            `errors` are all of them.
         """
         check_is_fitted(self)
         self._check_parameters()
@@ -291,18 +296,21 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         check_choice("batch_norm", self.batch_norm, ["frozen", "adapt"])
         check_choice("on_error", self.on_error, ["raise", "nan"])
         check_choice("pooling", self.pooling, [*POOLINGS, None])
-        check_choice("engine", self.engine, ["auto", *ENGINES])
-        resolve_precision(self.precision, resolve_device(self.device))
-        if isinstance(self.layer, (list, tuple)) and not self.layer:
+        check_shared_parameters(self)
+        layers = self._layers()
+        are_names = all(layer is None or isinstance(layer, str) for layer in layers)
+        if not layers or not are_names or len(set(layers)) < len(layers):
             raise ValueError(
-                f"Got layer={self.layer!r}, but expected None, a name, or a list of names "
-                "that is not empty"
+                f"Got layer={self.layer!r}, but expected None, a name, or a list of different "
+                "names that is not empty"
             )
-        is_positive_integer = isinstance(self.batch_size, (int, np.integer)) and self.batch_size > 0
-        if self.batch_size != "auto" and not is_positive_integer:
-            raise ValueError(
-                f"Got batch_size={self.batch_size!r}, but expected a positive integer or 'auto'"
+        if not (isinstance(self.batch_size, str) and self.batch_size == "auto"):
+            check_number(
+                "batch_size", self.batch_size, Integral, 1, MAX_BATCH_SIZE, besides="'auto'"
             )
+
+    def _layers(self) -> tuple[str | None, ...]:
+        return tuple(self.layer) if isinstance(self.layer, (list, tuple)) else (self.layer,)
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         text = super().__repr__(N_CHAR_MAX)
@@ -326,6 +334,20 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def check_extractor(extractor: PretrainedFeatureExtractor) -> Backbone:
+    """Check the parameters of an extractor that is not fitted yet, and load its backbone.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        As in `fit`, before any image is read.
+    """
+    extractor._check_parameters()
+    backbone = load_backbone(extractor.backbone, extractor.weights)
+    check_layers(extractor._layers(), backbone.block_list)
+    return backbone
 
 
 @dataclass(frozen=True)

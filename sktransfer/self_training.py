@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -125,16 +125,12 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
             raise ValueError(
                 "SelfTrainedImageClassifier requires y to be passed, but the target y is None"
             )
-        if isinstance(self.shares, str) or not isinstance(self.shares, Iterable):
+        if isinstance(self.shares, str) or not hasattr(self.shares, "__len__"):
             raise ValueError(f"Got shares={self.shares!r}, but expected a list of numbers")
         for share in self.shares:
-            check_number("an entry of shares", share, Real, 0, 1)
-            if not share:
-                raise ValueError(
-                    "Got 0 in shares, but expected numbers above 0: a share of 0 adds no "
-                    "pseudo-labels; leave it out"
-                )
-        if not hasattr(self.estimator, "predict_proba"):
+            remedy = "a share of 0 adds no pseudo-labels; leave it out" if share == 0 else ""
+            check_number("an entry of shares", share, Real, 0, 1, above_low=True, remedy=remedy)
+        if isinstance(self.estimator, type) or not hasattr(self.estimator, "predict_proba"):
             raise TypeError(
                 f"Got {self.estimator!r}, but expected a classifier with predict_proba, which "
                 "measures its confidence; wrap it in a sklearn.calibration.CalibratedClassifierCV"
@@ -229,12 +225,18 @@ def _warn_if_domains_are_lost(estimator: Any) -> None:
 
 @contextlib.contextmanager
 def _rows_in_errors(rows: np.ndarray) -> Iterator[None]:
-    """Replace the row of an `ImageError`, a position in `rows`, with the row of the user's `X`."""
+    """Replace the rows of an `ImageError`, positions in `rows`, with the rows of the user's `X`."""
     try:
         yield
-    except ImageError as error:
-        row = None if error.row is None else int(rows[error.row])
-        raise ImageError(error.reason, row, error.source) from error
+    except ImageError as several:
+        raise ImageError.of(
+            ImageError(
+                error.reason,
+                None if error.row is None else int(rows[error.row]),
+                error.source,
+            )
+            for error in several.errors
+        ) from several
 
 
 def _most_confident(confidence: np.ndarray, codes: np.ndarray, share: float) -> np.ndarray:

@@ -186,6 +186,20 @@ def starts_with_flipped(prefix):
     return prefix.startswith(b"FLIPPED")
 
 
+BROKEN_ROWS = [1, 4, 5, 10]
+
+
+def paths_with_broken(folder, n=12):
+    """Save `n` images, and break those of BROKEN_ROWS: no image, missing, cut off, a folder."""
+    paths = save_images(images(n, side=40), folder)
+    Path(paths[1]).write_bytes(b"no image")
+    Path(paths[4]).unlink()
+    Path(paths[5]).write_bytes(Path(paths[5]).read_bytes()[:600])
+    Path(paths[10]).unlink()
+    Path(paths[10]).mkdir()
+    return paths, np.arange(n) % 2
+
+
 def pixel_batch(n=5, side=SIZE):
     """Make distinct random images as a batch, uint8 (N, 3, H, W)."""
     return torch.from_numpy(images(n, side)).permute(0, 3, 1, 2)

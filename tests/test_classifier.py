@@ -11,7 +11,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from edge_helpers import BAD_SHARED, Unread, cases
 from helpers import (
+    BROKEN_ROWS,
     NAMES,
     X_TEST,
     Y_TEST,
@@ -22,8 +24,10 @@ from helpers import (
     Y,
     counted,
     equal_states,
+    images,
     make_classifier,
     net_state,
+    paths_with_broken,
 )
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -314,9 +318,9 @@ def test_class_too_small_to_hold_out_is_warned_of():
         ({"unfreeze": (0, "layer")}, "Got 'layer' in unfreeze, but the backbone has blocks 0, 1"),
         ({"unfreeze": ()}, "Got unfreeze=(), but expected one entry a stage"),
         ({"unfreeze": (1, 0)}, "0, which fits the head alone, can only come first"),
-        ({"lr": -1}, "Got lr=-1, but expected a number of at least 0"),
+        ({"lr": -1}, "Got lr=-1, but expected a number above 0 and at most 10"),
         ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
-        ({"dropout": 2}, "Got dropout=2, but expected a number from 0 to 1"),
+        ({"dropout": 2}, "Got dropout=2, but expected a number of at least 0 and below 1"),
         ({"n_views": -1}, "Got n_views=-1, but expected 'auto', None or an integer of at"),
         ({"n_views": "atuo"}, "Got n_views='atuo', but expected 'auto', None or an integer of a"),
         ({"weight_decay": "x"}, "Got weight_decay='x', but expected 'auto' or a number of at lea"),
@@ -621,3 +625,121 @@ def test_missing_labels_are_rejected(missing):
         classifier.fit(X, Y, X_val=X, y_val=labels)
     with pytest.raises(ValueError, match=expected.format("y")):
         classifier.fit(X, Y).score(X, labels)
+
+
+NAN, INF = float("nan"), float("inf")
+BAD = {
+    **BAD_SHARED,
+    "lr": [0, -1, 1000, INF, NAN, "1e-3", True, None],
+    "batch_size": [True, 0, 10**9, 1.5, "16", None],
+    "max_epochs": [0, -1, True, 1.5, None, INF],
+    "validation_fraction": [0, 1, -0.1, 1.5, "a", None, NAN],
+    "unfreeze": [True, (0, True), -1, (0, -1), 9, (0, 9), 1.5, None, "zz", (), [[]], {}, "All"],
+    "class_weight": ["balance", 1, [1, 2], {0: -1}, {0: NAN}, {0: INF}, {0: "1"}, {0: 0}, True],
+    "random_state": [-1, 1.5, "0", True, 10**30, NAN, np.random.default_rng(0)],
+    "dropout": [1, -0.1, NAN, "a", True],
+    "label_smoothing": [1, -1, INF],
+    "mixup": [-1, INF, NAN, "a"],
+    "weight_decay": [-1, INF, NAN, 1e9, True, "Auto", None],
+    "n_views": [-1, 1.5, True, 10**9, "all"],
+    "early_stopping": ["yes", None, 1, 0],
+    "n_iter_no_change": [0, True, 1.5, None, INF],
+    "lr_drop": [0, 0.5, INF, NAN, None],
+    "lr_decay": [0, INF, True],
+    "domain_adversarial": [-1, INF, 1e9, True, "a"],
+    "optimizer": [None, "Adam", 3],
+    "augment": ["", "Light", 3, True, []],
+    "callbacks": [3, [3], "x", [None], {}],
+    "checkpoint_dir": ["", 0, True, __file__, "none"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD))
+def test_parameter_at_the_edge_is_rejected_before_an_image_is_read(name, value):
+    estimator = FineTunedImageClassifier(**{"backbone": Tiny, "batch_norm": "adapt", name: value})
+    X = Unread() if name != "pixel_range" else images(12)
+    with pytest.raises((ValueError, TypeError, OSError), match=r"^Got "):
+        estimator.fit(X, np.arange(12) % 2)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"lr": np.float32(1e-3)},
+        {"batch_size": np.int64(4)},
+        {"max_epochs": np.int32(1)},
+        {"validation_fraction": np.float64(0.3)},
+        {"early_stopping": np.True_},
+        {"unfreeze": np.int64(0)},
+        {"unfreeze": (np.int64(0), np.int64(1))},
+        {"random_state": np.int64(3)},
+        {"n_views": np.int64(1)},
+        {"class_weight": {name: np.float32(2) for name in NAMES}},
+        {"optimizer": torch.optim.Adam},
+    ],
+)
+def test_numbers_of_numpy_are_accepted(parameters):
+    settings = {"unfreeze": (0, 1), "max_epochs": 1, "n_views": 1, **parameters}
+    assert np.isfinite(make_classifier(**settings).fit(X, Y).predict_proba(X_TEST)).all()
+
+
+def test_numpy_true_holds_out_as_many_images_as_true():
+    reports = [
+        make_classifier(unfreeze=0, early_stopping=value).fit(X, Y).stages_[0]["valid_loss"]
+        for value in (True, np.True_, False)
+    ]
+    assert reports[0] == reports[1]
+    assert reports[2] is None
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"early_stopping": False},
+        {"unfreeze": ("all",), "n_views": None},
+        {"unfreeze": 0},
+        {"batch_norm": "adapt"},
+        {"unfreeze": (1,)},
+        {"cache": "auto"},
+        {"n_views": None},
+    ],
+)
+def test_one_error_names_all_broken_images(parameters, tmp_path):
+    paths, y = paths_with_broken(tmp_path, 24)
+    with pytest.raises(ImageError, match="Got 4 images that cannot be read:") as caught:
+        make_classifier(**{"batch_size": 4, **parameters}).fit(paths, y)
+    assert [error.row for error in caught.value.errors] == BROKEN_ROWS
+    assert caught.value.source == paths[1]
+
+
+@pytest.mark.parametrize("unfreeze", [0, (0, 1), "all"])
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function", "transform"])
+def test_one_error_names_all_broken_images_of_a_prediction(unfreeze, method, tmp_path):
+    paths, _ = paths_with_broken(tmp_path)
+    classifier = make_classifier(unfreeze=unfreeze, max_epochs=1).fit(X, Y)
+    with pytest.raises(ImageError) as caught:
+        getattr(classifier, method)(paths)
+    assert [error.row for error in caught.value.errors] == BROKEN_ROWS
+
+
+def test_broken_images_of_a_checkpointed_fit_are_named_together(tmp_path):
+    paths, y = paths_with_broken(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        make_classifier(checkpoint_dir=tmp_path / "fits").fit(paths, y)
+    assert {4, 10} <= {error.row for error in caught.value.errors}
+
+
+def test_loss_that_rises_is_warned_of():
+    classifier = make_classifier(unfreeze=(0, 1), lr=10.0, max_epochs=3, early_stopping=False)
+    with pytest.warns(
+        UserWarning, match=r"The training loss of the stage 'last block' is .* lower"
+    ):
+        classifier.fit(X, Y)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"weights": None, "unfreeze": "all"}, {"mixup": 0.2}])
+def test_loss_that_falls_is_not_warned_of(parameters):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_classifier(**{"unfreeze": (0, 1), "max_epochs": 3, **parameters}).fit(X, Y)

@@ -4,13 +4,16 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import torch
+from edge_helpers import BAD_SHARED, Unread, cases
 from helpers import (
+    BROKEN_ROWS,
     SIZE,
     CountingTiny,
     Items,
@@ -19,6 +22,7 @@ from helpers import (
     counted,
     encoded,
     images,
+    paths_with_broken,
     save_images,
     unreachable,
 )
@@ -449,8 +453,9 @@ def test_broken_image_is_named(with_broken):
     with pytest.raises(ImageError, match=r"Image in row 2 \(.*2\.png\): ") as caught:
         tiny(batch_size=2, cache=None).fit(with_broken[:4]).transform(with_broken[:4])
     assert caught.value.row == 2
-    with pytest.raises(ImageError, match=r"Image in row 4 \(.*gone\.png\): "):
+    with pytest.raises(ImageError, match=r"Image in row 4 \(.*gone\.png\): ") as caught:
         tiny().fit(with_broken).transform(with_broken)
+    assert [error.row for error in caught.value.errors] == [2, 4]
 
 
 @pytest.mark.parametrize("cache", [None, "auto"])
@@ -471,11 +476,11 @@ def test_broken_images_become_rows_of_nan(with_broken, cache):
     assert [error.row for error in extractor.errors_] == [2, 3]
 
 
-def test_embeddings_before_a_broken_image_are_stored(with_broken, log, store):
+def test_embeddings_of_other_images_are_stored(with_broken, log, store):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, batch_size=1, n_jobs=1)
     with pytest.raises(ImageError):
         extractor.fit_transform(with_broken[:4])
-    assert counted(log) == 2
+    assert counted(log) == 3
     extractor.set_params(on_error="nan").fit_transform(with_broken[:4])
     assert counted(log) == 3
 
@@ -490,7 +495,7 @@ def test_embeddings_before_a_broken_image_are_stored(with_broken, log, store):
         ({"layer": []}, r"Got layer=\[\], but expected None, a name, or a list"),
         ({"on_error": "skip"}, "Got on_error='skip', but expected one of 'raise', 'nan'"),
         ({"batch_norm": "ada"}, "Got batch_norm='ada', but expected one of 'frozen', 'adapt'"),
-        ({"batch_size": 0}, "Got batch_size=0, but expected a positive integer or 'auto'"),
+        ({"batch_size": 0}, "Got batch_size=0, but expected 'auto' or an integer from 1 to 65,536"),
         ({"device": "tpu"}, "Got device='tpu', but expected 'auto', 'cpu', 'cuda', 'cuda:0' or"),
         ({"engine": "none"}, "Got engine='none', but expected one of 'auto', 'torch'"),
         ({"precision": "fp8"}, "Got precision='fp8', but expected one of 'auto', 'float32'"),
@@ -566,3 +571,90 @@ def test_missing_timm_raises_an_error_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[timm\]'"):
         PretrainedFeatureExtractor("timm:resnet18", weights=None).fit(images(1))
+
+
+BAD = {
+    **BAD_SHARED,
+    "layer": [[], ["0", "0"], "zz", 3, True, [None, 3], np.array(["0"]), {"0"}],
+    "pooling": ["mean", 1, True],
+    "batch_size": [0, -1, True, 10**9, 1.5, "16", "Auto", None],
+    "on_error": [None, "ignore", True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD))
+def test_parameter_at_the_edge_is_rejected_before_an_image_is_read(name, value):
+    extractor = PretrainedFeatureExtractor(**{"backbone": Tiny, "batch_norm": "adapt", name: value})
+    with pytest.raises((ValueError, TypeError, OSError), match=r"^Got "):
+        extractor.fit(Unread() if name != "pixel_range" else images(3))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"n_jobs": np.int64(2)},
+        {"n_jobs": -5},
+        {"image_size": np.int64(32)},
+        {"image_size": (np.int32(32), 24)},
+        {"image_size": [32, 24]},
+        {"batch_size": np.int64(3)},
+        {"verbose": np.bool_(False)},
+        {"layer": (None, "0")},
+        {"device": torch.device("cpu")},
+        {"cache": Path("none")},
+    ],
+)
+def test_parameter_near_the_edge_works(parameters, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert np.isfinite(tiny(**parameters).fit_transform(images(3))).all()
+
+
+def test_weights_of_torchvision_stand_for_their_name(monkeypatch):
+    from torchvision.models import ResNet18_Weights
+
+    from sktransfer.backbones import loading
+
+    loaded = []
+
+    def load_named(name, weights):
+        loaded.append((name, weights))
+        raise WeightsNotFoundError
+
+    monkeypatch.setattr(loading, "load_named", load_named)
+    with pytest.raises(WeightsNotFoundError):
+        PretrainedFeatureExtractor("resnet18", weights=ResNet18_Weights.DEFAULT).fit(images(2))
+    assert loaded == [("resnet18", "IMAGENET1K_V1")]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"cache": None}, {"batch_size": 2}, {"n_jobs": 1}])
+def test_one_error_names_all_broken_images(parameters, tmp_path):
+    paths, _ = paths_with_broken(tmp_path)
+    with pytest.raises(ImageError, match="Got 4 images that cannot be read:") as caught:
+        tiny(**parameters).fit_transform(paths)
+    assert [error.row for error in caught.value.errors] == BROKEN_ROWS
+    assert [error.source for error in caught.value.errors] == [paths[row] for row in BROKEN_ROWS]
+    assert (caught.value.row, caught.value.source) == (1, paths[1])
+
+
+def test_one_error_names_all_broken_images_of_adapted_statistics(tmp_path):
+    paths, _ = paths_with_broken(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        tiny(batch_norm="adapt").fit(paths)
+    assert [error.row for error in caught.value.errors] == BROKEN_ROWS
+
+
+def test_duplicates_of_a_broken_image_are_named(tmp_path):
+    paths, _ = paths_with_broken(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        tiny().fit_transform([*paths[:4], paths[1], paths[0], paths[1]])
+    assert [error.row for error in caught.value.errors] == [1, 4, 6]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_images_after_a_broken_one_are_embedded_only_for_the_store(tmp_path, log, store, cached):
+    paths, _ = paths_with_broken(tmp_path)
+    cache = store if cached else None
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=cache, batch_size=1, n_jobs=1)
+    with pytest.raises(ImageError):
+        extractor.fit_transform(paths)
+    assert counted(log) == (8 if cached else 1)

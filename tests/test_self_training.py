@@ -258,10 +258,10 @@ def test_classifier_without_predict_proba_is_rejected():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ([0.5, 0], "Got 0 in shares, but expected numbers above 0"),
-        ([1.5], "Got an entry of shares=1.5, but expected a number from 0 to 1"),
+        ([0.5, 0], "Got an entry of shares=0, but expected a number above 0 and at most 1"),
+        ([1.5], "Got an entry of shares=1.5, but expected a number above 0 and at most 1"),
         (0.5, "Got shares=0.5, but expected a list of numbers"),
-        (["half"], "Got an entry of shares='half', but expected a number from 0 to 1"),
+        (["half"], "Got an entry of shares='half', but expected a number above 0 and at most 1"),
     ],
 )
 def test_invalid_shares_are_rejected(shares, message):
@@ -273,3 +273,39 @@ def test_domains_without_a_source_are_rejected():
     classifier = SelfTrainedImageClassifier(LogisticRegression())
     with pytest.raises(ValueError, match="Got no image of the source in sample_domain"):
         classifier.fit([[1], [2]], [0, 1], sample_domain=[-1, -1])
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        None,
+        "0.5",
+        0.5,
+        [0],
+        [float("nan")],
+        [True],
+        ["0.5"],
+        [2],
+        [-1],
+        [float("inf")],
+        iter([0.5]),
+    ],
+)
+def test_shares_at_the_edge_are_rejected(shares):
+    with pytest.raises(ValueError, match=r"^Got (an entry of )?shares="):
+        SelfTrainedImageClassifier(LogisticRegression(), shares=shares).fit([[0], [1]], [0, 1])
+
+
+@pytest.mark.parametrize("estimator", [None, 3, "x", LogisticRegression, LinearSVC(), []])
+def test_estimator_that_is_no_classifier_with_probabilities_is_rejected(estimator):
+    with pytest.raises(TypeError, match=r"^Got .*but expected a classifier with predict_proba"):
+        SelfTrainedImageClassifier(estimator).fit([[0], [1]], [0, 1])
+
+
+def test_all_broken_images_of_a_fit_and_a_prediction_are_named_by_their_rows():
+    broken = [70, 75, 99]
+    X = [b"no image" if row in broken else image for row, image in enumerate(BOTH)]
+    classifier = SelfTrainedImageClassifier(make_classifier(batch_norm="adapt"))
+    with pytest.raises(ImageError) as caught:
+        classifier.fit(X, domain_labels("?"), sample_domain=DOMAIN)
+    assert [error.row for error in caught.value.errors] == broken

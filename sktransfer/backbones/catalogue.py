@@ -134,6 +134,11 @@ def list_backbones(contains: str = "") -> BackboneTable:
     BackboneTable
         A tuple of `BackboneInfo`, sorted by name, shown as a table.
 
+    Raises
+    ------
+    TypeError
+        If `contains` is not a string.
+
     Examples
     --------
     >>> list_backbones("lite")
@@ -142,6 +147,11 @@ def list_backbones(contains: str = "") -> BackboneTable:
     efficientnet_lite1       5.4 M    0.63      1280           76.7%  yes
     efficientnet_lite2       6.1 M    0.90      1280           77.6%  yes
     """
+    if not isinstance(contains, str):
+        raise TypeError(
+            f"Got contains={contains!r}, but expected a part of a name, such as 'resnet'; '' lists "
+            "all backbones"
+        )
     names = sorted(name for name in list_names() if contains in name)
     return BackboneTable(_info(name) for name in names)
 

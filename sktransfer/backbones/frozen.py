@@ -122,6 +122,18 @@ def pool(
     return torch.cat([pooled[part]() for part in parts], dim=1)
 
 
+def check_layers(layers: Sequence[str | None], block_list: BlockList) -> None:
+    """Check that a backbone has these layers.
+
+    Raises
+    ------
+    ValueError
+        If a name is not a block of the backbone.
+    """
+    for layer in layers:
+        _depth(layer, [name for name, _ in block_list.blocks])
+
+
 def _depth(layer: str | None, names: list[str]) -> int:
     """Return the number of blocks up to a layer."""
     if layer is None or layer == "logits":

@@ -22,11 +22,10 @@ from sktransfer.backbones.sources import (
     load_named,
     load_user_network,
 )
-from sktransfer.backbones.torchvision_blocks import split_into_blocks
+from sktransfer.backbones.torchvision_blocks import split_into_blocks, weights_name
 from sktransfer.backbones.weights import digest_tensors, load_state_dict
 from sktransfer.data.images import Images
-from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import check_choice
+from sktransfer.transforms.preprocessing import Preprocessing, check_image_size
 from sktransfer.utils.memory import MemoryCache
 from sktransfer.utils.runtime import limit_threads_after_fork
 
@@ -82,11 +81,11 @@ class Backbone:
         Raises
         ------
         ValueError
-            If `image_size` is a string other than `"auto"`.
+            If `image_size` is not a size.
         """
+        check_image_size(image_size, options=("auto",))
         if not isinstance(image_size, str):
             return image_size
-        check_choice("image_size", image_size, ["auto"])
         resize, crop = self.preprocessing.resize, self.preprocessing.crop
         if not self.pretrained or self.block_list.image_size is not None:
             return None
@@ -113,9 +112,10 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
         (which is copied, never changed), or a callable that builds one. A module may have an
         attribute `preprocessing` (a `Preprocessing`); otherwise ImageNet's is used. A fitted
         `FineTunedImageClassifier`, also in a `FrozenEstimator`, stands for its tuned network.
-    weights : str, path or None
-        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, a `.safetensors` or `.pth`
-        file, or `None` for random values, which are the same every time.
+    weights : str, path, torchvision weights or None
+        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, its member such as
+        `ResNet50_Weights.IMAGENET1K_V2`, a `.safetensors` or `.pth` file, or `None` for random
+        values, which are the same every time.
 
     Returns
     -------
@@ -135,6 +135,7 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     ['stem', 'block0', 'block1']
     """
     limit_threads_after_fork()
+    weights = _check_weights(backbone, weights)
     if isinstance(backbone, str):
         return _load_named(backbone, *_stamp(weights))
     if hasattr(backbone, "as_backbone"):
@@ -176,15 +177,21 @@ def _load_named(name: str, weights: str | None, stamp: tuple[int, int] | None) -
     return keep_backbone((name, weights, stamp), load)
 
 
-def _stamp(weights: Any) -> tuple[str | None, tuple[int, int] | None]:
-    """Return a key for weights: their name, and the size and modification time of a file."""
-    if weights is None:
-        return None, None
-    if not isinstance(weights, (str, os.PathLike)):
+def _check_weights(backbone: Any, weights: Any) -> str | os.PathLike[str] | None:
+    """Check the type of weights, and return the name of torchvision's weights."""
+    weights = weights_name(backbone, weights)
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise TypeError(
             f"Got weights={weights!r}, but expected 'default', a name of torchvision's such as "
             "'IMAGENET1K_V2', the path of a .safetensors or .pth file, or None for random values"
         )
+    return weights
+
+
+def _stamp(weights: Any) -> tuple[str | None, tuple[int, int] | None]:
+    """Return a key for weights: their name, and the size and modification time of a file."""
+    if weights is None:
+        return None, None
     if not is_weights_file(weights):
         return str(weights), None
     path = Path(weights).expanduser()

@@ -36,6 +36,7 @@ __all__ = [
     "list_torchvision",
     "split_into_blocks",
     "torchvision_weights",
+    "weights_name",
 ]
 
 _INCEPTIONS = ("googlenet", "inception_v3")
@@ -74,8 +75,37 @@ def torchvision_weights(name: str, weights: str = "default") -> models.WeightsEn
     _check_name(name)
     members = models.get_model_weights(name).__members__
     weights = "default" if weights == "DEFAULT" else weights
-    check_choice("weights", weights, ["default", *(name for name in members if name != "DEFAULT")])
+    names = [name for name in members if name != "DEFAULT"]
+    check_choice("weights", weights, ["default", *names, None])
     return members["DEFAULT" if weights == "default" else weights]
+
+
+def weights_name(backbone: Any, weights: Any) -> Any:
+    """Return the name of a member such as `ResNet50_Weights.DEFAULT`; other weights unchanged.
+
+    Raises
+    ------
+    ValueError
+        If the weights belong to another network.
+
+    Examples
+    --------
+    >>> weights_name("resnet50", models.ResNet50_Weights.DEFAULT)
+    'IMAGENET1K_V2'
+    """
+    if not isinstance(weights, models.WeightsEnum):
+        return weights
+    known = isinstance(backbone, str) and backbone in list_torchvision()
+    if known and isinstance(weights, models.get_model_weights(backbone)):
+        return weights.name
+    networks = [
+        name for name in list_torchvision() if type(weights) is models.get_model_weights(name)
+    ]
+    remedy = f"pass backbone={networks[0]!r}, or " if networks else ""
+    raise ValueError(
+        f"Got weights={weights!r} with backbone={backbone!r}, but expected weights of this "
+        f"network; {remedy}leave weights at 'default'"
+    )
 
 
 def build_on_meta(

@@ -14,7 +14,7 @@ from typing import Literal, overload
 import numpy as np
 from sklearn.utils import Bunch
 
-from sktransfer.utils.errors import check_choice
+from sktransfer.utils.errors import check_bool, check_choice
 
 IMAGE_EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
@@ -167,6 +167,7 @@ def load_image_folder(
     array(['cats', 'dogs', 'dogs'], dtype='<U4')
     """
     check_choice("labels", labels, LABELS)
+    _check_types(root, return_X_y)
     top = Path(root) if os.path.exists(root) else Path(root).expanduser()
     _check_root(top)
     lowercase_extensions = _check_extensions(extensions)
@@ -185,6 +186,14 @@ def load_image_folder(
 # Scanning
 
 
+def _check_types(root: object, return_X_y: object) -> None:
+    if not isinstance(root, str | os.PathLike) or not str(root):
+        raise TypeError(
+            f"Got root={root!r}, but expected the path of a folder; for the current one, pass '.'"
+        )
+    check_bool("return_X_y", return_X_y)
+
+
 def _check_root(root: Path) -> None:
     if not root.exists():
         raise FileNotFoundError(
@@ -198,7 +207,8 @@ def _check_root(root: Path) -> None:
 
 
 def _check_extensions(extensions: Iterable[str]) -> tuple[str, ...]:
-    names = () if isinstance(extensions, str) else tuple(extensions)
+    is_list = isinstance(extensions, Iterable) and not isinstance(extensions, str)
+    names = tuple(extensions) if is_list else ()
     if not names or not all(isinstance(name, str) and name.startswith(".") for name in names):
         raise ValueError(
             f"Got extensions={extensions!r}, but expected extensions such as ('.jpg', '.png')."

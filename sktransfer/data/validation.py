@@ -74,6 +74,8 @@ def _pixel_range(
         return learn_pixel_range(images)
     try:
         black, white = (float(value) for value in requested)
+        if any(isinstance(value, str | bool) for value in requested):
+            raise TypeError
     except (TypeError, ValueError):
         black = white = 0.0
     if not black < white:

@@ -11,14 +11,19 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import clone, is_classifier
-from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import ParameterGrid, ParameterSampler
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sktransfer.adaptation.batch_norm import MAX_MATCHED_IMAGES
@@ -26,10 +31,11 @@ from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.data.labels import as_labels, check_not_missing, split_domains
 from sktransfer.data.validation import check_images
+from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
 from sktransfer.embedding.recipe import Recipe, output_width
-from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.activations import fits_on_disk
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.fit_inputs import check_parameters
@@ -55,7 +61,7 @@ class Cost:
     Parameters
     ----------
     fits : int
-        Number of fits of the estimator, including refits.
+        Number of fits of the estimator, including refits; of an ensemble, of its members.
     images_embedded : int
         Number of images and augmented views that pass through frozen blocks: once per boundary if
         they are cached in a store, otherwise each time they are needed. Passes that adapt BatchNorm
@@ -92,10 +98,11 @@ def estimate_cost(
     Parameters
     ----------
     estimator : estimator
-        A `FineTunedImageClassifier`, a `PretrainedFeatureExtractor`, a `Pipeline` or `FeatureUnion`
-        with them, or a scikit-learn search around any of these. For a halving search the estimate
-        assumes that each fit uses all resources. A random search without `random_state` may draw
-        other candidates when it is fitted.
+        A `FineTunedImageClassifier`, a `PretrainedFeatureExtractor`, a `Pipeline`,
+        `ColumnTransformer` or `FeatureUnion` with them, a `VotingClassifier`, `StackingClassifier`
+        or `CalibratedClassifierCV` of these, or a scikit-learn search around any of these. For a
+        halving search the estimate assumes that each fit uses all resources. A random search
+        without `random_state` may draw other candidates when it is fitted.
     X : images in any container that the estimator takes
     y : array-like of shape (N,), default=None
         Labels; only an extractor alone does not need them.
@@ -180,11 +187,13 @@ class _Part:
     ) -> None:
         self.is_target = is_target
         self.estimator, self.task, self._times = estimator, task, times
-        self._images = check_images(clone(estimator), X, reset=True)
         self.tunes = isinstance(estimator, FineTunedImageClassifier)
         if self.tunes:
             check_parameters(estimator)
-        self.backbone = load_backbone(estimator.backbone, estimator.weights)
+            self.backbone = load_backbone(estimator.backbone, estimator.weights)
+        else:
+            self.backbone = check_extractor(estimator)
+        self._images = check_images(clone(estimator), X, reset=True)
         names = [name for name, _ in self.backbone.block_list.blocks]
         self.end = len(names)
         self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
@@ -366,13 +375,16 @@ class _Estimate:
 
     def _tally(self, estimator: Any, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
         """Count a fit on some rows, and the predictions of others."""
-        if isinstance(estimator, BaseSearchCV):
-            return self._search(estimator, rows, predicted)
+        if isinstance(estimator, type) or not hasattr(estimator, "get_params"):
+            raise _unsupported(estimator)
+        for kind, count in self._meta_estimators.items():
+            if isinstance(estimator, kind):
+                return count(self, estimator, rows, predicted)
         if estimator not in self._parts:
-            counted = list(_find_parts(estimator))
+            counted = list(_find_parts(estimator, self.X))
             if not counted:
                 raise _unsupported(estimator)
-            if self.y is None and any(hasattr(part, "unfreeze") for part, _ in counted):
+            if self.y is None and any(hasattr(part, "unfreeze") for part, *_ in counted):
                 raise ValueError(
                     "Got y=None, but a FineTunedImageClassifier needs labels; pass them as y"
                 )
@@ -381,8 +393,8 @@ class _Estimate:
                 if self.y is None
                 else ClassificationTask(np.unique(self.y[~self.is_target]))
             )
-            common = (self.X, task, self.is_target, self._times)
-            self._parts[estimator] = [(_Part(part, *common), last) for part, last in counted]
+            common = (task, self.is_target, self._times)
+            self._parts[estimator] = [(_Part(part, X, *common), last) for part, X, last in counted]
         tally = _CostTally(fits=1)
         for part, last in self._parts[estimator]:
             tally.add(part.tally(rows, predicted if last else [rows, *predicted]))
@@ -414,6 +426,51 @@ class _Estimate:
             tally.add(addition)
         return tally
 
+    def _vote(
+        self, ensemble: VotingClassifier, rows: np.ndarray, predicted: list[np.ndarray]
+    ) -> _CostTally:
+        tally = _CostTally()
+        for member in _members(ensemble):
+            tally.add(self._tally(member, rows, predicted))
+        return tally
+
+    def _stack(
+        self, ensemble: StackingClassifier, rows: np.ndarray, predicted: list[np.ndarray]
+    ) -> _CostTally:
+        """Count the members, fitted on all rows, and their cross-validated predictions."""
+        if _is_or_contains_counted(ensemble.final_estimator):
+            raise _unsupported(ensemble)
+        splits = self._split(_check_refit(ensemble), ensemble, rows)
+        tally = _CostTally()
+        for member in _members(ensemble):
+            tally.add(self._tally(member, rows, predicted))
+            tally.add(self._cross_validate(member, splits))
+        return tally
+
+    def _calibrate(
+        self, calibrated: CalibratedClassifierCV, rows: np.ndarray, predicted: list[np.ndarray]
+    ) -> _CostTally:
+        """Count a classifier for each fold, or one for all rows and cross-validated predictions."""
+        inner, tally = calibrated.estimator, _CostTally()
+        if not _is_or_contains_counted(inner) or isinstance(inner, FrozenEstimator):
+            raise _unsupported(calibrated)
+        splits = self._split(_check_refit(calibrated), inner, rows)
+        if not calibrated.ensemble:
+            tally.add(self._tally(inner, rows, predicted))
+            tally.add(self._cross_validate(inner, splits))
+            return tally
+        for train, test in splits:
+            tally.add(self._tally(inner, train, [test, *predicted]))
+        return tally
+
+    # How a fit of each kind of meta-estimator is counted.
+    _meta_estimators: ClassVar[dict[type, Callable[..., _CostTally]]] = {
+        BaseSearchCV: _search,
+        VotingClassifier: _vote,
+        StackingClassifier: _stack,
+        CalibratedClassifierCV: _calibrate,
+    }
+
     def _split(self, cv: Any, estimator: Any, rows: np.ndarray) -> list[Any]:
         if isinstance(cv, Iterator):
             raise TypeError(
@@ -421,40 +478,73 @@ class _Estimate:
             )
         chosen = np.flatnonzero(rows)
         y = None if self.y is None else self.y[chosen]
-        splitter = check_cv(copy.deepcopy(cv), y, classifier=is_classifier(estimator))
-        splits = splitter.split(np.zeros(len(chosen)), y)
+        splits = check_splits(cv, len(chosen), y, classifier=is_classifier(estimator))
         return [
             [np.bincount(chosen[side], minlength=self.n) > 0 for side in split] for split in splits
         ]
 
 
-def _find_parts(estimator: Any, last: bool = True) -> Iterator[tuple[Any, bool]]:
-    """Yield the estimators of this package, and whether each is the last step."""
+def _find_parts(estimator: Any, X: Any, last: bool = True) -> Iterator[tuple[Any, Any, bool]]:
+    """Yield the estimators of this package, their images, and whether each is the last step."""
     if isinstance(estimator, _COUNTED_ESTIMATORS):
-        yield estimator, last
+        yield estimator, X, last
     elif isinstance(estimator, FeatureUnion):
         for _, transformer in estimator.transformer_list:
-            yield from _find_parts(transformer, False)
+            yield from _find_parts(transformer, X, False)
+    elif isinstance(estimator, ColumnTransformer):
+        for transformer, columns in _counted_columns(estimator, X):
+            yield from _find_parts(transformer, columns, False)
     elif isinstance(estimator, Pipeline):
         steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
-        if any(_contains_counted(step) for step in steps[1:]):
+        if any(_is_or_contains_counted(step) for step in steps[1:]):
             raise _unsupported(estimator)
         for step in steps[:1]:
-            yield from _find_parts(step, last and len(steps) == 1)
-    elif _contains_counted(estimator):
+            yield from _find_parts(step, X, last and len(steps) == 1)
+    elif _is_or_contains_counted(estimator):
         raise _unsupported(estimator)
 
 
-def _contains_counted(estimator: Any) -> bool:
-    inner = estimator.get_params().values() if hasattr(estimator, "get_params") else ()
+def _counted_columns(transformer: ColumnTransformer, X: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the transformers that have a cost, and their columns."""
+    if _is_or_contains_counted(transformer.remainder):
+        raise _unsupported(transformer)
+    for _, inner, columns in transformer.transformers:
+        if _is_or_contains_counted(inner):
+            chosen = columns(X) if callable(columns) else columns
+            yield inner, _safe_indexing(X, chosen, axis=1)
+
+
+def _is_or_contains_counted(estimator: Any) -> bool:
+    has_inner = hasattr(estimator, "get_params") and not isinstance(estimator, type)
+    inner = estimator.get_params().values() if has_inner else ()
     return any(isinstance(part, _COUNTED_ESTIMATORS) for part in (estimator, *inner))
+
+
+def _members(ensemble: Any) -> list[Any]:
+    """Return the members of an ensemble that have a cost."""
+    members = [member for _, member in ensemble.estimators if _is_or_contains_counted(member)]
+    if not members:
+        raise _unsupported(ensemble)
+    return members
+
+
+def _check_refit(ensemble: Any) -> Any:
+    """Return the `cv` of an ensemble, unless its members are fitted already."""
+    if isinstance(ensemble.cv, str):
+        raise TypeError(
+            f"Got {type(ensemble).__name__} with cv={ensemble.cv!r}, whose cost cannot be counted, "
+            "because it does not fit its members; estimate the cost of the members"
+        )
+    return ensemble.cv
 
 
 def _unsupported(estimator: Any) -> TypeError:
     return TypeError(
         f"Got {type(estimator).__name__}, whose cost cannot be counted; expected a "
         "FineTunedImageClassifier, a PretrainedFeatureExtractor, a Pipeline that begins with one "
-        "or with a FeatureUnion of them, or a scikit-learn search around any of these"
+        "or with a FeatureUnion or ColumnTransformer of them, a VotingClassifier, "
+        "StackingClassifier or CalibratedClassifierCV of these, or a scikit-learn search around "
+        "any of these"
     )
 
 

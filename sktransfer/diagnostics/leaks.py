@@ -17,6 +17,7 @@ from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.labels import as_labels, check_not_missing
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
+from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.duplicates import (
     POSSIBLE,
     SAME,
@@ -25,7 +26,7 @@ from sktransfer.embedding.duplicates import (
     connect,
     find_pairs,
 )
-from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import resolve_threads
@@ -219,8 +220,9 @@ def find_leaks(
     Raises
     ------
     ValueError
-        If lengths differ, if groups are missing, or if `X_test` is passed together with `cv` or
-        `groups`.
+        If lengths differ, if groups are missing, if a parameter of the extractor or a split of `cv`
+        is invalid, or if `X_test` is passed together with `cv` or `groups`; before any image is
+        embedded.
 
     Warns
     -----
@@ -252,9 +254,12 @@ StratifiedGroupKFold, which keeps such images together.
     if X_test is None and y_test is not None:
         raise ValueError("Got y_test without X_test; pass the images of these labels as X_test")
     extractor = resolve_extractor(extractor).set_params(on_error="nan")
+    check_extractor(extractor)
     y = _check_labels(X, y, extractor)
     if groups is not None:
         groups = check_not_missing(_check_labels(X, groups, extractor), "groups")
+    if cv is not None:
+        cv = check_splits(cv, len(as_images(X, image_shape=extractor.image_shape)), y, groups)
     second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
     extractor.fit(X)
     first, errors = _embed(extractor, X), list(extractor.errors_)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from sklearn.model_selection import (
     LeaveOneGroupOut,
     StratifiedGroupKFold,
     StratifiedKFold,
-    check_cv,
     cross_val_score,
 )
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -30,7 +29,9 @@ from sktransfer.data.labels import check_labels
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.logme import logme
 from sktransfer.diagnostics.probes import make_probe
-from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.diagnostics.splits import check_splits
+from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
+from sktransfer.utils.errors import ImageError, check_random_state
 from sktransfer.utils.plotting import new_axes
 from sktransfer.utils.tables import html_table, text_table
 
@@ -209,8 +210,10 @@ def rank_backbones(
     Raises
     ------
     ValueError
-        If there are no backbones, for a single class, for a class with a single image or in a
-        single group, or if images cannot be read.
+        If a backbone or a parameter is invalid, for a single class, or for a class with a single
+        image or in a single group; before any image is embedded.
+    ImageError
+        If images cannot be read; names all of them.
 
     Examples
     --------
@@ -224,6 +227,12 @@ def rank_backbones(
     """
     if isinstance(backbones, (str, BaseEstimator)) or callable(backbones):
         backbones = [backbones]
+    if backbones is not None and not isinstance(backbones, Iterable):
+        raise TypeError(
+            f"Got backbones={backbones!r}, but expected a list of names, modules or extractors, or "
+            "None for all on this machine"
+        )
+    check_random_state(random_state)
     base = resolve_extractor(extractor)
     extractors = [
         clone(backbone)
@@ -233,6 +242,8 @@ def rank_backbones(
     ]
     if not extractors:
         raise ValueError("Got no backbones; pass at least one, or None for all on this machine")
+    for candidate in extractors:  # before images are embedded, so that an error is raised early
+        check_extractor(candidate)
     codes = check_labels(as_images(X, image_shape=extractors[0].image_shape), y).y
     if groups is not None:
         groups = column_or_1d(groups)
@@ -240,7 +251,7 @@ def rank_backbones(
     splits = (
         make_folds(codes, groups, random_state)
         if cv is None
-        else list(check_cv(cv, codes, classifier=True).split(codes, codes, groups))
+        else check_splits(cv, len(codes), codes, groups)
     )
     rows = [_rank(extractor, X, codes, splits) for extractor in extractors]
     order = sorted(range(len(rows)), key=lambda index: -rows[index].accuracy)
@@ -314,12 +325,8 @@ def _rank(
     extractor: PretrainedFeatureExtractor, X: Any, codes: np.ndarray, splits: list[Any]
 ) -> RankedBackbone:
     embeddings = extractor.fit_transform(X)
-    if extractor.errors_:
-        rows = [error.row for error in extractor.errors_]
-        raise ValueError(
-            f"Got images that cannot be read, in rows {rows[:10]}, but all backbones must be "
-            f"ranked on the same images; leave these out. The first: {extractor.errors_[0]}"
-        )
+    if extractor.errors_:  # all backbones must be ranked on the same images
+        raise ImageError.of(extractor.errors_)
     # With metadata routing enabled, scikit-learn 1.6 does not accept params=None.
     scores = cross_val_score(make_probe(), embeddings, codes, cv=splits, params={})
     backbone = load_backbone(extractor.backbone, extractor.weights)

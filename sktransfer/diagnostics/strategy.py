@@ -25,9 +25,10 @@ from sktransfer.diagnostics.leaks import ALIKE, LeakReport, compare
 from sktransfer.diagnostics.probes import ProbeResults, make_probe, measure
 from sktransfer.diagnostics.ranking import make_folds
 from sktransfer.embedding.duplicates import POSSIBLE, EmbeddedImages
-from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.fit_inputs import draw_seed
 from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import resolve_threads
 from sktransfer.utils.tables import html_image, html_list, html_table, text_table
 
@@ -227,7 +228,7 @@ def recommend_strategy(
         If lengths differ, or for a single class, a class with a single image, or a class in a
         single group; before any image is embedded.
     ImageError
-        At the first broken image.
+        If images that are measured cannot be read; names all of them.
 
     See Also
     --------
@@ -258,6 +259,7 @@ def recommend_strategy(
     ('full', (0, 'all'))
     """
     extractor = resolve_extractor(extractor, image_size="auto")
+    check_extractor(extractor)
     images = as_images(X, image_shape=extractor.image_shape)
     labels = check_labels(images, y, estimator="recommend_strategy")
     if groups is not None:
@@ -323,6 +325,8 @@ def _measure(
     """Embed the images in some rows, run the probes and search for duplicates."""
     images = read_images(extractor, X).take(rows)
     embedded = EmbeddedImages(images, extractor.transform(images))
+    if extractor.errors_:  # with on_error="nan"
+        raise ImageError.of(extractor.errors_)
     threads = resolve_threads(extractor.n_jobs)
     results = measure(embedded, codes, splits, seed=seed, threads=threads)
     # If all embeddings are similar, the lower threshold would select all pairs.

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from sktransfer.engines.choice import choose_engine
+from sktransfer.engines.choice import ENGINES, choose_engine
 from sktransfer.store.session import resolve_store
 from sktransfer.store.store import EmbeddingStore
+from sktransfer.transforms.preprocessing import check_image_size
+from sktransfer.utils.errors import check_choice, check_verbose
 from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
 
 
@@ -64,3 +66,18 @@ class ComputeConfig:
             self.engine, self.device, self.precision, n_images, from_library=from_library
         )
         return replace(self, chosen_engine=chosen)
+
+
+def check_shared_parameters(estimator: Any) -> None:
+    """Check the parameters that all estimators of this package have in common.
+
+    Raises
+    ------
+    ValueError, TypeError, NotADirectoryError
+        If a parameter has a value that it cannot have.
+    """
+    check_choice("engine", estimator.engine, ["auto", *ENGINES])
+    check_image_size(estimator.image_size, options=("auto",))
+    check_verbose(estimator.verbose)
+    compute = ComputeConfig.of(estimator)
+    choose_engine(compute.engine, compute.device, compute.precision, n_images=1)

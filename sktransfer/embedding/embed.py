@@ -73,8 +73,8 @@ def embed(
     batch_size : int or None
         Images per forward pass; `None` depends on engine and device.
     on_error : {"raise", "nan"}
-        A broken image raises an error (after finished batches have been stored), or its row is
-        NaN.
+        Broken images raise one error after all other images have been stored (or have been read,
+        without a store), or their rows are NaN.
     verbose : int
         If not 0, show a progress bar.
     pad_batches : bool
@@ -90,13 +90,14 @@ def embed(
     Raises
     ------
     ImageError
-        At the first broken image, if `on_error` is `"raise"`.
+        If images are broken and `on_error` is `"raise"`; names all of them.
     """
     width = output_width(recipe)
     n_images = n_images or len(views)
     engine = engine_name(recipe, compute, n_images)
     batch_size = batch_size or _batch_size(recipe, compute, engine, n_images)
-    image_errors = ImageErrors(on_error)
+    # With a store, readable images are embedded after a broken one too, so no work is lost.
+    image_errors = ImageErrors(on_error if compute.store is None else "nan")
     items, keys = list(range(len(views))), list[bytes]()
     if compute.store is not None:
         items, keys = _fingerprints(views, image_errors)
@@ -132,15 +133,18 @@ def embed(
         if compute.store is not None:
             table = compute.store.table(recipe.digest, str(recipe), width, recipe.dtype)
             embed_once(table, keys, compute_missing, batch_size=batch_size, out=embeddings)
-            image_errors.copy_to_duplicates(items, keys)
+            image_errors.copy_to_duplicates(items, keys, views)
         else:
             for computed, values in compute_missing(iter([items])):
                 embeddings[computed] = values
         bar.update(len(views) - bar.n)
 
+    errors = image_errors.sorted()
+    if errors and on_error == "raise":
+        raise ImageError.of(errors)
     if not all_readable:
         out[items] = embeddings
-    return Embedded(out, image_errors.sorted(), engine)
+    return Embedded(out, errors, engine)
 
 
 def _batch_size(recipe: Recipe, compute: ComputeConfig, engine: str, n_images: int) -> int:

@@ -101,14 +101,15 @@ class ViewActivations:
         self._last: Activations | None = None
 
     @cached_property
-    def _gathered(self) -> Activations:
+    def gathered(self) -> Activations:
+        """The activations at the first boundary."""
         return gather(self._views, self._recipe_at(self._first), self._first, self._compute)
 
     def at(self, boundary: int) -> Activations:
         """Return the activations at a boundary, which is not before the first one."""
         if self._last is None or self._last.boundary != boundary:
             self._last = None  # its file goes before another one comes
-            self._last = self._gathered.advance(boundary, self._compute.device)
+            self._last = self.gathered.advance(boundary, self._compute.device)
         return self._last
 
 
@@ -123,7 +124,7 @@ def gather(
     Raises
     ------
     ImageError
-        At the first broken image.
+        If images are broken; names all of them.
     """
     out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
     embed(views, recipe, compute, pad_batches=True, out=out)

@@ -21,6 +21,7 @@ from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import training_precision
 
 # Images whose activations are in memory at once when predicting.
@@ -107,10 +108,17 @@ class Network:
         -------
         ndarray of shape (N, ...)
             float32.
+
+        Raises
+        ------
+        ImageError
+            If images are broken; names all of them.
         """
         compute = compute.for_job(len(images), from_library=self.backbone.from_library)
         size = auto_batch_size(compute.device, self.preprocessing.crop)
-        outputs = []
+        outputs: list[np.ndarray] = []
+        broken: list[ImageError] = []
+        is_stored = compute.store is not None and self.boundary > 0
 
         @torch.inference_mode()
         def run(part: torch.Tensor) -> torch.Tensor:
@@ -118,9 +126,23 @@ class Network:
 
         for start in range(0, len(images), _CHUNK):
             views = Views(images[start : start + _CHUNK], self.preprocessing)
-            for x in self._activations(views, len(images), size, compute, verbose):
-                outputs.append(in_parts(run, x)[0])
+            try:
+                if broken and not is_stored:  # the outputs are not needed any more
+                    self._read(views, size, compute)
+                    continue
+                for x in self._activations(views, len(images), size, compute, verbose):
+                    outputs.append(in_parts(run, x)[0])
+            except ImageError as error:
+                broken.append(error)
+        if broken:
+            raise ImageError.of(broken)
         return np.concatenate(outputs)
+
+    def _read(self, views: Views, size: int, compute: ComputeConfig) -> None:
+        """Read images, which raises an error for the broken ones."""
+        reader = ImageReader(views, compute.threads, ImageErrors("raise"))
+        for _ in reader.batches(range(len(views)), size):
+            pass
 
     def _activations(
         self, views: Views, n_images: int, size: int, compute: ComputeConfig, verbose: int

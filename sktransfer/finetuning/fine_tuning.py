@@ -45,6 +45,7 @@ from sktransfer.finetuning.train_stage import (
 from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.transforms.augmentation import Augmentation
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
 from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import seeded
 
@@ -364,14 +365,14 @@ class FineTuning:
 
     @cached_property
     def _activations(self) -> dict[str, ViewActivations]:
-        """The activations of each set of images, gathered when they are first needed."""
+        """The activations of each set of images, gathered when the first ones are needed."""
         first, n_views = self.plan.first_boundary, self.plan.n_views
         wanted = {
             "train": (self.train, n_views, self.plan.gathering_boundary),
             "valid": (self.valid, 0, first),
             "target": (self.target, n_views, first),
         }
-        return {
+        activations = {
             name: ViewActivations(
                 self._views(images, count),
                 partial(self.network.recipe, compute=self.compute),
@@ -381,6 +382,25 @@ class FineTuning:
             for name, (images, count, boundary) in wanted.items()
             if images is not None
         }
+        self._gather(activations)
+        return activations
+
+    def _gather(self, activations: dict[str, ViewActivations]) -> None:
+        """Gather the activations that the fit needs; one error names the broken images of all."""
+        needed = {
+            "train": self.plan.cached or self.stages[0].head_only,
+            "valid": True,
+            "target": self.plan.cached and self.plan.adversarial,
+        }
+        broken: list[ImageError] = []
+        for name, views in activations.items():
+            if needed[name]:
+                try:
+                    views.gathered  # noqa: B018
+                except ImageError as error:
+                    broken.append(error)
+        if broken:
+            raise ImageError.of(broken)
 
     def _report(
         self, net: Any, state: TrainingState, number: int, seconds: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,34 +21,52 @@ from sktransfer.backbones.source import BackboneSource
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
 from sktransfer.data.validation import check_images
-from sktransfer.engines.choice import ENGINES
+from sktransfer.embedding.compute import check_shared_parameters
+from sktransfer.engines.batch_size import MAX_BATCH_SIZE
 from sktransfer.finetuning.checkpoint import load_checkpoint
 from sktransfer.finetuning.plan import held_out_fraction
+from sktransfer.finetuning.schedule import resolve_stages
 from sktransfer.finetuning.task import Task
-from sktransfer.finetuning.train_stage import resolve_optimizer
+from sktransfer.finetuning.train_stage import check_callbacks, resolve_optimizer
 from sktransfer.finetuning.training_set import TrainingSet, split_validation
 from sktransfer.transforms.augmentation import Augmentation, resolve_augmentation
 from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import check_choice, check_number
-from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
+from sktransfer.utils.errors import (
+    check_choice,
+    check_directory,
+    check_number,
+    check_random_state,
+)
+from sktransfer.utils.runtime import resolve_device, resolve_threads
 
 # Recommended minimum of lr_drop.
 SAFE_DROP = 10.0
 # Type, minimum and maximum of the numeric parameters.
 _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "max_epochs": (Integral, 1, None),
-    "batch_size": (Integral, 1, None),
+    "batch_size": (Integral, 1, MAX_BATCH_SIZE),
     "n_iter_no_change": (Integral, 1, None),
-    "lr": (Real, 0, None),
+    "lr": (Real, 0, 10),
     "lr_drop": (Real, 1, None),
     "lr_decay": (Real, 1, None),
     "dropout": (Real, 0, 1),
     "label_smoothing": (Real, 0, 1),
     "mixup": (Real, 0, None),
-    "domain_adversarial": (Real, 0, None),
+    "domain_adversarial": (Real, 0, 100),
     "validation_fraction": (Real, 0, 1),
 }
+# Parameters that must be above their minimum, or below their maximum.
+_ABOVE, _BELOW = (
+    {"lr", "validation_fraction"},
+    {"dropout", "label_smoothing", "validation_fraction"},
+)
+_REMEDIES = {
+    "lr": "good values are from 1e-4 to 1e-2",
+    "validation_fraction": "to hold out no images, set early_stopping=False",
+}
+_MAX_VIEWS = 1000
+_MAX_WEIGHT_DECAY = 10
 
 # Parameters that do not change a fit, or that its checkpoint identifies in another way.
 _NOT_IN_DIGEST = {
@@ -77,21 +96,21 @@ def check_parameters(estimator: Any) -> None:
         If a parameter has a value that it cannot have.
     """
     check_choice("batch_norm", estimator.batch_norm, ["frozen", "adapt", "train"])
-    check_choice("engine", estimator.engine, ["auto", *ENGINES])
-    if not (isinstance(estimator.early_stopping, bool) or estimator.early_stopping == "auto"):
+    if not (
+        isinstance(estimator.early_stopping, bool | np.bool_) or _is_auto(estimator.early_stopping)
+    ):
         raise ValueError(
             f"Got early_stopping={estimator.early_stopping!r}, but expected 'auto', True or False"
         )
+    check_shared_parameters(estimator)
     resolve_optimizer(estimator.optimizer)
-    resolve_precision(estimator.precision, resolve_device(estimator.device))
-    for name, (kind, low, high) in _RANGES.items():
-        check_number(name, getattr(estimator, name), kind, low, high)
-    if estimator.n_views not in ("auto", None):
-        check_number("n_views", estimator.n_views, Integral, 0, besides="'auto', None")
-    if estimator.weight_decay != "auto":
-        check_number("weight_decay", estimator.weight_decay, Real, 0, besides="'auto'")
-    if estimator.callbacks is not None and not isinstance(estimator.callbacks, (list, tuple)):
-        raise ValueError(f"Got callbacks={estimator.callbacks!r}, but expected a list of skorch's")
+    resolve_augmentation(estimator.augment)
+    _check_numbers(estimator)
+    check_random_state(estimator.random_state)
+    _check_class_weight(getattr(estimator, "class_weight", None))
+    check_callbacks(estimator.callbacks)
+    if estimator.checkpoint_dir is not None:
+        check_directory("checkpoint_dir", estimator.checkpoint_dir, besides="a directory or None")
     if estimator.lr_drop < SAFE_DROP and estimator.weights is not None:
         warnings.warn(
             f"Got lr_drop={estimator.lr_drop:g}, so the blocks learn at "
@@ -99,6 +118,45 @@ def check_parameters(estimator: Any) -> None:
             f"head ({estimator.lr:g}): large early steps destroy pretrained features faster than "
             f"the head learns to use them; use lr_drop={SAFE_DROP:g} or more",
             stacklevel=4,
+        )
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def _check_numbers(estimator: Any) -> None:
+    for name, (kind, low, high) in _RANGES.items():
+        check_number(
+            name,
+            getattr(estimator, name),
+            kind,
+            low,
+            high,
+            above_low=name in _ABOVE,
+            below_high=name in _BELOW,
+            remedy=_REMEDIES.get(name, ""),
+        )
+    n_views, decay = estimator.n_views, estimator.weight_decay
+    if n_views is not None and not _is_auto(n_views):
+        check_number("n_views", n_views, Integral, 0, _MAX_VIEWS, besides="'auto', None")
+    if not _is_auto(decay):
+        check_number("weight_decay", decay, Real, 0, _MAX_WEIGHT_DECAY, besides="'auto'")
+
+
+def _check_class_weight(class_weight: Any) -> None:
+    """Check the weights themselves; `check_labels` checks whether they fit the labels."""
+    if not isinstance(class_weight, Mapping):
+        check_choice("class_weight", class_weight, ["balanced", None])
+        return
+    for label, weight in class_weight.items():
+        check_number(
+            f"class_weight[{label!r}]",
+            weight,
+            Real,
+            0,
+            above_low=True,
+            remedy="to ignore a class, leave out its images",
         )
 
 
@@ -110,16 +168,12 @@ def draw_seed(random_state: Any) -> int:
     ValueError
         If it is neither None, an int nor a RandomState.
     """
+    check_random_state(random_state)
     if random_state is None:
         return int(np.random.default_rng().integers(2**63))
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31))
-    if isinstance(random_state, Integral) and int(random_state) >= 0:
-        return int(random_state)
-    raise ValueError(
-        f"Got random_state={random_state!r}, but expected None, an int that is not negative, or a "
-        "numpy.random.RandomState"
-    )
+    return int(random_state)
 
 
 def resolve_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> TrainingSet | None:
@@ -180,6 +234,8 @@ def load_fit_backbone(
     If there are target images, the statistics are adapted after training instead.
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
+    # Before images are read, so that an error is raised early.
+    resolve_stages(estimator.unfreeze, [name for name, _ in backbone.block_list.blocks])
     size = backbone.image_size_for(estimator.image_size, labeled.images)
     source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
     if estimator.batch_norm != "adapt":

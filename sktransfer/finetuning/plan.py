@@ -99,7 +99,7 @@ def _first_boundary(stages: Sequence[Stage]) -> int:
 
 def held_out_fraction(estimator: Any, n_images: int) -> float:
     """Return the share of `n_images` labeled images that a fit holds out if no `X_val` is given."""
-    if estimator.early_stopping is True:
+    if estimator.early_stopping != "auto" and estimator.early_stopping:
         return estimator.validation_fraction
     # Validation images of the source cannot tell which epoch is best for the target.
     enough = n_images >= MIN_IMAGES_TO_HOLD_OUT and not estimator.domain_adversarial

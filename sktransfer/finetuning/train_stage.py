@@ -51,6 +51,28 @@ def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict
     return OPTIMIZERS[optimizer]
 
 
+def check_callbacks(callbacks: Any) -> None:
+    """Check that a parameter is a list of skorch callbacks, or None.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    if callbacks is None:
+        return
+    are_listed = isinstance(callbacks, (list, tuple))
+    unnamed = [
+        item[-1] if isinstance(item, tuple) and item else item
+        for item in (callbacks if are_listed else ())
+    ]
+    if not are_listed or not all(hasattr(callback, "on_epoch_end") for callback in unnamed):
+        raise ValueError(
+            f"Got callbacks={callbacks!r}, but expected a list of skorch's callbacks, such as "
+            "[skorch.callbacks.GradientNormClipping(1.0)], or None"
+        )
+
+
 def make_net(
     suffix: TrainedSuffix,
     task: Task,
@@ -204,10 +226,31 @@ def train_stage(
         if state.stage != config.number:
             _begin(net, state, config)
         completed = _loop(net, state, config, progress)
+    if completed:
+        _warn_of_rising_loss(net, state, config)
     if state.best:
         suffix.restore(state.best)
     suffix.train(False)
     return completed
+
+
+def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
+    """Warn if a stage ends with a higher training loss than it began, or than guessing has."""
+    setup = dict(net.callbacks_)["epoch_setup"]
+    losses = [float(row["train_loss"]) for row in net.history_[-state.epoch :]]
+    if not losses or not setup.guess_losses:  # a resumed stage that had ended
+        return
+    guessing = setup.guess_losses[-1]
+    is_worse = setup.task_losses[-1] > max(1.5 * guessing, 3 * setup.first_loss)
+    # The loss of an adversary rises as intended.
+    rises = net.module_.adversary is None and losses[-1] > 1.5 * losses[0] + 0.1 * guessing
+    if is_worse or rises:
+        warnings.warn(
+            f"The training loss of the stage {config.stage.name!r} is {losses[-1]:.3g} in its last "
+            f"epoch, after {losses[0]:.3g} in its first one; guessing has {guessing:.3g}. The "
+            f"rates are too high (lr={config.rates[HEAD]:g}): lower lr, or raise lr_drop",
+            stacklevel=2,
+        )
 
 
 def _begin(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
@@ -231,6 +274,8 @@ def _loop(
     )
     best_weights.progress, best_weights.epoch_setup = progress, epoch_setup
     net.set_params(train_split=config.valid and predefined_split(config.valid))
+    epoch_setup.task_losses, epoch_setup.guess_losses = [], []
+    epoch_setup.first_loss = math.nan
     net.notify("on_train_begin", X=config.train, y=None)
     completed = True
     try:
@@ -271,11 +316,16 @@ class _EpochSetup(Callback):
     state: TrainingState
     config: StageConfig
     in_callbacks = False
+    # Mean losses of the epochs of a stage.
+    task_losses: list[float]
+    guess_losses: list[float]
+    # Loss of the first batch, before its step.
+    first_loss: float
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.in_callbacks = False
         self.batch, self.metric, self.seen = 0, {True: 0.0, False: 0.0}, {True: 0, False: 0}
-        self.domain_loss = 0.0
+        self.domain_loss, self.task_loss, self.guess_loss = 0.0, 0.0, 0.0
         seed = derive_seed(self.state.seed, self.config.number, self.state.epoch)
         torch.default_generator.manual_seed(seed)
         if net.module_.device.type == "cuda":
@@ -304,10 +354,22 @@ class _EpochSetup(Callback):
             self.domain_loss += float(domain_loss.detach()) * len(targets)
         if training and not math.isfinite(float(kwargs["loss"].detach())):
             self._stop_on_divergence(net)
+        if training:
+            self._add_losses(net, logits.detach(), targets)
         self.metric[training] += self.config.task.metric(logits.detach(), targets)
         self.seen[training] += len(targets)
 
+    def _add_losses(self, net: NeuralNet, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add the losses of a batch without penalty and adversary, as they are and if guessed."""
+        loss = float(net.criterion_(logits, targets))
+        if math.isnan(self.first_loss):
+            self.first_loss = loss
+        self.task_loss += loss * len(targets)
+        self.guess_loss += float(net.criterion_(torch.zeros_like(logits), targets)) * len(targets)
+
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.task_losses.append(self.task_loss / self.seen[True])
+        self.guess_losses.append(self.guess_loss / self.seen[True])
         history, name = net.history_, self.config.task.metric_name
         history.record("stage", self.config.stage.name)
         history.record(f"train_{name}", self.metric[True] / self.seen[True])
@@ -325,6 +387,7 @@ class _EpochSetup(Callback):
             "lower lr, raise lr_drop, or look for extreme values in sample_weight"
         )
         net.history_.pop()  # the epoch that failed
+        self.guess_losses.clear()  # one warning is enough
         if not self.state.best:
             raise FloatingPointError(problem)
         warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)

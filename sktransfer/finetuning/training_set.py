@@ -15,6 +15,7 @@ import numpy as np
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
 from sktransfer.finetuning.task import Task
+from sktransfer.utils.errors import ImageError
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,17 @@ class TrainingSet:
         Raises
         ------
         ImageError
-            If a file is missing or an item is not an image.
+            If items are not images; names all of them.
         """
-        keys = [
-            (images.order_key(row), number)
-            for row, number in zip(labels.rows, labels.y, strict=True)
-        ]
         merged: dict[tuple[bytes, int], list[int]] = {}
-        for index, key in enumerate(keys):
-            merged.setdefault(key, []).append(index)
+        broken: list[ImageError] = []
+        for index, (row, number) in enumerate(zip(labels.rows, labels.y, strict=True)):
+            try:
+                merged.setdefault((images.order_key(row), number), []).append(index)
+            except ImageError as error:
+                broken.append(error)
+        if broken:
+            raise ImageError.of(broken)
         duplicates = [merged[key] for key in sorted(merged)]
         first = np.array([indices[0] for indices in duplicates])
         counts = np.array([math.fsum(labels.sample_weight[indices]) for indices in duplicates])
@@ -76,10 +79,22 @@ class TrainingSet:
         return TrainingSet(images, self.y[rows], self.counts[rows], self.weights[rows])
 
     def digest(self) -> str:
-        """Return a digest of images, labels and weights."""
+        """Return a digest of images, labels and weights.
+
+        Raises
+        ------
+        ImageError
+            If files are missing or items are not images; names all of them.
+        """
         digest = hashlib.blake2b(self.y.tobytes() + self.weights.tobytes(), digest_size=16)
+        broken: list[ImageError] = []
         for row in range(len(self.images)):
-            digest.update(self.images.fingerprint(row))
+            try:
+                digest.update(self.images.fingerprint(row))
+            except ImageError as error:
+                broken.append(error)
+        if broken:
+            raise ImageError.of(broken)
         return digest.hexdigest()
 
 

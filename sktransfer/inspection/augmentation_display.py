@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ import numpy as np
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.images import as_images, learn_pixel_range
 from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.preprocessing import check_image_size
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import check_choice
+from sktransfer.utils.errors import ImageError, check_choice, check_number
 from sktransfer.utils.plotting import import_figure
 
 # Width of an image in the figure, in inches.
 _INCHES_PER_IMAGE = 1.5
+# Maximum number of images, and of views of each.
+_MAX_SHOWN = 1000
 
 
 class AugmentationDisplay:
@@ -85,7 +89,7 @@ class AugmentationDisplay:
         augment : str, callable or None
             As in `resolve_augmentation`.
         n_images, n_views : int
-            Maximum number of images, at least 1, and number of views of each, at least 0.
+            Maximum number of images, 1 to 1,000, and number of views of each, 0 to 1,000.
         backbone, weights, image_size, image_shape, pixel_range, background
             As in `FineTunedImageClassifier`.
         fig : matplotlib Figure, SubFigure or None
@@ -96,24 +100,37 @@ class AugmentationDisplay:
         ImportError
             If matplotlib is missing.
         ValueError
-            If a number is too small, or `augment` is unknown.
+            If a parameter is invalid.
+        ImageError
+            If some of the shown images cannot be read; names all of them.
         """
         import_figure("AugmentationDisplay")
-        _check_count("n_images", n_images, 1)
-        _check_count("n_views", n_views, 0)
+        check_number("n_images", n_images, Integral, 1, _MAX_SHOWN)
+        check_number("n_views", n_views, Integral, 0, _MAX_SHOWN)
+        check_image_size(image_size, options=("auto",))
+        if fig is not None and not hasattr(fig, "subplots"):
+            raise TypeError(f"Got fig={fig!r}, but expected a Figure, a SubFigure or None")
         augmentation = resolve_augmentation(augment)
+        network = load_backbone(backbone, weights)
         if isinstance(pixel_range, str):
             check_choice("pixel_range", pixel_range, ["auto"])
             pixel_range = learn_pixel_range(X, image_shape=image_shape)
         images = as_images(
             X, image_shape=image_shape, pixel_range=pixel_range, background=background
         )
-        network = load_backbone(backbone, weights)
         size = network.image_size_for(image_size, images)
         preprocessing = network.preprocessing.with_image_size(size)
         images = images[:n_images]
         views = Views(images, preprocessing, augmentation, n_views)
-        pixels = [views.prepare(item).permute(1, 2, 0).numpy() for item in range(len(views))]
+        pixels = list[np.ndarray]()
+        broken = list[ImageError]()
+        for item in range(len(views)):
+            try:
+                pixels.append(views.prepare(item).permute(1, 2, 0).numpy())
+            except ImageError as error:
+                broken.append(error)
+        if broken:
+            raise ImageError.of(broken)
         grid = np.stack(pixels).reshape(len(images), 1 + n_views, *pixels[0].shape)
         return cls(grid, "no augmentation" if augmentation is None else augmentation.name).plot(fig)
 
@@ -161,10 +178,3 @@ class AugmentationDisplay:
             return None
         save(file, format="png")
         return file.getvalue()
-
-
-def _check_count(parameter: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(
-            f"Got {parameter}={value!r}, but expected a whole number of at least {least}"
-        )

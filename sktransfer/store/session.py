@@ -22,6 +22,7 @@ from pathlib import Path
 from sktransfer.store.embedding_table import is_running, this_host
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.utils.config import SESSION
+from sktransfer.utils.errors import check_directory
 
 _MAX_BYTES = 4 * 2**30
 _WEEK = 7 * 24 * 3600.0
@@ -44,7 +45,7 @@ def resolve_store(cache: object) -> EmbeddingStore | None:
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, NotADirectoryError
         If `cache` is none of these.
 
     Examples
@@ -54,17 +55,12 @@ def resolve_store(cache: object) -> EmbeddingStore | None:
     """
     if cache is None or isinstance(cache, EmbeddingStore):
         return cache
-    if not isinstance(cache, str | os.PathLike):
-        raise TypeError(
-            f"Got cache={cache!r}, but expected 'auto', a directory, an EmbeddingStore or None"
-        )
-    if not str(cache):
-        raise ValueError(
-            "Got cache='', but expected 'auto' or a directory; for the current one, pass '.'"
-        )
-    if cache == "auto":
+    if isinstance(cache, str) and cache == "auto":
         return session_store()
-    store = EmbeddingStore(cache)
+    if isinstance(cache, str) and cache.lower() == "auto":
+        raise ValueError(f"Got cache={cache!r}, but expected 'auto' in lower case, or './{cache}'")
+    check_directory("cache", cache, besides="'auto', a directory, an EmbeddingStore or None")
+    store = EmbeddingStore(cache)  # type: ignore[arg-type]
     return _stores.setdefault(store.directory, store)
 
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ import numpy.typing as npt
 
 from sktransfer.store.database import FAILURES, Connection, Database
 from sktransfer.store.embedding_table import LEASE_SECONDS, EmbeddingTable, chunks, first_rows
+from sktransfer.utils.errors import check_bool, check_directory, check_number
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
@@ -66,8 +68,9 @@ class EmbeddingStore:
 
     Raises
     ------
-    ValueError
-        If `max_bytes` is not positive; or, on use, if the file has another version.
+    ValueError, TypeError
+        If `directory` is not a path, or `max_bytes` is not positive and finite; or, on use, if the
+        file has another version.
     NotADirectoryError
         If `directory` is a file.
 
@@ -99,19 +102,13 @@ class EmbeddingStore:
         max_bytes: int = DEFAULT_MAX_BYTES,
         temporary: bool = False,
     ) -> None:
-        if max_bytes <= 0:
-            raise ValueError(
-                f"Got max_bytes={max_bytes!r}, but expected a positive number of bytes; "
-                "to store nothing, pass cache=None."
-            )
+        check_directory("directory", directory, purpose=" for embeddings")
+        remedy = "to store nothing, pass cache=None."
+        check_number("max_bytes", max_bytes, Real, 1, remedy=remedy)
+        check_bool("temporary", temporary)
         self.directory = Path(directory).expanduser().resolve()
-        self.max_bytes = max_bytes
-        self.temporary = temporary
-        if self.directory.exists() and not self.directory.is_dir():
-            raise NotADirectoryError(
-                f"Got the file {str(self.directory)!r}, but expected a directory for embeddings; "
-                "pass another path, or move that file away."
-            )
+        self.max_bytes = int(max_bytes)
+        self.temporary = bool(temporary)
         self._database = Database(self.directory / "embeddings.sqlite", temporary)
 
     def table(

@@ -25,7 +25,7 @@ _Result = TypeVar("_Result")
 
 
 class ImageErrors:
-    """Errors of broken images: the first one is raised, or all are kept for a report.
+    """Errors of broken images, kept to be raised together at the end, or for a report.
 
     Parameters
     ----------
@@ -37,12 +37,20 @@ class ImageErrors:
         self._errors: dict[int, ImageError] = {}
 
     def add(self, row: int, error: ImageError) -> None:
-        """Raise the error of a row, or keep it."""
-        if self._raise:
-            raise error
+        """Keep the error of a row."""
         self._errors[row] = error
 
-    def copy_to_duplicates(self, rows: Sequence[int], keys: Sequence[bytes]) -> None:
+    @property
+    def failed(self) -> bool:
+        """Whether an error will be raised, so that results of other images are not needed."""
+        return self._raise and bool(self._errors)
+
+    def raise_all(self) -> None:
+        """Raise one error for all broken images, unless they are kept for a report."""
+        if self.failed:
+            raise ImageError.of(self.sorted())
+
+    def copy_to_duplicates(self, rows: Sequence[int], keys: Sequence[bytes], views: Views) -> None:
         """Copy the error of a broken image to all other rows with the same image."""
         if not self._errors:
             return
@@ -53,7 +61,9 @@ class ImageErrors:
         }
         for row, key in zip(rows, keys, strict=True):
             if key in broken and row not in self._errors:
-                self._errors[row] = ImageError(broken[key].reason, row, broken[key].source)
+                self._errors[row] = ImageError(
+                    broken[key].reason, views.origin(row), broken[key].source
+                )
 
     def sorted(self) -> list[ImageError]:
         """Return the kept errors, in the order of their rows."""
@@ -66,6 +76,9 @@ class ImageReader:
     If only one thread calls the engine, threads read images ahead of it (`read`). Otherwise each
     thread reads a batch and runs it through the engine (`map`), so no core waits for another. Only
     a few batches are in memory at a time.
+
+    After a broken image that will raise an error, the other images are only read, not yielded, and
+    the error at the end names all broken ones.
 
     Parameters
     ----------
@@ -100,8 +113,9 @@ class ImageReader:
         with _pool(self._threads) as pool:
             reads = (self._submit(pool, rows) for rows in batches)
             for rows, pixels in _ahead(reads, _BATCHES_AHEAD, self._finish):
-                if rows:
+                if rows and not self._image_errors.failed:
                     yield rows, pixels
+        self._image_errors.raise_all()
 
     def map(
         self,
@@ -128,17 +142,20 @@ class ImageReader:
                     errors[row] = error
             readable = [slot for slot, row in enumerate(rows) if row not in errors]
             pixels = pixels if not errors else pixels[readable]
-            values = function(pixels) if readable else None
+            needed = readable and not image_errors.failed
+            values = function(pixels) if needed else None
             return [rows[slot] for slot in readable], values, errors
 
+        image_errors = self._image_errors
         threads = threads_per_core * self._threads
         with _pool(threads) as pool:
             futures = (pool.submit(read_and_apply, rows) for rows in batches)
             for rows, values, errors in _ahead(futures, 2 * threads, Future.result):
                 for row, error in errors.items():
                     self._image_errors.add(row, error)
-                if values is not None:
+                if values is not None and not self._image_errors.failed:
                     yield rows, values
+        self._image_errors.raise_all()
 
     def _submit(self, pool: ThreadPoolExecutor, rows: Sequence[int]) -> _Batch:
         pixels, slots = self._empty(len(rows)), enumerate(rows)

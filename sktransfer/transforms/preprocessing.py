@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,44 @@ from torchvision.transforms.v2 import functional as tvf
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Sides of a network's input, in pixels: a smaller image has no content, a larger one no memory.
+_MIN_SIDE, _MAX_SIDE = 8, 8192
+
 # An image whose long side is more than this many times its short side is cropped before it is
 # resized: the ends would be cropped away anyway, and resizing them could fill the memory.
 _MAX_ASPECT_RATIO = 4
+
+
+def check_image_size(image_size: Any, *, options: tuple[str, ...] = ()) -> None:
+    """Check a size of the network's input.
+
+    Parameters
+    ----------
+    image_size : object
+    options : tuple of str
+        Strings that are accepted, too.
+
+    Raises
+    ------
+    ValueError
+        If `image_size` is neither a side, a pair of sides nor None.
+    """
+    if image_size is None or (isinstance(image_size, str) and image_size in options):
+        return
+    sides = image_size if isinstance(image_size, (tuple, list)) else (image_size,)
+    valid = all(
+        isinstance(side, Integral)
+        and not isinstance(side, bool)
+        and _MIN_SIDE <= int(side) <= _MAX_SIDE
+        for side in sides
+    )
+    if len(sides) not in (1, 2) or not valid:
+        others = "".join(f"{option!r}, " for option in options)
+        raise ValueError(
+            f"Got image_size={image_size!r}, but expected a side in pixels such as 224 (an integer "
+            f"from {_MIN_SIDE} to {_MAX_SIDE:,}), (height, width), {others}or None for the size of "
+            "the weights"
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,17 +128,12 @@ class Preprocessing:
         Raises
         ------
         ValueError
-            If `image_size` is not a positive size.
+            If `image_size` is not a size.
         """
         if image_size is None:
             return self
+        check_image_size(image_size)
         sides = image_size if isinstance(image_size, (tuple, list)) else (image_size,)
-        valid = all(isinstance(side, (int, np.integer)) and side > 0 for side in sides)
-        if len(sides) not in (1, 2) or not valid:
-            raise ValueError(
-                f"Got image_size={image_size!r}, but expected a side in pixels such as 224, "
-                "(height, width), or None for the size of the weights"
-            )
         if len(sides) == 2:
             size = (int(sides[0]), int(sides[1]))
             return replace(self, resize=size, crop=size)

@@ -95,6 +95,11 @@ class Views:
     def __len__(self) -> int:
         return len(self.images) * len(self._numbers)
 
+    def origin(self, item: int) -> int:
+        """Return the row of `X` that an item was made from."""
+        row, _ = self._row_and_view(item)
+        return row if self.images.rows is None else int(self.images.rows[row])
+
     def fingerprint(self, item: int) -> bytes:
         """Compute the 16 bytes that identify a view; those of the image if it is not augmented.
 

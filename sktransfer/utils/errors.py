@@ -6,33 +6,105 @@ import difflib
 import importlib
 import math
 import numbers
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+# Broken images that the message of an ImageError names.
+_MAX_NAMED_IMAGES = 10
+# Largest seed that scikit-learn accepts, too.
+_MAX_SEED = 2**32 - 1
+# Strings that would become directories, but are meant as None, True or False.
+_NOT_DIRECTORIES = ("none", "null", "nil", "false", "true", "off", "on", "no", "yes")
 
 
 class ImageError(ValueError):
-    """An image that cannot be read.
+    """One or more images that cannot be read.
 
     Parameters
     ----------
     reason : str
-        The problem, and the remedy.
+        The problem of the first image, and the remedy.
     row : int or None
-        Position of the image in `X`, if it is known.
+        Position of the first image in `X`, if it is known.
     source : str
-        Short description of the item: a path, `"bytes"`, `"array of shape (0, 0)"`.
+        Short description of the first item: a path, `"bytes"`, `"array of shape (0, 0)"`.
+    others : tuple of ImageError
+        The other broken images, one error each.
+
+    Attributes
+    ----------
+    errors : list of ImageError
+        All broken images, one error each, by row.
     """
 
-    def __init__(self, reason: str, row: int | None = None, source: str = "") -> None:
-        super().__init__(reason, row, source)
+    def __init__(
+        self,
+        reason: str,
+        row: int | None = None,
+        source: str = "",
+        others: tuple[ImageError, ...] = (),
+    ) -> None:
+        super().__init__(reason, row, source, others)
         self.reason = reason
         self.row = row
         self.source = source
+        self.others = others
+
+    @classmethod
+    def of(cls, errors: Iterable[ImageError]) -> ImageError:
+        """Combine the errors of several images, at least one, into a single error.
+
+        Examples
+        --------
+        >>> error = ImageError.of([ImageError("Empty.", 7, "b.png"), ImageError("Gone.", 2, "a")])
+        >>> print(error)  # doctest: +ELLIPSIS
+        Got 2 images that cannot be read:
+        - Image in row 2 (a): Gone.
+        - Image in row 7 (b.png): Empty.
+        ...
+        >>> error.row, len(error.errors)
+        (2, 2)
+        """
+        # Several views of an image have the same row and the same problem.
+        unique = {
+            (error.row, error.source): error for several in errors for error in several.errors
+        }
+        first, *others = sorted(
+            unique.values(), key=lambda error: math.inf if error.row is None else error.row
+        )
+        return cls(first.reason, first.row, first.source, tuple(others))
+
+    @property
+    def errors(self) -> list[ImageError]:
+        """All broken images, one error each."""
+        return [ImageError(self.reason, self.row, self.source), *self.others]
 
     def __str__(self) -> str:
+        if self.others:
+            return self._list()
         where = "Image" if self.row is None else f"Image in row {self.row}"
         source = f" ({self.source})" if self.source else ""
         return f"{where}{source}: {self.reason}"
+
+    def _list(self) -> str:
+        errors = self.errors
+        first = f"; the first {_MAX_NAMED_IMAGES}" if len(errors) > _MAX_NAMED_IMAGES else ""
+        lines = [f"- {error}" for error in errors[:_MAX_NAMED_IMAGES]]
+        return "\n".join(
+            [
+                f"Got {len(errors):,} images that cannot be read{first}:",
+                *lines,
+                "Repair these images or leave them out. The attribute errors of this exception "
+                "lists all of them, and so does errors_ after "
+                'PretrainedFeatureExtractor(on_error="nan").fit_transform(X); '
+                "find_leaks(X).unreadable has their rows.",
+            ]
+        )
 
 
 class WeightsNotFoundError(FileNotFoundError):
@@ -81,23 +153,127 @@ def check_number(
     low: float,
     high: float | None = None,
     *,
+    above_low: bool = False,
+    below_high: bool = False,
     besides: str = "",
+    remedy: str = "",
 ) -> None:
-    """Raise a ValueError if a parameter is not a number of type `kind`, or out of range.
+    """Raise a ValueError if a parameter is not a finite number of type `kind`, or out of range.
 
-    The message includes `besides`, other values that the parameter accepts.
+    Parameters
+    ----------
+    parameter : str
+    value : object
+    kind : numbers.Integral or numbers.Real
+        Numbers of numpy are accepted, booleans are not.
+    low : float
+        Minimum.
+    high : float or None
+        Maximum; None is any finite number.
+    above_low, below_high : bool
+        Whether the minimum, or the maximum, is excluded itself.
+    besides : str
+        Other values that the parameter accepts, for the message.
+    remedy : str
+        End of the message.
 
+    Examples
+    --------
     >>> check_number("lr", -1, numbers.Real, 0)
     Traceback (most recent call last):
         ...
     ValueError: Got lr=-1, but expected a number of at least 0
     """
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
-    if not is_number or not low <= value <= (math.inf if high is None else high):  # type: ignore[operator]
-        noun = "an integer" if kind is numbers.Integral else "a number"
-        limits = f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-        alternatives = f"{besides} or " if besides else ""
-        raise ValueError(f"Got {parameter}={value!r}, but expected {alternatives}{noun} {limits}")
+    number: Any = value
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and (number > low if above_low else number >= low)
+        and number < math.inf
+        and (high is None or (number < high if below_high else number <= high))
+    ):
+        return
+    noun = "an integer" if kind is numbers.Integral else "a number"
+    limits = _limits(low, high, above_low=above_low, below_high=below_high)
+    alternatives = f"{besides} or " if besides else ""
+    ending = f"; {remedy}" if remedy else ""
+    raise ValueError(
+        f"Got {parameter}={value!r}, but expected {alternatives}{noun} {limits}{ending}"
+    )
+
+
+def _limits(low: float, high: float | None, *, above_low: bool, below_high: bool) -> str:
+    if high is None:
+        return f"above {low:,g}" if above_low else f"of at least {low:,g}"
+    if not above_low and not below_high:
+        return f"from {low:,g} to {high:,g}"
+    minimum = f"above {low:,g}" if above_low else f"of at least {low:,g}"
+    return f"{minimum} and {'below' if below_high else 'at most'} {high:,g}"
+
+
+def check_bool(parameter: str, value: object) -> None:
+    """Raise a ValueError if a parameter is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"Got {parameter}={value!r}, but expected True or False")
+
+
+def check_verbose(verbose: object) -> None:
+    """Raise a ValueError if `verbose` is neither a boolean nor an integer of at least 0."""
+    if not isinstance(verbose, bool | np.bool_):
+        check_number("verbose", verbose, numbers.Integral, 0, besides="True, False")
+
+
+def check_random_state(random_state: object) -> None:
+    """Raise a ValueError if `random_state` is not a seed, a RandomState or None.
+
+    Unlike scikit-learn's function of this name, it returns nothing, and draws no random numbers.
+    """
+    if random_state is None or isinstance(random_state, np.random.RandomState):
+        return
+    is_seed = isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool)
+    if not is_seed or not 0 <= random_state <= _MAX_SEED:  # type: ignore[operator]
+        raise ValueError(
+            f"Got random_state={random_state!r}, but expected None, an int from 0 to "
+            f"{_MAX_SEED:,}, or a numpy.random.RandomState"
+        )
+
+
+def check_directory(parameter: str, value: object, *, besides: str = "", purpose: str = "") -> None:
+    """Check that a parameter is the path of a directory, which need not exist yet.
+
+    Parameters
+    ----------
+    parameter : str
+    value : object
+    besides : str
+        All values that the parameter accepts, for the message: `"a directory or None"`.
+    purpose : str
+        For the message.
+
+    Raises
+    ------
+    TypeError
+        If the value is not a path.
+    ValueError
+        If it is empty, or a string such as "None".
+    NotADirectoryError
+        If it is the path of a file.
+    """
+    expected = f"but expected {besides or 'a directory'}{purpose}"
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"Got {parameter}={value!r}, {expected}")
+    if not str(value):
+        raise ValueError(f"Got {parameter}='', {expected}; for the current one, pass '.'")
+    if isinstance(value, str) and value.lower() in _NOT_DIRECTORIES:
+        raise ValueError(
+            f"Got the string {parameter}={value!r}, {expected}; pass None without quotation marks, "
+            f"or './{value}' for a directory of this name"
+        )
+    path = Path(value).expanduser()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(
+            f"Got the file {str(path)!r}, {expected}; pass another path, or move that file away."
+        )
 
 
 def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:

@@ -11,6 +11,7 @@ import platform
 import re
 import threading
 from collections.abc import Iterator
+from numbers import Integral
 
 import joblib
 import torch
@@ -18,6 +19,8 @@ import torch
 from sktransfer.utils.config import TUNE_MALLOC
 from sktransfer.utils.errors import check_choice
 
+# More threads than any machine uses well; each one needs memory.
+_MAX_THREADS = 1024
 PRECISIONS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -95,16 +98,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     >>> resolve_device("cpu")
     device(type='cpu')
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", _worker_number() % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    unknown = ValueError(
+        f"Got device={device!r}, but expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
+    )
+    if not isinstance(device, str | torch.device):
+        raise unknown
     try:
         resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"Got device={device!r}, but expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
-        ) from error
+    except RuntimeError as error:
+        raise unknown from error
+    if resolved.type == "meta":  # tensors without values
+        raise unknown
     missing = {
         "cuda": not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count(),
         "mps": not torch.backends.mps.is_available(),
@@ -168,11 +176,22 @@ def resolve_threads(n_jobs: int | None) -> int:
     n_jobs : int or None
         As in joblib: -1 is one thread per core. `None` is as many threads as torch uses, and one
         thread in a worker of a parallel search.
+
+    Raises
+    ------
+    ValueError
+        If it is 0, or neither an integer nor None.
     """
+    is_integer = isinstance(n_jobs, Integral) and not isinstance(n_jobs, bool)
+    if n_jobs is not None and (not is_integer or n_jobs == 0 or n_jobs > _MAX_THREADS):
+        raise ValueError(
+            f"Got n_jobs={n_jobs!r}, but expected a number of threads from 1 to {_MAX_THREADS:,}, "
+            "a negative integer (-1 is one thread per core), or None"
+        )
     if n_jobs is None:
         worker = multiprocessing.parent_process() is not None
         return 1 if worker else torch.get_num_threads()
-    return max(1, joblib.effective_n_jobs(n_jobs))
+    return max(1, joblib.effective_n_jobs(int(n_jobs)))
 
 
 def _worker_number() -> int:

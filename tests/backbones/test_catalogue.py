@@ -54,3 +54,9 @@ def test_backbone_table_has_a_repr_html_and_a_dataframe_form():
     assert ">mobilenet_v2</td>" in html
     frame = pd.DataFrame(list_backbones())
     assert frame.set_index("name").loc["vgg16", "features"] == 4096
+
+
+@pytest.mark.parametrize("contains", [None, 3, True, ["resnet"], b"resnet", 1.5, (), object])
+def test_list_backbones_rejects_what_is_no_text(contains):
+    with pytest.raises(TypeError, match=r"^Got contains=.*, but expected a part of a name"):
+        list_backbones(contains)

@@ -197,7 +197,7 @@ def test_auto_image_size_applies_only_to_pretrained_weights():
 
 
 def test_unknown_word_for_image_size_is_rejected():
-    message = "Got image_size='large', but expected one of 'auto'"
+    message = "Got image_size='large', but expected a side in pixels such as 224"
     with pytest.raises(ValueError, match=message):
         load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)
 

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from block_helpers import assert_equal, check_block_list, fill, random_state, run, two_images
 from torch import nn
+from torchvision import models
 
 from sktransfer.backbones.efficientnet_lite import efficientnet_lite
 from sktransfer.backbones.torchvision_blocks import (
@@ -16,6 +17,7 @@ from sktransfer.backbones.torchvision_blocks import (
     list_torchvision,
     split_into_blocks,
     torchvision_weights,
+    weights_name,
 )
 
 # Image sizes that keep a network fast, if not 64.
@@ -228,3 +230,42 @@ def test_copied_block_list_shares_its_parameters():
     block_list = copy.deepcopy(split_into_blocks(network))
     assert_equal(block_list.logits(run(block_list.blocks, x)), network(x))
     assert set(block_list.pre_logits.parameters()) <= set(block_list.logits.parameters())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "name"),
+    [
+        ("resnet50", models.ResNet50_Weights.DEFAULT, "IMAGENET1K_V2"),
+        ("resnet50", models.ResNet50_Weights.IMAGENET1K_V1, "IMAGENET1K_V1"),
+        ("resnet18", models.ResNet18_Weights.DEFAULT, "IMAGENET1K_V1"),
+        (
+            "vit_b_16",
+            models.ViT_B_16_Weights.IMAGENET1K_SWAG_LINEAR_V1,
+            "IMAGENET1K_SWAG_LINEAR_V1",
+        ),
+        ("resnet50", "IMAGENET1K_V1", "IMAGENET1K_V1"),
+        ("resnet50", "default", "default"),
+        ("resnet50", None, None),
+        (torch.nn.Identity(), "default", "default"),
+    ],
+)
+def test_weights_name_takes_members_of_torchvision(backbone, weights, name):
+    assert weights_name(backbone, weights) == name
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", "resnet101", "efficientnet_lite0", "timm:resnet50", "zzz", torch.nn.Identity(), 3],
+)
+def test_weights_name_rejects_members_of_another_network(backbone):
+    message = "Got weights=ResNet50_Weights.IMAGENET1K_V2 with backbone="
+    with pytest.raises(
+        ValueError, match=f"^{message}.*; pass backbone='resnet50', or leave weights"
+    ):
+        weights_name(backbone, models.ResNet50_Weights.DEFAULT)
+
+
+def test_weights_name_rejects_members_of_networks_for_other_tasks():
+    weights = models.detection.FasterRCNN_ResNet50_FPN_Weights.DEFAULT
+    with pytest.raises(ValueError, match="expected weights of this network; leave weights at"):
+        weights_name("resnet50", weights)

@@ -478,3 +478,21 @@ def test_class_folder_that_links_back_is_empty(make):
     (root / "loop").symlink_to(root)
     with pytest.warns(UserWarning, match="loop' holds no images"):
         assert names(load_image_folder(root), root) == ["cats/1.png"]
+
+
+@pytest.mark.parametrize("root", [None, 0, True, b"pets", "", ["pets"], 1.5, object()])
+def test_root_that_is_no_path_is_rejected(root):
+    with pytest.raises(TypeError, match=r"^Got root=.*, but expected the path of a folder"):
+        load_image_folder(root)
+
+
+@pytest.mark.parametrize("return_X_y", [1, 0, None, "True"])
+def test_return_X_y_that_is_not_boolean_is_rejected(tmp_path, return_X_y):  # noqa: N802
+    with pytest.raises(ValueError, match=r"Got return_X_y=.*, but expected True or False"):
+        load_image_folder(tmp_path, return_X_y=return_X_y)
+
+
+@pytest.mark.parametrize("extensions", [None, 3, ".png", ["png"], [], [3]])
+def test_extensions_that_are_no_list_are_rejected(tmp_path, extensions):
+    with pytest.raises(ValueError, match=r"Got extensions=.*, but expected extensions such as"):
+        load_image_folder(tmp_path, extensions=extensions)

@@ -4,11 +4,18 @@ import copy
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from edge_helpers import Unread
 from helpers import CountingTiny, Tiny, counted, images
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
+from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.linear_model import RidgeClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -18,6 +25,7 @@ from sklearn.model_selection import (
     cross_val_score,
 )
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 from sktransfer.diagnostics.cost import Cost, estimate_cost
@@ -270,3 +278,98 @@ def test_missing_labels_are_rejected_except_in_the_target(missing):
         for labels in (y, Y)
     ]
     assert costs[0].images_trained == costs[1].images_trained > 0
+
+
+TABLE = pd.DataFrame({"photo": list(X), "size": np.arange(N)})
+
+
+def columns(extractor, photo=("photo",)):
+    return ColumnTransformer(
+        [
+            ("photo", make_pipeline(extractor, PCA(2)), list(photo)),
+            ("size", StandardScaler(), ["size"]),
+        ]
+    )
+
+
+def logistic(extractor):
+    return make_pipeline(extractor, LogisticRegression(max_iter=1000))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cv", [None, 3])
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (lambda e: make_pipeline(columns(e), LogisticRegression(max_iter=1000)), TABLE),
+        (lambda e: make_pipeline(FeatureUnion([("e", e)]), RidgeClassifier()), X),
+        (lambda e: VotingClassifier([("a", logistic(e)), ("b", logistic(e))]), X),
+        (lambda e: VotingClassifier([("a", logistic(e)), ("b", "drop")]), X),
+        (lambda e: StackingClassifier([("a", logistic(e))], RidgeClassifier(), cv=4), X),
+        (lambda e: StackingClassifier([("a", logistic(e)), ("b", embedding(e))]), X),
+        (lambda e: CalibratedClassifierCV(embedding(e), cv=3), X),
+        (lambda e: CalibratedClassifierCV(embedding(e), cv=3, ensemble=False), X),
+    ],
+)
+def test_estimate_cost_equals_the_counts_of_meta_estimators(make, data, cv, cached, log, store):
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store if cached else None)
+    estimator = make(extractor)
+    cost = estimate_cost(estimator, data, Y, cv=cv)
+    log.unlink(missing_ok=True)
+    if cv is None:
+        estimator.fit(data, Y)
+    else:
+        cross_val_score(estimator, data, Y, cv=cv, error_score="raise")
+    assert cost.images_embedded == counted(log)
+
+
+@pytest.mark.parametrize(
+    ("make", "fits"),
+    [
+        (lambda c: VotingClassifier([("a", c), ("b", c)]), 2),
+        (lambda c: StackingClassifier([("a", c)], cv=3), 4),
+        (lambda c: CalibratedClassifierCV(c, cv=3), 3),
+        (lambda c: CalibratedClassifierCV(c, cv=3, ensemble=False), 4),
+        (lambda c: GridSearchCV(VotingClassifier([("a", c)]), {"a__lr": [1e-3, 1e-4]}, cv=3), 7),
+    ],
+)
+def test_estimate_cost_counts_the_fits_of_members(make, fits):
+    cost = estimate_cost(make(classifier()), X, Y)
+    assert cost.fits == fits
+    folds, refits = fits - (fits == 4) - 2 * (fits == 2) - (fits == 7), fits in (2, 4, 7)
+    n = folds * 40 + (2 if fits == 2 else 1) * refits * N
+    assert cost.images_trained == 2 * n
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        None,
+        [],
+        "x",
+        PretrainedFeatureExtractor,
+        BaggingClassifier(classifier()),
+        VotingClassifier([("a", RidgeClassifier())]),
+        StackingClassifier([("a", RidgeClassifier())]),
+        StackingClassifier([("a", classifier())], classifier()),
+        StackingClassifier([("a", classifier())], cv="prefit"),
+        CalibratedClassifierCV(RidgeClassifier()),
+        CalibratedClassifierCV(FrozenEstimator(classifier())),
+        ColumnTransformer([], remainder=PretrainedFeatureExtractor(Tiny)),
+    ],
+)
+def test_estimate_cost_says_that_it_cannot_count(estimator):
+    with pytest.raises(TypeError, match=r"^Got .*whose cost cannot be counted"):
+        estimate_cost(estimator, X, Y)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "cv"),
+    [(classifier(), cv) for cv in (0, 1, "x", True, 2.5, 10**6, [([0], [99])], [1, 2])]
+    + [(PretrainedFeatureExtractor(Tiny, n_jobs=0), None)]
+    + [(PretrainedFeatureExtractor(Tiny, layer="zz"), None)]
+    + [(classifier(lr=0), None)],
+)
+def test_estimate_cost_checks_its_parameters_before_an_image_is_read(estimator, cv):
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
+        estimate_cost(estimator, Unread(), np.arange(12) % 2, cv=cv)

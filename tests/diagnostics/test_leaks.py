@@ -7,6 +7,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from duplicate_helpers import COPIES, TILES, cropped, tile
+from edge_helpers import Unread
 from helpers import Tiny
 from PIL import Image, ImageOps
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
@@ -262,3 +263,15 @@ def test_find_leaks_rejects_invalid_arguments(monkeypatch):
         find_leaks(TILES[:3], [0, 1])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         find_leaks(TILES[:3], groups=[0, 1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cv": value} for value in (0, 1, "x", True, 2.5, 10**6, [([0], [99])], [1, 2])]
+    + [{"extractor": value} for value in (3, "resnet18", PretrainedFeatureExtractor)]
+    + [{"extractor": PretrainedFeatureExtractor(Tiny, n_jobs=0)}],
+)
+def test_find_leaks_checks_its_parameters_before_an_image_is_read(options):
+    options = {"extractor": PretrainedFeatureExtractor(Tiny), **options}
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
+        find_leaks(Unread(), np.arange(12) % 2, **options)

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import sklearn
-from helpers import Tiny
+from edge_helpers import Unread
+from helpers import BROKEN_ROWS, Tiny, paths_with_broken
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from sktransfer import PretrainedFeatureExtractor, rank_backbones
+from sktransfer import ImageError, PretrainedFeatureExtractor, rank_backbones
 from sktransfer.diagnostics.ranking import make_folds
 
 X, y = load_digits(n_class=4, return_X_y=True)
@@ -147,9 +148,7 @@ def test_rank_backbones_rejects_invalid_input():
         rank_backbones(X[:4], [0, 0, 1, 1], Tiny, groups=[0, 0, 1, 1], extractor=SCANS)
     broken = PretrainedFeatureExtractor(Tiny, on_error="nan")
     images = [*np.zeros((8, 9, 9), np.uint8), b"no image"]
-    with pytest.raises(
-        ValueError, match=r"cannot be read, in rows \[8\].*The first: Image in row 8"
-    ):
+    with pytest.raises(ImageError, match=r"^Image in row 8 \(bytes\)"):
         rank_backbones(images, [0, 1, 0, 1, 0, 1, 0, 1, 1], broken)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         rank_backbones(X[:9], [0, 1], ["efficientnet_lite0"], extractor=SCANS)
@@ -160,3 +159,39 @@ def test_missing_labels_are_rejected(missing):
     labels = [*y[:-2], missing, y[-1]]
     with pytest.raises(ValueError, match=r"^Got 1 missing label in y, in row 118, but"):
         rank_backbones(X, labels, [Tiny], extractor=SCANS)
+
+
+@pytest.mark.parametrize(
+    ("backbones", "options"),
+    [
+        (3, {}),
+        ("", {}),
+        ([Tiny, None], {}),
+        ([Tiny, 3], {}),
+        ([Tiny, "resnet5o"], {}),
+        ([Tiny, PretrainedFeatureExtractor(Tiny, n_jobs=0)], {}),
+        ([Tiny, PretrainedFeatureExtractor(Tiny, layer="zz")], {}),
+        ([Tiny], {"cv": 0}),
+        ([Tiny], {"cv": 1}),
+        ([Tiny], {"cv": "x"}),
+        ([Tiny], {"cv": 10**6}),
+        ([Tiny], {"cv": [([0], [99])]}),
+        ([Tiny], {"random_state": -1}),
+        ([Tiny], {"random_state": "0"}),
+        ([Tiny], {"random_state": True}),
+        ([Tiny], {"extractor": 3}),
+        ([Tiny], {"extractor": PretrainedFeatureExtractor}),
+    ],
+)
+def test_rank_backbones_checks_its_parameters_before_an_image_is_read(backbones, options):
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
+        rank_backbones(Unread(), np.arange(12) % 2, backbones, **options)
+
+
+def test_rank_backbones_names_all_broken_images(tmp_path):
+    paths, labels = paths_with_broken(tmp_path)
+    for on_error in ("raise", "nan"):
+        extractor = PretrainedFeatureExtractor(on_error=on_error)
+        with pytest.raises(ImageError) as caught:
+            rank_backbones(paths, labels, [Tiny], extractor=extractor)
+        assert [error.row for error in caught.value.errors] == BROKEN_ROWS

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from helpers import SIZE, CountingTiny, Tiny, counted, images
+from edge_helpers import Unread
+from helpers import BROKEN_ROWS, SIZE, CountingTiny, Tiny, counted, images, paths_with_broken
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.exceptions import NotFittedError
@@ -13,6 +14,7 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer import (
+    ImageError,
     PretrainedFeatureExtractor,
     rank_backbones,
     recommend_strategy,
@@ -287,3 +289,33 @@ def test_missing_labels_are_rejected(missing):
         recommend_strategy(
             X, [*y[:-2], missing, y[-1]], extractor=PretrainedFeatureExtractor(**SCANS)
         )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"random_state": value} for value in (-1, 1.5, "0", True, 10**30, [0])]
+    + [{"extractor": value} for value in (3, "resnet18", PretrainedFeatureExtractor)]
+    + [{"extractor": PretrainedFeatureExtractor(Tiny, n_jobs=0)}],
+)
+def test_recommend_strategy_checks_its_parameters_before_an_image_is_read(options):
+    options = {"extractor": PretrainedFeatureExtractor(Tiny), **options}
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
+        recommend_strategy(Unread(), np.arange(12) % 2, **options)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "nan"])
+def test_recommend_strategy_names_all_broken_images(tmp_path, on_error):
+    paths, labels = paths_with_broken(tmp_path)
+    extractor = PretrainedFeatureExtractor(Tiny, on_error=on_error)
+    with pytest.raises(ImageError) as caught:
+        recommend_strategy(paths, labels, extractor=extractor)
+    assert [error.row for error in caught.value.errors] == BROKEN_ROWS
+
+
+def test_recommend_strategy_is_the_same_in_every_call_by_default():
+    first, second = (
+        recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(Tiny, image_shape=(8, 8)))
+        for _ in range(2)
+    )
+    assert first.probe_results == second.probe_results
+    assert repr(first.estimator_) == repr(second.estimator_)

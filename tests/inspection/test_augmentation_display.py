@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, Tiny, images
+from helpers import SIZE, Tiny, images, paths_with_broken
 from torchvision.transforms import v2
 
 from sktransfer.backbones.loading import load_backbone
@@ -12,6 +12,7 @@ from sktransfer.data.images import as_images
 from sktransfer.inspection.augmentation_display import AugmentationDisplay
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
 
 X = images(6)
 TINY = Tiny()
@@ -98,9 +99,9 @@ def test_display_applies_image_size():
     ("parameters", "message"),
     [
         ({"augment": "strong"}, "Got augment='strong', but expected one of None, 'light', "),
-        ({"n_images": 0}, "Got n_images=0, but expected a whole number of at least 1"),
-        ({"n_views": -1}, "Got n_views=-1, but expected a whole number of at least 0"),
-        ({"n_views": 2.0}, "Got n_views=2.0, but expected a whole number of at least 0"),
+        ({"n_images": 0}, "Got n_images=0, but expected an integer from 1 to 1,000"),
+        ({"n_views": -1}, "Got n_views=-1, but expected an integer from 0 to 1,000"),
+        ({"n_views": 2.0}, "Got n_views=2.0, but expected an integer from 0 to 1,000"),
         ({"pixel_range": "full"}, "Got pixel_range='full', but expected one of 'auto'"),
         ({"image_size": 0}, "Got image_size=0, but expected a side in pixels"),
     ],
@@ -126,3 +127,29 @@ def test_display_leaves_the_global_random_state_unchanged():
     state = torch.get_rng_state()
     show(augment=v2.ColorJitter(0.5))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n_images", value) for value in (0, True, 1.5, "3", None, 10**9)),
+        *(("n_views", value) for value in (-1, True, 1.5, 10**9)),
+        *(("augment", value) for value in ("x", 3, True)),
+        *(("image_size", value) for value in ("big", 0, True, (1, 2, 3))),
+        *(("backbone", value) for value in ("x", 3)),
+        ("weights", 3),
+        ("image_shape", 3),
+        ("pixel_range", (1, 0)),
+        ("fig", "x"),
+    ],
+)
+def test_display_checks_its_parameters(name, value):
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
+        show(**{name: value})
+
+
+def test_display_names_all_broken_images_that_it_would_show(tmp_path):
+    paths, _ = paths_with_broken(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        AugmentationDisplay.from_images(paths, backbone=Tiny, n_images=6)
+    assert [error.row for error in caught.value.errors] == [1, 4, 5]

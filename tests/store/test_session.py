@@ -227,5 +227,22 @@ def test_resolve_store_rejects_an_empty_string():
     with pytest.raises(ValueError, match="Got cache=''") as error:
         resolve_store("")
     assert str(error.value) == (
-        "Got cache='', but expected 'auto' or a directory; for the current one, pass '.'"
+        "Got cache='', but expected 'auto', a directory, an EmbeddingStore or None; for the "
+        "current one, pass '.'"
     )
+
+
+@pytest.mark.parametrize("cache", ["none", "None", "NONE", "null", "false", "True", "off", "AUTO"])
+def test_resolve_store_rejects_words_in_place_of_a_directory(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"cache={cache!r}, but expected 'auto'"):
+        resolve_store(cache)
+    assert list(tmp_path.iterdir()) == []
+    assert resolve_store(f"./{cache}").directory == tmp_path / cache
+
+
+def test_resolve_store_rejects_a_file():
+    with pytest.raises(
+        NotADirectoryError, match=r"^Got the file .*an EmbeddingStore or None; pass"
+    ):
+        resolve_store(__file__)

@@ -380,13 +380,15 @@ def test_clear_removes_every_row_and_frees_the_file(store, table):
     assert not is_stored(large).any()
 
 
-@pytest.mark.parametrize("max_bytes", [0, -1])
+@pytest.mark.parametrize(
+    "max_bytes", [0, -1, 0.5, True, float("nan"), float("inf"), "1e9", None, [1]]
+)
 def test_limit_that_is_not_positive_is_rejected(tmp_path, max_bytes):
     with pytest.raises(ValueError, match="Got max_bytes") as error:
         EmbeddingStore(tmp_path, max_bytes=max_bytes)
     assert str(error.value) == (
-        f"Got max_bytes={max_bytes}, but expected a positive number of bytes; to store nothing, "
-        "pass cache=None."
+        f"Got max_bytes={max_bytes!r}, but expected a number of at least 1; to store "
+        "nothing, pass cache=None."
     )
 
 
@@ -418,3 +420,23 @@ def test_pickled_store_refers_to_the_same_directory(store, table):
     assert copied.info().computed == 200
     copied.close()
     assert copy.deepcopy(store) is store
+
+
+@pytest.mark.parametrize("max_bytes", [1, 1e9, np.int64(100), 2**60])
+def test_limit_is_an_integer(tmp_path, max_bytes):
+    limit = EmbeddingStore(tmp_path, max_bytes=max_bytes).max_bytes
+    assert (limit, type(limit)) == (int(max_bytes), int)
+
+
+@pytest.mark.parametrize("directory", [None, 0, True, b"x", "", "none", "False", __file__])
+def test_directory_that_is_no_path_is_rejected(directory):
+    with pytest.raises(
+        (TypeError, ValueError, NotADirectoryError), match=r"^Got .*a directory for"
+    ):
+        EmbeddingStore(directory)
+
+
+@pytest.mark.parametrize("temporary", [1, 0, None, "yes"])
+def test_temporary_that_is_not_boolean_is_rejected(tmp_path, temporary):
+    with pytest.raises(ValueError, match=r"Got temporary=.*, but expected True or False"):
+        EmbeddingStore(tmp_path, temporary=temporary)

@@ -95,6 +95,29 @@ def test_broken_image_raises_after_the_batches_before_it():
         next(batches)
 
 
+@pytest.mark.parametrize("broken", [[5], [0, 11], [3, 4, 7, 8], [11], list(range(12))])
+def test_one_error_names_all_broken_images(broken):
+    dataset = Watched(broken=broken)
+    with pytest.raises(ImageError) as caught:
+        list(reader(dataset).batches(range(12), 4))
+    assert [error.row for error in caught.value.errors] == broken
+    with pytest.raises(ImageError) as caught:
+        list(
+            reader(dataset).map(
+                lambda pixels: pixels.numpy(), [[0, 1], [2, 3, 4, 5], [*range(6, 12)]]
+            )
+        )
+    assert [error.row for error in caught.value.errors] == broken
+
+
+def test_images_after_a_broken_one_are_read_but_not_yielded():
+    dataset, yielded = Watched(broken=[5]), []
+    with pytest.raises(ImageError):
+        yielded.extend(row for rows, _ in reader(dataset).batches(range(12), 4) for row in rows)
+    assert yielded == [0, 1, 2, 3]
+    assert dataset.read == 12
+
+
 def test_broken_images_are_left_out_and_recorded():
     image_errors = ImageErrors("nan")
     dataset = as_images(Watched(broken=[5, 8, 9, 10, 11]))

@@ -5,7 +5,7 @@ import torchvision.models as tvm
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.preprocessing import Preprocessing, check_image_size
 
 
 @pytest.mark.parametrize("name", ["ResNet50_Weights", "EfficientNet_B3_Weights", "Swin_T_Weights"])
@@ -74,3 +74,17 @@ def test_prepared_images_are_channels_last():
     assert (
         Preprocessing().prepare(np.zeros((300, 300, 3), np.uint8)).permute(1, 2, 0).stride(2) == 1
     )
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["big", "224", 0, 1, 7, -3, (0, 5), 10**6, True, (True, 32), (224, 224, 3), (), 32.0],
+)
+def test_check_image_size_rejects_what_is_no_size(size):
+    with pytest.raises(ValueError, match=r"but expected a side in pixels such as 224 \(an integer"):
+        check_image_size(size, options=("auto",))
+
+
+@pytest.mark.parametrize("size", [None, "auto", 8, 224, np.int64(64), (48, 64), [32, np.int32(32)]])
+def test_check_image_size_accepts_sizes(size):
+    check_image_size(size, options=("auto",))

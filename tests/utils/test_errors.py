@@ -1,14 +1,21 @@
+import math
 import pickle
+import re
 import sys
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sktransfer.utils.errors import (
     ImageError,
+    check_bool,
     check_choice,
+    check_directory,
     check_number,
+    check_random_state,
+    check_verbose,
     import_optional,
 )
 
@@ -20,6 +27,29 @@ def test_image_error_names_row_and_source_and_survives_pickling():
     loaded = pickle.loads(pickle.dumps(error))
     assert (loaded.reason, loaded.row, loaded.source) == ("It is broken.", 3, "a.png")
     assert str(loaded) == str(error)
+
+
+ERRORS = [ImageError(f"Broken {row}.", row, f"{row}.png") for row in range(12)]
+
+
+def test_image_error_of_several_images_lists_ten_and_keeps_all():
+    error = ImageError.of([*reversed(ERRORS), ERRORS[3]])
+    lines = str(error).splitlines()
+    assert lines[0] == "Got 12 images that cannot be read; the first 10:"
+    assert lines[1:11] == [f"- Image in row {i} ({i}.png): Broken {i}." for i in range(10)]
+    assert 'PretrainedFeatureExtractor(on_error="nan").fit_transform(X)' in lines[11]
+    assert "find_leaks(X).unreadable" in lines[11]
+    assert (error.reason, error.row, error.source) == ("Broken 0.", 0, "0.png")
+    assert [each.row for each in error.errors] == list(range(12))
+    loaded = pickle.loads(pickle.dumps(error))
+    assert str(loaded) == str(error)
+    assert [each.row for each in ImageError.of([loaded, error]).errors] == list(range(12))
+
+
+def test_image_error_of_one_image_is_the_error_itself():
+    error = ImageError.of([ERRORS[5]])
+    assert str(error) == str(ERRORS[5])
+    assert [each.row for each in error.errors] == [5]
 
 
 def test_check_choice_lists_the_options_and_suggests_the_closest():
@@ -55,12 +85,95 @@ def test_check_number_accepts_values_in_range(value, kind, low, high):
         (1.5, Real, 0, 1, "a number from 0 to 1"),
         (float("nan"), Real, 0, 1, "a number from 0 to 1"),
         ("x", Real, 0, None, "a number of at least 0"),
+        ("1e-3", Real, 0, None, "a number of at least 0"),
+        (float("inf"), Real, 0, None, "a number of at least 0"),
+        (-math.inf, Real, 0, None, "a number of at least 0"),
+        (np.float64("nan"), Real, 0, None, "a number of at least 0"),
+        (np.bool_(True), Integral, 0, None, "an integer of at least 0"),
+        (np.float32(2), Integral, 0, None, "an integer of at least 0"),
+        (np.array(2), Integral, 0, None, "an integer of at least 0"),
+        (None, Real, 0, None, "a number of at least 0"),
+        (10**400, Integral, 0, 70_000, "an integer from 0 to 70,000"),
     ],
 )
 def test_check_number_names_the_kind_and_the_range(value, kind, low, high, expected):
     with pytest.raises(ValueError, match="Got n=") as error:
         check_number("n", value, kind, low, high)
     assert str(error.value) == f"Got n={value!r}, but expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("limits", "bad", "good", "expected"),
+    [
+        ({"low": 0, "above_low": True}, 0, 1e-9, "above 0"),
+        ({"low": 0, "high": 1, "above_low": True}, 0, 1, "above 0 and at most 1"),
+        ({"low": 0, "high": 1, "below_high": True}, 1, 0, "of at least 0 and below 1"),
+        (
+            {"low": 0, "high": 1, "above_low": True, "below_high": True},
+            1,
+            0.5,
+            "above 0 and below 1",
+        ),
+    ],
+)
+def test_check_number_can_exclude_its_limits(limits, bad, good, expected):
+    check_number("n", good, Real, **limits)
+    with pytest.raises(ValueError, match="Got n=") as error:
+        check_number("n", bad, Real, **limits, remedy="try 0.5")
+    assert str(error.value) == f"Got n={bad}, but expected a number {expected}; try 0.5"
+
+
+@pytest.mark.parametrize("value", [True, False, np.bool_(True), 0, 3, np.int64(2)])
+def test_check_verbose_accepts_booleans_and_integers(value):
+    check_verbose(value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "1", None, float("nan"), [1], np.float64(1)])
+def test_check_verbose_rejects_other_values(value):
+    with pytest.raises(ValueError, match=r"^Got verbose=.*True, False or an integer of at least 0"):
+        check_verbose(value)
+
+
+@pytest.mark.parametrize("value", [None, 0, 2**32 - 1, np.int64(3), np.random.RandomState(0)])
+def test_check_random_state_accepts_seeds(value):
+    check_random_state(value)
+
+
+@pytest.mark.parametrize(
+    "value", [-1, 2**32, True, 1.0, "0", float("nan"), [0], np.random.default_rng(0), np.True_]
+)
+def test_check_random_state_rejects_other_values(value):
+    with pytest.raises(
+        ValueError, match=r"^Got random_state=.*from 0 to 4,294,967,295, or a numpy"
+    ):
+        check_random_state(value)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "True", np.array([True])])
+def test_check_bool_rejects_other_values(value):
+    check_bool("flag", np.False_)
+    with pytest.raises(ValueError, match=r"^Got flag=.*, but expected True or False$"):
+        check_bool("flag", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (None, TypeError, "Got folder=None, but expected a directory"),
+        (0, TypeError, "Got folder=0, but expected a directory"),
+        (True, TypeError, "Got folder=True, but expected a directory"),
+        (b"x", TypeError, "Got folder=b'x', but expected a directory"),
+        ("", ValueError, "Got folder='', but expected a directory; for the current one, pass '.'"),
+        ("None", ValueError, "Got the string folder='None', but expected a directory; pass None w"),
+        ("FALSE", ValueError, "Got the string folder='FALSE', but expected a directory; pass None"),
+        (__file__, NotADirectoryError, f"Got the file {__file__!r}, but expected a directory"),
+    ],
+)
+def test_check_directory_rejects_what_is_no_directory(value, error, message):
+    check_directory("folder", Path("none"))  # not a string
+    check_directory("folder", str(Path(__file__).parent))
+    with pytest.raises(error, match=re.escape(message)):
+        check_directory("folder", value)
 
 
 def test_check_number_names_the_other_values():

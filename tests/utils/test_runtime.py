@@ -2,6 +2,7 @@ import contextlib
 import multiprocessing
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,3 +92,20 @@ def test_resolve_threads_counts_like_torch_and_joblib(monkeypatch):
     assert resolve_threads(-1) >= 1
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     assert resolve_threads(None) == 1
+
+
+@pytest.mark.parametrize("n_jobs", [0, "all", 1.5, True, 10**9, float("nan"), [1], np.float64(2)])
+def test_resolve_threads_rejects_what_is_no_number_of_threads(n_jobs):
+    with pytest.raises(ValueError, match=r"^Got n_jobs=.*number of threads from 1 to 1,024, a neg"):
+        resolve_threads(n_jobs)
+
+
+@pytest.mark.parametrize(("n_jobs", "threads"), [(1, 1), (3, 3), (np.int64(2), 2), (-10_000, 1)])
+def test_resolve_threads_accepts_integers(n_jobs, threads):
+    assert resolve_threads(n_jobs) == threads
+
+
+@pytest.mark.parametrize("device", [0, None, True, "", "meta", "gpu", "cuda:x", 1.5, ["cpu"]])
+def test_resolve_device_rejects_what_is_no_device(device):
+    with pytest.raises(ValueError, match=r"^Got device=.*, but expected 'auto', 'cpu', 'cuda', 'c"):
+        resolve_device(device)
