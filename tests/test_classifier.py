@@ -209,7 +209,7 @@ def test_recomputed_activations_give_the_same_result(monkeypatch, augment):
     backbone, settings = "efficientnet_lite0", {"image_size": 64, "unfreeze": (0, 2)}
     cached = make_classifier(backbone, augment=augment, **settings).fit(X, Y)
     monkeypatch.setattr(
-        "sktransfer.finetuning.fine_tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free"
+        "sktransfer.finetuning.fine_tuning.disk_problem", lambda *_: "9 bytes, and 8 are free"
     )
     with pytest.warns(UserWarning, match="computed again in every epoch"):
         recomputed = make_classifier(backbone, augment=augment, **settings).fit(X, Y)
@@ -224,7 +224,7 @@ def test_recomputed_activations_give_the_same_result(monkeypatch, augment):
 
 def test_fit_of_the_head_warns_of_embeddings_that_do_not_fit_on_disk(monkeypatch):
     monkeypatch.setattr(
-        "sktransfer.finetuning.fine_tuning.fits_on_disk", lambda *_: "9 bytes, and 8 are free"
+        "sktransfer.finetuning.fine_tuning.disk_problem", lambda *_: "9 bytes, and 8 are free"
     )
     with pytest.warns(UserWarning, match="The activations of 180 views before 'head' take 9 bytes"):
         make_classifier(unfreeze=(0,), early_stopping=False).fit(X, Y)
@@ -307,7 +307,7 @@ def test_fit_raises_on_a_single_class():
 def test_class_too_small_to_hold_out_is_warned_of():
     y = Y.copy()
     y[0] = "yak"
-    with pytest.warns(UserWarning, match="Got no more than 2 images of the classes 'yak'"):
+    with pytest.warns(UserWarning, match="Got at most 2 images of the classes 'yak'"):
         make_classifier(unfreeze=(0,)).fit(X, y)
 
 
@@ -316,8 +316,8 @@ def test_class_too_small_to_hold_out_is_warned_of():
     [
         ({"unfreeze": (0, 3)}, "Got 3 in unfreeze, but the backbone has 2 blocks"),
         ({"unfreeze": (0, "layer")}, "Got 'layer' in unfreeze, but the backbone has blocks 0, 1"),
-        ({"unfreeze": ()}, "Got unfreeze=(), but expected one entry a stage"),
-        ({"unfreeze": (1, 0)}, "0, which fits the head alone, can only come first"),
+        ({"unfreeze": ()}, "Got unfreeze=(), but expected one entry per stage"),
+        ({"unfreeze": (1, 0)}, "0, which fits only the head, must come first"),
         ({"lr": -1}, "Got lr=-1, but expected a number above 0 and at most 10"),
         ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
         ({"dropout": 2}, "Got dropout=2, but expected a number of at least 0 and below 1"),
@@ -360,7 +360,7 @@ def test_non_finite_loss_ends_the_stage_with_the_best_weights():
         classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
     assert classifier.stages_[-1]["best_epoch"] == 2
-    with pytest.raises(FloatingPointError, match="lower lr, raise lr_drop"):
+    with pytest.raises(FloatingPointError, match="decrease lr, increase lr_drop"):
         make_classifier(unfreeze=(0, 1), callbacks=[Explode(1)], early_stopping=False).fit(X, Y)
 
 
@@ -446,7 +446,7 @@ def test_callbacks_of_skorch_and_scikit_learn_stop_a_stage_together(monkeypatch)
 
 
 def test_interrupted_fit_keeps_its_best_weights():
-    with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
+    with pytest.warns(UserWarning, match="interrupted in stage 'last block'"):
         classifier = make_classifier(max_epochs=9, callbacks=[Interrupt()]).fit(X, Y)
     assert [stage["stage"] for stage in classifier.stages_] == ["head", "last block"]
     assert classifier.score(X_TEST, Y_TEST) > 0.9

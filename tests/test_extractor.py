@@ -511,7 +511,7 @@ def test_invalid_parameters_are_rejected(parameters, message):
 
 
 def test_image_size_unsupported_by_the_backbone_is_rejected():
-    with pytest.raises(ValueError, match="Got image_size=100x100, but vit_b_16 cannot take such"):
+    with pytest.raises(ValueError, match="Got image_size=100x100, but vit_b_16 does not accept"):
         PretrainedFeatureExtractor("vit_b_16", weights=None, image_size=100).fit(images(1))
 
 

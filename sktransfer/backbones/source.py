@@ -47,7 +47,7 @@ class BackboneSource:
         backbone = load_backbone(self.backbone, self.weights)
         if backbone.digest != self.digest:
             raise ValueError(
-                f"Got weights of {backbone.name} with digest {backbone.digest.hex()}, but fit saw "
+                f"Got weights of {backbone.name} with digest {backbone.digest.hex()}, but fit used "
                 f"{self.digest.hex()}: they have changed since. Call fit again, or restore them"
             )
         return self.adapted(backbone)

@@ -36,7 +36,7 @@ from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
-from sktransfer.finetuning.activations import fits_on_disk
+from sktransfer.finetuning.activations import disk_problem
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.fit_inputs import check_parameters
 from sktransfer.finetuning.plan import FitPlan, held_out_fraction, make_plan
@@ -270,7 +270,7 @@ class _Part:
         """Count the work of `FineTuning` on source and target rows, masks (N,)."""
         options, n = self.estimator, int(source.sum())
         views, first = plan.count_cached_views(n, int(target.sum())), plan.first_boundary
-        if plan.cached and fits_on_disk(views, self.recipe(first), self.store) is not None:
+        if plan.cached and disk_problem(views, self.recipe(first), self.store) is not None:
             plan = plan.without_cache()
         start = plan.gathering_boundary
         if plan.cached or plan.stages[0].head_only:

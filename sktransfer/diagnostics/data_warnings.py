@@ -104,10 +104,12 @@ def _image_warnings(results: ProbeResults, side: int) -> list[str]:
     if shortest * 10 <= longest:
         sentences.append(
             f"The shorter sides range from {shortest} to {longest:,} pixels: small images are "
-            "enlarged and look blurred. Check that image size does not correlate with the class."
+            "enlarged and look blurred. Check that the image size does not depend on the class."
         )
     if results.contrast < _MIN_CONTRAST:
-        sentences.append("Half of the images have nearly one color. Check pixel_range.")
+        sentences.append(
+            "At least half of the images are almost a single color. Check pixel_range."
+        )
     return sentences
 
 

@@ -109,12 +109,14 @@ class LeakReport:
                 "together."
             )
             count = _count(self.across.sum(), "pair")
-            sentences.append(f"{count} on both sides of a split: scores are too high. {remedy}")
+            sentences.append(
+                f"{count} on both sides of a split, so scores are too optimistic. {remedy}"
+            )
         if self.conflicts.any():
             sentences.append(f"{_count(self.conflicts.sum(), 'pair')} with different labels.")
         if len(self.unreadable):
             count = _count(len(self.unreadable), "image")
-            sentences.append(f"{count} could not be read; left out.")
+            sentences.append(f"{count} could not be read and left out.")
         return sentences
 
     def __repr__(self) -> str:
@@ -240,7 +242,7 @@ def find_leaks(
     >>> china, flower = load_sample_images().images
     >>> find_leaks([china, flower, china[::2, ::2]], [0, 1, 0], cv=[([0, 1], [2])])
     1 pair among 3 images: 1 copy.
-    1 pair on both sides of a split: scores are too high. Pass report.groups to a \
+    1 pair on both sides of a split, so scores are too optimistic. Pass report.groups to a \
 StratifiedGroupKFold, which keeps such images together.
     <BLANKLINE>
     image i  image j  cosine  kind  split
@@ -273,7 +275,7 @@ StratifiedGroupKFold, which keeps such images together.
         reason = f"The first: {errors[0]}" if errors else "Their embeddings are NaN"
         warnings.warn(
             f"Got {_count(len(report.unreadable), 'image')} that cannot be read, in rows "
-            f"{report.unreadable[:10].tolist()}{start}; left out of the report. {reason}",
+            f"{report.unreadable[:10].tolist()}{start}; they are left out of the report. {reason}",
             stacklevel=2,
         )
     return report

@@ -189,7 +189,7 @@ class StrategyReport:
             ["gray images", f"{results.gray:.0%}"],
             ["contrast, 0-255", f"{results.contrast:.0f}"],
             ["images embedded by the fit", f"{cost.images_embedded:,}"],
-            ["images in training steps", f"{cost.images_trained:,}"],
+            ["images trained on, over all epochs", f"{cost.images_trained:,}"],
             ["estimated seconds, excluding the head fit", f"{cost.seconds:,.0f}"],
         ]
         return ["measured", ""], rows, [0]
@@ -405,9 +405,9 @@ def _reasons(decision: Decision, counts: dict[str, int], results: ProbeResults) 
     ]
     if decision.strategy != "scratch":
         meaning = (
-            f"at {DIFFERENT} or more the network hardly tells them apart."
+            f"at {DIFFERENT} or more, the network can hardly tell the classes apart."
             if decision.different
-            else f"below {DIFFERENT} the network tells them apart, as it does photographs."
+            else f"below {DIFFERENT}, the network can tell the classes apart, as for photographs."
         )
         cosine = results.mean_interclass_cosine
         reasons.insert(
@@ -416,8 +416,8 @@ def _reasons(decision: Decision, counts: dict[str, int], results: ProbeResults) 
     half = results.curve[-2:][0][1]  # with two images per class, the curve has one point
     if results.accuracy - half > results.spread:
         reasons.append(
-            f"With half of the images, its accuracy on embeddings is {half:.2f}: more images "
-            "would help."
+            f"With half of the training images, its accuracy is only {half:.2f}, so more images "
+            "would probably help."
         )
     if results.n_images < total:
         reasons.append(f"Measured on {results.n_images:,} of the images.")

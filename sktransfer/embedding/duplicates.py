@@ -276,7 +276,7 @@ def warn_of_leak(train: EmbeddedImages, valid: EmbeddedImages, threads: int) -> 
         example = f", such as {copy} of {original}" if copy and original else ""
         warnings.warn(
             f"Got {len(np.unique(rows[:, 0]))} validation images that are copies of training "
-            f"images{example}, so validation scores are too optimistic. find_leaks lists such "
-            "pairs, and its groups keep them on the same side of a split",
+            f"images{example}, so validation scores are too optimistic. Use find_leaks to list "
+            "such pairs, and its groups to keep them on the same side of a split",
             stacklevel=2,
         )

@@ -150,8 +150,8 @@ def _run_noise(recipe: Recipe) -> _Output:
             output = prefix.feature_map(x) if recipe.emits_map else prefix(x)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"Got image_size={crop[0]}x{crop[1]}, but {recipe.backbone.name} cannot take such "
-            f"images ({str(error).splitlines()[0]}); image_size=None takes the right size"
+            f"Got image_size={crop[0]}x{crop[1]}, but {recipe.backbone.name} does not accept "
+            f"images of this size ({str(error).splitlines()[0]}); use image_size=None"
         ) from error
     fits_float16 = _FLOAT16_LOWER_BOUND < float(output.abs().max()) < _FLOAT16_UPPER_BOUND
     return _Output(tuple(output.shape[1:]), fits_float16)

@@ -48,7 +48,7 @@ class FrozenEngine(ABC):
     name: ClassVar[str]
     """The value of `engine` that selects it."""
     supported: ClassVar[str] = ""
-    """Completes the error message "but it computes ..." if `supports` returns False."""
+    """Completes the error message "but this engine only runs ..." if `supports` returns False."""
     batch_invariant: bool = False
     """True if embeddings are bitwise independent of the rest of the batch."""
     thread_safe: bool = False

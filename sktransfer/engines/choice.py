@@ -101,8 +101,8 @@ def choose_engine(
         )
     if not ENGINES[engine].supports(device, precision):
         raise ValueError(
-            f"Got engine={engine!r} with device={str(device)!r} and {precision}, but it computes "
-            f"{ENGINES[engine].supported}"
+            f"Got engine={engine!r} with device={str(device)!r} and {precision}, but this "
+            f"engine only runs {ENGINES[engine].supported}"
         )
     return engine
 

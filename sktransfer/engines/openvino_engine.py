@@ -28,7 +28,7 @@ from sktransfer.utils.errors import EngineError, import_optional
 
 # OpenVINO's names for the precisions.
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-# Raise it when the same prefix leads to another graph.
+# Increment it when the same prefix leads to another graph.
 _GRAPH_VERSION = 1
 # For fewer images, torch is done before the network is converted to a graph.
 _MIN_IMAGES = 128
@@ -79,7 +79,7 @@ class OpenVINOEngine(CompiledEngine):
 
     name = "openvino"
     library = "OpenVINO"
-    supported = "on the CPU in float32 or bfloat16; device='cpu' and precision='auto' do that"
+    supported = "on the CPU, in float32 or bfloat16; set device='cpu' and precision='auto'"
     thread_safe = True
     threads_per_core = 2
 

@@ -108,7 +108,7 @@ class ViewActivations:
     def at(self, boundary: int) -> Activations:
         """Return the activations at a boundary, which is not before the first one."""
         if self._last is None or self._last.boundary != boundary:
-            self._last = None  # its file goes before another one comes
+            self._last = None  # delete its file before the next one is written
             self._last = self.gathered.advance(boundary, self._compute.device)
         return self._last
 
@@ -131,14 +131,14 @@ def gather(
     return Activations(out, recipe, boundary)
 
 
-def fits_on_disk(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> str | None:
+def disk_problem(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> str | None:
     """Return why the activations of so many views cannot be kept, or None if they can."""
     wanted = n_views * output_width(recipe) * np.dtype(recipe.dtype).itemsize
     free = _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
     if wanted > free:
-        return f"{wanted:,} bytes, and half of what is free on the disk is {free:,.0f}"
+        return f"{wanted:,} bytes, but half of the free disk space is only {free:,.0f}"
     if store is not None and wanted > store.max_bytes:
-        return f"{wanted:,} bytes, and the store is limited to {store.max_bytes:,}"
+        return f"{wanted:,} bytes, but the store is limited to {store.max_bytes:,}"
     return None
 
 
@@ -190,7 +190,7 @@ def _reserve(path: Path, size: int) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"Got {size:,} bytes of activations, for which {path.parent} has no space "
+            f"Got {size:,} bytes of activations, but {path.parent} does not have enough space "
             f"({error.strerror}); free disk space, set TMPDIR to a folder on another disk, or "
-            "lower n_views",
+            "decrease n_views",
         ) from error

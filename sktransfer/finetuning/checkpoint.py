@@ -46,8 +46,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"Got {str(path)!r}, which is not a checkpoint of sktransfer, or is damaged; delete it "
-            "to start from the beginning"
+            f"Got {str(path)!r}, which is damaged or not a checkpoint of sktransfer; delete it to "
+            "start from the beginning"
         ) from error
 
 

@@ -104,12 +104,12 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             seed=seed,
             checkpoint=checkpoint,
         )
-        fit_params = None if sample_weight is None else {"sample_weight": sample_weight}
         if sample_domain is not None:  # callbacks can only score labeled images
-            fit_params = fit_params and {"sample_weight": labels.sample_weight}
             X, y = (partial(_safe_indexing, values, labels.rows) for values in (X, y))
+            sample_weight = None if sample_weight is None else labels.sample_weight
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         shown = {"n_stages": len(plan.stages), "verbose": self.verbose}
-        with FitProgress(self, X=X, y=y, metadata=fit_params, **shown) as progress:
+        with FitProgress(self, X=X, y=y, metadata=metadata, **shown) as progress:
             net, self.stages_ = fit.run(progress)
         self.interrupted_ = fit.interrupted
         self._net, self._tuned = net, fit.tuned_state(net)

@@ -19,7 +19,7 @@ from sktransfer.adaptation.adversary import Adversary
 from sktransfer.backbones.weights import to_arrays
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.duplicates import EmbeddedImages, warn_of_leak
-from sktransfer.finetuning.activations import ViewActivations, fits_on_disk
+from sktransfer.finetuning.activations import ViewActivations, disk_problem
 from sktransfer.finetuning.batches import (
     CachedBatches,
     EpochBatches,
@@ -121,8 +121,8 @@ class FineTuning:
         if self.plan.adversarial and not names:
             raise ValueError(
                 f"Got domain_adversarial={estimator.domain_adversarial:g} and unfreeze="
-                f"{estimator.unfreeze!r}, but no stage trains blocks that could learn from it; add "
-                "one, such as unfreeze=(0, 2), or set domain_adversarial=0"
+                f"{estimator.unfreeze!r}, but it only affects trained blocks, and no stage trains "
+                "any; train blocks, as with unfreeze=(0, 2), or set domain_adversarial=0"
             )
 
     def _depth(self, block: str) -> int:
@@ -149,8 +149,8 @@ class FineTuning:
             if not completed:
                 self.interrupted = True
                 warnings.warn(
-                    f"Interrupted in stage {self.stages[number].name!r}; the estimator has the "
-                    "best weights so far",
+                    f"The fit was interrupted in stage {self.stages[number].name!r}; the estimator "
+                    "has the best weights so far",
                     stacklevel=2,
                 )
             if not completed or progress.stop:
@@ -351,14 +351,14 @@ class FineTuning:
         n_target = 0 if self.target is None else len(self.target.y)
         count = plan.count_cached_views(len(self.train.y), n_target)
         recipe = self.network.recipe(plan.first_boundary, self.compute)
-        problem = fits_on_disk(count, recipe, self.compute.store)
+        problem = disk_problem(count, recipe, self.compute.store)
         if problem is None:
             return plan
         parts = [*(name for name, _ in self.network.backbone.block_list.blocks), HEAD]
         warnings.warn(
             f"The activations of {count} views before {parts[plan.first_boundary]!r} take "
-            f"{problem}; they are computed again in every epoch. A smaller n_views, later blocks "
-            "in unfreeze, or cache= a store with more room make it fast again",
+            f"{problem}, so they are computed again in every epoch, which is slow. Decrease "
+            "n_views, train fewer blocks, or pass a cache with a higher limit",
             stacklevel=2,
         )
         return plan.without_cache()

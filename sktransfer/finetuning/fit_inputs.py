@@ -113,10 +113,10 @@ def check_parameters(estimator: Any) -> None:
         check_directory("checkpoint_dir", estimator.checkpoint_dir, besides="a directory or None")
     if estimator.lr_drop < SAFE_DROP and estimator.weights is not None:
         warnings.warn(
-            f"Got lr_drop={estimator.lr_drop:g}, so the blocks learn at "
-            f"{estimator.lr / estimator.lr_drop:g}, less than {SAFE_DROP:g} times slower than the "
-            f"head ({estimator.lr:g}): large early steps destroy pretrained features faster than "
-            f"the head learns to use them; use lr_drop={SAFE_DROP:g} or more",
+            f"Got lr_drop={estimator.lr_drop:g}, so the learning rate of the last block is "
+            f"{estimator.lr / estimator.lr_drop:g}, more than a tenth of that of the head "
+            f"({estimator.lr:g}). Large steps can destroy pretrained features before the head has "
+            f"learned to use them; use lr_drop={SAFE_DROP:g} or more",
             stacklevel=4,
         )
 
@@ -185,7 +185,7 @@ def resolve_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> Tr
         If only one of `X_val` and `y_val` is given, or they do not fit the training data.
     """
     if (X_val is None) != (y_val is None):
-        raise ValueError("Got only one of X_val and y_val, but expected both or neither")
+        raise ValueError("Got only one of X_val and y_val; pass both or neither")
     if X_val is None:
         return None
     images = check_images(estimator, X_val, reset=False)
@@ -217,9 +217,9 @@ def resolve_target(estimator: Any, images: Images, labels: EncodedLabels) -> Tra
         if not weight:
             return None
         raise ValueError(
-            f"Got domain_adversarial={weight:g}, but no images of a target domain: give fit a "
-            "sample_domain with numbers above 0 for labeled images of the source and below 0 "
-            "for unlabeled ones of the target, or set domain_adversarial=0"
+            f"Got domain_adversarial={weight:g}, but no images of a target domain; pass "
+            "sample_domain to fit, positive for labeled images of the source and negative for "
+            "unlabeled images of the target, or set domain_adversarial=0"
         )
     if weight or estimator.batch_norm == "adapt":
         return TrainingSet.unlabeled(images, labels.target)

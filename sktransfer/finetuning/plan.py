@@ -50,11 +50,11 @@ class FitPlan:
     @property
     def trained_stages(self) -> tuple[Stage, ...]:
         """The stages that train blocks."""
-        return self.stages[self.stages[0].head_only :]
+        return tuple(stage for stage in self.stages if stage.blocks)
 
     @property
     def gathering_boundary(self) -> int:
-        """The boundary at which training images are gathered: for the head alone, the last one."""
+        """The first boundary if activations are cached; else the last one, for the head fit."""
         return self.first_boundary if self.cached else self.n_blocks
 
     def count_cached_views(self, n_train: int, n_target: int) -> int:

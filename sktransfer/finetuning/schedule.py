@@ -77,8 +77,8 @@ def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
     wanted = [unfreeze] if single else list(unfreeze) if isinstance(unfreeze, Iterable) else []
     if not wanted:
         raise ValueError(
-            f"Got unfreeze={unfreeze!r}, but expected one entry a stage, such as (0, 1, 2): "
-            "numbers of blocks counted from the head, 'all', or names of blocks"
+            f"Got unfreeze={unfreeze!r}, but expected one entry per stage, such as (0, 1, 2): "
+            "the number of last blocks to train, 'all', or names of blocks"
         )
     stages: list[Stage] = []
     boundary = len(names)
@@ -86,8 +86,8 @@ def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
         name, blocks = _blocks_of(entry, names)
         if not blocks and stages:
             raise ValueError(
-                f"Got unfreeze={unfreeze!r}, but 0, which fits the head alone, can only come "
-                "first: after other stages the head is trained with the blocks"
+                f"Got unfreeze={unfreeze!r}, but 0, which fits only the head, must come first: "
+                "later stages train the head together with the blocks"
             )
         boundary = min([boundary, *(names.index(block) for block in blocks)])
         stages.append(Stage(name, blocks, boundary))

@@ -80,8 +80,8 @@ class TrainedSuffix(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """Return the parts that can be trained by name, from the first block to the head."""
         blocks = dict(zip(self.names, self.blocks, strict=True))
-        domain_loss = {} if self.adversary is None else {ADVERSARY: self.adversary}
-        return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **domain_loss}
+        adversary = {} if self.adversary is None else {ADVERSARY: self.adversary}
+        return {**blocks, PRE_LOGITS: self.pre_logits, HEAD: self.head, **adversary}
 
     def attach_adversary(self, adversary: Adversary) -> None:
         """Attach a domain adversary for training."""

@@ -1,4 +1,4 @@
-"""The seam between training and the kind of target that an estimator learns.
+"""The task of an estimator: everything in training that depends on the kind of target.
 
 Only a `Task` knows the targets: how they are encoded and held out, how the head, the loss and the
 metric are computed, and how outputs are decoded. Another kind of target needs another task and a
@@ -153,9 +153,9 @@ class ClassificationTask(Task):
                 small.append(repr(label))
             held_out.append(rows[: max(0, count)])
         problem = (
-            f"Got no more than {_MIN_TRAIN_IMAGES} images of the classes {', '.join(small)}: too "
-            "few to hold any out, so these classes are missing from validation. Give more "
-            "images, pass X_val and y_val, or set early_stopping=False to train on everything"
+            f"Got at most {_MIN_TRAIN_IMAGES} images of the classes {', '.join(small)}, too few to "
+            "hold any out, so these classes are missing from validation. Add images, pass X_val "
+            "and y_val, or set early_stopping=False to train on everything"
         )
         return np.sort(np.concatenate(held_out)), problem if small else ""
 

@@ -382,9 +382,10 @@ class _EpochSetup(Callback):
 
     def _stop_on_divergence(self, net: NeuralNet) -> None:
         problem = (
-            f"Got a loss that is not finite in epoch {self.state.epoch + 1} of the stage "
-            f"{self.config.stage.name!r}: the rates are too high (lr={self.config.rates[HEAD]:g}); "
-            "lower lr, raise lr_drop, or look for extreme values in sample_weight"
+            f"Got a loss that is not finite in epoch {self.state.epoch + 1} of stage "
+            f"{self.config.stage.name!r}, probably because the learning rate is too high "
+            f"(lr={self.config.rates[HEAD]:g}); decrease lr, increase lr_drop, or check "
+            "sample_weight for extreme values"
         )
         net.history_.pop()  # the epoch that failed
         self.guess_losses.clear()  # one warning is enough
@@ -429,8 +430,8 @@ class _BestWeights(Callback):
             raise _StopStage
 
     def is_over(self) -> bool:
-        """Return whether the stage has ended, from what a checkpoint stores."""
-        patience = self.config.patience if self.config.valid else None
+        """Return whether the stage has ended; a resumed fit decides the same."""
+        patience = self.config.patience if self.config.valid is not None else None
         stalled = patience is not None and self.state.stall >= patience
         return stalled or self.state.epoch >= self.config.max_epochs
 

@@ -226,7 +226,7 @@ def test_recomputed_activations_give_the_same_result(monkeypatch):
     expected = fitted().predict_proba(X_TEST)
     counts = []
     monkeypatch.setattr(
-        "sktransfer.finetuning.fine_tuning.fits_on_disk",
+        "sktransfer.finetuning.fine_tuning.disk_problem",
         lambda n, *_: counts.append(n) or "9 bytes, and 8 are free",
     )
     with pytest.warns(UserWarning, match="computed again in every epoch"):
@@ -390,9 +390,9 @@ def test_checkpoint_holds_the_adversary_and_depends_on_the_target(tmp_path):
 
 def test_adversary_without_a_target_is_rejected():
     message = (
-        "Got domain_adversarial=1, but no images of a target domain: give fit a sample_domain "
-        "with numbers above 0 for labeled images of the source and below 0 for unlabeled ones "
-        "of the target, or set domain_adversarial=0"
+        "Got domain_adversarial=1, but no images of a target domain; pass sample_domain to "
+        "fit, positive for labeled images of the source and negative for unlabeled images of the "
+        "target, or set domain_adversarial=0"
     )
     for domain in (None, np.ones(60)):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -76,12 +76,12 @@ def test_find_data_warnings_names_find_leaks_if_a_sample_was_measured():
             {"a": 5, "b": 5},
             {"side": (30, 200, 300)},
             "The shorter sides range from 30 to 300 pixels: small images are enlarged and look "
-            "blurred. Check that image size does not correlate with the class.",
+            "blurred. Check that the image size does not depend on the class.",
         ),
         (
             {"a": 5, "b": 5},
             {"contrast": 4.9},
-            "Half of the images have nearly one color. Check pixel_range.",
+            "At least half of the images are almost a single color. Check pixel_range.",
         ),
         (
             {"a": 9, "b": 6},

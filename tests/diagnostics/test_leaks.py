@@ -52,7 +52,7 @@ def test_find_leaks_reports_splits_and_labels():
     assert second_split.across.tolist() == [False, False]
     text = repr(report)
     assert "2 pairs among 8 images: 1 identical, 1 mirrored." in text
-    assert "2 pairs on both sides of a split: scores are too high" in text
+    assert "2 pairs on both sides of a split, so scores are too optimistic" in text
     assert "1 pair with different labels." in text
     assert second_split.conflicts.tolist() == [False, True]
     assert "on both sides of a split" not in repr(second_split)
@@ -127,13 +127,15 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
     assert rows(report) == [(0, 3)]
     assert report.unreadable.tolist() == [1]
     assert "1 pair among 3 images" in repr(report)
-    assert "1 image could not be read; left out." in repr(report)
+    assert "1 image could not be read and left out." in repr(report)
     assert str(tmp_path / "0.png") in repr(report)
 
 
 def test_find_leaks_warns_of_broken_images_in_the_second_set():
     floats = [np.asarray(image) / 255 for image in TILES[:3]]
-    message = r"rows \[3, 4\] \(X_test begins at row 3\); left out of the report. The first: Image"
+    message = (
+        r"rows \[3, 4\] \(X_test begins at row 3\); they are left out of the report. The first"
+    )
     with pytest.warns(UserWarning, match=message):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
     assert report.n_images == (3, 0)

@@ -47,8 +47,8 @@ def test_fit_warns_of_validation_copies_of_training_images(copy):
     copies = [np.asarray(change(tile(number))) for number in (2, 3)]
     message = (
         "Got 2 validation images that are copies of training images, so validation scores are too "
-        "optimistic. find_leaks lists such pairs, and its groups keep them on the same side of a "
-        "split"
+        "optimistic. Use find_leaks to list such pairs, and its groups to keep them on the same "
+        "side of a split"
     )
     with pytest.warns(UserWarning, match=f"^{message}$"):
         fit([*TILES[12:], *copies])

@@ -122,5 +122,5 @@ def test_output_width_names_the_image_size_that_the_backbone_rejects():
     backbone = load_backbone(network)
     assert output_width(Recipe(backbone, backbone.preprocessing)) == 12
     large = backbone.preprocessing.with_image_size((48, 64))
-    with pytest.raises(ValueError, match=r"Got image_size=48x64, but .* cannot take such images"):
+    with pytest.raises(ValueError, match=r"Got image_size=48x64, but .* does not accept images"):
         output_width(Recipe(backbone, large))

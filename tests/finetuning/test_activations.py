@@ -21,7 +21,7 @@ from sktransfer.embedding.recipe import recipe_at
 from sktransfer.engines.batch_size import auto_batch_size
 from sktransfer.engines.torch_engine import TorchEngine
 from sktransfer.finetuning import activations
-from sktransfer.finetuning.activations import fits_on_disk, gather, run_span, scratch_array
+from sktransfer.finetuning.activations import disk_problem, gather, run_span, scratch_array
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.utils.errors import ImageError
 
@@ -196,9 +196,9 @@ def test_scratch_array_leaves_no_file_if_it_fails(tmp_path, monkeypatch):
     [
         (20_480, 10_240, None),
         (20_480, None, None),
-        (20_478, None, "10,240 bytes, and half of what is free on the disk is 10,239"),
-        (20_478, 1, "10,240 bytes, and half of what is free on the disk is 10,239"),
-        (10**9, 10_239, "10,240 bytes, and the store is limited to 10,239"),
+        (20_478, None, "10,240 bytes, but half of the free disk space is only 10,239"),
+        (20_478, 1, "10,240 bytes, but half of the free disk space is only 10,239"),
+        (10**9, 10_239, "10,240 bytes, but the store is limited to 10,239"),
     ],
 )
 def test_fits_on_disk_returns_none_or_the_reason(free, limit, problem, tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_fits_on_disk_returns_none_or_the_reason(free, limit, problem, tmp_path,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = None if limit is None else EmbeddingStore(tmp_path, max_bytes=limit)
     recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)  # 8 x 8 x 8 values of 2 bytes
-    assert fits_on_disk(10, recipe, store) == problem
+    assert disk_problem(10, recipe, store) == problem
     assert paths == [str(tmp_path)]
 
 
@@ -217,8 +217,8 @@ def test_fits_on_disk_counts_twice_the_bytes_for_float32(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     recipe = recipe_at(TINY, TINY.preprocessing, 1, torch.float32)
     wide = dataclasses.replace(recipe, dtype="float32")
-    assert fits_on_disk(1, recipe, None).startswith("1,024 bytes")
-    assert fits_on_disk(1, wide, None).startswith("2,048 bytes")
+    assert disk_problem(1, recipe, None).startswith("1,024 bytes")
+    assert disk_problem(1, wide, None).startswith("2,048 bytes")
 
 
 def test_scratch_array_on_a_full_disk_raises_before_writing(monkeypatch, tmp_path):

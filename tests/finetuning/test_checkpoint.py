@@ -135,6 +135,6 @@ def test_load_checkpoint_runs_no_code_of_the_file(path, tmp_path, kind):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content["loss"], protocol=2))
-    with pytest.raises(ValueError, match="is not a checkpoint of sktransfer"):
+    with pytest.raises(ValueError, match="is damaged or not a checkpoint"):
         load_checkpoint(path)
     assert not (tmp_path / "proof").exists()

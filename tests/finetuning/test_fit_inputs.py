@@ -58,7 +58,9 @@ def test_draw_seed_rejects_other_values(random_state):
 
 
 def test_check_parameters_warns_of_a_low_lr_drop_only_with_weights():
-    with pytest.warns(UserWarning, match="Got lr_drop=5, so the blocks learn at"):
+    with pytest.warns(
+        UserWarning, match="Got lr_drop=5, so the learning rate of the last block is"
+    ):
         check_parameters(make_classifier(lr_drop=5))
     check_parameters(make_classifier(lr_drop=5, weights=None))
     check_parameters(make_classifier(lr_drop=10))

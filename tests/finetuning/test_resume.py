@@ -126,7 +126,7 @@ def test_fit_interrupted_while_saving_is_resumed(tmp_path, monkeypatch):
         save(path, content)
 
     monkeypatch.setattr(training, "save_checkpoint", interrupted)
-    with pytest.warns(UserWarning, match="Interrupted in stage 'last block'"):
+    with pytest.warns(UserWarning, match="interrupted in stage 'last block'"):
         classifier = make_classifier(**settings).fit(X, Y)
     assert [stage["epochs"] for stage in classifier.stages_] == [0, len(classifier.history_)]
     assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()

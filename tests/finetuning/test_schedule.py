@@ -76,20 +76,20 @@ def test_boundary_never_moves_back_over_trained_blocks(unfreeze, boundaries):
         *[
             (
                 nothing,
-                f"Got unfreeze={nothing!r}, but expected one entry a stage, such as (0, 1, 2): "
-                "numbers of blocks counted from the head, 'all', or names of blocks",
+                f"Got unfreeze={nothing!r}, but expected one entry per stage, such as (0, 1, 2): "
+                "the number of last blocks to train, 'all', or names of blocks",
             )
             for nothing in ((), None, 1.5)
         ],
         (
             (1, 0),
-            "Got unfreeze=(1, 0), but 0, which fits the head alone, can only come first: after "
-            "other stages the head is trained with the blocks",
+            "Got unfreeze=(1, 0), but 0, which fits only the head, must come first: later "
+            "stages train the head together with the blocks",
         ),
         (
             (0, 0),
-            "Got unfreeze=(0, 0), but 0, which fits the head alone, can only come first: after "
-            "other stages the head is trained with the blocks",
+            "Got unfreeze=(0, 0), but 0, which fits only the head, must come first: later "
+            "stages train the head together with the blocks",
         ),
         (
             5,

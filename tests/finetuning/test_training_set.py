@@ -204,12 +204,12 @@ def test_split_keeps_weights():
 
 def test_split_holds_nothing_out_of_tiny_classes_and_warns():
     X, y = balanced_images(10, 2, 1, 5)
-    with pytest.warns(UserWarning, match=r"^Got no more than 2 images") as caught:
+    with pytest.warns(UserWarning, match=r"^Got at most 2 images") as caught:
         train, valid = split_validation(examples(X, y), 0.1, 0, ClassificationTask(np.unique(y)))
     assert [str(warning.message) for warning in caught] == [
-        "Got no more than 2 images of the classes 'class1', 'class2': too few to hold any out, "
-        "so these classes are missing from validation. Give more images, pass X_val and y_val, or "
-        "set early_stopping=False to train on everything"
+        "Got at most 2 images of the classes 'class1', 'class2', too few to hold any out, so "
+        "these classes are missing from validation. Add images, pass X_val and y_val, or set "
+        "early_stopping=False to train on everything"
     ]
     assert np.bincount(valid.y, minlength=4).tolist() == [1, 0, 0, 1]
     assert np.bincount(train.y).tolist() == [9, 2, 1, 4]
