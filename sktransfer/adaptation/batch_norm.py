@@ -24,6 +24,7 @@ from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.loading import Backbone
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
 
 # Maximum number of images per batch; each batch has its own statistics.
 _MAX_BATCH_SIZE = 32
@@ -63,6 +64,8 @@ def estimate_batch_norm(
         with torch.no_grad():
             for batch in batches:
                 blocks(backbone.preprocessing.normalize(batch.to(device)))
+    except ImageError:
+        raise
     except ValueError as error:
         raise ValueError(
             "Got batch_norm='adapt' and too few images to estimate BatchNorm statistics "
