@@ -321,9 +321,12 @@ def test_class_too_small_to_hold_out_is_warned_of():
         ({"lr": -1}, "Got lr=-1, but expected a number above 0 and at most 10"),
         ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
         ({"dropout": 2}, "Got dropout=2, but expected a number of at least 0 and below 1"),
-        ({"n_views": -1}, "Got n_views=-1, but expected 'auto', None or an integer of at"),
-        ({"n_views": "atuo"}, "Got n_views='atuo', but expected 'auto', None or an integer of a"),
-        ({"weight_decay": "x"}, "Got weight_decay='x', but expected 'auto' or a number of at lea"),
+        ({"n_views": -1}, "Got n_views=-1, but expected 'auto', None or an integer from"),
+        ({"n_views": "atuo"}, "Got n_views='atuo', but expected 'auto', None or an integer from"),
+        (
+            {"weight_decay": "x"},
+            "Got weight_decay='x', but expected 'auto' or a number from 0 to 10",
+        ),
         ({"early_stopping": "yes"}, "Got early_stopping='yes', but expected 'auto', True or Fal"),
         ({"callbacks": 3}, "Got callbacks=3, but expected a list of skorch's"),
         ({"batch_norm": "no"}, "Got batch_norm='no', but expected"),
@@ -645,7 +648,7 @@ BAD = {
 def test_parameter_at_the_edge_is_rejected_before_an_image_is_read(name, value):
     estimator = FineTunedImageClassifier(**{"backbone": Tiny, "batch_norm": "adapt", name: value})
     X = Unread() if name != "pixel_range" else images(12)
-    with pytest.raises((ValueError, TypeError, OSError), match="^Got "):
+    with pytest.raises((ValueError, TypeError, OSError), match=r"^Got "):
         estimator.fit(X, np.arange(12) % 2)
 
 
@@ -725,7 +728,7 @@ def test_loss_that_rises_is_warned_of():
         classifier.fit(X, Y)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"weights": None, "unfreeze": "all"}, {"mixup": 0.2}])
+@pytest.mark.parametrize("parameters", [{}, {"unfreeze": "all"}, {"mixup": 0.2}])
 def test_loss_that_falls_is_not_warned_of(parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

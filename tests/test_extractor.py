@@ -539,7 +539,7 @@ BAD = {
 @pytest.mark.parametrize(("name", "value"), cases(BAD))
 def test_parameter_at_the_edge_is_rejected_before_an_image_is_read(name, value):
     extractor = PretrainedFeatureExtractor(**{"backbone": Tiny, "batch_norm": "adapt", name: value})
-    with pytest.raises((ValueError, TypeError, OSError), match="^Got "):
+    with pytest.raises((ValueError, TypeError, OSError), match=r"^Got "):
         extractor.fit(Unread() if name != "pixel_range" else images(3))
 
 

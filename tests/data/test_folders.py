@@ -280,7 +280,7 @@ def test_root_that_is_no_path_is_rejected(root):
 
 @pytest.mark.parametrize("return_X_y", [1, 0, None, "True"])
 def test_return_X_y_that_is_not_boolean_is_rejected(tmp_path, return_X_y):  # noqa: N802
-    with pytest.raises(ValueError, match="Got return_X_y=.*, but expected True or False"):
+    with pytest.raises(ValueError, match=r"Got return_X_y=.*, but expected True or False"):
         load_image_folder(tmp_path, return_X_y=return_X_y)
 
 

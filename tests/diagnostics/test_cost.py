@@ -357,5 +357,5 @@ def test_estimate_cost_says_that_it_cannot_count(estimator):
     + [(classifier(lr=0), None)],
 )
 def test_estimate_cost_checks_its_parameters_before_an_image_is_read(estimator, cv):
-    with pytest.raises((ValueError, TypeError), match="^Got "):
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
         estimate_cost(estimator, Unread(), np.arange(12) % 2, cv=cv)

@@ -234,5 +234,5 @@ def test_find_leaks_rejects_invalid_arguments(monkeypatch):
 )
 def test_find_leaks_checks_its_parameters_before_an_image_is_read(options):
     options = {"extractor": PretrainedFeatureExtractor(Tiny), **options}
-    with pytest.raises((ValueError, TypeError), match="^Got "):
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
         find_leaks(Unread(), np.arange(12) % 2, **options)

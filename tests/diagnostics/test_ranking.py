@@ -177,7 +177,7 @@ def test_rank_backbones_rejects_invalid_input():
     ],
 )
 def test_rank_backbones_checks_its_parameters_before_an_image_is_read(backbones, options):
-    with pytest.raises((ValueError, TypeError), match="^Got "):
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
         rank_backbones(Unread(), np.arange(12) % 2, backbones, **options)
 
 

@@ -291,7 +291,7 @@ def test_recommend_strategy_rejects_invalid_input(monkeypatch):
 )
 def test_recommend_strategy_checks_its_parameters_before_an_image_is_read(options):
     options = {"extractor": PretrainedFeatureExtractor(Tiny), **options}
-    with pytest.raises((ValueError, TypeError), match="^Got "):
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
         recommend_strategy(Unread(), np.arange(12) % 2, **options)
 
 

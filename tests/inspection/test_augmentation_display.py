@@ -144,8 +144,8 @@ def test_display_leaves_the_global_random_state_unchanged():
     ],
 )
 def test_display_checks_its_parameters(name, value):
-    with pytest.raises((ValueError, TypeError), match="^Got "):
-        show(**{name: value})
+    with pytest.raises((ValueError, TypeError), match=r"^Got "):
+        AugmentationDisplay.from_images(images(2), **{"backbone": Tiny, name: value})
 
 
 def test_display_names_all_broken_images_that_it_would_show(tmp_path):

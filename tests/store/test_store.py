@@ -438,5 +438,5 @@ def test_directory_that_is_no_path_is_rejected(directory):
 
 @pytest.mark.parametrize("temporary", [1, 0, None, "yes"])
 def test_temporary_that_is_not_boolean_is_rejected(tmp_path, temporary):
-    with pytest.raises(ValueError, match="Got temporary=.*, but expected True or False"):
+    with pytest.raises(ValueError, match=r"Got temporary=.*, but expected True or False"):
         EmbeddingStore(tmp_path, temporary=temporary)
