@@ -721,11 +721,10 @@ def test_broken_images_of_a_checkpointed_fit_are_named_together(tmp_path):
 
 
 def test_loss_that_rises_is_warned_of():
-    classifier = make_classifier(unfreeze=(0, 1), lr=10.0, max_epochs=3, early_stopping=False)
-    with pytest.warns(
-        UserWarning, match=r"The training loss of the stage 'last block' is .* lower"
-    ):
-        classifier.fit(X, Y)
+    settings = {"unfreeze": 2, "lr_drop": 10, "max_epochs": 3, "early_stopping": False}
+    message = r"The training loss of the stage 'last 2 blocks' is .* \(lr=10\): lower lr, or raise"
+    with pytest.warns(UserWarning, match=message):
+        make_classifier(lr=10.0, **settings).fit(X, Y)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"unfreeze": "all"}, {"mixup": 0.2}])
