@@ -732,3 +732,10 @@ def test_loss_that_falls_is_not_warned_of(parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_classifier(**{"unfreeze": (0, 1), "max_epochs": 3, **parameters}).fit(X, Y)
+
+
+def test_rows_with_the_same_broken_image_are_all_named():
+    items = [b"" if row in (2, 7, 9) else image for row, image in enumerate(X)]
+    with pytest.raises(ImageError) as caught:
+        make_classifier(unfreeze=0).fit(items, Y)
+    assert [error.row for error in caught.value.errors] == [2, 7, 9]

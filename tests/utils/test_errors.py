@@ -144,7 +144,7 @@ def test_check_random_state_accepts_seeds(value):
 )
 def test_check_random_state_rejects_other_values(value):
     with pytest.raises(
-        ValueError, match=r"^Got random_state=.*from 0 to 9,223,372,036,854,775,807, or numpy"
+        ValueError, match=r"^Got random_state=.*from 0 to 9,223,372,036,854,775,807, or a"
     ):
         check_random_state(value)
 
