@@ -190,7 +190,7 @@ BROKEN_ROWS = [1, 4, 5, 10]
 
 
 def paths_with_broken(folder, n=12):
-    """Save `n` images, and break those of BROKEN_ROWS: no image, missing, cut off, a folder."""
+    """Save images, and break some: no image, missing, cut off, a folder; return paths, labels."""
     paths = save_images(images(n, side=40), folder)
     Path(paths[1]).write_bytes(b"no image")
     Path(paths[4]).unlink()

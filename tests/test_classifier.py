@@ -321,9 +321,12 @@ def test_class_too_small_to_hold_out_is_warned_of():
         ({"lr": -1}, "Got lr=-1, but expected a number above 0 and at most 10"),
         ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
         ({"dropout": 2}, "Got dropout=2, but expected a number of at least 0 and below 1"),
-        ({"n_views": -1}, "Got n_views=-1, but expected 'auto', None or an integer of at"),
-        ({"n_views": "atuo"}, "Got n_views='atuo', but expected 'auto', None or an integer of a"),
-        ({"weight_decay": "x"}, "Got weight_decay='x', but expected 'auto' or a number of at lea"),
+        ({"n_views": -1}, "Got n_views=-1, but expected 'auto', None or an integer from"),
+        ({"n_views": "atuo"}, "Got n_views='atuo', but expected 'auto', None or an integer from"),
+        (
+            {"weight_decay": "x"},
+            "Got weight_decay='x', but expected 'auto' or a number from 0 to 10",
+        ),
         ({"early_stopping": "yes"}, "Got early_stopping='yes', but expected 'auto', True or Fal"),
         ({"callbacks": 3}, "Got callbacks=3, but expected a list of skorch's"),
         ({"batch_norm": "no"}, "Got batch_norm='no', but expected"),
@@ -731,15 +734,21 @@ def test_broken_images_of_a_checkpointed_fit_are_named_together(tmp_path):
 
 
 def test_loss_that_rises_is_warned_of():
-    classifier = make_classifier(unfreeze=(0, 1), lr=10.0, max_epochs=3, early_stopping=False)
-    with pytest.warns(
-        UserWarning, match=r"The training loss of the stage 'last block' is .* lower"
-    ):
-        classifier.fit(X, Y)
+    settings = {"unfreeze": 2, "lr_drop": 10, "max_epochs": 3, "early_stopping": False}
+    message = r"The training loss of the stage 'last 2 blocks' is .* \(lr=10\): lower lr, or raise"
+    with pytest.warns(UserWarning, match=message):
+        make_classifier(lr=10.0, **settings).fit(X, Y)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"weights": None, "unfreeze": "all"}, {"mixup": 0.2}])
+@pytest.mark.parametrize("parameters", [{}, {"unfreeze": "all"}, {"mixup": 0.2}])
 def test_loss_that_falls_is_not_warned_of(parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_classifier(**{"unfreeze": (0, 1), "max_epochs": 3, **parameters}).fit(X, Y)
+
+
+def test_rows_with_the_same_broken_image_are_all_named():
+    items = [b"" if row in (2, 7, 9) else image for row, image in enumerate(X)]
+    with pytest.raises(ImageError) as caught:
+        make_classifier(unfreeze=0).fit(items, Y)
+    assert [error.row for error in caught.value.errors] == [2, 7, 9]

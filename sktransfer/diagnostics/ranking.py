@@ -232,7 +232,7 @@ def rank_backbones(
             f"Got backbones={backbones!r}, but expected a list of names, modules or extractors, or "
             "None for all on this machine"
         )
-    check_random_state(random_state)
+    check_random_state(random_state, maximum=2**32 - 1)  # as in scikit-learn
     base = resolve_extractor(extractor)
     extractors = [
         clone(backbone)

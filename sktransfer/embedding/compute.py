@@ -80,4 +80,7 @@ def check_shared_parameters(estimator: Any) -> None:
     check_image_size(estimator.image_size, options=("auto",))
     check_verbose(estimator.verbose)
     compute = ComputeConfig.of(estimator)
-    choose_engine(compute.engine, compute.device, compute.precision, n_images=1)
+    if compute.device.type == "meta":  # its tensors have no values
+        raise ValueError("Got device='meta', but expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'")
+    if compute.engine != "auto":
+        choose_engine(compute.engine, compute.device, compute.precision, n_images=1)

@@ -5,6 +5,7 @@ Shapes: N images, B in a batch, W values at a boundary, K classes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -141,8 +142,7 @@ class Network:
     def _read(self, views: Views, size: int, compute: ComputeConfig) -> None:
         """Read images, which raises an error for the broken ones."""
         reader = ImageReader(views, compute.threads, ImageErrors("raise"))
-        for _ in reader.batches(range(len(views)), size):
-            pass
+        deque(reader.batches(range(len(views)), size), maxlen=0)
 
     def _activations(
         self, views: Views, n_images: int, size: int, compute: ComputeConfig, verbose: int

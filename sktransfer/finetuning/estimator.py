@@ -5,6 +5,7 @@ Shapes: N images, D features, K outputs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from sktransfer.finetuning.plan import make_plan
 from sktransfer.finetuning.schedule import HEAD
 from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import make_net, restore_history
-from sktransfer.finetuning.training_set import TrainingSet
+from sktransfer.finetuning.training_set import TrainingSet, duplicates_in_errors
 from sktransfer.store.session import share_session
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.preprocessing import Preprocessing
@@ -80,6 +81,22 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         check_parameters(self)
         images = check_images(self, X, reset=True, sample_weight=sample_weight)
         labels, self._task = self._encode(images, y, sample_weight, sample_domain)
+        # Rows of another X_val would be mistaken for those of X.
+        with duplicates_in_errors(images) if X_val is None else contextlib.nullcontext():
+            return self._train(X, y, images, labels, sample_weight, sample_domain, X_val, y_val)
+
+    def _train(
+        self,
+        X: Any,
+        y: Any,
+        images: Images,
+        labels: EncodedLabels,
+        sample_weight: Any,
+        sample_domain: Any,
+        X_val: Any,
+        y_val: Any,
+    ) -> Any:
+        """Train on checked images and encoded labels."""
         labeled, target = TrainingSet.of(images, labels), resolve_target(self, images, labels)
         backbone, self._source = load_fit_backbone(self, labeled, target)
         self.batch_norm_ = self._source.batch_norm

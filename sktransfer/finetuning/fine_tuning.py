@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,6 +45,7 @@ from sktransfer.finetuning.train_stage import (
 )
 from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.transforms.augmentation import Augmentation
+from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 from sktransfer.utils.progress import FitProgress
@@ -242,7 +244,23 @@ class FineTuning:
         )
         shown = (max(rates.values()), min(rates.values()))
         with progress.stage(stage.name, config.max_epochs, trainable=trainable, lr=shown) as epochs:
-            return train_stage(net, state, config, epochs)
+            try:
+                return train_stage(net, state, config, epochs)
+            except ImageError as error:  # an epoch reads some of the images only
+                raise ImageError.of([error, *self._find_broken()]) from error
+
+    def _find_broken(self) -> list[ImageError]:
+        """Read the images of all sets; return the errors of those that have broken ones."""
+        broken: list[ImageError] = []
+        for images in (self.train, self.valid, self.target):
+            if images is not None:
+                views = self._views(images, 0)
+                reader = ImageReader(views, self.compute.threads, ImageErrors("raise"))
+                try:
+                    deque(reader.batches(range(len(views)), self.estimator.batch_size), maxlen=0)
+                except ImageError as error:
+                    broken.append(error)
+        return broken
 
     def _reconstruction(self, net: Any) -> Callable[[], dict[str, Any]]:
         """Return a function to the fitted attributes of a copy that predicts as the net does."""

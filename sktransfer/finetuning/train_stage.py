@@ -241,10 +241,11 @@ def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConf
     if not losses or not setup.guess_losses:  # a resumed stage that had ended
         return
     guessing = setup.guess_losses[-1]
-    is_worse = setup.task_losses[-1] > max(1.5 * guessing, 3 * setup.first_loss)
     # The loss of an adversary rises as intended.
     rises = net.module_.adversary is None and losses[-1] > 1.5 * losses[0] + 0.1 * guessing
-    if is_worse or rises:
+    is_worse = setup.task_losses[-1] > 1.5 * guessing
+    # A stage that began with a useless head does not show whether the rates are too high.
+    if setup.first_loss < 1.5 * guessing and (is_worse or rises):
         warnings.warn(
             f"The training loss of the stage {config.stage.name!r} is {losses[-1]:.3g} in its last "
             f"epoch, after {losses[0]:.3g} in its first one; guessing has {guessing:.3g}. The "

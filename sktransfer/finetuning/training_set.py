@@ -5,9 +5,11 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +98,25 @@ class TrainingSet:
         if broken:
             raise ImageError.of(broken)
         return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def duplicates_in_errors(images: Images) -> Iterator[None]:
+    """Add the rows with the same content to an `ImageError`: a fit merges them."""
+    try:
+        yield
+    except ImageError as error:
+        reasons: dict[bytes, str] = {}
+        for broken in error.errors:
+            if broken.row is not None:
+                with contextlib.suppress(ImageError):
+                    reasons[images.order_key(broken.row)] = broken.reason
+        duplicates = []
+        for row in range(len(images)):
+            with contextlib.suppress(ImageError):
+                if reason := reasons.get(images.order_key(row)):
+                    duplicates.append(ImageError(reason, row, images.describe(row)))
+        raise ImageError.of([error, *duplicates]) from error
 
 
 def split_validation(

@@ -16,8 +16,6 @@ import numpy as np
 
 # Broken images that the message of an ImageError names.
 _MAX_NAMED_IMAGES = 10
-# Largest seed that scikit-learn accepts, too.
-_MAX_SEED = 2**32 - 1
 # Strings that would become directories, but are meant as None, True or False.
 _NOT_DIRECTORIES = ("none", "null", "nil", "false", "true", "off", "on", "no", "yes")
 
@@ -223,18 +221,18 @@ def check_verbose(verbose: object) -> None:
         check_number("verbose", verbose, numbers.Integral, 0, besides="True, False")
 
 
-def check_random_state(random_state: object) -> None:
-    """Raise a ValueError if `random_state` is not a seed, a RandomState or None.
+def check_random_state(random_state: object, maximum: int = 2**63 - 1) -> None:
+    """Raise a ValueError if `random_state` is not a seed up to a maximum, a RandomState or None.
 
     Unlike scikit-learn's function of this name, it returns nothing, and draws no random numbers.
     """
     if random_state is None or isinstance(random_state, np.random.RandomState):
         return
     is_seed = isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool)
-    if not is_seed or not 0 <= random_state <= _MAX_SEED:  # type: ignore[operator]
+    if not is_seed or not 0 <= random_state <= maximum:  # type: ignore[operator]
         raise ValueError(
             f"Got random_state={random_state!r}, but expected None, an int from 0 to "
-            f"{_MAX_SEED:,}, or a numpy.random.RandomState"
+            f"{maximum:,}, or a numpy.random.RandomState"
         )
 
 

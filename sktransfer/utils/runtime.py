@@ -111,8 +111,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise unknown from error
-    if resolved.type == "meta":  # tensors without values
-        raise unknown
     missing = {
         "cuda": not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count(),
         "mps": not torch.backends.mps.is_available(),

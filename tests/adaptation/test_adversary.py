@@ -425,6 +425,6 @@ def test_invalid_sample_domain_is_rejected(domain, message):
 
 def test_negative_domain_adversarial_is_rejected():
     with pytest.raises(
-        ValueError, match="Got domain_adversarial=-1, but expected a number of at least 0"
+        ValueError, match="Got domain_adversarial=-1, but expected a number from 0 to 100"
     ):
         fitted(domain_adversarial=-1)

@@ -275,8 +275,8 @@ def test_recommend_strategy_rejects_invalid_input(monkeypatch):
         "Got engine='tensor', but expected one of 'auto', 'torch', 'openvino'": {
             "extractor": PretrainedFeatureExtractor(Tiny, engine="tensor")
         },
-        "Got random_state=-1, but expected None, an int that is not negative, or a "
-        "numpy.random.RandomState": {"random_state": -1},
+        "Got random_state=-1, but expected None, an int from 0 to "
+        "9,223,372,036,854,775,807, or a numpy.random.RandomState": {"random_state": -1},
     }.items():
         with pytest.raises(ValueError) as error:  # noqa: PT011
             recommend_strategy(**{"X": X, "y": y, "extractor": TINY, **changes})

@@ -145,7 +145,7 @@ def test_display_leaves_the_global_random_state_unchanged():
 )
 def test_display_checks_its_parameters(name, value):
     with pytest.raises((ValueError, TypeError), match=r"^Got "):
-        show(**{name: value})
+        AugmentationDisplay.from_images(images(2), **{"backbone": Tiny, name: value})
 
 
 def test_display_names_all_broken_images_that_it_would_show(tmp_path):

@@ -134,17 +134,17 @@ def test_check_verbose_rejects_other_values(value):
         check_verbose(value)
 
 
-@pytest.mark.parametrize("value", [None, 0, 2**32 - 1, np.int64(3), np.random.RandomState(0)])
+@pytest.mark.parametrize("value", [None, 0, 2**63 - 1, np.int64(3), np.random.RandomState(0)])
 def test_check_random_state_accepts_seeds(value):
     check_random_state(value)
 
 
 @pytest.mark.parametrize(
-    "value", [-1, 2**32, True, 1.0, "0", float("nan"), [0], np.random.default_rng(0), np.True_]
+    "value", [-1, 2**63, True, 1.0, "0", float("nan"), [0], np.random.default_rng(0), np.True_]
 )
 def test_check_random_state_rejects_other_values(value):
     with pytest.raises(
-        ValueError, match=r"^Got random_state=.*from 0 to 4,294,967,295, or a numpy"
+        ValueError, match=r"^Got random_state=.*from 0 to 9,223,372,036,854,775,807, or a"
     ):
         check_random_state(value)
 

@@ -105,7 +105,7 @@ def test_resolve_threads_accepts_integers(n_jobs, threads):
     assert resolve_threads(n_jobs) == threads
 
 
-@pytest.mark.parametrize("device", [0, None, True, "", "meta", "gpu", "cuda:x", 1.5, ["cpu"]])
+@pytest.mark.parametrize("device", [0, None, True, "", "gpu", "cuda:x", 1.5, ["cpu"]])
 def test_resolve_device_rejects_what_is_no_device(device):
     with pytest.raises(ValueError, match=r"^Got device=.*, but expected 'auto', 'cpu', 'cuda', 'c"):
         resolve_device(device)
