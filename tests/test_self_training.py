@@ -222,7 +222,7 @@ def test_interrupt_ends_self_training():
             raise KeyboardInterrupt
 
     classifier = SelfTrainedImageClassifier(make_classifier(callbacks=[Once()], max_epochs=2))
-    with pytest.warns(UserWarning, match="Interrupted"):
+    with pytest.warns(UserWarning, match="interrupted in stage"):
         classifier.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
     assert len(classifier.estimators_) == 1
     assert len(classifier.pseudo_rows_) == 0

@@ -261,7 +261,8 @@ StratifiedGroupKFold, which keeps such images together.
     if groups is not None:
         groups = check_not_missing(_check_labels(X, groups, extractor), "groups")
     if cv is not None:
-        cv = check_splits(cv, len(as_images(X, image_shape=extractor.image_shape)), y, groups)
+        n_images = len(as_images(X, image_shape=extractor.image_shape))
+        cv = check_splits(cv, n_images, _stratified(y), groups)
     second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
     extractor.fit(X)
     first, errors = _embed(extractor, X), list(extractor.errors_)

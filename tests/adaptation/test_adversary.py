@@ -374,7 +374,7 @@ def test_resumed_fit_gives_the_same_result(tmp_path, parameters):
 
 def test_checkpoint_holds_the_adversary_and_depends_on_the_target(tmp_path):
     settings = {"max_epochs": 4, "checkpoint_dir": str(tmp_path)}
-    with pytest.warns(UserWarning, match="Interrupted"):
+    with pytest.warns(UserWarning, match="interrupted in stage"):
         fitted(**settings, callbacks=[Interrupt()])
     (file,) = tmp_path.glob("*.pt")
     assert any("adversary" in name for name in torch.load(file, weights_only=True)["weights"])
@@ -401,8 +401,8 @@ def test_adversary_without_a_target_is_rejected():
 
 def test_adversary_without_trained_blocks_is_rejected():
     message = (
-        "Got domain_adversarial=1 and unfreeze=(0,), but no stage trains blocks that could learn "
-        "from it; add one, such as unfreeze=(0, 2), or set domain_adversarial=0"
+        "Got domain_adversarial=1 and unfreeze=(0,), but it only affects trained blocks, and no "
+        "stage trains any; train blocks, as with unfreeze=(0, 2), or set domain_adversarial=0"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         fitted(unfreeze=(0,))

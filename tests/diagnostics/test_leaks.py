@@ -122,7 +122,9 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
     for number in (0, 1):
         tile(number).save(tmp_path / f"{number}.png")
     names = ["0.png", "broken.png", "1.png", "0.png"]
-    with pytest.warns(UserWarning, match=r"Got 1 image that cannot be read, in rows \[1\]; left"):
+    with pytest.warns(
+        UserWarning, match=r"Got 1 image that cannot be read, in rows \[1\]; they are left"
+    ):
         report = find_leaks([tmp_path / name for name in names])
     assert rows(report) == [(0, 3)]
     assert report.unreadable.tolist() == [1]

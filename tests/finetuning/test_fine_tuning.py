@@ -72,6 +72,7 @@ def fit(n=7, backbone=Pooled, **parameters):
     return classifier.fit(images(n), np.arange(n) % 2)
 
 
+@pytest.mark.filterwarnings("ignore:The training loss of the stage:UserWarning")
 @pytest.mark.parametrize(
     ("n", "parameters", "expected"),
     [
@@ -137,6 +138,7 @@ def test_batch_size_of_one_is_refused_before_the_head_is_fitted(monkeypatch, par
         fit(9, batch_size=1, **parameters)
 
 
+@pytest.mark.filterwarnings("ignore:The training loss of the stage:UserWarning")
 def test_random_weights_learn_statistics_too():
     classifier = make_classifier("squeezenet1_1", weights=None, unfreeze=("all",), max_epochs=1)
     assert classifier.set_params(batch_size=1, image_size=64, augment=None).fit(

@@ -109,7 +109,7 @@ def test_fit_interrupted_from_the_keyboard_is_resumed(tmp_path):
     settings = {"max_epochs": 5, "n_iter_no_change": 9}
     expected = make_classifier(**settings).fit(X, Y).predict_proba(X_TEST)
     settings["checkpoint_dir"] = str(tmp_path)
-    with pytest.warns(UserWarning, match="Interrupted"):
+    with pytest.warns(UserWarning, match="interrupted in stage"):
         make_classifier(**settings, callbacks=[Interrupt()]).fit(X, Y)
     assert (make_classifier(**settings).fit(X, Y).predict_proba(X_TEST) == expected).all()
 
@@ -134,7 +134,7 @@ def test_fit_interrupted_while_saving_is_resumed(tmp_path, monkeypatch):
 
 def test_resumed_fit_without_a_seed_keeps_the_drawn_seed(tmp_path):
     settings = {"max_epochs": 5, "random_state": None, "checkpoint_dir": str(tmp_path)}
-    with pytest.warns(UserWarning, match="Interrupted"):
+    with pytest.warns(UserWarning, match="interrupted in stage"):
         make_classifier(**settings, callbacks=[Interrupt()]).fit(X, Y)
     seed = torch.load(next(tmp_path.glob("*.pt")), weights_only=True)["seed"]
     resumed = make_classifier(**settings).fit(X, Y).predict_proba(X_TEST)
