@@ -42,7 +42,7 @@ def test_scoring_monitor_scores_the_best_epoch_of_a_stage():
 
 def test_progress_bar_on_a_pipeline_of_the_extractor_does_not_warn(capfd, monkeypatch):
     pytest.importorskip("rich")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "240")  # long names are cut to the width
     pipeline = make_pipeline(PretrainedFeatureExtractor(Tiny, cache=None), LogisticRegression())
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -289,7 +289,7 @@ def test_auto_n_views_ignores_the_name_of_a_function():
 
 def test_low_lr_drop_is_warned_of():
     with pytest.warns(
-        UserWarning, match=r"Got lr_drop=2, so the blocks learn at 0\.0005, less tha"
+        UserWarning, match=r"Got lr_drop=2, so the learning rate .* is 0\.0005, more"
     ):
         make_classifier(lr_drop=2, unfreeze=(0,)).fit(X, Y)
     with warnings.catch_warnings():
@@ -355,11 +355,11 @@ class Explode(Callback):
 
 
 def test_non_finite_loss_ends_the_stage_with_the_best_weights():
-    with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of the stage"):
+    with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 2 of stage"):
         classifier = make_classifier(unfreeze=(0, 1), callbacks=[Explode(2)]).fit(X, Y)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
     classifier = make_classifier(unfreeze=(0, 1), callbacks=[Explode(3)], early_stopping=False)
-    with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 3 of the stage"):
+    with pytest.warns(UserWarning, match="Got a loss that is not finite in epoch 3 of stage"):
         classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     assert np.isfinite(classifier.predict_proba(X_TEST)).all()
     assert classifier.stages_[-1]["best_epoch"] == 2
