@@ -187,7 +187,7 @@ def test_torchvision_weights_are_found_by_name():
         torchvision_weights("resnet50", "IMAGENET1K_V3")
     assert str(error.value) == (
         "Got weights='IMAGENET1K_V3', but expected one of 'default', 'IMAGENET1K_V1', "
-        "'IMAGENET1K_V2'; did you mean 'IMAGENET1K_V2'?"
+        "'IMAGENET1K_V2', None; did you mean 'IMAGENET1K_V2'?"
     )
 
 
