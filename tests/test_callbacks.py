@@ -31,10 +31,11 @@ def test_scoring_monitor_scores_the_classifier_after_each_epoch():
     assert last == scores[(0, 1)] == scores[(0,)] == -log_loss(y, fitted.predict_proba(X))
 
 
-@pytest.mark.filterwarnings("ignore:The training loss of the stage:UserWarning")
 def test_scoring_monitor_scores_the_best_epoch_of_a_stage():
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
-    fitted = classifier(lr=0.3, lr_drop=10, early_stopping=True).set_callbacks(monitor).fit(X, y)
+    fitted = classifier(lr=0.3, lr_drop=10, early_stopping=True).set_callbacks(monitor)
+    with pytest.warns(UserWarning, match="The training loss of the stage 'last block' is"):
+        fitted.fit(X, y)
     scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}
     assert fitted.stages_[1]["best_epoch"] == 0, "the rate is too high to learn anything"
     assert scores[(0, 1)] == scores[(0, 0)] != scores[(0, 1, 1)]

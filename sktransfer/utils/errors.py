@@ -97,7 +97,7 @@ class ImageError(ValueError):
             [
                 f"Got {len(errors):,} images that cannot be read{first}:",
                 *lines,
-                "Repair these images or leave them out. The attribute errors of this exception "
+                "Fix the cause, or leave these images out. The attribute errors of this exception "
                 "lists all of them, and so does errors_ after "
                 'PretrainedFeatureExtractor(on_error="nan").fit_transform(X); '
                 "find_leaks(X).unreadable has their rows.",
