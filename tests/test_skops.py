@@ -108,6 +108,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_estimators_predict_the_same_in_a_new_process(fitted, tmp_path):
     np.save(tmp_path / "X.npy", TEST)
     for number, estimator in enumerate(fitted.values()):

@@ -202,6 +202,7 @@ def test_unknown_word_for_image_size_is_rejected():
         load_backbone(Tiny).image_size_for("large", PHOTOGRAPHS)
 
 
+@pytest.mark.slow
 def test_auto_image_size_is_accepted_by_every_network():
     sizes = {}
     for name in list_torchvision():

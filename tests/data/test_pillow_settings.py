@@ -85,6 +85,7 @@ def value_in_worker(extractor, module, name):
     return getattr(importlib.import_module(module), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name", "value"), SETTINGS, ids=NAMES)
 def test_setting_reaches_a_worker_that_runs_already(module, name, value):
     arguments = (PretrainedFeatureExtractor(), module.__name__, name)
@@ -188,6 +189,7 @@ def scores(model, paths, n_jobs):
         return error.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "make"),
     [*((extractor, make) for make in CASES), (classifier, truncated), (classifier, plugin)],

@@ -28,6 +28,7 @@ X = images(N)
 y = np.arange(N) % 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["auto", "kept"])
 def test_searches_embed_each_image_once(log, tmp_path, cache):
     cache = tmp_path / "kept" if cache == "kept" else cache
