@@ -10,6 +10,7 @@ from sktransfer.backbones.loading import load_backbone
 from sktransfer.backbones.torchvision_blocks import list_torchvision
 
 
+@pytest.mark.slow
 def test_list_backbones_has_a_correct_row_for_every_backbone():
     table = {row.name: row for row in list_backbones()}
     assert set(table) == {*LITE_VARIANTS, *list_torchvision()}

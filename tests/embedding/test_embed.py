@@ -50,6 +50,7 @@ def test_search_without_a_store_embeds_each_image_31_times(log):
     assert counted(log) == 31 * N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["auto", "kept"])
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
 def test_parallel_search_embeds_each_image_about_once(log, tmp_path, backend, cache):
