@@ -53,6 +53,11 @@ class BlockList:
     prefix_tokens: int = 0
     image_size: int | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the blocks, in network order."""
+        return [name for name, _ in self.blocks]
+
 
 def assemble(
     blocks: Iterable[tuple[str, nn.Module]],

@@ -51,7 +51,7 @@ class FrozenPrefix(nn.Module):
         pooling: str | None = "avg",
     ) -> None:
         super().__init__()
-        names = [name for name, _ in block_list.blocks]
+        names = block_list.names
         depths = [_depth(layer, names) for layer in layers]
         self.blocks = nn.ModuleList(block for _, block in block_list.blocks[: max(depths)])
         self.pre_logits = (
@@ -131,7 +131,7 @@ def check_layers(layers: Sequence[str | None], block_list: BlockList) -> None:
         If a name is not a block of the backbone.
     """
     for layer in layers:
-        _depth(layer, [name for name, _ in block_list.blocks])
+        _depth(layer, block_list.names)
 
 
 def _depth(layer: str | None, names: list[str]) -> int:

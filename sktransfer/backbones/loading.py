@@ -131,7 +131,7 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     Examples
     --------
     >>> backbone = load_backbone("efficientnet_lite0")
-    >>> [name for name, _ in backbone.block_list.blocks][:3]
+    >>> backbone.block_list.names[:3]
     ['stem', 'block0', 'block1']
     """
     limit_threads_after_fork()

@@ -161,7 +161,7 @@ def build_torchvision(
     Examples
     --------
     >>> network = build_torchvision("mobilenet_v3_small", seed=1)
-    >>> [name for name, _ in split_into_blocks(network).blocks][:2]
+    >>> split_into_blocks(network).names[:2]
     ['features.0', 'features.1']
     """
     if state_dict is not None:
@@ -267,7 +267,7 @@ def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> B
     Examples
     --------
     >>> block_list = split_into_blocks(build_on_meta("resnet18"))
-    >>> [name for name, _ in block_list.blocks]
+    >>> block_list.names
     ['stem', 'layer1', 'layer2', 'layer3', 'layer4']
     """
     return split_known_into_blocks(network) or split_unknown_into_blocks(network, image_size)

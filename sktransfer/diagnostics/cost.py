@@ -194,7 +194,7 @@ class _Part:
         else:
             self.backbone = check_extractor(estimator)
         self._images = check_images(clone(estimator), X, reset=True)
-        names = [name for name, _ in self.backbone.block_list.blocks]
+        names = self.backbone.block_list.names
         self.end = len(names)
         self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
         self.plan = make_plan(estimator, names, self.augmentation) if self.tunes else None

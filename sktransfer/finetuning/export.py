@@ -19,6 +19,7 @@ from sktransfer.backbones.source import BackboneSource
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
 from sktransfer.backbones.weights import digest_tensors, save_state_dict
 from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS
+from sktransfer.finetuning.suffix import load_part
 from sktransfer.transforms.preprocessing import Preprocessing
 
 
@@ -49,10 +50,10 @@ def tuned_backbone(
     def make() -> Backbone:
         block_list = copy.deepcopy(backbone.block_list)
         for name, part in (*block_list.blocks, (PRE_LOGITS, block_list.pre_logits)):
-            _load_part(tuned, name, part)
+            load_part(tuned, name, part)
         n_classes, width = tuned[f"{HEAD}.weight"].shape
         head = nn.Linear(width, n_classes)
-        _load_part(tuned, HEAD, head)
+        load_part(tuned, HEAD, head)
         block_list = replace(block_list, logits=freeze(nn.Sequential(block_list.pre_logits, head)))
         return replace(
             backbone,
@@ -84,11 +85,3 @@ def save_weights(backbone: Backbone, path: str | os.PathLike[str]) -> None:
         block.load_state_dict(tuned.state_dict())
     block_list.pre_logits.load_state_dict(backbone.block_list.pre_logits.state_dict())
     save_state_dict(model.state_dict(), path)
-
-
-@torch.no_grad()
-def _load_part(tuned: dict[str, torch.Tensor], name: str, part: nn.Module) -> None:
-    """Copy the trained tensors of a part into it."""
-    for key, tensor in part.state_dict().items():
-        if f"{name}.{key}" in tuned:
-            tensor.copy_(tuned[f"{name}.{key}"])

@@ -128,7 +128,7 @@ class FineTuning:
             )
 
     def _depth(self, block: str) -> int:
-        return [name for name, _ in self.network.backbone.block_list.blocks].index(block)
+        return self.network.backbone.block_list.names.index(block)
 
     def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
         """Train all stages; return the net and a report of each stage."""
@@ -372,7 +372,7 @@ class FineTuning:
         problem = disk_problem(count, recipe, self.compute.store)
         if problem is None:
             return plan
-        parts = [*(name for name, _ in self.network.backbone.block_list.blocks), HEAD]
+        parts = [*self.network.backbone.block_list.names, HEAD]
         warnings.warn(
             f"The activations of {count} views before {parts[plan.first_boundary]!r} take "
             f"{problem}, so they are computed again in every epoch, which is slow. Decrease "

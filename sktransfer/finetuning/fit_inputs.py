@@ -235,7 +235,7 @@ def load_fit_backbone(
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
     # Before images are read, so that an error is raised early.
-    resolve_stages(estimator.unfreeze, [name for name, _ in backbone.block_list.blocks])
+    resolve_stages(estimator.unfreeze, backbone.block_list.names)
     size = backbone.image_size_for(estimator.image_size, labeled.images)
     source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
     if estimator.batch_norm != "adapt":

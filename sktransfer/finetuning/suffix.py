@@ -203,10 +203,15 @@ class TrainedSuffix(nn.Module):
             for key, tensor in part.state_dict().items()
         }
 
-    @torch.no_grad()
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Load tensors that `state_of` returned."""
         for name, part in self.parts().items():
-            for key, tensor in part.state_dict().items():
-                if f"{name}.{key}" in state:
-                    tensor.copy_(state[f"{name}.{key}"])
+            load_part(state, name, part)
+
+
+@torch.no_grad()
+def load_part(state: dict[str, torch.Tensor], name: str, part: nn.Module) -> None:
+    """Copy those tensors of a part into it that `TrainedSuffix.state_of` returned."""
+    for key, tensor in part.state_dict().items():
+        if f"{name}.{key}" in state:
+            tensor.copy_(state[f"{name}.{key}"])
