@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,15 +16,14 @@ from sktransfer.adaptation.batch_norm import adapt_batch_norm
 from sktransfer.backbones.batch_norm import BatchNormState
 from sktransfer.backbones.frozen import POOLINGS, check_layers
 from sktransfer.backbones.loading import Backbone, load_backbone
-from sktransfer.backbones.source import BackboneSource, check_savable
+from sktransfer.backbones.source import BackboneSource
 from sktransfer.data.images import Images
-from sktransfer.data.pillow_settings import adopt_pillow_settings, share_pillow_settings
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig, check_shared_parameters
 from sktransfer.embedding.embed import embed, engine_name
 from sktransfer.embedding.recipe import Recipe, output_width
+from sktransfer.embedding.workers import SharedEstimator
 from sktransfer.engines.batch_size import MAX_BATCH_SIZE
-from sktransfer.store.session import share_session
 from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError, check_choice, check_number
@@ -32,7 +31,7 @@ from sktransfer.utils.progress import CallbackSupport, FitProgress, with_callbac
 from sktransfer.utils.runtime import resolve_device, resolve_threads
 
 
-class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimator):
+class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstimator):
     """Embed images with a frozen pretrained network, each image once.
 
     The embeddings are computed on a GPU if there is one, and cached in a store that clones, folds,
@@ -223,7 +222,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
             layers=layers,
             pooling=self.pooling,
         )
-        self.layers_ = [name for name, _ in backbone.block_list.blocks]
+        self.layers_ = backbone.block_list.names
         self.digest_ = backbone.digest.hex()
         compute = ComputeConfig.of(self)
         recipe = self._plan.recipe(self._plan.source.adapted(backbone), compute.precision)
@@ -317,18 +316,6 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, BaseEstimato
         if "engine_" not in vars(self):  # not fitted yet
             return text
         return f"{text} <{self.preprocessing_}, {self.engine_}>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        check_savable(self.backbone)
-        # A worker process that loads it looks for the store and settings of this process.
-        if isinstance(self.cache, str) and self.cache == "auto":
-            share_session()
-        share_pillow_settings()
-        return super().__getstate__()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        adopt_pillow_settings()
-        super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -15,20 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer.adaptation.batch_norm import match_batch_norm
 from sktransfer.backbones.batch_norm import BatchNormState
 from sktransfer.backbones.loading import Backbone
-from sktransfer.backbones.source import BackboneSource, check_savable
+from sktransfer.backbones.source import BackboneSource
 from sktransfer.backbones.weights import to_tensors
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
-from sktransfer.data.pillow_settings import adopt_pillow_settings, share_pillow_settings
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
+from sktransfer.embedding.workers import SharedEstimator
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.export import save_weights, tuned_backbone
 from sktransfer.finetuning.fine_tuning import FineTuning, TunedState
@@ -45,7 +45,6 @@ from sktransfer.finetuning.schedule import HEAD
 from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import make_net, restore_history
 from sktransfer.finetuning.training_set import TrainingSet, duplicates_in_errors
-from sktransfer.store.session import share_session
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
@@ -53,7 +52,7 @@ from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import resolve_device
 
 
-class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SharedEstimator):
     """Base class of fine-tuned estimators; a subclass adds parameters, `fit` and predictions.
 
     It is a TransformerMixin because scikit-learn wraps `transform` in the class that defines it.
@@ -68,6 +67,8 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     _boundary: int
     _net: Any
     _tuned: TunedState
+
+    _NOT_PICKLED = ("_net",)
 
     @abstractmethod
     def _encode(
@@ -105,7 +106,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         checkpoint, seed = resolve_checkpoint(self, backbone, labeled, target, valid)
         train, valid = train_and_valid(self, labeled, valid, seed, self._task)
         augmentation = resolve_augmentation(self.augment)
-        block_names = [name for name, _ in backbone.block_list.blocks]
+        block_names = backbone.block_list.names
         plan = make_plan(self, block_names, augmentation)
         self._boundary = plan.stages[-1].boundary
         fit = FineTuning(
@@ -241,21 +242,6 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             # Random weights have no pretrained statistics to keep.
             self.batch_norm == "train" or self.weights is None,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        check_savable(self.backbone)
-        # A worker process that loads it looks for the store and settings of this process.
-        if isinstance(self.cache, str) and self.cache == "auto":
-            share_session()
-        share_pillow_settings()
-        state = super().__getstate__()
-        if "_net" in state:
-            state = {**state, "_net": None}
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        adopt_pillow_settings()
-        super().__setstate__(state)
 
 
 def _differ(first: torch.device, second: torch.device) -> bool:
