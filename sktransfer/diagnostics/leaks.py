@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_consistent_length
 
 from sktransfer.data.decoding import encode_jpeg
@@ -260,9 +259,10 @@ StratifiedGroupKFold, which keeps such images together.
     y = _check_labels(X, y, extractor)
     if groups is not None:
         groups = check_not_missing(_check_labels(X, groups, extractor), "groups")
+    splits = None
     if cv is not None:
         n_images = len(as_images(X, image_shape=extractor.image_shape))
-        cv = check_splits(cv, n_images, _stratified(y), groups)
+        splits = check_splits(cv, n_images, _stratified(y), groups)
     second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
     extractor.fit(X)
     first, errors = _embed(extractor, X), list(extractor.errors_)
@@ -270,7 +270,7 @@ StratifiedGroupKFold, which keeps such images together.
     if second is not None:
         errors += extractor.errors_
     threads = resolve_threads(extractor.n_jobs)
-    report = compare(first, second, y, second_y, cv=cv, groups=groups, threads=threads)
+    report = compare(first, second, y, second_y, splits=splits, groups=groups, threads=threads)
     if len(report.unreadable):
         start = "" if second is None else f" (X_test begins at row {len(first.images)})"
         reason = f"The first: {errors[0]}" if errors else "Their embeddings are NaN"
@@ -288,7 +288,7 @@ def compare(
     y: np.ndarray | None,
     second_y: np.ndarray | None,
     *,
-    cv: Any,
+    splits: list[tuple[np.ndarray, np.ndarray]] | None,
     groups: np.ndarray | None,
     threads: int,
     possible: float = POSSIBLE,
@@ -305,7 +305,7 @@ def compare(
     return LeakReport(
         pairs=np.column_stack([rows, pairs.cosines[reported]]),
         kinds=kinds,
-        across=_across(rows, sizes, y, cv, groups),
+        across=_across(rows, sizes, splits, groups),
         conflicts=_conflicts(rows, y, second_y),
         groups=connect(rows, sizes[0]) if second is None else None,
         n_images=tuple(int((~mask).sum()) for mask in unreadable),
@@ -345,20 +345,18 @@ def _kinds(pairs: Pairs, images: tuple[Images, Images]) -> np.ndarray:
 def _across(
     rows: np.ndarray,
     sizes: tuple[int, ...],
-    y: np.ndarray | None,
-    cv: Any,
+    splits: list[tuple[np.ndarray, np.ndarray]] | None,
     groups: np.ndarray | None,
 ) -> np.ndarray:
     """Return which pairs are separated."""
     if len(sizes) == 2:
         return np.ones(len(rows), dtype=bool)
-    if cv is None:
+    if splits is None:
         if groups is None:
             return np.zeros(len(rows), dtype=bool)
         return groups[rows[:, 0]] != groups[rows[:, 1]]
     across = np.zeros(len(rows), dtype=bool)
-    y = _stratified(y)
-    for train, test in check_cv(cv, y, classifier=True).split(np.empty((sizes[0], 1)), y, groups):
+    for train, test in splits:
         side = np.zeros(sizes[0], dtype=np.int8)
         side[train], side[test] = 1, -1
         across |= side[rows[:, 0]] * side[rows[:, 1]] < 0

@@ -332,7 +332,7 @@ def _measure(
     # If all embeddings are similar, the lower threshold would select all pairs.
     possible = ALIKE if results.mean_interclass_cosine >= DIFFERENT else POSSIBLE
     leaks = compare(
-        embedded, None, codes, codes, cv=splits, groups=None, threads=threads, possible=possible
+        embedded, None, codes, codes, splits=splits, groups=None, threads=threads, possible=possible
     )
     return _Measured(rows, images, codes, results, leaks)
 
