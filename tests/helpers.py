@@ -1,5 +1,6 @@
 """Small backbones, images, classifiers and processes that several test files share."""
 
+import collections
 import contextlib
 import io
 import os
@@ -122,6 +123,24 @@ def workers(log):
 
 def _lines(log):
     return log.read_text().splitlines() if log.exists() else []
+
+
+def count_calls(monkeypatch, functions):
+    """Count the calls of functions: by name, the modules in which each is replaced."""
+    calls = collections.Counter()
+
+    def counting(name, function):
+        def count(*arguments, **options):
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        return count
+
+    for name, modules in functions.items():
+        counted_function = counting(name, getattr(modules[0], name))
+        for module in modules:
+            monkeypatch.setattr(module, name, counted_function)
+    return calls
 
 
 def unreachable(*arguments, **options):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from helpers import (
     Tiny,
     X,
     Y,
+    count_calls,
     counted,
     equal_states,
     images,
@@ -592,23 +592,14 @@ def test_fit_resolves_images_loads_the_backbone_and_chooses_the_engine_once(monk
     from sktransfer.embedding import compute
     from sktransfer.finetuning import estimator, fit_inputs
 
-    calls = Counter()
-
-    def count(name, *modules):
-        function = getattr(modules[0], name)
-
-        def counting(*arguments, **options):
-            calls[name] += 1
-            return function(*arguments, **options)
-
-        for module in modules:
-            monkeypatch.setattr(module, name, counting)
-
-    count("load_backbone", fit_inputs, source)
-    count("digest_tensors", loading)
-    count("check_images", estimator)
-    count("choose_engine", compute)
-    once = dict.fromkeys(("load_backbone", "digest_tensors", "check_images", "choose_engine"), 1)
+    functions = {
+        "load_backbone": (fit_inputs, source),
+        "digest_tensors": (loading,),
+        "check_images": (estimator,),
+        "choose_engine": (compute,),
+    }
+    calls = count_calls(monkeypatch, functions)
+    once = dict.fromkeys(functions, 1)
     classifier = make_classifier(Tiny(), n_views=2, early_stopping=True, checkpoint_dir=None)
     classifier.fit(X, Y)
     assert calls == once

@@ -19,6 +19,7 @@ from helpers import (
     Items,
     Tiny,
     cosine,
+    count_calls,
     counted,
     encoded,
     images,
@@ -391,32 +392,20 @@ def test_global_random_states_are_unchanged():
 @pytest.fixture
 def calls(monkeypatch):
     """Count the calls of functions that a fit or a transform should call once."""
-    from collections import Counter
-
     from sktransfer import extractor
     from sktransfer.backbones import loading, source
     from sktransfer.data import images as data_images
     from sktransfer.data import validation
     from sktransfer.embedding import compute
 
-    calls = Counter()
-
-    def count(name, *modules):
-        function = getattr(modules[0], name)
-
-        def counting(*arguments, **options):
-            calls[name] += 1
-            return function(*arguments, **options)
-
-        for module in modules:
-            monkeypatch.setattr(module, name, counting)
-
-    count("source_of", validation, data_images)
-    count("check_source", data_images)
-    count("load_backbone", extractor, source)
-    count("digest_tensors", loading)
-    count("choose_engine", compute)
-    return calls
+    functions = {
+        "source_of": (validation, data_images),
+        "check_source": (data_images,),
+        "load_backbone": (extractor, source),
+        "digest_tensors": (loading,),
+        "choose_engine": (compute,),
+    }
+    return count_calls(monkeypatch, functions)
 
 
 ONCE = {"source_of", "check_source", "load_backbone", "digest_tensors", "choose_engine"}
