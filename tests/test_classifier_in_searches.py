@@ -29,6 +29,7 @@ def counting(log, store, **parameters):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_search_embeds_each_view_once_per_boundary(log, store, folder, n_jobs):
     """The search has 25 fits (8 candidates in 3 folds), and boundaries after blocks 0 and 1."""
