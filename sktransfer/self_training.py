@@ -17,12 +17,11 @@ from sklearn.utils import Tags, _safe_indexing, get_tags
 from sklearn.utils.metadata_routing import _routing_enabled, get_routing_for_object
 from sklearn.utils.validation import (
     _num_samples,
-    check_consistent_length,
     check_is_fitted,
     has_fit_parameter,
 )
 
-from sktransfer.data.labels import check_not_missing, split_domains
+from sktransfer.data.labels import check_not_missing, check_one_per_image, split_domains
 from sktransfer.utils.errors import ImageError, check_number
 
 
@@ -141,7 +140,7 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
             self._set_estimators([clone(self.estimator).fit(X, y)])
             self.pseudo_labels_ = self.classes_[:0]
             return self
-        check_consistent_length(X, y)
+        check_one_per_image("y", y, X)
         source, target = split_domains(sample_domain, _num_samples(X))
         source_labels = check_not_missing(_safe_indexing(y, source), "y", source, warn=True)
         labels = np.repeat(source_labels[:1], len(source) + len(target))

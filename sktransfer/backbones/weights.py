@@ -74,9 +74,13 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
 
     Raises
     ------
+    TypeError
+        If `path` is not a path.
     ValueError
         If the path does not end in .safetensors.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"Got path={path!r}, but expected the path of a .safetensors file")
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"Got the path {str(path)!r}, but expected one that ends in .safetensors")

@@ -15,7 +15,12 @@ import numpy as np
 from sklearn.utils import _safe_indexing, assert_all_finite
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_consistent_length,
+    column_or_1d,
+)
 
 from sktransfer.data.items import are_missing, is_missing
 from sktransfer.utils.errors import check_choice
@@ -88,7 +93,7 @@ def check_labels(
     """
     if y is None:
         raise ValueError(f"{estimator} requires y to be passed, but the target y is None")
-    check_consistent_length(X, y)
+    check_one_per_image("y", y, X)
     source, target = np.arange(len(X)), np.empty(0, int)
     if sample_domain is not None:
         source, target = split_domains(sample_domain, len(X))
@@ -97,9 +102,7 @@ def check_labels(
     check_classification_targets(y)
     weights = np.ones(len(X))
     if sample_weight is not None:
-        weights = _check_sample_weight(
-            sample_weight, np.empty((len(X), 1)), dtype=np.float64, ensure_non_negative=True
-        )
+        weights = _check_weights(sample_weight, len(X))
     positive = weights[source] > 0
     rows, target, y = source[positive], target[weights[target] > 0], y[positive]
     classes, codes = np.unique(y, return_inverse=True)
@@ -110,6 +113,59 @@ def check_labels(
     return EncodedLabels(
         classes, codes, counts, counts * _factors(class_weight, y, counts), rows, target
     )
+
+
+def check_one_per_image(name: str, values: Any, X: Any) -> None:
+    """Raise an error unless there is an entry for each image.
+
+    Parameters
+    ----------
+    name : str
+        Name of the values in the error message.
+    values : array-like of shape (N,)
+    X : sequence of length N
+
+    Raises
+    ------
+    TypeError
+        If `values` is not array-like.
+    ValueError
+        If it has another length.
+
+    Examples
+    --------
+    >>> check_one_per_image("y", 1, ["a.png", "b.png"])
+    Traceback (most recent call last):
+        ...
+    TypeError: Got y=1, but expected a list or an array with an entry for each image
+    """
+    try:
+        _num_samples(values)
+    except TypeError as error:
+        raise TypeError(
+            f"Got {name}={values!r}, but expected a list or an array with an entry for each image"
+        ) from error
+    check_consistent_length(X, values)
+
+
+def _check_weights(sample_weight: Any, n: int) -> np.ndarray:
+    expected = f"numbers of at least 0, one for each of the {n:,} images"
+    try:
+        weights = _check_sample_weight(
+            sample_weight, np.empty((n, 1)), dtype=np.float64, ensure_non_negative=True
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Got an invalid sample_weight, but expected {expected} ({error})"
+        ) from error
+    largest = weights.max()
+    # The loss is computed in float32, whose range this leaves room in.
+    if largest != 0 and not 1e-30 <= largest <= 1e30:
+        raise ValueError(
+            f"Got {largest:g} as the largest sample_weight, but expected {expected}, the largest "
+            "from 1e-30 to 1e30"
+        )
+    return weights
 
 
 def as_labels(y: Any, *, warn: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -236,8 +292,8 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     >>> split_domains([1, 1, -2, 1, -2], 5)
     (array([0, 1, 3]), array([2, 4]))
     """
+    check_one_per_image("sample_domain", sample_domain, range(n))
     domains = column_or_1d(sample_domain)
-    check_consistent_length(np.empty(n), domains)
     expected = "expected whole numbers: above 0 for the source, below 0 for the target"
     if domains.dtype.kind == "O" and all(isinstance(domain, Integral) for domain in domains):
         domains = domains.astype(int)

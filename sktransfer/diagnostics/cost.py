@@ -24,12 +24,12 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import _num_samples, check_consistent_length
+from sklearn.utils.validation import _num_samples
 
 from sktransfer.adaptation.batch_norm import MAX_MATCHED_IMAGES
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
-from sktransfer.data.labels import as_labels, check_not_missing, split_domains
+from sktransfer.data.labels import as_labels, check_not_missing, check_one_per_image, split_domains
 from sktransfer.data.validation import check_images
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.compute import ComputeConfig
@@ -339,7 +339,8 @@ class _Estimate:
     """The images, labels and timings that all counted fits share."""
 
     def __init__(self, X: Any, y: Any, sample_domain: Any) -> None:
-        check_consistent_length(X, y)
+        if y is not None:
+            check_one_per_image("y", y, X)
         self.X, self.n = X, _num_samples(X)
         self.is_target = np.zeros(self.n, dtype=bool)
         if sample_domain is not None:

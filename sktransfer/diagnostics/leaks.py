@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_consistent_length
 
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
-from sktransfer.data.labels import as_labels, check_not_missing
+from sktransfer.data.labels import as_labels, check_not_missing, check_one_per_image
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.duplicates import (
@@ -256,14 +255,14 @@ StratifiedGroupKFold, which keeps such images together.
         raise ValueError("Got y_test without X_test; pass the images of these labels as X_test")
     extractor = resolve_extractor(extractor).set_params(on_error="nan")
     check_extractor(extractor)
-    y = _check_labels(X, y, extractor)
+    y = _check_labels("y", y, X, extractor)
     if groups is not None:
-        groups = check_not_missing(_check_labels(X, groups, extractor), "groups")
+        groups = check_not_missing(_check_labels("groups", groups, X, extractor), "groups")
     splits = None
     if cv is not None:
         n_images = len(as_images(X, image_shape=extractor.image_shape))
         splits = check_splits(cv, n_images, _stratified(y), groups)
-    second_y = y if X_test is None else _check_labels(X_test, y_test, extractor)
+    second_y = y if X_test is None else _check_labels("y_test", y_test, X_test, extractor)
     extractor.fit(X)
     first, errors = _embed(extractor, X), list(extractor.errors_)
     second = None if X_test is None else _embed(extractor, X_test)
@@ -317,13 +316,14 @@ def compare(
     )
 
 
-def _check_labels(X: Any, y: Any, extractor: PretrainedFeatureExtractor) -> np.ndarray | None:
+def _check_labels(
+    name: str, y: Any, X: Any, extractor: PretrainedFeatureExtractor
+) -> np.ndarray | None:
     """Check that `y` has an entry for each image, None if missing, before images are embedded."""
     if y is None:
         return None
-    labels, _ = as_labels(y)
-    check_consistent_length(as_images(X, image_shape=extractor.image_shape), labels)
-    return labels
+    check_one_per_image(name, y, as_images(X, image_shape=extractor.image_shape))
+    return as_labels(y)[0]
 
 
 def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> EmbeddedImages:

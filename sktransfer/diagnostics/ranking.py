@@ -20,12 +20,12 @@ from sklearn.model_selection import (
     StratifiedKFold,
     cross_val_score,
 )
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils.validation import column_or_1d
 
 from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.images import as_images
-from sktransfer.data.labels import check_labels
+from sktransfer.data.labels import check_labels, check_one_per_image
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.logme import logme
 from sktransfer.diagnostics.probes import make_probe
@@ -246,8 +246,8 @@ def rank_backbones(
         check_extractor(candidate)
     codes = check_labels(as_images(X, image_shape=extractors[0].image_shape), y).y
     if groups is not None:
+        check_one_per_image("groups", groups, codes)
         groups = column_or_1d(groups)
-        check_consistent_length(codes, groups)
     splits = (
         make_folds(codes, groups, random_state)
         if cv is None

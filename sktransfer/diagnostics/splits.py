@@ -46,7 +46,10 @@ def check_splits(
         copied = copy.deepcopy(cv) if hasattr(cv, "split") else cv
         splitter = check_cv(copied, y, classifier=classifier)
         splits = splitter.split(np.empty((n, 1)), y, groups)
-        return [(rows[train], rows[test]) for train, test in splits]
+        pairs = [(rows[train], rows[test]) for train, test in splits]
+        if not pairs:
+            raise ValueError("no pairs")
+        return pairs
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"Got cv={cv!r}, but expected an int of at least 2, a splitter, or pairs (train, test) "

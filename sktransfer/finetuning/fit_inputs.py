@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_consistent_length
 
 from sktransfer._version import __version__
 from sktransfer.adaptation.batch_norm import adapt_batch_norm
@@ -19,7 +18,7 @@ from sktransfer.backbones.batch_norm import check_batch_norm
 from sktransfer.backbones.loading import Backbone, load_backbone
 from sktransfer.backbones.source import BackboneSource
 from sktransfer.data.images import Images
-from sktransfer.data.labels import EncodedLabels
+from sktransfer.data.labels import EncodedLabels, check_one_per_image
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import check_shared_parameters
 from sktransfer.engines.batch_size import MAX_BATCH_SIZE
@@ -189,7 +188,7 @@ def resolve_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> Tr
     if X_val is None:
         return None
     images = check_images(estimator, X_val, reset=False)
-    check_consistent_length(images, y_val)
+    check_one_per_image("y_val", y_val, images)
     ones = np.ones(len(images))
     return TrainingSet(images, task.encode(y_val), ones, ones)
 

@@ -235,17 +235,18 @@ def train_stage(
 
 
 def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
-    """Warn if a stage ends with a higher training loss than it began, or than guessing has."""
+    """Warn if the training loss of a stage only rises, or ends above that of guessing."""
     setup = dict(net.callbacks_)["epoch_setup"]
     losses = [float(row["train_loss"]) for row in net.history_[-state.epoch :]]
     if not losses or not setup.guess_losses:  # a resumed stage that had ended
         return
     guessing = setup.guess_losses[-1]
+    is_high = losses[-1] > guessing or losses == sorted(losses)
     # The loss of an adversary rises as intended.
     rises = net.module_.adversary is None and losses[-1] > 1.5 * losses[0] + 0.1 * guessing
     is_worse = setup.task_losses[-1] > 1.5 * guessing
     # A stage that began with a useless head does not show whether the rates are too high.
-    if setup.first_loss < 1.5 * guessing and (is_worse or rises):
+    if setup.first_loss < 1.5 * guessing and (is_worse or (rises and is_high)):
         warnings.warn(
             f"The training loss of the stage {config.stage.name!r} is {losses[-1]:.3g} in its last "
             f"epoch, after {losses[0]:.3g} in its first one; guessing has {guessing:.3g}. The "

@@ -108,8 +108,7 @@ class AugmentationDisplay:
         check_number("n_images", n_images, Integral, 1, _MAX_SHOWN)
         check_number("n_views", n_views, Integral, 0, _MAX_SHOWN)
         check_image_size(image_size, options=("auto",))
-        if fig is not None and not hasattr(fig, "subplots"):
-            raise TypeError(f"Got fig={fig!r}, but expected a Figure, a SubFigure or None")
+        _check_figure(fig)
         augmentation = resolve_augmentation(augment)
         network = load_backbone(backbone, weights)
         if isinstance(pixel_range, str):
@@ -152,6 +151,7 @@ class AugmentationDisplay:
         ImportError
             If matplotlib is missing.
         """
+        _check_figure(fig)
         figure_class = import_figure("AugmentationDisplay")
         rows, columns, height, width = self.views.shape[:4]
         if fig is None:
@@ -178,3 +178,8 @@ class AugmentationDisplay:
             return None
         save(file, format="png")
         return file.getvalue()
+
+
+def _check_figure(fig: Any) -> None:
+    if fig is not None and not hasattr(fig, "subplots"):
+        raise TypeError(f"Got fig={fig!r}, but expected a Figure, a SubFigure or None")

@@ -130,6 +130,11 @@ def test_missing_y_raises_an_error_that_names_the_estimator():
         ([0, 1], {"sample_weight": [1, -1]}, "[Nn]egative"),
         ([0, 1], {"sample_weight": [1, np.nan]}, "NaN"),
         ([0, 1], {"sample_weight": [1, 1, 1]}, "sample_weight"),
+        ([0, 1], {"sample_weight": [1, np.inf]}, "infinity"),
+        ([0, 1], {"sample_weight": np.nan}, "^Got nan as the largest sample_weight"),
+        ([0, 1], {"sample_weight": [0, 1e-300]}, "^Got 1e-300 as the largest sample_weight"),
+        ([0, 1], {"sample_weight": 1e300}, r"^Got 1e\+300 as the largest sample_weight"),
+        ([0, 1], {"sample_weight": "auto"}, "^Got an invalid sample_weight, but expected numbers"),
         # Recent versions of scikit-learn raise the first message.
         ([0, 1], {"sample_weight": [0, 0]}, "at least one non-zero number|^Got no weight above 0"),
     ],
@@ -137,6 +142,12 @@ def test_missing_y_raises_an_error_that_names_the_estimator():
 def test_labels_that_scikit_learn_rejects_are_rejected(y, options, match):
     with pytest.raises(ValueError, match=match):
         labels(y, **options)
+
+
+@pytest.mark.parametrize("y", [0, 1.5, True, np.int64(3), np.array("cat"), object(), iter("ab")])
+def test_labels_that_are_no_list_are_rejected(y):
+    with pytest.raises(TypeError, match=r"^Got y=.* a list or an array with an entry for each"):
+        check_labels(range(2), y)
 
 
 def test_inconsistent_number_of_labels_is_rejected():

@@ -97,7 +97,7 @@ def test_saved_weights_give_the_same_embedding_in_another_process(source, tmp_pa
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "shufflenet_v2_x0_5"])
 def test_saved_weights_of_known_networks_give_the_tuned_embedding(name, tmp_path):
     weights = "default" if name == "efficientnet_lite0" else None
-    options = {"unfreeze": (0, 1), "lr": 0.1, "augment": None, "random_state": 0}
+    options = {"unfreeze": (0, 1), "lr": 0.01, "augment": None, "random_state": 0}
     photos = images(12, side=40)
     source = FineTunedImageClassifier(name, weights=weights, **options, cache=None)
     source.fit(photos, np.arange(12) % 2)
@@ -160,6 +160,14 @@ def test_save_weights_rejects_other_file_endings(source, tmp_path):
     message = f"Got the path '{tmp_path}/tuned.pth', but expected one that ends in .safetensors"
     with pytest.raises(ValueError, match=f"^{message}$"):
         source.save_weights(tmp_path / "tuned.pth")
+
+
+@pytest.mark.parametrize("path", [None, 0, True, [], ("a.safetensors",)])
+def test_save_weights_rejects_what_is_no_path(source, path):
+    with pytest.raises(
+        TypeError, match=r"^Got path=.* but expected the path of a \.safetensors file"
+    ):
+        source.save_weights(path)
 
 
 def test_interrupted_save_weights_keeps_the_old_file(source, tmp_path, monkeypatch):

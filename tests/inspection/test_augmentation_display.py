@@ -55,6 +55,13 @@ def test_display_does_not_import_pyplot():
     assert "matplotlib.pyplot" not in set(sys.modules) - before
 
 
+@pytest.mark.parametrize("fig", [0, 2.5, True, "auto", [], object()])
+def test_plot_on_something_else_than_a_figure_is_rejected(fig):
+    display = show(n_images=1, n_views=1)
+    with pytest.raises(TypeError, match=r"^Got fig=.* but expected a Figure, a SubFigure or None"):
+        display.plot(fig)
+
+
 def test_display_draws_into_a_given_figure():
     from matplotlib.figure import Figure
 
