@@ -14,14 +14,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from sktransfer.data import formats
 from sktransfer.data.formats import Samples
+from sktransfer.data.jpeg import plain_header
 from sktransfer.utils.errors import ImageError
 
 PixelRange = tuple[float, float]
@@ -365,8 +366,16 @@ def _with_numbers(image: Image.Image, correction: str) -> Samples | Image.Image:
     return Samples(numbers[:, :, np.newaxis], alpha, image.info.get("icc_profile"))
 
 
-def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
-    """Return the bytes of a JPEG that any JPEG decoder decodes in the same way as `decode`.
+class PlainJpeg(NamedTuple):
+    """An encoded JPEG, and its size in pixels."""
+
+    encoded: bytearray
+    height: int
+    width: int
+
+
+def plain_jpeg(raw: RawImage, side: int) -> PlainJpeg | None:
+    """Read a JPEG that any JPEG decoder decodes in the same way as `decode`.
 
     Parameters
     ----------
@@ -376,24 +385,32 @@ def plain_jpeg(raw: RawImage, side: int) -> bytes | None:
 
     Returns
     -------
-    bytes or None
-        None if the image is not a JPEG, cannot be read, is not RGB or gray, must be rotated, has a
-        color profile other than sRGB, would be decoded at a reduced size, or has too many pixels.
-        Only `decode` handles these.
+    PlainJpeg or None
+        None if the image is not such a JPEG (see `plain_header`), cannot be read, would be decoded
+        at a reduced size, or has too many pixels. Only `decode` handles these.
     """
     if isinstance(raw, (np.ndarray, Image.Image)):
         return None
     try:
-        encoded = Path(raw).read_bytes() if isinstance(raw, str) else bytes(raw)
-        with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
-            _refuse_bomb(image)
-            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            full_size = min(image.size) < 2 * _DRAFT_MARGIN * side
-            profile = formats.srgb_transform(image.info.get("icc_profile"), image.mode)
-            plain = upright and full_size and profile is None and image.mode in ("RGB", "L")
-            return encoded if plain else None
-    except Exception:  # Pillow's plugins raise nearly anything on a broken file.
+        # torch shares only memory that can be written to.
+        encoded = _read_all(raw) if isinstance(raw, str) else bytearray(raw)
+    except OSError:
         return None
+    header = plain_header(encoded)
+    if header is None or min(header) >= 2 * _DRAFT_MARGIN * side:
+        return None
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and header.height * header.width > limit:
+        return None
+    return PlainJpeg(encoded, header.height, header.width)
+
+
+def _read_all(path: str) -> bytearray:
+    """Read a file into memory that torch can share."""
+    with open(path, "rb", buffering=0) as file:
+        content = bytearray(os.fstat(file.fileno()).st_size)
+        del content[file.readinto(content) :]
+        return content
 
 
 def encode_jpeg(image: torch.Tensor) -> bytes:

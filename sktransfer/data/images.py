@@ -23,6 +23,7 @@ from sktransfer.data.decoding import (
     WHITE,
     Color,
     PixelRange,
+    PlainJpeg,
     RawImage,
     resolve_background,
 )
@@ -114,8 +115,8 @@ class Images(Sequence[np.ndarray]):
         """
         return self._apply(partial(decoding.decode, side=side), row)
 
-    def plain_jpeg(self, row: int, side: int) -> bytes | None:
-        """Return the bytes of one image if any JPEG decoder can decode it, else `None`.
+    def plain_jpeg(self, row: int, side: int) -> PlainJpeg | None:
+        """Return one image if it is a JPEG that any JPEG decoder can decode, else `None`.
 
         Items of datasets are not read, and broken images raise no error here, but in `decode`.
         """
@@ -124,6 +125,26 @@ class Images(Sequence[np.ndarray]):
         with contextlib.suppress(ImageError):
             return self._apply(lambda image, *_: decoding.plain_jpeg(image, side), row)
         return None
+
+    def stack(self) -> torch.Tensor | None:
+        """Return all images of the source as one uint8 RGB tensor, if it holds them in this way.
+
+        Returns
+        -------
+        Tensor of shape (M, H, W, 3) or (M, 3, H, W), or None
+            It shares the memory of the source; M is the length of the source, not of `rows`.
+        """
+        source = self.source
+        if not isinstance(source, np.ndarray | torch.Tensor) or source.ndim != 4:
+            return None
+        if not str(source.dtype).endswith("uint8") or 0 in source.shape:
+            return None
+        is_tensor = isinstance(source, torch.Tensor)
+        axis = decoding.channel_axis(tuple(source.shape[1:]), channels_first=is_tensor)
+        if axis is None or source.shape[1:][axis] != 3:
+            return None
+        stack = source if is_tensor else torch.from_numpy(np.require(source, requirements="W"))
+        return stack if axis == 0 or stack.shape[-1] == 3 else None
 
     def fingerprint(self, row: int) -> bytes:
         """Compute a digest that identifies the content of one image in a cache.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
@@ -212,16 +213,46 @@ class Preprocessing:
         Tensor of shape (N, 3, H, W)
             float32.
         """
-        mean = torch.tensor(self.mean, device=batch.device).view(-1, 1, 1) * 255
-        std = torch.tensor(self.std, device=batch.device).view(-1, 1, 1) * 255
+        mean, std = _statistics(self.mean, self.std, batch.device)
         return batch.to(torch.float32).sub_(mean).div_(std)
+
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width to which an image of `size` (height, width) is resized.
+
+        Examples
+        --------
+        >>> Preprocessing().resized_size((300, 400))
+        (256, 341)
+        """
+        if not isinstance(self.resize, int):
+            return self.resize
+        short, long = min(size), max(size)
+        longer = int(self.resize * long / short)
+        return (self.resize, longer) if size[0] <= size[1] else (longer, self.resize)
+
+    def cuts_strip(self, size: tuple[int, int]) -> bool:
+        """Return whether an image of `size` (height, width) is cropped before it is resized."""
+        return isinstance(self.resize, int) and max(size) > _MAX_ASPECT_RATIO * min(size)
 
     def _cut_strip(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
-        short = min(height, width)
-        if not isinstance(self.resize, int) or max(height, width) <= _MAX_ASPECT_RATIO * short:
+        if not self.cuts_strip((height, width)):
             return image
+        assert isinstance(self.resize, int)
+        short = min(height, width)
         kept_length = math.ceil(2 * short * max(self.crop) / self.resize)
         kept_length = max(_MAX_ASPECT_RATIO * short, kept_length)
         top, left = max(0, (height - kept_length) // 2), max(0, (width - kept_length) // 2)
         return image[:, top : top + kept_length, left : left + kept_length]
+
+
+@lru_cache(maxsize=64)
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of pixels, (3, 1, 1); kept, since copying them waits."""
+    with torch.inference_mode(False):
+        return (
+            torch.tensor(mean, device=device).view(-1, 1, 1) * 255,
+            torch.tensor(std, device=device).view(-1, 1, 1) * 255,
+        )

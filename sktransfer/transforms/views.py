@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+import numpy as np
 import torch
 
+from sktransfer.data.decoding import PlainJpeg
 from sktransfer.data.images import Images
-from sktransfer.transforms.gpu_decoding import prepare_jpegs
 from sktransfer.transforms.preprocessing import Preprocessing
 
 # Resized images that are kept, so that the views of one image decode it once.
@@ -134,25 +135,37 @@ class Views:
             image = self._augmentation(image, self._seed(digest, number), size)
         return self.preprocessing.cropped(image)
 
-    def prepare_on(self, device: torch.device, items: Sequence[int]) -> dict[int, torch.Tensor]:
-        """Prepare on a device the images whose JPEGs can be decoded on it.
+    def is_augmented(self, item: int) -> bool:
+        """Return whether a view differs from its image."""
+        return self._augmentation is not None and self._row_and_view(item)[1] > 0
+
+    def plain_jpeg(self, item: int) -> PlainJpeg | None:
+        """Return the image of a view if any JPEG decoder can decode it; see `Images.plain_jpeg`."""
+        return self.images.plain_jpeg(self._row_and_view(item)[0], self.preprocessing.side)
+
+    def pixels(self, item: int) -> np.ndarray:
+        """Decode the image of a view: (h, w, 3), uint8, 0-255.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read; the message names its row and source.
+        """
+        return self.images.decode(self._row_and_view(item)[0], self.preprocessing.side)
+
+    def stack(self) -> tuple[torch.Tensor, np.ndarray] | None:
+        """Return the images as one tensor, and the row in it of each item; None if they are not.
 
         Returns
         -------
-        dict of int to Tensor of shape (3, H, W)
-            uint8, 0-255, on the CPU; other items and augmented views need `prepare`.
+        Tensor of shape (M, h, w, 3) or (M, 3, h, w), and ndarray of shape (N,); or None
+            uint8, on any device. None if views are augmented.
         """
-        if self._augmentation is not None:
-            return {}
-        jpegs = {
-            item: self.images.plain_jpeg(self._row_and_view(item)[0], self.preprocessing.side)
-            for item in items
-        }
-        return prepare_jpegs(
-            {item: jpeg for item, jpeg in jpegs.items() if jpeg is not None},
-            lambda pixels: self.preprocessing.cropped(self.preprocessing.resized(pixels)),
-            device,
-        )
+        pixels = None if self._augmentation is not None else self.images.stack()
+        if pixels is None:
+            return None
+        rows = np.arange(len(self.images)) if self.images.rows is None else self.images.rows
+        return pixels, np.repeat(rows, len(self._numbers))
 
     def _row_and_view(self, item: int) -> tuple[int, int]:
         row, index = divmod(item, len(self._numbers))

@@ -1,0 +1,113 @@
+"""The header of a JPEG, read without decoding: which files any decoder decodes alike.
+
+Source: ITU-T T.81 (markers and frame headers), JEITA CP-3451 (Exif).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from sktransfer.data.formats import srgb_transform
+
+# Markers without a segment: RST0 to RST7, and TEM.
+_WITHOUT_SEGMENT = {*range(0xD0, 0xD8), 0x01}
+_BASELINE = {0xC0, 0xC1}
+# Frame headers of progressive, lossless, hierarchical and arithmetic coding.
+_OTHER_FRAMES = {0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_APP1, _APP2, _APP14, _START_OF_SCAN = 0xE1, 0xE2, 0xEE, 0xDA
+_END_OF_IMAGE = b"\xff\xd9"
+_ORIENTATION = 0x0112
+
+
+class JpegHeader(NamedTuple):
+    """Size of a JPEG in pixels."""
+
+    height: int
+    width: int
+
+
+def plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
+    """Read the header of a JPEG that every decoder decodes to the same pixels.
+
+    Parameters
+    ----------
+    encoded : bytes or bytearray
+        The whole file.
+
+    Returns
+    -------
+    JpegHeader or None
+        None for a file that is not a JPEG, or that only `decode` handles: it is not baseline, has
+        other than 1 or 3 channels, must be rotated, has a color profile other than sRGB, contains
+        several images, or has no end.
+    """
+    try:
+        return _read(encoded)
+    except (IndexError, struct.error):
+        return None
+
+
+def _read(encoded: bytes | bytearray) -> JpegHeader | None:
+    if encoded[:2] != b"\xff\xd8":
+        return None
+    header, channels, profile = None, 0, b""
+    position = 2
+    while True:
+        if encoded[position] != 0xFF:
+            return None
+        marker = encoded[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        if marker in _WITHOUT_SEGMENT:
+            position += 2
+            continue
+        start = position + 4
+        end = position + 2 + (encoded[position + 2] << 8 | encoded[position + 3])
+        if marker in _BASELINE:
+            precision, height, width, channels = struct.unpack_from(">BHHB", encoded, start)
+            if precision != 8 or channels not in (1, 3) or not height or not width:
+                return None
+            # Channels that are named R, G and B are not Y, Cb and Cr.
+            if channels == 3 and encoded[start + 6] == ord("R"):
+                return None
+            header = JpegHeader(height, width)
+        elif marker in _OTHER_FRAMES:
+            return None
+        elif marker == _APP1 and not _is_upright(encoded, start, end):
+            return None
+        elif marker == _APP2:
+            kind = encoded[start : start + 12]
+            if kind.startswith(b"MPF\0"):
+                return None
+            if kind == b"ICC_PROFILE\0":
+                profile += bytes(encoded[start + 14 : end])
+        elif marker == _APP14 and encoded[start : start + 5] == b"Adobe" and encoded[start + 11] != 1:
+            return None
+        elif marker == _START_OF_SCAN:
+            if header is None or encoded[start] != channels:  # channels one after the other
+                return None
+            if encoded.rfind(_END_OF_IMAGE, end) < 0:  # truncated
+                return None
+            mode = "RGB" if channels == 3 else "L"
+            return header if srgb_transform(profile, mode) is None else None
+        position = end
+
+
+def _is_upright(encoded: bytes | bytearray, start: int, end: int) -> bool:
+    """Return whether an APP1 segment leaves the image as it is stored."""
+    if encoded[start : start + 6] != b"Exif\0\0":
+        return encoded.find(b"Orientation", start, end) < 0  # XMP can rotate, too
+    tiff = start + 6
+    order = {b"II": "<", b"MM": ">"}.get(bytes(encoded[tiff : tiff + 2]))
+    if order is None:
+        return False
+    (offset,) = struct.unpack_from(order + "I", encoded, tiff + 4)
+    (count,) = struct.unpack_from(order + "H", encoded, tiff + offset)
+    for entry in range(tiff + offset + 2, tiff + offset + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", encoded, entry)
+        if tag == _ORIENTATION:
+            value = struct.unpack_from(order + ("H" if kind == 3 else "I"), encoded, entry + 8)
+            return value[0] == 1
+    return True

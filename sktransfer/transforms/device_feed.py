@@ -1,0 +1,267 @@
+"""Feeding a CUDA device: files to large batches of pixels on it, and their embeddings back.
+
+Threads only read files; the device decodes JPEGs, resizes and crops them. What it cannot decode is
+decoded on the threads, and resized on the device. Two batches are under way, each on its own
+stream: while the device computes one, the other is decoded. The host waits once for each batch,
+for its result.
+
+Shapes: N images of h x w pixels, H x W after the crop, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sktransfer.data.decoding import PlainJpeg
+from sktransfer.transforms import device_resize
+from sktransfer.transforms.device_resize import can_resize, resize_stack, to_device
+from sktransfer.transforms.loader import ImageErrors, ahead, reading_pool
+from sktransfer.transforms.views import Views
+from sktransfer.utils.config import DEVICE_JPEG
+from sktransfer.utils.errors import ImageError
+
+# Batches that are read ahead of those on the device.
+_BATCHES_AHEAD = 3
+_LANES = 2
+# Images that one task of a thread reads.
+_READ_TOGETHER = 16
+# Decoded pixels of a batch that are on the device at once, in bytes.
+_MAX_DECODED_BYTES = 2**29
+
+# Maps pixels (N, 3, H, W), uint8, to embeddings (N, D), float32, on the device and without waiting;
+# with True, in float32 throughout.
+Forward = Callable[[torch.Tensor, bool], torch.Tensor]
+# A JPEG; decoded pixels (h, w, 3); or a crop (3, H, W) that needs no resizing.
+Source = PlainJpeg | np.ndarray | torch.Tensor
+
+
+class DeviceFeed:
+    """Reads images for a CUDA device, and runs them through a network on it.
+
+    After a broken image that will raise an error, the other images are only read and decoded, and
+    the error at the end names all broken ones.
+
+    Parameters
+    ----------
+    views : Views
+        Its items are the rows.
+    threads : int
+        Threads that read files, and decode what the device cannot decode.
+    image_errors : ImageErrors
+        Takes the errors of broken images.
+    device : torch.device
+    """
+
+    def __init__(
+        self, views: Views, threads: int, image_errors: ImageErrors, device: torch.device
+    ) -> None:
+        self._views, self._threads, self._image_errors = views, threads, image_errors
+        self._device = device
+        self._preprocessing = views.preprocessing
+        self._stack = views.stack()
+        self._decodes = DEVICE_JPEG.get() != "0"
+
+    def map(
+        self, forward: Forward, batches: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield the readable rows and the embeddings (N, D), float32, of each batch."""
+        lanes = [_Lane(self, forward) for _ in range(_LANES)]
+        with reading_pool(self._threads) as pool:
+            reads = (self._submit(pool, rows) for rows in batches)
+            number = 0
+            for number, (rows, sources) in enumerate(ahead(reads, _BATCHES_AHEAD, self._finish)):
+                lane = lanes[number % _LANES]
+                yield from lane.results()
+                lane.launch(rows, sources)
+            for lane in lanes[(number + 1) % _LANES :] + lanes[: (number + 1) % _LANES]:
+                yield from lane.results()
+        self._image_errors.raise_all()
+
+    def prepare(
+        self, rows: list[int], sources: list[Source], stream: torch.cuda.Stream
+    ) -> tuple[list[int], torch.Tensor]:
+        """Return the readable rows and their pixels (N, 3, H, W), uint8, on the device.
+
+        `stream` is the current one.
+        """
+        if self._stack is not None:
+            return rows, self._prepare_stack(rows)
+        slots: list[int] = []
+        parts: list[torch.Tensor] = []
+        crops = [slot for slot, source in enumerate(sources) if isinstance(source, torch.Tensor)]
+        if crops:
+            slots += crops
+            parts.append(to_device(torch.stack([sources[slot] for slot in crops]), self._device))
+        others = [slot for slot, source in enumerate(sources) if not isinstance(source, torch.Tensor)]
+        for number, group in enumerate(_groups(others, sources)):
+            if number:
+                # The decoder does not wait for what still uses the memory of earlier groups.
+                stream.synchronize()
+            pixels = self._on_device({slot: sources[slot] for slot in group}, rows)
+            if pixels:
+                slots += pixels
+                parts.append(device_resize.resize([*pixels.values()], self._preprocessing))
+        if not parts:
+            return [], torch.empty(0)
+        batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return [rows[slot] for slot in slots], batch
+
+    def _prepare_stack(self, rows: list[int]) -> torch.Tensor:
+        assert self._stack is not None
+        stack, positions = self._stack
+        chosen = torch.as_tensor(positions[rows])
+        if stack.device.type == "cpu":
+            pixels = torch.empty((len(rows), *stack.shape[1:]), dtype=torch.uint8, pin_memory=True)
+            torch.index_select(stack, 0, chosen, out=pixels)
+            pixels = pixels.to(self._device, non_blocking=True)
+        else:
+            pixels = stack[to_device(chosen, stack.device)].to(self._device)
+        if pixels.shape[-1] == 3:  # channels last, as in numpy
+            pixels = pixels.permute(0, 3, 1, 2)
+        return resize_stack(pixels, self._preprocessing)
+
+    def _on_device(self, sources: dict[int, Source], rows: list[int]) -> dict[int, torch.Tensor]:
+        """Decode or copy images: pixels (3, h, w), uint8, on the device, by slot."""
+        jpegs = {slot: jpeg for slot, jpeg in sources.items() if isinstance(jpeg, PlainJpeg)}
+        pixels = _decode(jpegs, self._device)
+        for slot, source in sources.items():
+            if slot in pixels:
+                continue
+            try:
+                array = source if isinstance(source, np.ndarray) else self._views.pixels(rows[slot])
+            except ImageError as error:
+                self._image_errors.add(rows[slot], error)
+                continue
+            pixels[slot] = to_device(torch.from_numpy(array), self._device).permute(2, 0, 1)
+        return pixels
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, rows: Sequence[int]
+    ) -> tuple[Sequence[int], list[Future[list[Source | ImageError]]]]:
+        if self._stack is not None:
+            return rows, []
+        return rows, [
+            pool.submit(self._read, rows[start : start + _READ_TOGETHER])
+            for start in range(0, len(rows), _READ_TOGETHER)
+        ]
+
+    def _finish(
+        self, read: tuple[Sequence[int], list[Future[list[Source | ImageError]]]]
+    ) -> tuple[list[int], list[Source]]:
+        rows, futures = read
+        if self._stack is not None:
+            return list(rows), []
+        readable: list[int] = []
+        sources: list[Source] = []
+        found = (source for future in futures for source in future.result())
+        for row, source in zip(rows, found, strict=True):
+            if isinstance(source, ImageError):
+                self._image_errors.add(row, source)
+            else:
+                readable.append(row)
+                sources.append(source)
+        return readable, sources
+
+    def _read(self, rows: Sequence[int]) -> list[Source | ImageError]:
+        return [self._read_one(row) for row in rows]
+
+    def _read_one(self, row: int) -> Source | ImageError:
+        try:
+            if self._views.is_augmented(row):
+                return self._views.prepare(row)
+            if self._decodes and (jpeg := self._views.plain_jpeg(row)) is not None:
+                if can_resize(self._preprocessing, (jpeg.height, jpeg.width)):
+                    return jpeg
+            pixels = self._views.pixels(row)
+            if can_resize(self._preprocessing, pixels.shape[:2]):
+                return pixels
+            return self._preprocessing.prepare(pixels)
+        except ImageError as error:
+            return error
+
+
+class _Lane:
+    """A stream, and the batch that is under way on it."""
+
+    def __init__(self, feed: DeviceFeed, forward: Forward) -> None:
+        self._feed, self._forward = feed, forward
+        self._stream = torch.cuda.Stream(feed._device)
+        self._rows: list[int] = []
+
+    @torch.inference_mode()
+    def launch(self, rows: list[int], sources: list[Source]) -> None:
+        """Start a batch, after the results of the previous one have been taken."""
+        with torch.cuda.stream(self._stream):
+            self._rows, self._pixels = self._feed.prepare(rows, sources, self._stream)
+            if not self._rows or self._feed._image_errors.failed:
+                self._rows = []
+                return
+            embeddings = self._forward(self._pixels, False)
+            self._result = torch.empty(embeddings.shape, pin_memory=True)
+            self._result.copy_(embeddings, non_blocking=True)
+
+    @torch.inference_mode()
+    def results(self) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Wait for the batch; yield its rows and embeddings, if there is one."""
+        # Also without a batch: memory that it used must be idle before the device decodes into it.
+        self._stream.synchronize()
+        if not self._rows:
+            return
+        values = self._result.numpy()
+        if not np.isfinite(values).all():  # float16 overflows in some networks
+            with torch.cuda.stream(self._stream):
+                values = self._forward(self._pixels, True).cpu().numpy()
+        rows, self._rows = self._rows, []
+        yield rows, values
+
+
+def _groups(slots: list[int], sources: list[Source]) -> Iterator[list[int]]:
+    """Split a batch so that the decoded pixels of each group fit into the limit."""
+    group, n_bytes = list[int](), 0
+    for slot in slots:
+        source = sources[slot]
+        height, width = source[1:] if isinstance(source, PlainJpeg) else source.shape[:2]
+        size = 3 * height * width
+        if group and n_bytes + size > _MAX_DECODED_BYTES:
+            yield group
+            group, n_bytes = [], 0
+        group.append(slot)
+        n_bytes += size
+    if group:
+        yield group
+
+
+def _decode(jpegs: dict[int, PlainJpeg], device: torch.device) -> dict[int, torch.Tensor]:
+    """Decode JPEGs on a device: pixels (3, h, w), uint8, by slot; broken ones are left out."""
+    if not jpegs:
+        return {}
+    # Imported here, because a later torchvision may leave it out in favor of torchcodec.
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        encoded = [torch.frombuffer(jpeg.encoded, dtype=torch.uint8) for jpeg in jpegs.values()]
+        decoded = decode_jpeg(encoded, ImageReadMode.RGB, device)
+    except (ImportError, NotImplementedError):
+        return {}
+    except RuntimeError:
+        # One of them is broken, or memory ran out: search for it, or take less at once.
+        slots = list(jpegs)
+        if len(slots) == 1:
+            return {}
+        half = len(slots) // 2
+        parts = (slots[:half], slots[half:])
+        return {
+            slot: pixels
+            for part in parts
+            for slot, pixels in _decode({s: jpegs[s] for s in part}, device).items()
+        }
+    return {
+        slot: pixels
+        for (slot, jpeg), pixels in zip(jpegs.items(), decoded, strict=True)
+        if pixels.shape == (3, jpeg.height, jpeg.width)
+    }
