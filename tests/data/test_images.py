@@ -352,6 +352,20 @@ def test_pixel_range_is_learned_from_64_files_once(tmp_path, monkeypatch):
     assert learn_pixel_range(paths) == (0, 65535)
 
 
+def test_pixel_range_is_learned_from_files_beside_broken_ones(paths, tmp_path):
+    wide = wide_file(GRAY_16, tmp_path / "a.tif")
+    mixed = [
+        *paths * 20,
+        "gone.png",
+        b"broken",
+        wide,
+        wide_file(GRAY_16 // 200, tmp_path / "b.tif"),
+    ]
+    assert learn_pixel_range(mixed) == (0, 65535)
+    assert learn_pixel_range(mixed[-1:]) == (0, 255)
+    assert learn_pixel_range([np.zeros((4, 4)), wide]) == (0, 65535)
+
+
 @pytest.mark.parametrize(
     ("high", "dtype", "white"),
     [
