@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from numbers import Integral
 from typing import NamedTuple
 
@@ -43,6 +44,9 @@ _RANGE_16_BIT = USUAL_RANGES[-1]
 
 # An image decoded at a reduced size keeps sides at least this many times the requested length.
 _DRAFT_MARGIN = 2
+
+# Files of which a property is remembered, for each version of them.
+_REMEMBERED_FILES = 2**14
 
 # The same PIL image can be in several rows, and two threads must not load it at once. Images are
 # assigned to locks by their address, so that different images can still decode in parallel.
@@ -271,6 +275,39 @@ def numbers_of(raw: RawImage) -> np.ndarray | None:
     return None
 
 
+class Extent(NamedTuple):
+    """The smallest and the largest number of an image, and whether its numbers are integers."""
+
+    low: float
+    high: float
+    is_integer: bool
+
+
+def extent_of(raw: RawImage) -> Extent | None:
+    """Return the extent of the numbers that `numbers_of` returns; that of a file is remembered.
+
+    Raises
+    ------
+    ImageError
+        As in `decode`.
+    """
+    return _file_extent(*_file_identity(raw)[1:]) if isinstance(raw, str) else _extent_of(raw)
+
+
+def _extent_of(raw: RawImage) -> Extent | None:
+    numbers = numbers_of(raw)
+    found = None if numbers is None else extent(numbers)
+    if numbers is None or found is None:
+        return None
+    return Extent(*found, numbers.dtype.kind in "iu")
+
+
+# A search looks at the same files in every fit.
+@lru_cache(maxsize=_REMEMBERED_FILES)
+def _file_extent(path: bytes, size: int, modified: int) -> Extent | None:
+    return _extent_of(os.fsdecode(path))
+
+
 def may_be_transparent(raw: RawImage) -> bool:
     """Return whether an image has an alpha channel or a transparent color, without decoding it."""
     if isinstance(raw, np.ndarray):
@@ -278,10 +315,18 @@ def may_be_transparent(raw: RawImage) -> bool:
     if isinstance(raw, Image.Image):
         return raw.has_transparency_data
     try:
-        with Image.open(raw if isinstance(raw, str) else io.BytesIO(raw)) as image:
+        if isinstance(raw, str):
+            return _file_may_be_transparent(*_file_identity(raw)[1:])
+        with Image.open(io.BytesIO(raw)) as image:
             return image.has_transparency_data
     except Exception:  # Pillow's plugins raise nearly anything on a broken file.
         return False
+
+
+@lru_cache(maxsize=_REMEMBERED_FILES)
+def _file_may_be_transparent(path: bytes, size: int, modified: int) -> bool:
+    with Image.open(os.fsdecode(path)) as image:
+        return image.has_transparency_data
 
 
 def _content_of_file(
@@ -563,7 +608,7 @@ def _pil_content(
     return properties, image.tobytes()
 
 
-def _file_identity(path: str) -> tuple[object, ...]:
+def _file_identity(path: str) -> tuple[str, bytes, int, int]:
     with _explained(path):
         if os.path.isdir(path):
             raise IsADirectoryError(path)

@@ -6,6 +6,7 @@ Shapes: N images of H x W pixels with C channels.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import warnings
@@ -15,6 +16,7 @@ from numbers import Integral
 from typing import Any, TypeVar, overload
 
 import numpy as np
+import torch
 
 from sktransfer.data import decoding
 from sktransfer.data.containers import DatasetSource, check_source, is_stack, source_of
@@ -22,6 +24,7 @@ from sktransfer.data.decoding import (
     USUAL_RANGES,
     WHITE,
     Color,
+    Extent,
     PixelRange,
     PlainJpeg,
     RawImage,
@@ -40,6 +43,10 @@ _N_IMAGES_FOR_SIZE = 16
 _BLOCK_BYTES = 2**26
 
 _Result = TypeVar("_Result")
+
+# Digests of images on their background, by fingerprint: a search looks at the same ones in every
+# fit. A few bytes for at most 64 images of a set, so their number is not limited.
+_appearances: dict[bytes, bytes] = {}
 
 
 class Images(Sequence[np.ndarray]):
@@ -126,13 +133,15 @@ class Images(Sequence[np.ndarray]):
             return self._apply(lambda image, *_: decoding.plain_jpeg(image, side), row)
         return None
 
-    def stack(self) -> torch.Tensor | None:
-        """Return all images of the source as one uint8 RGB tensor, if it holds them in this way.
+    def stack(self) -> tuple[np.ndarray | torch.Tensor, bool] | None:
+        """Return all images of the source as one array, if it holds 8-bit RGB images in this way.
 
         Returns
         -------
-        Tensor of shape (M, H, W, 3) or (M, 3, H, W), or None
-            It shares the memory of the source; M is the length of the source, not of `rows`.
+        pixels : ndarray or Tensor of shape (M, H, W, 3) or (M, 3, H, W)
+            uint8, the source itself; a tensor is on another device. M is the length of the source,
+            not of `rows`.
+        channels_first : bool
         """
         source = self.source
         if not isinstance(source, np.ndarray | torch.Tensor) or source.ndim != 4:
@@ -143,8 +152,9 @@ class Images(Sequence[np.ndarray]):
         axis = decoding.channel_axis(tuple(source.shape[1:]), channels_first=is_tensor)
         if axis is None or source.shape[1:][axis] != 3:
             return None
-        stack = source if is_tensor else torch.from_numpy(np.require(source, requirements="W"))
-        return stack if axis == 0 or stack.shape[-1] == 3 else None
+        on_cpu = isinstance(source, torch.Tensor) and not source.is_cuda
+        pixels = as_array(source) if on_cpu else source
+        return pixels, axis == 0
 
     def fingerprint(self, row: int) -> bytes:
         """Compute a digest that identifies the content of one image in a cache.
@@ -371,10 +381,9 @@ def learn_pixel_range(
     if images.pixel_range is not None:
         return images.pixel_range
     low, high, integer = math.inf, -math.inf, True
-    for numbers in _numbers(images):
-        smallest, largest = decoding.extent(numbers) or (math.inf, -math.inf)
-        low, high = min(low, smallest), max(high, largest)
-        integer = integer and numbers.dtype.kind in "iu"
+    for found in _extents(images):
+        low, high = min(low, found.low), max(high, found.high)
+        integer = integer and found.is_integer
     if low > high:
         return None
     learned = decoding.usual_range(low, high)
@@ -403,15 +412,15 @@ def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
         )
 
 
-def _numbers(images: Images) -> Iterator[np.ndarray]:
-    """Yield the arrays that need a pixel range; they share the caller's memory if possible."""
+def _extents(images: Images) -> Iterator[Extent]:
+    """Yield the extents of the numbers that need a pixel range."""
     source = images.source
     if is_stack(source) and images.rows is None:
-        if str(source.dtype).endswith("uint8"):
-            return
         step = max(1, _BLOCK_BYTES // max(1, source[0].nbytes))
-        for start in range(0, len(source), step):
-            yield as_array(source[start : start + step])
+        is_8_bit = str(source.dtype).endswith("uint8")
+        blocks = range(0, 0 if is_8_bit else len(source), step)
+        found = (decoding.extent_of(as_array(source[start : start + step])) for start in blocks)
+        yield from (extent for extent in found if extent is not None)
         return
     count, is_dataset = len(images), isinstance(source, DatasetSource)
     encoded = np.zeros(count, dtype=bool)
@@ -419,19 +428,21 @@ def _numbers(images: Images) -> Iterator[np.ndarray]:
         try:
             item = resolve(images._read(row), images.image_shape)
             encoded[row] = not is_dataset and isinstance(item, str | decoding.Encoded)
-            numbers = None if encoded[row] else decoding.numbers_of(item)
+            if not encoded[row] and (extent := decoding.extent_of(item)):
+                yield extent
         except ImageError:
             continue
-        if numbers is not None:
-            yield numbers
-    files = images.take(np.flatnonzero(encoded))
-    for row in range(len(sample := files.sample(_N_ITEMS_FOR_PIXEL_RANGE)) if len(files) else 0):
-        try:
-            numbers = sample._apply(lambda image, *_: decoding.numbers_of(image), row)
-        except ImageError:
-            continue
-        if numbers is not None:
-            yield numbers
+    if encoded.any():
+        yield from _extents_of_files(images.take(np.flatnonzero(encoded)))
+
+
+def _extents_of_files(files: Images) -> Iterator[Extent]:
+    sample = files.sample(_N_ITEMS_FOR_PIXEL_RANGE)
+    for row in range(len(sample)):
+        with contextlib.suppress(ImageError):
+            extent = sample._apply(lambda image, *_: decoding.extent_of(image), row)
+            if extent is not None:
+                yield extent
 
 
 def warn_if_invisible(images: Images) -> None:
@@ -439,22 +450,21 @@ def warn_if_invisible(images: Images) -> None:
     count = min(len(images), _N_IMAGES_ON_BACKGROUND)
     is_dataset = isinstance(images.source, DatasetSource)
     sample = images[:count] if is_dataset else images.sample(count)
-    decoded: np.ndarray | None = None
-    contents = set()
+    appearances, contents = set(), set()
     for row in range(count):
         try:
             if not sample._apply(lambda image, *_: decoding.may_be_transparent(image), row):
                 if is_dataset:  # Reading more items may be slow.
                     return
                 continue
-            pixels, content = sample[row], sample.fingerprint(row)
+            contents.add(content := sample.fingerprint(row))
+            if content not in _appearances:
+                _appearances[content] = _appearance(sample[row])
         except ImageError:  # reported when the image is decoded for use
             continue
-        pixels = pixels[:1, :1] if (pixels == pixels[0, 0]).all() else pixels
-        if decoded is not None and not np.array_equal(pixels, decoded):
+        appearances.add(_appearances[content])
+        if len(appearances) > 1:
             return
-        decoded = pixels
-        contents.add(content)
     if len(contents) > 1:
         warnings.warn(
             f"Got {len(contents)} different images with transparency, which are all equal on "
@@ -462,6 +472,12 @@ def warn_if_invisible(images: Images) -> None:
             "Set background to another color, such as 'black' or 'gray'",
             stacklevel=3,
         )
+
+
+def _appearance(pixels: np.ndarray) -> bytes:
+    """Return a digest of pixels, the same for all sizes of a uniform image."""
+    pixels = pixels[:1, :1] if (pixels == pixels[0, 0]).all() else pixels
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
 
 
 def _check_image_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | None:

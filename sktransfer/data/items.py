@@ -72,9 +72,13 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
     ImageError
         If the item is not an image.
     """
+    if isinstance(item, str):
+        return _local_path(item)
+    if _is_pixels(item):
+        return _channels_last(item, False, image_shape)
     if isinstance(item, Image.Image):
         return item
-    if isinstance(item, str | os.PathLike):
+    if isinstance(item, os.PathLike):
         return _local_path(os.fsdecode(item))
     if isinstance(item, Encoded):
         return _encoded_or_path(item, image_shape)
@@ -92,6 +96,13 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
         return encoded
     array = as_array(item)
     return _channels_last(array, isinstance(item, torch.Tensor), image_shape)
+
+
+def _is_pixels(item: Any) -> bool:
+    """Return whether an item is an array that can be nothing but pixels: the most common one."""
+    if type(item) is not np.ndarray or item.dtype.kind not in NUMERIC_KINDS:
+        return False
+    return item.ndim > 2 or (item.ndim == 2 and 1 not in item.shape)
 
 
 def _unwrapped(item: Any) -> Any:
@@ -145,6 +156,8 @@ def _is_base64(text: str) -> bool:
     """Return whether a string is an image in base64, possibly with the prefix of a data URI."""
     if text.startswith("data:"):
         return "," in text[:_MAX_PATH_LENGTH]
+    if "." in text[:_MAX_PATH_LENGTH]:  # paths usually have an extension
+        return False
     if len(text) < _MIN_BASE64_LENGTH or not _BASE64.fullmatch(text[:_MIN_BASE64_LENGTH]):
         return False
     # Separators that differ between the dialects of base64.

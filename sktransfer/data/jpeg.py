@@ -6,6 +6,7 @@ Source: ITU-T T.81 (markers and frame headers), JEITA CP-3451 (Exif).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sktransfer.data.formats import srgb_transform
@@ -43,56 +44,62 @@ def plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
         several images, or has no end.
     """
     try:
-        return _read(encoded)
+        return _plain_header(encoded)
     except (IndexError, struct.error):
         return None
 
 
-def _read(encoded: bytes | bytearray) -> JpegHeader | None:
-    if encoded[:2] != b"\xff\xd8":
-        return None
-    header, channels, profile = None, 0, b""
-    position = 2
-    while True:
-        if encoded[position] != 0xFF:
+def _plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
+    frame, profile, start, end = None, b"", 0, 0
+    for marker, start, end in _segments(encoded):
+        if _changes_pixels(encoded, marker, start, end):
             return None
+        if marker in _BASELINE:
+            frame = struct.unpack_from(">BHHB", encoded, start)
+            # Channels that are named R, G and B are not Y, Cb and Cr.
+            if frame[3] == 3 and encoded[start + 6] == ord("R"):
+                return None
+        elif marker == _APP2 and encoded[start : start + 12] == b"ICC_PROFILE\0":
+            profile += bytes(encoded[start + 14 : end])
+    # `start` and `end` are those of the first scan.
+    if frame is None or encoded.rfind(_END_OF_IMAGE, end) < 0:
+        return None
+    precision, height, width, channels = frame
+    if precision != 8 or channels not in (1, 3) or encoded[start] != channels:
+        return None
+    has_profile = srgb_transform(profile, "RGB" if channels == 3 else "L") is not None
+    return None if has_profile or not height or not width else JpegHeader(height, width)
+
+
+def _segments(encoded: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of each segment, up to the header of the first scan."""
+    position, marker = 2, 0
+    if encoded[:2] != b"\xff\xd8":
+        raise IndexError("not a JPEG")
+    while marker != _START_OF_SCAN:
         marker = encoded[position + 1]
+        if encoded[position] != 0xFF:
+            raise IndexError("no marker")
         if marker == 0xFF:  # a fill byte
             position += 1
-            continue
-        if marker in _WITHOUT_SEGMENT:
+        elif marker in _WITHOUT_SEGMENT:
             position += 2
-            continue
-        start = position + 4
-        end = position + 2 + (encoded[position + 2] << 8 | encoded[position + 3])
-        if marker in _BASELINE:
-            precision, height, width, channels = struct.unpack_from(">BHHB", encoded, start)
-            if precision != 8 or channels not in (1, 3) or not height or not width:
-                return None
-            # Channels that are named R, G and B are not Y, Cb and Cr.
-            if channels == 3 and encoded[start + 6] == ord("R"):
-                return None
-            header = JpegHeader(height, width)
-        elif marker in _OTHER_FRAMES:
-            return None
-        elif marker == _APP1 and not _is_upright(encoded, start, end):
-            return None
-        elif marker == _APP2:
-            kind = encoded[start : start + 12]
-            if kind.startswith(b"MPF\0"):
-                return None
-            if kind == b"ICC_PROFILE\0":
-                profile += bytes(encoded[start + 14 : end])
-        elif marker == _APP14 and encoded[start : start + 5] == b"Adobe" and encoded[start + 11] != 1:
-            return None
-        elif marker == _START_OF_SCAN:
-            if header is None or encoded[start] != channels:  # channels one after the other
-                return None
-            if encoded.rfind(_END_OF_IMAGE, end) < 0:  # truncated
-                return None
-            mode = "RGB" if channels == 3 else "L"
-            return header if srgb_transform(profile, mode) is None else None
-        position = end
+        else:
+            length = encoded[position + 2] << 8 | encoded[position + 3]
+            yield marker, position + 4, position + 2 + length
+            position += 2 + length
+
+
+def _changes_pixels(encoded: bytes | bytearray, marker: int, start: int, end: int) -> bool:
+    """Return whether decoders differ on a file with this segment."""
+    if marker in _OTHER_FRAMES:
+        return True
+    if marker == _APP1:
+        return not _is_upright(encoded, start, end)
+    if marker == _APP2:  # several images in one file
+        return encoded[start : start + 4] == b"MPF\0"
+    # Adobe's way to say whether the channels are Y, Cb and Cr.
+    return marker == _APP14 and encoded[start : start + 5] == b"Adobe" and encoded[start + 11] != 1
 
 
 def _is_upright(encoded: bytes | bytearray, start: int, end: int) -> bool:

@@ -21,12 +21,15 @@ from sktransfer.engines.base import FrozenEngine, pad
 from sktransfer.engines.choice import create_engine, engine_batch_size
 from sktransfer.store.embedding_table import chunks
 from sktransfer.store.store import embed_once
-from sktransfer.transforms.gpu_decoding import decodes_on
+from sktransfer.transforms.device_feed import DeviceFeed
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import EngineError, ImageError
 from sktransfer.utils.memory import MemoryCache
 from sktransfer.utils.progress import progress_bar
+
+# Batches of a job on a CUDA device at least, and images in a batch at least.
+_MIN_DEVICE_BATCHES, _MIN_DEVICE_BATCH = 4, 64
 
 
 class Embedded(NamedTuple):
@@ -118,8 +121,7 @@ def embed(
             full_size = batch_size if pad_batches and compute.device.type == "cpu" else 0
             # A small job is faster if all cores work on one batch, but the bits may differ.
             sequential = not pad_batches and n_images <= batch_size
-            device = compute.device if decodes_on(compute.device) else None
-            reader = ImageReader(views, compute.threads, image_errors, device)
+            reader = _reader(views, runner, compute, image_errors)
             batches = (
                 [items[key_index] for key_index in batch]
                 for claim in claims
@@ -149,14 +151,24 @@ def embed(
 
 def _batch_size(recipe: Recipe, compute: ComputeConfig, engine: str, n_images: int) -> int:
     size = engine_batch_size(engine, recipe.preprocessing.crop, compute.device)
-    if compute.device.type == "cuda":  # every thread gets a batch
-        return min(size, math.ceil(n_images / compute.threads))
+    if compute.device.type == "cuda":
+        # One batch is read and another one is computed, so a job has several.
+        return min(size, max(_MIN_DEVICE_BATCH, math.ceil(n_images / _MIN_DEVICE_BATCHES)))
     return size
+
+
+def _reader(
+    views: Views, engine: FrozenEngine, compute: ComputeConfig, image_errors: ImageErrors
+) -> ImageReader | DeviceFeed:
+    """Choose how pixels get to the engine: a CUDA device decodes and resizes images itself."""
+    if engine.on_device:
+        return DeviceFeed(views, compute.threads, image_errors, compute.device)
+    return ImageReader(views, compute.threads, image_errors)
 
 
 def _run(
     engine: FrozenEngine,
-    reader: ImageReader,
+    reader: ImageReader | DeviceFeed,
     batches: Iterator[list[int]],
     full_size: int,
     *,
@@ -172,7 +184,9 @@ def _run(
         padded = pad(batch, full_size) if full_size and not engine.batch_invariant else batch
         return engine.run(padded)[: len(batch)]
 
-    if engine.thread_safe and not sequential:
+    if isinstance(reader, DeviceFeed):
+        yield from reader.map(engine.forward, batches)
+    elif engine.thread_safe and not sequential:
         yield from reader.map(run, batches, engine.threads_per_core)
     else:
         for items, batch in reader.read(batches):

@@ -53,6 +53,8 @@ class FrozenEngine(ABC):
     """True if embeddings are bitwise independent of the rest of the batch."""
     thread_safe: bool = False
     """True if several threads may run the engine at once."""
+    on_device: bool = False
+    """True if `forward` runs pixels that are on the engine's device already."""
     threads_per_core: int = 1
     """Threads per core; more than one helps if threads wait for others."""
 
@@ -97,6 +99,23 @@ class FrozenEngine(ABC):
     @abstractmethod
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
+
+    def forward(self, pixels: torch.Tensor, exact: bool = False) -> torch.Tensor:
+        """Map pixels on the device to embeddings on it, without waiting, if `on_device` is True.
+
+        Parameters
+        ----------
+        pixels : Tensor of shape (N, 3, H, W)
+            uint8, 0-255.
+        exact : bool
+            Compute in float32, whatever the precision of the engine.
+
+        Returns
+        -------
+        Tensor of shape (N, D)
+            float32.
+        """
+        raise NotImplementedError
 
 
 def pad(batch: torch.Tensor, size: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 # Images of 224 x 224 in a batch. On a CPU, the feature maps of a small batch stay in the caches. An
@@ -15,7 +14,7 @@ import torch
 _CPU_BATCH = 4
 # More images do not fit into the memory of any machine.
 MAX_BATCH_SIZE = 65_536
-_ACCELERATOR_BATCH = 128
+_ACCELERATOR_BATCH = 512
 
 
 def auto_batch_size(device: torch.device, size: tuple[int, int]) -> int:
@@ -33,20 +32,20 @@ def auto_batch_size(device: torch.device, size: tuple[int, int]) -> int:
 
 def in_parts(
     run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, most: int | None = None
-) -> tuple[np.ndarray, int | None]:
+) -> tuple[torch.Tensor, int | None]:
     """Run a batch; if the device runs out of memory, halve the batch until it fits.
 
     Parameters
     ----------
     run : callable
-        Maps a part (n, ...) of the batch to its results, (n, ...), on the CPU.
+        Maps a part (n, ...) of the batch to its results, (n, ...).
     batch : Tensor of shape (N, ...)
     most : int or None
         Maximum size of a part; None is the whole batch.
 
     Returns
     -------
-    ndarray of shape (N, ...)
+    Tensor of shape (N, ...)
     most : int or None
         Size of a part that fits in memory, for the next call.
     """
@@ -54,14 +53,27 @@ def in_parts(
     while len(batch):
         part = batch[:most]
         try:
-            results.append(run(part).numpy())
+            results.append(run(part))
             batch = batch[len(part) :]
             continue
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
+        except RuntimeError as error:
+            if len(part) == 1 or not is_out_of_memory(error):
                 raise
         # Outside the handler, because its traceback keeps the tensors of the failed run alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         most = len(part) // 2
-    return np.concatenate(results), most
+    return (results[0] if len(results) == 1 else torch.cat(results)), most
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether the memory of a device, or pinned memory, has run out.
+
+    Examples
+    --------
+    >>> is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    True
+    """
+    message = str(error)
+    is_known = "out of memory" in message or "ALLOC_FAILED" in message
+    return isinstance(error, torch.OutOfMemoryError) or is_known

@@ -171,7 +171,7 @@ def _openvino() -> ModuleType:
     if block_telemetry:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
-        return import_optional("openvino", extra="cpu", purpose="engine='openvino'")
+        return import_optional("openvino", extra="openvino", purpose="engine='openvino'")
     finally:
         if block_telemetry:
             del sys.modules["openvino_telemetry"]

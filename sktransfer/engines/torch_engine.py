@@ -6,7 +6,7 @@ Shapes: N images, H x W pixels, D features.
 from __future__ import annotations
 
 import copy
-from queue import SimpleQueue
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from sktransfer.engines.batch_size import auto_batch_size, in_parts
 from sktransfer.engines.fusion import fuse
 from sktransfer.engines.verification import min_cosine, noise
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.runtime import autocast, tune_malloc
+from sktransfer.utils.runtime import autocast, full_float32, tune_malloc
 
-# Batches on a CUDA device at once: one is computed while others are copied.
-_CUDA_STREAMS = 3
 # Minimum cosine between the outputs of a fused network and of the network on noise images.
 _MIN_COSINE = 0.9999
 
@@ -70,36 +68,43 @@ class TorchEngine(FrozenEngine):
         if device.type == "cuda":
             self._prefix.to(memory_format=torch.channels_last)
             torch.cuda.synchronize(device)  # other streams do not wait for the copy
-            self._streams = SimpleQueue[torch.cuda.Stream]()
-            for _ in range(_CUDA_STREAMS):
-                self._streams.put(torch.cuda.Stream(device))
-        self._max_part: int | None = None
+        self.on_device = device.type == "cuda"
+        self._max_part: int | None = None  # learned when memory runs out
 
     @classmethod
     def is_worth_starting(cls, n_images: int, *, from_library: bool, fork: bool) -> bool:
         """Return True: torch runs every network."""
         return True
 
+    @torch.inference_mode()
     def run(self, batch: torch.Tensor) -> np.ndarray:
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
-        embeddings, self._max_part = in_parts(self._forward, batch, self._max_part)
-        return embeddings
+        return self._in_parts(self._run, batch).numpy()
 
     @torch.inference_mode()
-    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        if self._device.type != "cuda":
-            return self._compute(batch)
-        stream = self._streams.get()  # one batch is copied while another is computed
-        try:
-            with torch.cuda.stream(stream):
-                return self._compute(batch.pin_memory())
-        finally:
-            self._streams.put(stream)
+    def forward(self, pixels: torch.Tensor, exact: bool = False) -> torch.Tensor:
+        """See `FrozenEngine.forward`."""
+        precision = torch.float32 if exact else self._precision
 
-    def _compute(self, batch: torch.Tensor) -> torch.Tensor:
-        batch = batch.to(self._device, non_blocking=True)
-        x = self._preprocessing.normalize(batch.contiguous(memory_format=torch.channels_last))
+        def run(part: torch.Tensor) -> torch.Tensor:
+            return run_blocks(self._prefix, self._normalized(part), precision)
+
+        return self._in_parts(run, pixels)
+
+    def _in_parts(
+        self, run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
+    ) -> torch.Tensor:
+        result, most = in_parts(run, batch, self._max_part)
+        if most is not None:  # another thread may have learned less
+            self._max_part = min(most, self._max_part or most)
+        return result
+
+    def _run(self, part: torch.Tensor) -> torch.Tensor:
+        x = self._normalized(part.to(self._device))
         return run_frozen(self._prefix, x, self._precision).cpu()
+
+    def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._preprocessing.normalize(pixels.contiguous(memory_format=torch.channels_last))
 
 
 @torch.inference_mode()
@@ -120,8 +125,13 @@ def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
 
 def run_frozen(blocks: nn.Module, x: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
     """Run frozen blocks in mixed precision, in float32 if float16 overflows; return float32."""
-    with autocast(x.device, precision):
-        y = blocks(x)
+    y = run_blocks(blocks, x, precision)
     if precision == torch.float16 and not y.isfinite().all():
-        y = blocks(x)
-    return y.float()
+        y = run_blocks(blocks, x, torch.float32)
+    return y
+
+
+def run_blocks(blocks: nn.Module, x: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+    """Run frozen blocks in mixed precision, or in float32; return float32."""
+    with autocast(x.device, precision), full_float32(x.device):
+        return blocks(x).float()

@@ -154,7 +154,7 @@ def run_span(
             part = part.contiguous(memory_format=torch.channels_last)
         return run_frozen(span, part, precision).flatten(1).cpu()
 
-    return in_parts(run, x)[0]
+    return in_parts(run, x)[0].numpy()
 
 
 def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:

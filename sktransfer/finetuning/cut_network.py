@@ -132,7 +132,7 @@ class Network:
                     self._read(views, size, compute)
                     continue
                 for x in self._activations(views, len(images), size, compute, verbose):
-                    outputs.append(in_parts(run, x)[0])
+                    outputs.append(in_parts(run, x)[0].numpy())
             except ImageError as error:
                 broken.append(error)
         if broken:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,8 @@ from sktransfer.data.decoding import PlainJpeg
 from sktransfer.transforms import device_resize
 from sktransfer.transforms.device_resize import can_resize, resize_stack, to_device
 from sktransfer.transforms.loader import ImageErrors, ahead, reading_pool
-from sktransfer.transforms.views import Views
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Stack, Views
 from sktransfer.utils.config import DEVICE_JPEG
 from sktransfer.utils.errors import ImageError
 
@@ -63,7 +63,8 @@ class DeviceFeed:
         self._views, self._threads, self._image_errors = views, threads, image_errors
         self._device = device
         self._preprocessing = views.preprocessing
-        self._stack = views.stack()
+        stack = views.stack()
+        self._stack = stack if stack and _can_resize(stack, views.preprocessing) else None
         self._decodes = DEVICE_JPEG.get() != "0"
 
     def map(
@@ -91,13 +92,11 @@ class DeviceFeed:
         """
         if self._stack is not None:
             return rows, self._prepare_stack(rows)
-        slots: list[int] = []
-        parts: list[torch.Tensor] = []
-        crops = [slot for slot, source in enumerate(sources) if isinstance(source, torch.Tensor)]
+        crops = {slot: crop for slot, crop in enumerate(sources) if isinstance(crop, torch.Tensor)}
+        slots, parts = list(crops), list[torch.Tensor]()
         if crops:
-            slots += crops
-            parts.append(to_device(torch.stack([sources[slot] for slot in crops]), self._device))
-        others = [slot for slot, source in enumerate(sources) if not isinstance(source, torch.Tensor)]
+            parts.append(to_device(torch.stack([*crops.values()]), self._device))
+        others = [slot for slot in range(len(sources)) if slot not in crops]
         for number, group in enumerate(_groups(others, sources)):
             if number:
                 # The decoder does not wait for what still uses the memory of earlier groups.
@@ -113,17 +112,20 @@ class DeviceFeed:
 
     def _prepare_stack(self, rows: list[int]) -> torch.Tensor:
         assert self._stack is not None
-        stack, positions = self._stack
-        chosen = torch.as_tensor(positions[rows])
-        if stack.device.type == "cpu":
-            pixels = torch.empty((len(rows), *stack.shape[1:]), dtype=torch.uint8, pin_memory=True)
-            torch.index_select(stack, 0, chosen, out=pixels)
-            pixels = pixels.to(self._device, non_blocking=True)
+        source, channels_first, positions = self._stack
+        chosen = positions[rows]
+        if isinstance(source, np.ndarray):
+            shape = (len(rows), *source.shape[1:])
+            staged = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            # Any other mode would copy the result once more.
+            np.take(source, chosen, axis=0, out=staged.numpy(), mode="clip")
+            pixels = staged.to(self._device, non_blocking=True)
         else:
-            pixels = stack[to_device(chosen, stack.device)].to(self._device)
-        if pixels.shape[-1] == 3:  # channels last, as in numpy
-            pixels = pixels.permute(0, 3, 1, 2)
-        return resize_stack(pixels, self._preprocessing)
+            index = to_device(torch.from_numpy(chosen), source.device)
+            pixels = source[index].to(self._device)
+        return resize_stack(
+            pixels if channels_first else pixels.permute(0, 3, 1, 2), self._preprocessing
+        )
 
     def _on_device(self, sources: dict[int, Source], rows: list[int]) -> dict[int, torch.Tensor]:
         """Decode or copy images: pixels (3, h, w), uint8, on the device, by slot."""
@@ -174,9 +176,9 @@ class DeviceFeed:
         try:
             if self._views.is_augmented(row):
                 return self._views.prepare(row)
-            if self._decodes and (jpeg := self._views.plain_jpeg(row)) is not None:
-                if can_resize(self._preprocessing, (jpeg.height, jpeg.width)):
-                    return jpeg
+            jpeg = self._views.plain_jpeg(row) if self._decodes else None
+            if jpeg and can_resize(self._preprocessing, (jpeg.height, jpeg.width)):
+                return jpeg
             pixels = self._views.pixels(row)
             if can_resize(self._preprocessing, pixels.shape[:2]):
                 return pixels
@@ -218,6 +220,11 @@ class _Lane:
                 values = self._forward(self._pixels, True).cpu().numpy()
         rows, self._rows = self._rows, []
         yield rows, values
+
+
+def _can_resize(stack: Stack, preprocessing: Preprocessing) -> bool:
+    height, width = stack.pixels.shape[2:] if stack.channels_first else stack.pixels.shape[1:3]
+    return can_resize(preprocessing, (height, width))
 
 
 def _groups(slots: list[int], sources: list[Source]) -> Iterator[list[int]]:

@@ -69,9 +69,7 @@ def resize_stack(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Te
     """Resize and center-crop a stack (N, 3, h, w), uint8, as `resize` does."""
     size = (pixels.shape[2], pixels.shape[3])
     step = max(1, _MAX_BYTES // (12 * size[0] * size[1]))
-    parts = [
-        _resize_group(part.float(), [size], preprocessing) for part in pixels.split(step)
-    ]
+    parts = [_resize_group(part.float(), [size], preprocessing) for part in pixels.split(step)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -87,19 +87,10 @@ class ImageReader:
     threads : int
     image_errors : ImageErrors
         Takes the errors of broken images.
-    device : torch.device or None
-        Device on which `map` decodes JPEGs; `None` decodes on the threads.
     """
 
-    def __init__(
-        self,
-        views: Views,
-        threads: int,
-        image_errors: ImageErrors,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, views: Views, threads: int, image_errors: ImageErrors) -> None:
         self._views, self._threads, self._image_errors = views, threads, image_errors
-        self._device = device
 
     def batches(
         self, rows: Sequence[int], batch_size: int
@@ -110,9 +101,9 @@ class ImageReader:
 
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield the readable rows and the pixels of each of the given batches."""
-        with _pool(self._threads) as pool:
+        with reading_pool(self._threads) as pool:
             reads = (self._submit(pool, rows) for rows in batches)
-            for rows, pixels in _ahead(reads, _BATCHES_AHEAD, self._finish):
+            for rows, pixels in ahead(reads, _BATCHES_AHEAD, self._finish):
                 if rows and not self._image_errors.failed:
                     yield rows, pixels
         self._image_errors.raise_all()
@@ -131,13 +122,9 @@ class ImageReader:
 
         def read_and_apply(rows: Sequence[int]) -> _Mapped:
             pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
-            on_device = self._views.prepare_on(self._device, rows) if self._device else {}
             for slot, row in enumerate(rows):
                 try:
-                    if row in on_device:
-                        pixels[slot] = on_device[row]
-                    else:
-                        self._read_into(pixels[slot], row)
+                    self._read_into(pixels[slot], row)
                 except ImageError as error:
                     errors[row] = error
             readable = [slot for slot, row in enumerate(rows) if row not in errors]
@@ -148,9 +135,9 @@ class ImageReader:
 
         image_errors = self._image_errors
         threads = threads_per_core * self._threads
-        with _pool(threads) as pool:
+        with reading_pool(threads) as pool:
             futures = (pool.submit(read_and_apply, rows) for rows in batches)
-            for rows, values, errors in _ahead(futures, 2 * threads, Future.result):
+            for rows, values, errors in ahead(futures, 2 * threads, Future.result):
                 for row, error in errors.items():
                     self._image_errors.add(row, error)
                 if values is not None and not self._image_errors.failed:
@@ -188,7 +175,7 @@ _Mapped = tuple[list[int], np.ndarray | None, dict[int, ImageError]]
 
 
 @contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+def reading_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Open a pool of threads, on each of which torch uses no further threads."""
     torch_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "sktransfer-read", torch.set_num_threads, (1,))
@@ -199,7 +186,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(torch_threads)  # the pool changed the default of new threads
 
 
-def _ahead(
+def ahead(
     tasks: Iterator[_Task], count: int, finish: Callable[[_Task], _Result]
 ) -> Iterator[_Result]:
     """Yield the results of tasks in order; start up to `count` tasks ahead."""

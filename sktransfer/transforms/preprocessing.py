@@ -252,7 +252,7 @@ def _statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of pixels, (3, 1, 1); kept, since copying them waits."""
     with torch.inference_mode(False):
-        return (
-            torch.tensor(mean, device=device).view(-1, 1, 1) * 255,
-            torch.tensor(std, device=device).view(-1, 1, 1) * 255,
-        )
+        # Computed on the CPU: other streams of the device would not wait for the product.
+        scaled = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (mean, std))
+        first, second = (values.to(device) for values in scaled)
+        return first, second

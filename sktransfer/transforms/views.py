@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,23 @@ class Augments(Protocol):
         Only the center of the result, of height and width `size`, will be used.
         """
         ...
+
+
+class Stack(NamedTuple):
+    """Images of one size in one array.
+
+    Parameters
+    ----------
+    pixels : ndarray or Tensor of shape (M, h, w, 3) or (M, 3, h, w)
+        uint8; a tensor is on another device than the CPU.
+    channels_first : bool
+    rows : ndarray of shape (N,)
+        The row of `pixels` of each item.
+    """
+
+    pixels: np.ndarray | torch.Tensor
+    channels_first: bool
+    rows: np.ndarray
 
 
 # A resized image, and the digest of its pixels.
@@ -153,19 +170,13 @@ class Views:
         """
         return self.images.decode(self._row_and_view(item)[0], self.preprocessing.side)
 
-    def stack(self) -> tuple[torch.Tensor, np.ndarray] | None:
-        """Return the images as one tensor, and the row in it of each item; None if they are not.
-
-        Returns
-        -------
-        Tensor of shape (M, h, w, 3) or (M, 3, h, w), and ndarray of shape (N,); or None
-            uint8, on any device. None if views are augmented.
-        """
-        pixels = None if self._augmentation is not None else self.images.stack()
-        if pixels is None:
+    def stack(self) -> Stack | None:
+        """Return the images as one array; None if they are not, or if views are augmented."""
+        found = None if self._augmentation is not None else self.images.stack()
+        if found is None:
             return None
         rows = np.arange(len(self.images)) if self.images.rows is None else self.images.rows
-        return pixels, np.repeat(rows, len(self._numbers))
+        return Stack(*found, np.repeat(rows, len(self._numbers)))
 
     def _row_and_view(self, item: int) -> tuple[int, int]:
         row, index = divmod(item, len(self._numbers))

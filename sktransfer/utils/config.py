@@ -39,8 +39,8 @@ TUNE_MALLOC = Variable(
 )
 DEVICE_JPEG = Variable(
     "SKTRANSFER_DEVICE_JPEG",
-    "0",
-    "1 decodes JPEGs on the CUDA device instead of on the CPU.",
+    "1",
+    "0 decodes JPEGs on the CPU, also if there is a CUDA device.",
 )
 SESSION = Variable(
     "SKTRANSFER_SESSION",

@@ -166,6 +166,38 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
 
 
+_float32_lock = threading.Lock()
+_float32_users = 0
+_float32_before: list[str] = []
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Compute float32 with all bits on a CUDA device, not in TF32.
+
+    The setting belongs to the whole process; it is restored when no thread needs it any more.
+    """
+    global _float32_users
+    if device.type != "cuda":
+        yield
+        return
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    with _float32_lock:
+        if _float32_users == 0:
+            _float32_before[:] = [setting.fp32_precision for setting in settings]
+            for setting in settings:
+                setting.fp32_precision = "ieee"
+        _float32_users += 1
+    try:
+        yield
+    finally:
+        with _float32_lock:
+            _float32_users -= 1
+            if _float32_users == 0:
+                for setting, before in zip(settings, _float32_before, strict=True):
+                    setting.fp32_precision = before
+
+
 def resolve_threads(n_jobs: int | None) -> int:
     """Resolve the number of threads that read images and, on a CPU, run the network.
 

@@ -335,14 +335,24 @@ def test_range_joins_the_fingerprint_of_images_that_may_not_be_8_bit(form, tmp_p
     assert len({as_images(X, pixel_range=limits).fingerprint(0) for limits in ranges}) == 3
 
 
-def test_pixel_range_is_learned_from_64_files(paths, tmp_path, monkeypatch):
+def test_pixel_range_is_learned_from_64_files_once(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{number}.png") for number in range(100)]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
     opened = []
     open_image = Image.open
     monkeypatch.setattr(Image, "open", lambda *args, **kw: opened.append(1) or open_image(*args))
-    monkeypatch.setattr(Image.Image, "load", None)  # 8-bit files are not decoded
-    assert learn_pixel_range(paths * 500) is None
-    assert len(opened) == 64
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", None)  # 8-bit files are not decoded
+        assert learn_pixel_range(paths) is None
+        assert len(opened) == 64
+        assert learn_pixel_range(paths) is None
+        assert len(opened) == 64
+    Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(paths[0])  # another version
+    assert learn_pixel_range(paths) == (0, 65535)
+
+
+def test_pixel_range_is_learned_from_files_beside_broken_ones(paths, tmp_path):
     wide = wide_file(GRAY_16, tmp_path / "a.tif")
     mixed = [
         *paths * 20,
