@@ -136,14 +136,20 @@ class OnCuda(torch.Tensor):
             DEVICE.check(tensor, str(function))
         if base in WAITING:
             DEVICE.wait(base)
-        arguments, options = tree_map(_inner, (args, kwargs))
-        result = function(*arguments, **options)
         if base == "copy_":
             if not isinstance(args[0], OnCuda):
                 DEVICE.wait("copy_ to the CPU")
             elif not isinstance(args[1], OnCuda) and args[1].ndim:
                 DEVICE.wait("copy_ from pageable memory")
+        arguments, options = tree_map(_inner, (args, kwargs))
+        result = function(*arguments, **options)
+        return cls.result(function, base, result, args, kwargs)
+
+    @staticmethod
+    def result(function, base, result, args, kwargs):
+        """Return the result of an operation, or its arguments if it changed them."""
         if base.startswith(("_foreach", "_fused")) and base.endswith("_"):
+            ours = [arg for arg in tree_flatten((args, kwargs))[0] if isinstance(arg, OnCuda)]
             for tensor in ours:
                 tensor.write()
             return None
@@ -217,6 +223,9 @@ class Redirect(TorchFunctionMode):
         DEVICE.check(tensor, "cpu")
         DEVICE.wait("copy to the host")
         return tensor.detach().inner.clone(memory_format=torch.preserve_format)
+
+    def _tolist(self, function, tensor):
+        return self._cpu(None, tensor).tolist() if isinstance(tensor, OnCuda) else function(tensor)
 
     def _cuda(self, function, tensor, *args, **options):
         return self._to(function, tensor, CUDA)
@@ -332,6 +341,7 @@ _CUDA_FUNCTIONS = {
     "manual_seed": lambda seed: None,
     "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
     "set_rng_state": lambda state, device="cuda": None,
+    "mem_get_info": lambda device=None: (60 << 30, 80 << 30),
     "get_device_name": lambda device=None: "emulated",
     "get_device_properties": lambda device=None: SimpleNamespace(
         total_memory=80 << 30, name="emulated"

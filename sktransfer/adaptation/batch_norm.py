@@ -21,7 +21,8 @@ from sktransfer.backbones.batch_norm import (
 )
 from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.loading import Backbone
-from sktransfer.transforms.loader import ImageErrors, ImageReader
+from sktransfer.transforms.device_feed import image_reader
+from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 
@@ -92,7 +93,7 @@ def adapt_batch_norm(
     image_errors : ImageErrors
         Collects or raises the errors of broken images.
     """
-    return estimate_batch_norm(backbone, _shuffled(views, threads, image_errors), device)
+    return estimate_batch_norm(backbone, _shuffled(views, threads, image_errors, device), device)
 
 
 @torch.no_grad()
@@ -145,7 +146,7 @@ def match_batch_norm(
             return nnf.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
 
         hooks = [layer.register_forward_hook(record) for layer in layers]
-        for batch in _shuffled(views, threads, ImageErrors("raise"), MAX_MATCHED_IMAGES):
+        for batch in _shuffled(views, threads, ImageErrors("raise"), device, MAX_MATCHED_IMAGES):
             blocks(backbone.preprocessing.normalize(batch.to(device)))
         for hook in hooks:
             hook.remove()
@@ -191,12 +192,16 @@ def _copy(
 
 
 def _shuffled(
-    views: Views, threads: int, image_errors: ImageErrors, max_images: int | None = None
+    views: Views,
+    threads: int,
+    image_errors: ImageErrors,
+    device: torch.device,
+    max_images: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield batches of images in a shuffled order, because folders are sorted by class."""
     rows = np.random.RandomState(0).permutation(len(views))[:max_images]
     # Batches of equal size, because each batch has the same weight.
     n_batches = math.ceil(len(rows) / _MAX_BATCH_SIZE)
     batches = [batch.tolist() for batch in np.array_split(rows, n_batches)]
-    for _, batch in ImageReader(views, threads, image_errors).read(batches):
+    for _, batch in image_reader(views, threads, image_errors, device).read(batches):
         yield batch

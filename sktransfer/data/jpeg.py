@@ -28,13 +28,13 @@ class JpegHeader(NamedTuple):
     width: int
 
 
-def plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
+def plain_header(encoded: memoryview) -> JpegHeader | None:
     """Read the header of a JPEG that every decoder decodes to the same pixels.
 
     Parameters
     ----------
-    encoded : bytes or bytearray
-        The whole file.
+    encoded : memoryview
+        All bytes of the file.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
         return None
 
 
-def _plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
+def _plain_header(encoded: memoryview) -> JpegHeader | None:
     frame, profile, start, end = None, b"", 0, 0
     for marker, start, end in _segments(encoded):
         if _changes_pixels(encoded, marker, start, end):
@@ -62,7 +62,7 @@ def _plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
         elif marker == _APP2 and encoded[start : start + 12] == b"ICC_PROFILE\0":
             profile += bytes(encoded[start + 14 : end])
     # `start` and `end` are those of the first scan.
-    if frame is None or encoded.rfind(_END_OF_IMAGE, end) < 0:
+    if frame is None or not _has_end(encoded, end):
         return None
     precision, height, width, channels = frame
     if precision != 8 or channels not in (1, 3) or encoded[start] != channels:
@@ -71,7 +71,13 @@ def _plain_header(encoded: bytes | bytearray) -> JpegHeader | None:
     return None if has_profile or not height or not width else JpegHeader(height, width)
 
 
-def _segments(encoded: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+def _has_end(encoded: memoryview, start: int) -> bool:
+    """Return whether a file is complete: within a scan, these two bytes do not occur."""
+    # Usually they are the last ones.
+    return encoded[-2:] == _END_OF_IMAGE or _END_OF_IMAGE in bytes(encoded[start:])
+
+
+def _segments(encoded: memoryview) -> Iterator[tuple[int, int, int]]:
     """Yield marker, start and end of each segment, up to the header of the first scan."""
     position, marker = 2, 0
     if encoded[:2] != b"\xff\xd8":
@@ -90,7 +96,7 @@ def _segments(encoded: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
             position += 2 + length
 
 
-def _changes_pixels(encoded: bytes | bytearray, marker: int, start: int, end: int) -> bool:
+def _changes_pixels(encoded: memoryview, marker: int, start: int, end: int) -> bool:
     """Return whether decoders differ on a file with this segment."""
     if marker in _OTHER_FRAMES:
         return True
@@ -102,10 +108,10 @@ def _changes_pixels(encoded: bytes | bytearray, marker: int, start: int, end: in
     return marker == _APP14 and encoded[start : start + 5] == b"Adobe" and encoded[start + 11] != 1
 
 
-def _is_upright(encoded: bytes | bytearray, start: int, end: int) -> bool:
+def _is_upright(encoded: memoryview, start: int, end: int) -> bool:
     """Return whether an APP1 segment leaves the image as it is stored."""
     if encoded[start : start + 6] != b"Exif\0\0":
-        return encoded.find(b"Orientation", start, end) < 0  # XMP can rotate, too
+        return b"Orientation" not in bytes(encoded[start:end])  # XMP can rotate, too
     tiff = start + 6
     order = {b"II": "<", b"MM": ">"}.get(bytes(encoded[tiff : tiff + 2]))
     if order is None:

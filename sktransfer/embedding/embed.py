@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from sktransfer.engines.base import FrozenEngine, pad
 from sktransfer.engines.choice import create_engine, engine_batch_size
 from sktransfer.store.embedding_table import chunks
 from sktransfer.store.store import embed_once
-from sktransfer.transforms.device_feed import DeviceFeed
+from sktransfer.transforms.device_feed import DeviceFeed, image_reader
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import EngineError, ImageError
@@ -30,6 +31,10 @@ from sktransfer.utils.progress import progress_bar
 
 # Batches of a job on a CUDA device at least, and images in a batch at least.
 _MIN_DEVICE_BATCHES, _MIN_DEVICE_BATCH = 4, 64
+
+
+# Items that a thread hashes at once.
+_HASHED_TOGETHER = 64
 
 
 class Embedded(NamedTuple):
@@ -103,7 +108,7 @@ def embed(
     image_errors = ImageErrors(on_error if compute.store is None else "nan")
     items, keys = list(range(len(views))), list[bytes]()
     if compute.store is not None:
-        items, keys = _fingerprints(views, image_errors)
+        items, keys = _fingerprints(views, compute.threads, image_errors)
     if out is None:
         out = np.full((len(views), width), np.nan, dtype=recipe.dtype)
     all_readable = len(items) == len(views)
@@ -121,7 +126,8 @@ def embed(
             full_size = batch_size if pad_batches and compute.device.type == "cpu" else 0
             # A small job is faster if all cores work on one batch, but the bits may differ.
             sequential = not pad_batches and n_images <= batch_size
-            reader = _reader(views, runner, compute, image_errors)
+            device = compute.device if runner.on_device else torch.device("cpu")
+            reader = image_reader(views, compute.threads, image_errors, device)
             batches = (
                 [items[key_index] for key_index in batch]
                 for claim in claims
@@ -155,15 +161,6 @@ def _batch_size(recipe: Recipe, compute: ComputeConfig, engine: str, n_images: i
         # One batch is read and another one is computed, so a job has several.
         return min(size, max(_MIN_DEVICE_BATCH, math.ceil(n_images / _MIN_DEVICE_BATCHES)))
     return size
-
-
-def _reader(
-    views: Views, engine: FrozenEngine, compute: ComputeConfig, image_errors: ImageErrors
-) -> ImageReader | DeviceFeed:
-    """Choose how pixels get to the engine: a CUDA device decodes and resizes images itself."""
-    if engine.on_device:
-        return DeviceFeed(views, compute.threads, image_errors, compute.device)
-    return ImageReader(views, compute.threads, image_errors)
 
 
 def _run(
@@ -245,13 +242,35 @@ def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEng
     return _engines.get((recipe.digest, from_library, engine, device), make, n_bytes, device)
 
 
-def _fingerprints(views: Views, image_errors: ImageErrors) -> tuple[list[int], list[bytes]]:
+def _fingerprints(
+    views: Views, threads: int, image_errors: ImageErrors
+) -> tuple[list[int], list[bytes]]:
     """Return the items of the readable images, and their keys."""
-    items, keys = [], []
-    for item in range(len(views)):
-        try:
-            keys.append(views.fingerprint(item))
+
+    def fingerprints(chunk: range) -> list[bytes | ImageError]:
+        return [_fingerprint(views, item) for item in chunk]
+
+    chunks_of_items = [
+        range(start, min(start + _HASHED_TOGETHER, len(views)))
+        for start in range(0, len(views), _HASHED_TOGETHER)
+    ]
+    if len(chunks_of_items) == 1 or views.images.path(0) is not None:
+        found = map(fingerprints, chunks_of_items)
+        keys = [key for chunk in found for key in chunk]
+    else:  # pixels and encoded images are hashed in parallel
+        with ThreadPoolExecutor(threads) as pool:
+            keys = [key for chunk in pool.map(fingerprints, chunks_of_items) for key in chunk]
+    items = list[int]()
+    for item, key in enumerate(keys):
+        if isinstance(key, ImageError):
+            image_errors.add(item, key)
+        else:
             items.append(item)
-        except ImageError as error:
-            image_errors.add(item, error)
-    return items, keys
+    return items, [key for key in keys if isinstance(key, bytes)]
+
+
+def _fingerprint(views: Views, item: int) -> bytes | ImageError:
+    try:
+        return views.fingerprint(item)
+    except ImageError as error:
+        return error

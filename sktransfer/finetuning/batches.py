@@ -18,8 +18,13 @@ import torch
 from torch.utils.data import Dataset
 
 from sktransfer.finetuning.task import Task
-from sktransfer.transforms.loader import ImageErrors, ImageReader
+from sktransfer.transforms.device_feed import image_reader
+from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
+from sktransfer.utils.runtime import free_memory, to_device
+
+# Share of the free memory of a device that cached activations may take.
+_DEVICE_SHARE = 0.25
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -114,7 +119,7 @@ class EpochBatches(Dataset, ABC):
         if self.shuffle:
             self._rng.shuffle(order)
         for rows, x in self.read(np.resize(order, len(self))):
-            targets = self.targets.of(rows).to(self.device)
+            targets = to_device(self.targets.of(rows), self.device)
             yield self._mix(x, targets) if self.mixup else (x, targets)
 
     @abstractmethod
@@ -123,22 +128,32 @@ class EpochBatches(Dataset, ABC):
 
     def _mix(self, x: torch.Tensor, targets: torch.Tensor) -> Batch:
         share = float(self._rng.beta(self.mixup, self.mixup))
-        other = torch.from_numpy(self._rng.permutation(len(x))).to(self.device)
+        other = to_device(torch.from_numpy(self._rng.permutation(len(x))), self.device)
         return torch.lerp(x[other], x, share), torch.lerp(targets[other], targets, share)
 
 
 class CachedBatches(EpochBatches):
-    """Batches of cached activations (N, V, W); each epoch takes the next view of an image."""
+    """Batches of cached activations (N, V, W); each epoch takes the next view of an image.
+
+    The activations are kept on the device if they fit into a part of its free memory.
+    """
 
     def __init__(self, values: np.ndarray, targets: SoftTargets, *args: object, **options: object):
         super().__init__(targets, *args, **options)  # type: ignore[arg-type]
         self.values = values
+        self._on_device: torch.Tensor | None = None
+        if self.device.type == "cuda" and values.nbytes <= _DEVICE_SHARE * free_memory(self.device):
+            self._on_device = torch.from_numpy(values).to(self.device)
 
     def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """See `EpochBatches.read`."""
         for rows in np.array_split(order, self.n_batches):
-            x = self.values[rows, (rows + self._epoch) % self.values.shape[1]]
-            yield rows, torch.from_numpy(x).to(self.device).float()
+            views = (rows + self._epoch) % self.values.shape[1]
+            if self._on_device is None:
+                yield rows, torch.from_numpy(self.values[rows, views]).to(self.device).float()
+            else:
+                index = to_device(torch.from_numpy(np.stack([rows, views])), self.device)
+                yield rows, self._on_device[index[0], index[1]].float()
 
 
 class ImageBatches(EpochBatches):
@@ -169,7 +184,7 @@ class ImageBatches(EpochBatches):
         """See `EpochBatches.read`."""
         views, count = self.views_of(self._epoch)
         items = order * count + (order + self._epoch) % count
-        reader = ImageReader(views, self.threads, ImageErrors("raise"))
+        reader = image_reader(views, self.threads, ImageErrors("raise"), self.device)
         batches = [part.tolist() for part in np.array_split(items, self.n_batches)]
         for read, batch in reader.read(batches):
             yield np.asarray(read) // count, self.run(batch)

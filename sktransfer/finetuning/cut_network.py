@@ -19,6 +19,7 @@ from sktransfer.embedding.embed import embed, engine_for
 from sktransfer.embedding.recipe import Recipe, map_shape, output_width, recipe_at
 from sktransfer.engines.batch_size import auto_batch_size, in_parts
 from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.transforms.device_feed import DeviceFeed, Forward
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
@@ -86,6 +87,8 @@ class Network:
         if boundary == 0:
             return lambda batch: self.preprocessing.normalize(batch.to(device))
         engine = engine_for(self.recipe(boundary, compute), compute, n_images)
+        if engine.on_device:
+            return lambda batch: engine.forward(batch.to(device))
         return lambda batch: torch.from_numpy(engine.run(batch)).to(device)
 
     def apply(
@@ -116,6 +119,8 @@ class Network:
             If images are broken; names all of them.
         """
         compute = compute.for_job(len(images), from_library=self.backbone.from_library)
+        if compute.device.type == "cuda":
+            return self._apply_on_device(images, layer, compute)
         size = auto_batch_size(compute.device, self.preprocessing.crop)
         outputs: list[np.ndarray] = []
         broken: list[ImageError] = []
@@ -138,6 +143,39 @@ class Network:
         if broken:
             raise ImageError.of(broken)
         return np.concatenate(outputs)
+
+    def _apply_on_device(
+        self,
+        images: Images,
+        layer: Callable[[torch.Tensor], torch.Tensor],
+        compute: ComputeConfig,
+    ) -> np.ndarray:
+        """Do what `apply` does; activations are neither stored nor leave the device."""
+        blocks: Forward = lambda pixels, exact: self.preprocessing.normalize(pixels)  # noqa: E731
+        if self.boundary > 0:
+            recipe = self.recipe(self.boundary, compute)
+            blocks = engine_for(recipe, compute, len(images)).forward
+
+        def forward(pixels: torch.Tensor, exact: bool) -> torch.Tensor:
+            return in_parts(layer, blocks(pixels, exact))[0].float()
+
+        feed = DeviceFeed(
+            Views(images, self.preprocessing),
+            compute.threads,
+            ImageErrors("raise"),
+            compute.device,
+        )
+        size = auto_batch_size(compute.device, self.preprocessing.crop)
+        batches = [
+            range(start, min(start + size, len(images))) for start in range(0, len(images), size)
+        ]
+        outputs: np.ndarray | None = None
+        for rows, values in feed.map(forward, batches):
+            if outputs is None:
+                outputs = np.empty((len(images), *values.shape[1:]), np.float32)
+            outputs[rows] = values
+        assert outputs is not None
+        return outputs
 
     def _read(self, views: Views, size: int, compute: ComputeConfig) -> None:
         """Read images, which raises an error for the broken ones."""

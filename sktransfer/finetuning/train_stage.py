@@ -351,23 +351,38 @@ class _EpochSetup(Callback):
         self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
         logits, targets = kwargs["y_pred"], batch[1]
+        losses = [kwargs["loss"]]
         if isinstance(logits, tuple):
             logits, domain_loss = logits
-            self.domain_loss += float(domain_loss.detach()) * len(targets)
-        if training and not math.isfinite(float(kwargs["loss"].detach())):
-            self._stop_on_divergence(net)
+            losses.append(domain_loss)
+        logits = logits.detach()
         if training:
-            self._add_losses(net, logits.detach(), targets)
-        self.metric[training] += self.config.task.metric(logits.detach(), targets)
+            self._add_losses(net, logits, targets, losses)
+        self.metric[training] += self.config.task.metric(logits, targets)
         self.seen[training] += len(targets)
 
-    def _add_losses(self, net: NeuralNet, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add the losses of a batch without penalty and adversary, as they are and if guessed."""
-        loss = float(net.criterion_(logits, targets))
+    def _add_losses(
+        self,
+        net: NeuralNet,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        losses: list[torch.Tensor],
+    ) -> None:
+        """Add the losses of a batch: of the task, of guessing, and of the adversary.
+
+        `losses` has the loss that was minimized, and that of the adversary if there is one.
+        """
+        task_losses = (net.criterion_(x, targets) for x in (logits, torch.zeros_like(logits)))
+        # Read together, because a device is waited for each time.
+        all_losses = torch.stack([loss.detach().float() for loss in (*task_losses, *losses)])
+        loss, guess_loss, minimized, *domain_loss = all_losses.tolist()
+        if not math.isfinite(minimized):
+            self._stop_on_divergence(net)
         if math.isnan(self.first_loss):
             self.first_loss = loss
         self.task_loss += loss * len(targets)
-        self.guess_loss += float(net.criterion_(torch.zeros_like(logits), targets)) * len(targets)
+        self.guess_loss += guess_loss * len(targets)
+        self.domain_loss += sum(domain_loss) * len(targets)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self.task_losses.append(self.task_loss / self.seen[True])

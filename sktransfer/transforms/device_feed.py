@@ -18,12 +18,13 @@ import torch
 
 from sktransfer.data.decoding import PlainJpeg
 from sktransfer.transforms import device_resize
-from sktransfer.transforms.device_resize import can_resize, resize_stack, to_device
-from sktransfer.transforms.loader import ImageErrors, ahead, reading_pool
+from sktransfer.transforms.device_resize import can_resize, resize_stack
+from sktransfer.transforms.loader import ImageErrors, ImageReader, ahead, reading_pool
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Stack, Views
 from sktransfer.utils.config import DEVICE_JPEG
 from sktransfer.utils.errors import ImageError
+from sktransfer.utils.runtime import to_device
 
 # Batches that are read ahead of those on the device.
 _BATCHES_AHEAD = 3
@@ -38,6 +39,15 @@ _MAX_DECODED_BYTES = 2**29
 Forward = Callable[[torch.Tensor, bool], torch.Tensor]
 # A JPEG; decoded pixels (h, w, 3); or a crop (3, H, W) that needs no resizing.
 Source = PlainJpeg | np.ndarray | torch.Tensor
+
+
+def image_reader(
+    views: Views, threads: int, image_errors: ImageErrors, device: torch.device
+) -> ImageReader | DeviceFeed:
+    """Choose how images are read for a device: CUDA devices decode and resize them themselves."""
+    if device.type == "cuda":
+        return DeviceFeed(views, threads, image_errors, device)
+    return ImageReader(views, threads, image_errors)
 
 
 class DeviceFeed:
@@ -83,6 +93,19 @@ class DeviceFeed:
                 yield from lane.results()
         self._image_errors.raise_all()
 
+    def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Yield the readable rows and the pixels (N, 3, H, W), uint8, on the device, of batches."""
+        stream = torch.cuda.Stream(self._device)
+        with reading_pool(self._threads) as pool:
+            reads = (self._submit(pool, rows) for rows in batches)
+            for rows, sources in ahead(reads, _BATCHES_AHEAD, self._finish):
+                with torch.no_grad(), torch.cuda.stream(stream):
+                    readable, pixels = self.prepare(rows, sources, stream)
+                stream.synchronize()  # the caller uses another stream
+                if readable and not self._image_errors.failed:
+                    yield readable, pixels
+        self._image_errors.raise_all()
+
     def prepare(
         self, rows: list[int], sources: list[Source], stream: torch.cuda.Stream
     ) -> tuple[list[int], torch.Tensor]:
@@ -93,18 +116,19 @@ class DeviceFeed:
         if self._stack is not None:
             return rows, self._prepare_stack(rows)
         crops = {slot: crop for slot, crop in enumerate(sources) if isinstance(crop, torch.Tensor)}
-        slots, parts = list(crops), list[torch.Tensor]()
-        if crops:
-            parts.append(to_device(torch.stack([*crops.values()]), self._device))
+        slots, parts = list[int](), list[torch.Tensor]()
         others = [slot for slot in range(len(sources)) if slot not in crops]
+        # The decoder does not wait for the stream, so it comes first, while the stream is idle.
         for number, group in enumerate(_groups(others, sources)):
             if number:
-                # The decoder does not wait for what still uses the memory of earlier groups.
                 stream.synchronize()
             pixels = self._on_device({slot: sources[slot] for slot in group}, rows)
             if pixels:
                 slots += pixels
                 parts.append(device_resize.resize([*pixels.values()], self._preprocessing))
+        if crops:
+            slots += crops
+            parts.append(to_device(torch.stack([*crops.values()]), self._device))
         if not parts:
             return [], torch.empty(0)
         batch = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -251,7 +275,7 @@ def _decode(jpegs: dict[int, PlainJpeg], device: torch.device) -> dict[int, torc
     try:
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        encoded = [torch.frombuffer(jpeg.encoded, dtype=torch.uint8) for jpeg in jpegs.values()]
+        encoded = [torch.from_numpy(jpeg.encoded) for jpeg in jpegs.values()]
         decoded = decode_jpeg(encoded, ImageReadMode.RGB, device)
     except (ImportError, NotImplementedError):
         return {}

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.utils.runtime import to_device
 
 # Floating-point pixels that are resized at once, in bytes.
 _MAX_BYTES = 2**29
@@ -153,10 +154,3 @@ def _weights(plan: torch.Tensor, count: int, length: int, cubic: bool) -> torch.
 def _crop_start(length: int, kept: int) -> int:
     # As torchvision's center_crop rounds.
     return round((length - kept) / 2.0)
-
-
-def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device without waiting for it."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

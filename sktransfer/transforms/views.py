@@ -19,8 +19,9 @@ from sktransfer.data.decoding import PlainJpeg
 from sktransfer.data.images import Images
 from sktransfer.transforms.preprocessing import Preprocessing
 
-# Resized images that are kept, so that the views of one image decode it once.
-_MAX_RESIZED_IMAGES = 8
+# Resized images that are kept, so that the views of one image decode it once; more than the
+# threads that prepare views.
+_MAX_RESIZED_IMAGES = 64
 
 
 class Augments(Protocol):

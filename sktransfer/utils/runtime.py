@@ -198,6 +198,18 @@ def full_float32(device: torch.device) -> Iterator[None]:
                     setting.fp32_precision = before
 
 
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device without waiting for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of a CUDA device, in bytes."""
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def resolve_threads(n_jobs: int | None) -> int:
     """Resolve the number of threads that read images and, on a CPU, run the network.
 
