@@ -274,6 +274,11 @@ class Stream:
         DEVICE.wait("stream", self.number)
 
 
+class CurrentStream(Stream):
+    def __init__(self, number):
+        self.number, self.device = number, CUDA
+
+
 @contextlib.contextmanager
 def use_stream(stream):
     before = DEVICE.stream
@@ -308,7 +313,9 @@ def decode_jpeg(encoded, mode=torchvision.io.ImageReadMode.UNCHANGED, device="cp
         DEVICE.races.append(("decode_jpeg", stream, stream, ""))
     if any(b"\xff\xc2" in bytes(each.numpy()) for each in encoded):
         raise RuntimeError("nvJPEG cannot decode a progressive JPEG")
-    return [OnCuda(_decode_jpeg(each, mode, "cpu")) for each in encoded]
+    decoded = [OnCuda(_decode_jpeg(each, mode, "cpu")) for each in encoded]
+    DEVICE.launched[stream] = 0  # the decoder has a stream of its own
+    return decoded
 
 
 _decode_jpeg = torchvision.io.decode_jpeg
@@ -335,6 +342,7 @@ _CUDA_FUNCTIONS = {
     "Stream": Stream,
     "stream": use_stream,
     "synchronize": synchronize,
+    "current_stream": lambda device=None: CurrentStream(DEVICE.stream),
     "empty_cache": lambda: None,
     "device": lambda device: contextlib.nullcontext(),
     "is_bf16_supported": lambda including_emulation=True: True,
@@ -352,8 +360,9 @@ _CUDA_FUNCTIONS = {
 @contextlib.contextmanager
 def emulated_cuda():
     """Emulate one CUDA device; yields what is counted on it, from zero."""
-    import sktransfer.transforms.loader as loader
+    from sktransfer.transforms import device_feed, loader
 
+    device_feed._has_decoder.cache_clear()
     DEVICE.waits.clear()
     DEVICE.races.clear()
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -373,4 +382,5 @@ def emulated_cuda():
         ):
             yield DEVICE
     finally:
+        device_feed._has_decoder.cache_clear()
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)

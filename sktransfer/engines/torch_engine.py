@@ -81,7 +81,7 @@ class TorchEngine(FrozenEngine):
         """Map pixels (N, 3, H, W), uint8 on the CPU, to float32 embeddings (N, D)."""
         return self._in_parts(self._run, batch).numpy()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # the results can be trained on, unlike those of inference mode
     def forward(self, pixels: torch.Tensor, exact: bool = False) -> torch.Tensor:
         """See `FrozenEngine.forward`."""
         precision = torch.float32 if exact else self._precision

@@ -10,13 +10,15 @@ Shapes: N images of h x w pixels, H x W after the crop, D features.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-from sktransfer.data.decoding import PlainJpeg
+from sktransfer.data.decoding import PlainJpeg, encode_jpeg
 from sktransfer.transforms import device_resize
 from sktransfer.transforms.device_resize import can_resize, resize_stack
 from sktransfer.transforms.loader import ImageErrors, ImageReader, ahead, reading_pool
@@ -75,6 +77,9 @@ class DeviceFeed:
         self._preprocessing = views.preprocessing
         stack = views.stack()
         self._stack = stack if stack and _can_resize(stack, views.preprocessing) else None
+        if self._stack is not None and isinstance(self._stack.pixels, torch.Tensor):
+            # The caller may still be writing to it, on another stream.
+            torch.cuda.current_stream(self._stack.pixels.device).synchronize()
         self._decodes = DEVICE_JPEG.get() != "0"
 
     def map(
@@ -219,7 +224,7 @@ class _Lane:
         self._stream = torch.cuda.Stream(feed._device)
         self._rows: list[int] = []
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def launch(self, rows: list[int], sources: list[Source]) -> None:
         """Start a batch, after the results of the previous one have been taken."""
         with torch.cuda.stream(self._stream):
@@ -231,7 +236,7 @@ class _Lane:
             self._result = torch.empty(embeddings.shape, pin_memory=True)
             self._result.copy_(embeddings, non_blocking=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def results(self) -> Iterator[tuple[list[int], np.ndarray]]:
         """Wait for the batch; yield its rows and embeddings, if there is one."""
         # Also without a batch: memory that it used must be idle before the device decodes into it.
@@ -269,30 +274,42 @@ def _groups(slots: list[int], sources: list[Source]) -> Iterator[list[int]]:
 
 def _decode(jpegs: dict[int, PlainJpeg], device: torch.device) -> dict[int, torch.Tensor]:
     """Decode JPEGs on a device: pixels (3, h, w), uint8, by slot; broken ones are left out."""
-    if not jpegs:
+    if not jpegs or not _has_decoder(device):
         return {}
-    # Imported here, because a later torchvision may leave it out in favor of torchcodec.
+    slots = list(jpegs)
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        encoded = [torch.from_numpy(jpeg.encoded) for jpeg in jpegs.values()]
-        decoded = decode_jpeg(encoded, ImageReadMode.RGB, device)
-    except (ImportError, NotImplementedError):
-        return {}
+        decoded = _call_decoder([jpegs[slot].encoded for slot in slots], device)
     except RuntimeError:
         # One of them is broken, or memory ran out: search for it, or take less at once.
-        slots = list(jpegs)
         if len(slots) == 1:
             return {}
         half = len(slots) // 2
-        parts = (slots[:half], slots[half:])
-        return {
-            slot: pixels
-            for part in parts
-            for slot, pixels in _decode({s: jpegs[s] for s in part}, device).items()
-        }
+        first, second = (
+            _decode({slot: jpegs[slot] for slot in part}, device)
+            for part in (slots[:half], slots[half:])
+        )
+        return first | second
     return {
         slot: pixels
-        for (slot, jpeg), pixels in zip(jpegs.items(), decoded, strict=True)
-        if pixels.shape == (3, jpeg.height, jpeg.width)
+        for slot, pixels in zip(slots, decoded, strict=True)
+        if pixels.shape == (3, jpegs[slot].height, jpegs[slot].width)
     }
+
+
+@lru_cache
+def _has_decoder(device: torch.device) -> bool:
+    """Return whether torchvision can decode JPEGs on a device; tried once."""
+    example = np.frombuffer(encode_jpeg(torch.zeros((3, 16, 16), dtype=torch.uint8)), np.uint8)
+    try:
+        return _call_decoder([example.copy()], device)[0].shape == (3, 16, 16)
+    except (ImportError, NotImplementedError, RuntimeError, AttributeError):
+        return False
+
+
+def _call_decoder(encoded: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    # Imported here, because a later torchvision may leave it out in favor of torchcodec.
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return decode_jpeg([torch.from_numpy(jpeg) for jpeg in encoded], ImageReadMode.RGB, device)

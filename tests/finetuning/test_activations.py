@@ -102,13 +102,13 @@ def test_gathered_bits_do_not_depend_on_the_other_views(boundary, store):
 
 
 def test_gather_pads_every_batch(monkeypatch):
-    forward, sizes = TorchEngine._forward, []
+    forward, sizes = TorchEngine._run, []
 
     def noted(self, batch):
         sizes.append(len(batch))
         return forward(self, batch)
 
-    monkeypatch.setattr(TorchEngine, "_forward", noted)
+    monkeypatch.setattr(TorchEngine, "_run", noted)
     gathered(views_of(20), 1)  # 40 views
     gathered(views_of(1), 1)
     size = auto_batch_size(CPU, TINY.preprocessing.crop)

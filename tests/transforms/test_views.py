@@ -194,9 +194,9 @@ def test_image_is_decoded_once_for_several_threads():
 
 
 def test_views_keep_few_images_in_memory():
-    views = views_of(images(30), Noted(), 1)
+    views = views_of(images(100), Noted(), 1)
     all_of(views)
-    assert len(views._resized) <= 8
+    assert len(views._resized) <= 64
     alone = views_of(images(30), Noted(), only=1)
     all_of(alone)
     assert not alone._resized
