@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import os
 import signal
 import tempfile
 import time
@@ -52,8 +51,7 @@ class Bench:
 
     def __init__(self, folder: Path, threads: int, *, fake: bool) -> None:
         self.folder, self.threads, self.fake = folder, threads, fake
-        self.plugin = os.environ.get("SKTRANSFER_BENCH_PLUGIN") if fake else None
-        self.device = torch.device("cpu" if fake and not self.plugin else "cuda")
+        self.device = torch.device("cuda")
         self.warm_up, self.compared = (4, 8) if fake else (256, N_COMPARED)
         n_cuts, n_areas = (24, 48) if fake else (4096, 432)
         with multiprocessing.get_context("fork").Pool(threads) as pool:
@@ -92,7 +90,7 @@ class Bench:
     def seconds(self, run: Callable[..., object], *arguments: Any) -> float:
         start = time.perf_counter()
         run(*arguments)
-        if self.device.type == "cuda" and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
@@ -104,7 +102,7 @@ class Bench:
         minimum: float = HALF,
         *,
         network: str = LITE0,
-        images: list[Any] | None = None,
+        images: Any = None,
         seconds: float = 2.0,
     ) -> None:
         """Check the first embeddings, and measure the speed if they are correct."""

@@ -81,7 +81,7 @@ def embedding(bench: Bench, figures: Figures) -> None:
     for network in [LITE0] if bench.fake else [LITE0, RESNET]:
         speeds = figures[network] = {}
         embed = bench.extractor(network).transform
-        bench.checked(speeds, "sktransfer", embed, network=network, seconds=4)
+        bench.checked(speeds, "sktransfer", embed, OTHER_DECODER, network=network, seconds=4)
         paths = bench.paths[: bench.compared]
         speeds["repeat_differs_by"] = float(abs(embed(paths) - embed(paths)).max())
         if network == RESNET:
@@ -90,12 +90,18 @@ def embedding(bench: Bench, figures: Figures) -> None:
         with recorded(speeds, "store"), empty_store() as store:
             run = bench.extractor(cache=store).transform
             speeds["store"] = round(len(paths) / bench.seconds(run, paths), 1)
-        for batch in () if bench.fake else (32, 64, 256, 512):
+        for batch in () if bench.fake else (64, 128, 256, 1024):
             embed = bench.extractor(batch_size=batch).transform
-            bench.checked(speeds, f"batch_{batch}", embed)
-        embed = bench.extractor(n_jobs=2 * bench.threads).transform
-        bench.checked(speeds, "twice_threads", embed)
+            bench.checked(speeds, f"batch_{batch}", embed, OTHER_DECODER)
+        for threads in () if bench.fake else (1, 2, 4, 2 * bench.threads):
+            embed = bench.extractor(n_jobs=threads).transform
+            bench.checked(speeds, f"threads_{threads}", embed, OTHER_DECODER)
         bench.checked(speeds, "arrays", bench.extractor().transform, images=arrays)
+        embed = bench.extractor().transform
+        stack = np.stack([arrays[row % len(arrays)] for row in range(4 * len(arrays))])
+        bench.checked(speeds, "stack", embed, images=stack)
+        on_device = torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous().to(bench.device)
+        bench.checked(speeds, "stack_on_device", embed, images=on_device)
         with recorded(speeds, "arrays_store"), empty_store() as store:
             run = bench.extractor(cache=store).transform
             speeds["arrays_store"] = round(len(arrays) / bench.seconds(run, arrays), 1)
@@ -241,11 +247,11 @@ def nvjpeg(bench: Bench, figures: Figures) -> None:
         except RuntimeError as error:
             figures["truncated_file"] = f"refused: {error}"[:100]
     bench.checked(figures, "plain_loop", nvjpeg_loop(bench), OTHER_DECODER)
-    with mock.patch.dict(os.environ, SKTRANSFER_DEVICE_JPEG="1"):
+    with recorded(figures, "decoded_on_the_device"):
+        figures["decoded_on_the_device"] = count_decoded(bench)
+    with mock.patch.dict(os.environ, SKTRANSFER_DEVICE_JPEG="0"):
         embed = bench.extractor().transform
-        bench.checked(figures, "sktransfer", embed, OTHER_DECODER, seconds=3)
-        with recorded(figures, "decoded_on_the_device"):
-            figures["decoded_on_the_device"] = count_decoded(bench)
+        bench.checked(figures, "sktransfer_decoding_on_the_cpu", embed, HALF, seconds=3)
 
 
 def nvjpeg_loop(bench: Bench) -> Callable[[list[str]], np.ndarray]:
@@ -277,16 +283,16 @@ def nvjpeg_loop(bench: Bench) -> Callable[[list[str]], np.ndarray]:
 
 def count_decoded(bench: Bench) -> str:
     """Count the images that PretrainedFeatureExtractor decodes on the device."""
-    from sktransfer.transforms import views
+    from sktransfer.transforms import device_feed
 
-    prepare_jpegs, counts, paths = views.prepare_jpegs, [0], bench.paths[: bench.compared]
+    decode_on_device, counts, paths = device_feed._decode, [0], bench.paths[: bench.compared]
 
     def counted(*arguments: object) -> dict[int, torch.Tensor]:
-        images = prepare_jpegs(*arguments)
+        images = decode_on_device(*arguments)
         counts.append(len(images))
         return images
 
-    with mock.patch.object(views, "prepare_jpegs", counted):
+    with mock.patch.object(device_feed, "_decode", counted):
         bench.extractor().transform(paths)
     return f"{sum(counts)} of {len(paths)}"
 

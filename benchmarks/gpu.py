@@ -10,13 +10,14 @@ each phase.
 machine    device, driver, versions, cores
 decoding   the image loader on 1 to 32 threads; torchvision's decoder on threads; Pillow in
            processes
-embedding  PretrainedFeatureExtractor: from paths, into a store, with other batch sizes, from arrays
+embedding  PretrainedFeatureExtractor: from paths, into a store, with other batch sizes and numbers
+           of threads, from arrays
 forward    only the network: under autocast and with half-precision weights, with and without a
            CUDA graph
 peers      embetter with its defaults and with its network on the device; plain DataLoader loops
 tuning     FineTunedImageClassifier: seconds, accuracy, reproducibility, its pickle on a CPU
 equal      each precision compared with float32 on the CPU; batches of 7; too little memory
-nvjpeg     decoding on the device: alone, in a plain loop, and in PretrainedFeatureExtractor
+nvjpeg     decoding on the device: alone, in a plain loop, and not in PretrainedFeatureExtractor
 tests      the tests marked gpu
 head       seconds to fit the head, on the device and on the CPU
 workers    a grid search in two processes on one device, and a forked child process
@@ -28,9 +29,8 @@ all images have a high cosine.
 
     python benchmarks/gpu.py [--only machine,embedding] [--seconds 345] [--fake] [--json PATH]
 
---fake, or FAKE=1 in the environment, rehearses the run on a few images without a GPU: on the CPU,
-or on a device emulated by the module named in SKTRANSFER_BENCH_PLUGIN, which needs a function
-install() and a context manager Redirect().
+--fake, or FAKE=1 in the environment, rehearses the run on a few images without a GPU, on the
+emulated device of the tests.
 """
 
 from __future__ import annotations
@@ -314,10 +314,9 @@ def main() -> None:
     result: dict = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         bench = Bench(Path(folder), options.threads, fake=options.fake)
-        if bench.plugin:
-            plugin = importlib.import_module(bench.plugin)
-            plugin.install()
-            stack.enter_context(plugin.Redirect())
+        if bench.fake:
+            sys.path.insert(0, str(ROOT / "tests"))
+            stack.enter_context(importlib.import_module("emulated_cuda").emulated_cuda())
         for name in names:
             left = options.seconds - (time.perf_counter() - start)
             print(name, flush=True)
