@@ -14,6 +14,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in out]
 
 
+@pytest.fixture(autouse=True)
+def hidden_cuda(request, monkeypatch):
+    """Hide CUDA devices from all tests but those for them: results would differ in rounding."""
+    if request.node.get_closest_marker("gpu") is None and torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that a test starts
+
+
 @pytest.fixture(autouse=True, scope="session")
 def torch_home(tmp_path_factory):
     """Write downloads and graphs to a temporary folder, not to the user's."""

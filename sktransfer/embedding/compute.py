@@ -48,7 +48,7 @@ class ComputeConfig:
             device,
             estimator.engine,
             resolve_precision(estimator.precision, device),
-            resolve_threads(estimator.n_jobs),
+            resolve_threads(estimator.n_jobs, device),
             resolve_store(estimator.cache),
         )
 

@@ -11,6 +11,7 @@ Shapes: N images of h x w pixels, H x W after the crop, D features.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -33,6 +34,10 @@ _BATCHES_AHEAD = 3
 _LANES = 2
 # Images that one task of a thread reads.
 _READ_TOGETHER = 16
+# Share of the JPEGs that the device may fail to decode before it is left to the CPU.
+_MAX_FAILED = 0.25
+# Threads that only read files: more of them would wait for Python's lock.
+_MAX_READERS = 4
 # Decoded pixels of a batch that are on the device at once, in bytes.
 _MAX_DECODED_BYTES = 2**29
 
@@ -41,6 +46,7 @@ _MAX_DECODED_BYTES = 2**29
 Forward = Callable[[torch.Tensor, bool], torch.Tensor]
 # A JPEG; decoded pixels (h, w, 3); or a crop (3, H, W) that needs no resizing.
 Source = PlainJpeg | np.ndarray | torch.Tensor
+_Read = PlainJpeg | Future[Source]
 
 
 def image_reader(
@@ -63,7 +69,7 @@ class DeviceFeed:
     views : Views
         Its items are the rows.
     threads : int
-        Threads that read files, and decode what the device cannot decode.
+        Threads that decode what the device cannot decode.
     image_errors : ImageErrors
         Takes the errors of broken images.
     device : torch.device
@@ -86,29 +92,24 @@ class DeviceFeed:
         self, forward: Forward, batches: Iterable[Sequence[int]]
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield the readable rows and the embeddings (N, D), float32, of each batch."""
-        lanes = [_Lane(self, forward) for _ in range(_LANES)]
-        with reading_pool(self._threads) as pool:
-            reads = (self._submit(pool, rows) for rows in batches)
-            number = 0
-            for number, (rows, sources) in enumerate(ahead(reads, _BATCHES_AHEAD, self._finish)):
-                lane = lanes[number % _LANES]
-                yield from lane.results()
-                lane.launch(rows, sources)
-            for lane in lanes[(number + 1) % _LANES :] + lanes[: (number + 1) % _LANES]:
-                yield from lane.results()
+        lanes = deque(_Lane(self, forward) for _ in range(_LANES))
+        for rows, sources in self._sources(batches):
+            yield from lanes[0].results()
+            lanes[0].launch(rows, sources)
+            lanes.rotate(-1)
+        for lane in lanes:
+            yield from lane.results()
         self._image_errors.raise_all()
 
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield the readable rows and the pixels (N, 3, H, W), uint8, on the device, of batches."""
         stream = torch.cuda.Stream(self._device)
-        with reading_pool(self._threads) as pool:
-            reads = (self._submit(pool, rows) for rows in batches)
-            for rows, sources in ahead(reads, _BATCHES_AHEAD, self._finish):
-                with torch.no_grad(), torch.cuda.stream(stream):
-                    readable, pixels = self.prepare(rows, sources, stream)
-                stream.synchronize()  # the caller uses another stream
-                if readable and not self._image_errors.failed:
-                    yield readable, pixels
+        for rows, sources in self._sources(batches):
+            with torch.no_grad(), torch.cuda.stream(stream):
+                readable, pixels = self.prepare(rows, sources, stream)
+            stream.synchronize()  # the caller uses another stream
+            if readable and not self._image_errors.failed:
+                yield readable, pixels
         self._image_errors.raise_all()
 
     def prepare(
@@ -159,61 +160,76 @@ class DeviceFeed:
     def _on_device(self, sources: dict[int, Source], rows: list[int]) -> dict[int, torch.Tensor]:
         """Decode or copy images: pixels (3, h, w), uint8, on the device, by slot."""
         jpegs = {slot: jpeg for slot, jpeg in sources.items() if isinstance(jpeg, PlainJpeg)}
-        pixels = _decode(jpegs, self._device)
-        for slot, source in sources.items():
-            if slot in pixels:
-                continue
-            try:
-                array = source if isinstance(source, np.ndarray) else self._views.pixels(rows[slot])
-            except ImageError as error:
-                self._image_errors.add(rows[slot], error)
-                continue
+        pixels = _decode(jpegs, self._device) if self._decodes else {}
+        arrays = {slot: array for slot, array in sources.items() if slot not in jpegs}
+        failed = [slot for slot in jpegs if slot not in pixels]
+        if len(failed) > _MAX_FAILED * len(jpegs):
+            self._decodes = False  # the CPU decodes the other batches
+        if failed:
+            arrays |= self._decoded_on_cpu(failed, rows)
+        for slot, array in arrays.items():
             pixels[slot] = to_device(torch.from_numpy(array), self._device).permute(2, 0, 1)
         return pixels
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, rows: Sequence[int]
-    ) -> tuple[Sequence[int], list[Future[list[Source | ImageError]]]]:
+    def _decoded_on_cpu(self, slots: list[int], rows: list[int]) -> dict[int, np.ndarray]:
+        """Decode JPEGs that the device could not decode; keep the errors of broken ones."""
+        decoded = dict[int, np.ndarray]()
+        with reading_pool(self._threads) as pool:
+            tasks = {slot: pool.submit(self._views.pixels, rows[slot]) for slot in slots}
+            for slot, task in tasks.items():
+                try:
+                    decoded[slot] = task.result()
+                except ImageError as error:
+                    self._image_errors.add(rows[slot], error)
+        return decoded
+
+    def _sources(
+        self, batches: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[list[int], list[Source]]]:
+        """Yield the readable rows and their sources of each batch, read ahead."""
         if self._stack is not None:
-            return rows, []
-        return rows, [
-            pool.submit(self._read, rows[start : start + _READ_TOGETHER])
-            for start in range(0, len(rows), _READ_TOGETHER)
-        ]
+            yield from ((list(rows), []) for rows in batches)
+            return
+        n_readers = min(self._threads, _MAX_READERS)
+        with reading_pool(n_readers) as readers, reading_pool(self._threads) as decoders:
+
+            def submit(rows: Sequence[int]) -> tuple[Sequence[int], list[Future[list[_Read]]]]:
+                starts = range(0, len(rows), _READ_TOGETHER)
+                parts = (rows[start : start + _READ_TOGETHER] for start in starts)
+                return rows, [readers.submit(self._read, part, decoders) for part in parts]
+
+            yield from ahead(map(submit, batches), _BATCHES_AHEAD, self._finish)
 
     def _finish(
-        self, read: tuple[Sequence[int], list[Future[list[Source | ImageError]]]]
+        self, read: tuple[Sequence[int], list[Future[list[_Read]]]]
     ) -> tuple[list[int], list[Source]]:
-        rows, futures = read
-        if self._stack is not None:
-            return list(rows), []
-        readable: list[int] = []
-        sources: list[Source] = []
-        found = (source for future in futures for source in future.result())
-        for row, source in zip(rows, found, strict=True):
-            if isinstance(source, ImageError):
-                self._image_errors.add(row, source)
-            else:
+        readable, sources = list[int](), list[Source]()
+        found = (source for future in read[1] for source in future.result())
+        for row, source in zip(read[0], found, strict=True):
+            try:
+                sources.append(source.result() if isinstance(source, Future) else source)
                 readable.append(row)
-                sources.append(source)
+            except ImageError as error:
+                self._image_errors.add(row, error)
         return readable, sources
 
-    def _read(self, rows: Sequence[int]) -> list[Source | ImageError]:
-        return [self._read_one(row) for row in rows]
+    def _read(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> list[_Read]:
+        """Read JPEGs for the device; leave the other images to the decoders."""
+        return [self._plain_jpeg(row) or decoders.submit(self._decode, row) for row in rows]
 
-    def _read_one(self, row: int) -> Source | ImageError:
-        try:
-            if self._views.is_augmented(row):
-                return self._views.prepare(row)
-            jpeg = self._views.plain_jpeg(row) if self._decodes else None
-            if jpeg and can_resize(self._preprocessing, (jpeg.height, jpeg.width)):
-                return jpeg
-            pixels = self._views.pixels(row)
-            if can_resize(self._preprocessing, pixels.shape[:2]):
-                return pixels
-            return self._preprocessing.prepare(pixels)
-        except ImageError as error:
-            return error
+    def _plain_jpeg(self, row: int) -> PlainJpeg | None:
+        if not self._decodes or self._views.is_augmented(row):
+            return None
+        jpeg = self._views.plain_jpeg(row)
+        return jpeg if jpeg and can_resize(self._preprocessing, jpeg[1:]) else None
+
+    def _decode(self, row: int) -> Source:
+        if self._views.is_augmented(row):
+            return self._views.prepare(row)
+        pixels = self._views.pixels(row)
+        if can_resize(self._preprocessing, pixels.shape[:2]):
+            return pixels
+        return self._preprocessing.prepare(pixels)
 
 
 class _Lane:

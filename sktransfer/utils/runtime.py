@@ -86,7 +86,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     ----------
     device : str or torch.device
         `"auto"` is a CUDA device if available, else Apple's MPS, else the CPU. Workers of a
-        parallel search are spread over the visible CUDA devices.
+        parallel search are spread over the visible CUDA devices. A process that was forked from one
+        that uses CUDA cannot use it, so there it is the CPU.
 
     Raises
     ------
@@ -99,7 +100,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     device(type='cpu')
     """
     if isinstance(device, str) and device == "auto":
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and not _is_forked_from_cuda():
             return torch.device("cuda", _worker_number() % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     unknown = ValueError(
@@ -111,6 +112,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise unknown from error
+    if resolved.type == "cuda" and _is_forked_from_cuda():
+        raise ValueError(
+            f"Got device={str(device)!r} in a process that was forked from one that uses CUDA, but "
+            "CUDA does not work after a fork; start processes with joblib's loky or with "
+            "multiprocessing.get_context('spawn'), or set device='cpu'"
+        )
     missing = {
         "cuda": not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count(),
         "mps": not torch.backends.mps.is_available(),
@@ -121,6 +128,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
             "device='auto' takes the fastest one available"
         )
     return resolved
+
+
+def _is_forked_from_cuda() -> bool:
+    """Return whether CUDA was used before this process was forked; torch then refuses it."""
+    return torch.cuda._is_in_bad_fork()
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -210,14 +222,17 @@ def free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def resolve_threads(n_jobs: int | None) -> int:
+def resolve_threads(n_jobs: int | None, device: torch.device | None = None) -> int:
     """Resolve the number of threads that read images and, on a CPU, run the network.
 
     Parameters
     ----------
     n_jobs : int or None
         As in joblib: -1 is one thread per core. `None` is as many threads as torch uses, and one
-        thread in a worker of a parallel search.
+        thread in a worker of a parallel search on the CPU.
+    device : torch.device or None
+        None stands for the CPU. A worker that computes on another device has its share of the cores
+        to decode images.
 
     Raises
     ------
@@ -232,7 +247,8 @@ def resolve_threads(n_jobs: int | None) -> int:
         )
     if n_jobs is None:
         worker = multiprocessing.parent_process() is not None
-        return 1 if worker else torch.get_num_threads()
+        on_cpu = device is None or device.type == "cpu"
+        return 1 if worker and on_cpu else torch.get_num_threads()
     return max(1, joblib.effective_n_jobs(int(n_jobs)))
 
 

@@ -223,6 +223,24 @@ def test_device_without_a_decoder_leaves_decoding_to_the_cpu(files, monkeypatch)
     assert_as_on_the_cpu(found, views_of(X))
 
 
+def test_device_that_decodes_few_of_the_files_is_not_asked_for_long(files, monkeypatch):
+    X = paths(files, [*range(20)] * 10)
+    calls = []
+
+    def fails(encoded, mode, device):
+        calls.append(len(encoded))
+        if len(calls) == 1:
+            return emulated_decoder(encoded, mode, device)
+        raise RuntimeError("nvjpeg: unsupported sampling")
+
+    with emulated_cuda() as device, monkeypatch.context() as patch:
+        patch.setattr(torchvision.io, "decode_jpeg", fails)
+        found = read(views_of(X), 8)
+        assert device.races == []
+    assert sum(calls) <= 1 + 8 * 4  # the first batch only, halved to single images
+    assert_as_on_the_cpu(found, views_of(X))
+
+
 def test_variable_leaves_decoding_to_the_cpu(files, monkeypatch):
     monkeypatch.setenv("SKTRANSFER_DEVICE_JPEG", "0")
     X = paths(files, range(8))

@@ -54,6 +54,16 @@ def test_auto_device_spreads_workers_over_the_gpus(machine, monkeypatch):
     assert indices == [0, 1, 0, 0]
 
 
+def test_fork_of_a_process_that_uses_cuda_uses_the_cpu(machine, monkeypatch):
+    machine(cuda=2)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert resolve_device("auto") == CPU
+    assert resolve_device("cpu") == CPU
+    for device in ("cuda", "cuda:1", CUDA):
+        with pytest.raises(ValueError, match=r"^Got device='cuda.* was forked .* loky or with"):
+            resolve_device(device)
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
 def test_missing_device_is_rejected(machine, device):
     machine()
@@ -91,7 +101,8 @@ def test_resolve_threads_counts_like_torch_and_joblib(monkeypatch):
     assert resolve_threads(3) == 3
     assert resolve_threads(-1) >= 1
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
-    assert resolve_threads(None) == 1
+    assert resolve_threads(None) == resolve_threads(None, CPU) == 1
+    assert resolve_threads(None, CUDA) == 4  # decodes images for the device
 
 
 @pytest.mark.parametrize("n_jobs", [0, "all", 1.5, True, 10**9, float("nan"), [1], np.float64(2)])
