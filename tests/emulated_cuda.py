@@ -105,6 +105,8 @@ class OnCuda(torch.Tensor):
         return f"OnCuda({self.inner!r})"
 
     def __reduce_ex__(self, protocol):
+        if getattr(DEVICE.local, "saves", False):
+            return self.inner.__reduce_ex__(protocol)
         raise pickle.PicklingError("a CUDA tensor is being pickled")
 
     def __array__(self, *args, **options):
@@ -321,6 +323,18 @@ def decode_jpeg(encoded, mode=torchvision.io.ImageReadMode.UNCHANGED, device="cp
 _decode_jpeg = torchvision.io.decode_jpeg
 
 
+_save = torch.save
+
+
+def save(*args, **options):
+    """Save as torch does: only pickles of the package must not contain CUDA tensors."""
+    DEVICE.local.saves = True
+    try:
+        return _save(*args, **options)
+    finally:
+        DEVICE.local.saves = False
+
+
 class _Autocast(torch.autocast):
     def __init__(self, device_type, dtype=None, enabled=True, cache_enabled=None):
         # The CPU has no float16 for many layers, so that all computes in float32.
@@ -376,6 +390,7 @@ def emulated_cuda():
             mock.patch.multiple(torch.cuda, **_CUDA_FUNCTIONS),
             mock.patch.multiple(torch.optim.Optimizer, create=True, **no_check),
             mock.patch.object(torch, "autocast", _Autocast),
+            mock.patch.object(torch, "save", save),
             mock.patch.object(torchvision.io, "decode_jpeg", decode_jpeg),
             mock.patch.object(loader, "ThreadPoolExecutor", RedirectedPool),
             Redirect(),
