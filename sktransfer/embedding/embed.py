@@ -127,7 +127,9 @@ def embed(
             # A small job is faster if all cores work on one batch, but the bits may differ.
             sequential = not pad_batches and n_images <= batch_size
             device = compute.device if runner.on_device else torch.device("cpu")
-            reader = image_reader(views, compute.threads, image_errors, device)
+            # Embeddings in float32 are those of the CPU, and shared with it in the store.
+            decodes = recipe.precision != torch.float32
+            reader = image_reader(views, compute.threads, image_errors, device, decodes=decodes)
             batches = (
                 [items[key_index] for key_index in batch]
                 for claim in claims

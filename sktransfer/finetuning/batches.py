@@ -184,7 +184,7 @@ class ImageBatches(EpochBatches):
         """See `EpochBatches.read`."""
         views, count = self.views_of(self._epoch)
         items = order * count + (order + self._epoch) % count
-        reader = image_reader(views, self.threads, ImageErrors("raise"), self.device)
+        reader = image_reader(views, self.threads, ImageErrors("raise"), self.device, decodes=False)
         batches = [part.tolist() for part in np.array_split(items, self.n_batches)]
         for read, batch in reader.read(batches):
             yield np.asarray(read) // count, self.run(batch)

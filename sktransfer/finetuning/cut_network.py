@@ -164,6 +164,7 @@ class Network:
             compute.threads,
             ImageErrors("raise"),
             compute.device,
+            decodes=compute.precision != torch.float32,
         )
         size = auto_batch_size(compute.device, self.preprocessing.crop)
         batches = [

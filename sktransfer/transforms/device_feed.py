@@ -50,11 +50,16 @@ _Read = PlainJpeg | Future[Source]
 
 
 def image_reader(
-    views: Views, threads: int, image_errors: ImageErrors, device: torch.device
+    views: Views,
+    threads: int,
+    image_errors: ImageErrors,
+    device: torch.device,
+    *,
+    decodes: bool,
 ) -> ImageReader | DeviceFeed:
     """Choose how images are read for a device: CUDA devices decode and resize them themselves."""
     if device.type == "cuda":
-        return DeviceFeed(views, threads, image_errors, device)
+        return DeviceFeed(views, threads, image_errors, device, decodes=decodes)
     return ImageReader(views, threads, image_errors)
 
 
@@ -73,10 +78,19 @@ class DeviceFeed:
     image_errors : ImageErrors
         Takes the errors of broken images.
     device : torch.device
+    decodes : bool
+        Whether the device decodes JPEGs. Its decoder interpolates colors in another way than that
+        of the CPU, so pixels differ by about one level in the mean.
     """
 
     def __init__(
-        self, views: Views, threads: int, image_errors: ImageErrors, device: torch.device
+        self,
+        views: Views,
+        threads: int,
+        image_errors: ImageErrors,
+        device: torch.device,
+        *,
+        decodes: bool = True,
     ) -> None:
         self._views, self._threads, self._image_errors = views, threads, image_errors
         self._device = device
@@ -86,7 +100,7 @@ class DeviceFeed:
         if self._stack is not None and isinstance(self._stack.pixels, torch.Tensor):
             # The caller may still be writing to it, on another stream.
             torch.cuda.current_stream(self._stack.pixels.device).synchronize()
-        self._decodes = DEVICE_JPEG.get() != "0"
+        self._decodes = decodes and DEVICE_JPEG.get() != "0"
 
     def map(
         self, forward: Forward, batches: Iterable[Sequence[int]]

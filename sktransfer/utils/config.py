@@ -40,7 +40,7 @@ TUNE_MALLOC = Variable(
 DEVICE_JPEG = Variable(
     "SKTRANSFER_DEVICE_JPEG",
     "1",
-    "0 decodes JPEGs on the CPU, also if there is a CUDA device.",
+    "0 decodes JPEGs on the CPU, even if there is a CUDA device.",
 )
 SESSION = Variable(
     "SKTRANSFER_SESSION",

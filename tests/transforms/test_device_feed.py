@@ -265,13 +265,14 @@ def test_reading_for_another_stream_waits_for_the_pixels(files):
     views, batches = views_of(X), [range(5), range(5, 15)]
     with emulated_cuda() as device:
         found = {}
-        for rows, pixels in image_reader(views, 2, ImageErrors("raise"), CUDA).read(batches):
+        reader = image_reader(views, 2, ImageErrors("raise"), CUDA, decodes=True)
+        for rows, pixels in reader.read(batches):
             assert isinstance(pixels, OnCuda)
             found |= dict(zip(rows, (pixels + 0).cpu().numpy(), strict=True))
         assert device.races == []
     assert_as_on_the_cpu(found, views)
     assert isinstance(
-        image_reader(views, 2, ImageErrors("raise"), torch.device("cpu")), ImageReader
+        image_reader(views, 2, ImageErrors("raise"), torch.device("cpu"), decodes=True), ImageReader
     )
 
 
@@ -287,14 +288,18 @@ def many_files(files):
     return paths(files, [*GOOD, *range(20)] * 3)
 
 
-@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "decodes"), [("auto", True), ("float32", False), ("bfloat16", True)]
+)
 @pytest.mark.parametrize("options", [{}, {"batch_size": 7}, {"n_jobs": 1}, {"n_jobs": 9}])
-def test_embeddings_equal_those_of_the_cpu(X, precision, options):
+def test_embeddings_equal_those_of_the_cpu(X, precision, decodes, options):
     expected = extractor(device="cpu").fit_transform(X)
     mean = expected.mean(0)
     with emulated_cuda() as device:
         found = extractor(device="cuda", precision=precision, **options).fit_transform(X)
         assert device.races == []
+        # In float32, CPU and device share embeddings in the store.
+        assert (device.waits["decode_jpeg"] > 0) == decodes
     assert cosine(found - mean, expected - mean).min() > 0.99
 
 
