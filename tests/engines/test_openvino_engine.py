@@ -285,5 +285,5 @@ assert "openvino_telemetry" not in sys.modules
 def test_missing_openvino_raises_an_error_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     openvino_engine._openvino.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[cpu\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[openvino\]'"):
         make()
