@@ -357,8 +357,11 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     (array([0, 1, 3]), array([2, 4]))
     """
     check_one_per_image("sample_domain", sample_domain, range(n))
-    domains = column_or_1d(sample_domain)
     expected = "expected whole numbers: above 0 for the source, below 0 for the target"
+    domains, missing = as_labels(sample_domain)
+    if missing.any():
+        row = np.flatnonzero(missing)[0]
+        raise ValueError(f"Got no value for row {row} in sample_domain, but {expected}")
     if domains.dtype.kind == "O" and all(isinstance(domain, Integral) for domain in domains):
         domains = domains.astype(int)
     if domains.dtype.kind in "iuf":

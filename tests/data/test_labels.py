@@ -381,6 +381,27 @@ def test_encode_rejects_missing_labels(y):
         encode(y, np.array(["a", "b"]))
 
 
+@pytest.mark.parametrize(
+    "domains",
+    [
+        [1, None, -1],
+        [1, NAN, -1],
+        [1, pd.NA, -1],
+        (1, None, -1),
+        np.array([1, NAN, -1]),
+        np.array([1, None, -1], dtype=object),
+        np.ma.array([1, 1, -1], mask=[0, 1, 0]),
+        pd.Series([1, None, -1], dtype="Int64"),
+        pl.Series([1, None, -1]),
+        pa.array([1, None, -1]),
+        torch.tensor([1, NAN, -1]),
+    ],
+)
+def test_missing_domain_is_rejected_with_its_row(domains):
+    with pytest.raises(ValueError, match=r"^Got no value for row 1 in sample_domain, but"):
+        split_domains(domains, 3)
+
+
 def test_split_domains_accepts_whole_numbers_of_any_dtype():
     for domains in ([1, -2], (1.0, -2.0), np.array([1, -2], dtype=object)):
         source, target = split_domains(domains, 2)
