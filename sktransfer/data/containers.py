@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sktransfer.data.decoding import Encoded, channel_axis
 from sktransfer.data.items import (
@@ -210,6 +210,7 @@ def _refuse_closed(X: Any) -> None:
 
 def _refuse_single(X: Any) -> None:
     is_group = callable(getattr(X, "keys", None)) and not hasattr(X, "shape")
+    is_group = is_group and not isinstance(X, Dataset)
     if isinstance(X, Mapping) or (is_group and not hasattr(X, "columns") and hasattr(X, "__len__")):
         names = list(X.keys())
         keys = ", ".join(map(repr, names))

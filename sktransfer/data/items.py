@@ -133,10 +133,10 @@ def _is_scalar(item: Any) -> bool:
 
 def _is_single_object(item: Any) -> bool:
     """Return whether an item is an array or row of a table that holds one path or object."""
-    shape = getattr(item, "shape", ())
-    if not shape or math.prod(shape) != 1 or not hasattr(item, "__array__"):
+    if isinstance(item, torch.Tensor) or not hasattr(item, "__array__"):
         return False
-    return getattr(getattr(item, "dtype", None), "kind", "O") in ("U", "S", "T", "O")
+    shape = getattr(item, "shape", ())
+    return len(shape) > 0 and math.prod(shape) == 1 and np.asarray(item).dtype.kind in "USTO"
 
 
 def _is_arrow_scalar(item: object) -> bool:

@@ -774,3 +774,18 @@ def test_folder_below_home_is_rejected_with_load_image_folder_as_remedy(tmp_path
     os.mkdir(tmp_path / "pets")
     with pytest.raises(ValueError, match=r"Got X='~/pets', a folder"):
         check("~/pets")
+
+
+class WithKeys(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, row):
+        return RGB
+
+    def keys(self):
+        return ["a"]
+
+
+def test_dataset_with_keys_is_no_group():
+    np.testing.assert_array_equal(as_images(WithKeys())[0], RGB)

@@ -135,6 +135,13 @@ def test_items_that_are_no_image_are_rejected(item, what):
 
 
 @pytest.mark.parametrize(
+    "item", [np.array([[7]]), torch.tensor([[7]]), [[7]], np.array([[[7]]], dtype=np.float32)]
+)
+def test_image_of_one_pixel_is_no_wrapped_object(item):
+    assert resolve(item).tolist() == [[[7]]]
+
+
+@pytest.mark.parametrize(
     ("item", "reason"),
     [
         (np.ones((3, 3), complex), "Complex data not supported"),
