@@ -21,7 +21,13 @@ from sklearn.utils.validation import (
     has_fit_parameter,
 )
 
-from sktransfer.data.labels import check_not_missing, check_one_per_image, split_domains
+from sktransfer.data.labels import (
+    check_class_labels,
+    check_not_missing,
+    check_one_per_image,
+    labels_of_rows,
+    split_domains,
+)
 from sktransfer.utils.errors import ImageError, check_number
 
 
@@ -142,7 +148,9 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
             return self
         check_one_per_image("y", y, X)
         source, target = split_domains(sample_domain, _num_samples(X))
-        source_labels = check_not_missing(_safe_indexing(y, source), "y", source, warn=True)
+        source_labels = check_class_labels(
+            check_not_missing(labels_of_rows(y, source), "y", source, warn=True)
+        )
         labels = np.repeat(source_labels[:1], len(source) + len(target))
         labels[source], self.pseudo_labels_ = source_labels, source_labels[:0]
         _warn_if_domains_are_lost(self.estimator)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sktransfer.data.decoding import Encoded, channel_axis
 from sktransfer.data.items import (
+    LAZY_LIBRARIES,
     NUMERIC_KINDS,
     as_array,
     describe,
@@ -33,10 +34,15 @@ from sktransfer.utils.errors import ImageError
 
 _EXPECTED = "expected a list, array, Series, one-column DataFrame or dataset of images"
 
+# Others are converted to numpy.
+_TENSOR_DTYPES = (
+    *(torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32),
+    *(torch.int64, torch.uint64, torch.bool, torch.float16, torch.bfloat16, torch.float32),
+    *(torch.float64, torch.complex32, torch.complex64, torch.complex128),
+)
+
 # Methods that load data which a library computes only when asked to, the best one first.
 _LOADING_METHODS = ("toPandas", "to_pandas", "collect", "compute", "to_table", "execute", "df")
-# Libraries whose lazy data have a length, too.
-_LAZY_LIBRARIES = ("dask", "dask_expr", "pyspark", "duckdb", "_duckdb", "ibis")
 
 
 class DatasetSource:
@@ -74,7 +80,9 @@ class ArrowSource:
         return len(self.column)
 
     def __getitem__(self, row: int) -> Any:
-        return self.column[row].as_py()
+        value = self.column[row]
+        # A tensor is flat as a Python object.
+        return value.to_numpy() if hasattr(value, "to_numpy") else value.as_py()
 
 
 # Containers
@@ -96,15 +104,18 @@ def source_of(X: Any) -> Any:
     ValueError
         If `X` is a single image or a table of several columns.
     """
+    _refuse_lazy(X)
+    if isinstance(X, torch.Tensor) and X.is_nested:
+        return [tensor.detach() for tensor in X.unbind()]
     if hasattr(X, "tocsr") or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
         raise TypeError(
             "Sparse data was passed for X, but dense data is required. "
             "Use '.toarray()' to convert to a dense numpy array."
         )
-    _refuse_lazy(X)
+    _refuse_closed(X)
     _refuse_single(X)
     if isinstance(X, torch.Tensor):
-        return X.detach()
+        return X.detach() if X.dtype in _TENSOR_DTYPES else as_array(X)
     if isinstance(X, list | tuple):
         return _from_list(X)
     if type(X).__module__.partition(".")[0] == "pyarrow":
@@ -177,7 +188,7 @@ def _shape_of(source: Any) -> tuple[int, ...]:
 
 def _refuse_lazy(X: Any) -> None:
     """Raise a TypeError if the values of `X` have not been computed yet."""
-    is_lazy = type(X).__module__.partition(".")[0] in _LAZY_LIBRARIES
+    is_lazy = type(X).__module__.partition(".")[0] in LAZY_LIBRARIES
     if not is_lazy and (hasattr(X, "__len__") or isinstance(X, Iterable)):
         return
     for method in _LOADING_METHODS:
@@ -188,12 +199,26 @@ def _refuse_lazy(X: Any) -> None:
             )
 
 
-def _refuse_single(X: Any) -> None:
-    if isinstance(X, Mapping):
-        keys = ", ".join(repr(key) for key in X)
-        example = f", such as X[{next(iter(X))!r}]" if len(X) else ""
+def _refuse_closed(X: Any) -> None:
+    """Raise a ValueError if `X` is a dataset of an HDF5 file that was closed."""
+    if type(X).__module__.startswith("h5py.") and not X:
         raise ValueError(
-            f"Got X as a dict with keys {keys}, but {_EXPECTED}. Pass one of its values{example}, "
+            f"Got X as a closed HDF5 {type(X).__name__}, but {_EXPECTED}. Keep its file open, or "
+            "read the images before it is closed: dataset[:]."
+        )
+
+
+def _refuse_single(X: Any) -> None:
+    is_group = callable(getattr(X, "keys", None)) and not hasattr(X, "shape")
+    is_group = is_group and not isinstance(X, Dataset)
+    if isinstance(X, Mapping) or (is_group and not hasattr(X, "columns") and hasattr(X, "__len__")):
+        names = list(X.keys())
+        keys = ", ".join(map(repr, names))
+        example = f", such as X[{names[0]!r}]" if names else ""
+        kind = "dict" if isinstance(X, Mapping) else type(X).__name__
+        raise ValueError(
+            f"Got X as a {kind} with keys {keys}, but {_EXPECTED}. "
+            f"Pass one of its values{example}, "
             "or, if it is a single image, wrap it in a list: [image]."
         )
     if isinstance(X, str | os.PathLike) and os.path.isdir(os.path.expanduser(X)):
@@ -273,6 +298,12 @@ def _from_list(X: Sequence[Any]) -> Any:
         return X
     if encoded_buffer(first) is not None and all(encoded_buffer(item) is not None for item in X):
         return X
+    if nested and any(map(looks_like_image, first[1:])):
+        raise ValueError(
+            f"Got a {type(first).__name__} whose first entry is no image ({describe(first[0])}), "
+            "but expected images, or (image, label, ...). Select the images: "
+            f"[item[{[*map(looks_like_image, first)].index(True)}] for item in X]."
+        )
     try:
         return _from_array(np.stack([as_array(row) for row in X]))
     except ValueError as error:
@@ -298,6 +329,8 @@ def _from_arrow(X: Any) -> Any:
         if len(columns) != 1:
             _refuse_columns(X.column_names, f"X[{X.column_names[0]!r}]")
         return ArrowSource(columns[0])
+    if hasattr(X, "strides"):  # a tensor
+        return _from_array(X.to_numpy())
     if hasattr(X, "to_numpy_ndarray"):  # an array of tensors of one shape
         return _from_array(X.to_numpy_ndarray())
     return ArrowSource(X) if hasattr(X, "null_count") else _from_dataset(X)
@@ -305,6 +338,8 @@ def _from_arrow(X: Any) -> Any:
 
 def _from_series(X: Any) -> Any:
     """Return the values of a Series, or of anything else with one axis that is like one."""
+    if hasattr(X, "levels"):  # an index of several levels
+        return _from_array(np.array(X.to_list(), dtype=object))
     if hasattr(X, "array"):
         return X.array  # pandas reads single values faster from its array
     return np.asarray(X) if hasattr(X, "dims") else X
@@ -364,10 +399,12 @@ def _from_dataset(X: Any) -> DatasetSource:
             remedy = " Convert it to a list first: list(X)." if hasattr(X, "__iter__") else ""
             if isinstance(X, itertools.count | itertools.cycle | itertools.repeat):
                 remedy = " It may not end; choose its first n: list(itertools.islice(X, n))."
-            raise TypeError(
-                f"Got X of type {name}, which has no {method}, but {_EXPECTED}.{remedy}"
-            )
-    return DatasetSource(X)
+            lack = f"has no {method}" if not hasattr(X, method) else "is read only in order"
+            raise TypeError(f"Got X of type {name}, which {lack}, but {_EXPECTED}.{remedy}")
+    is_dataset = type(X).__module__.startswith("datasets.") and hasattr(X, "with_format")
+    # In a format of tables, an item is a table of one row.
+    is_table = is_dataset and X.format["type"] in ("pandas", "polars", "arrow")
+    return DatasetSource(X.with_format(None) if is_table else X)
 
 
 def _is_number(value: object) -> bool:

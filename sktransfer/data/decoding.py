@@ -10,6 +10,9 @@ import hashlib
 import io
 import math
 import os
+import re
+import stat
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -44,6 +47,9 @@ _RANGE_16_BIT = USUAL_RANGES[-1]
 
 # An image decoded at a reduced size keeps sides at least this many times the requested length.
 _DRAFT_MARGIN = 2
+
+# In the messages of Pillow about files that are whole.
+_UNSUPPORTED = re.compile("unsupported|not supported|unimplemented|unknown|not available", re.I)
 
 # Files of which a property is remembered, for each version of them.
 _REMEMBERED_FILES = 2**14
@@ -241,16 +247,19 @@ def decode(
         return _rgb(_to_uint8(raw, pixel_range), background)
     content: Samples | Image.Image | None
     if isinstance(raw, Image.Image):
-        content = _content_of_pil(raw)
+        content = _content_of_pil(raw, _needs_all_bits(pixel_range))
     else:
-        # A reduced file is read with all bits only if necessary, since that is slower.
-        all_bits = pixel_range not in (None, _RANGE_16_BIT)
-        content = _content_of_file(raw, all_bits, side)
+        content = _content_of_file(raw, _needs_all_bits(pixel_range), side)
     with _explained(raw):
         if isinstance(content, Samples):
             return _from_samples(content, pixel_range, background)
         assert content is not None  # Only only_numbers=True returns None.
         return _from_pil(content, background)
+
+
+def _needs_all_bits(pixel_range: PixelRange | None) -> bool:
+    # A reduced file is read with all bits only if necessary, since that is slower.
+    return pixel_range not in (None, _RANGE_16_BIT)
 
 
 def numbers_of(raw: RawImage) -> np.ndarray | None:
@@ -343,6 +352,8 @@ def _content_of_file(
     """
     file = raw if isinstance(raw, str) else io.BytesIO(raw)
     with _explained(raw):
+        if isinstance(raw, str):
+            _refuse_pipe(os.stat(raw).st_mode)
         try:
             opened = Image.open(file)
         except UnidentifiedImageError:
@@ -376,11 +387,11 @@ def _bounds(raw: str | Encoded, image: Image.Image) -> Samples | None:
         return Samples(np.asarray(image.convert("RGB")).astype(np.uint16) * 256 + 255)
 
 
-def _content_of_pil(image: Image.Image) -> Samples | Image.Image:
+def _content_of_pil(image: Image.Image, all_bits: bool = False) -> Samples | Image.Image:
     """Return the numbers of the caller's image if it is not 8-bit, else an upright copy."""
     # The caller's image may be broken.
     with _explained(image):
-        needed = formats.correction(image)
+        needed = formats.correction(image, all_bits)
     return _with_numbers(_upright_copy(image), needed)
 
 
@@ -390,6 +401,7 @@ def _content(image: Image.Image, all_bits: bool) -> Samples | Image.Image:
     formats.scale_transparency(image)
     image = formats.largest_frame(image)
     image.load()  # Pillow knows the mode of an embedded image only then.
+    image = formats.without_undefined_alpha(image)
     ImageOps.exif_transpose(image, in_place=True)
     content = _with_numbers(image, needed)
     if all_bits and maximum is not None and isinstance(content, Samples):
@@ -437,9 +449,11 @@ def plain_jpeg(raw: RawImage, side: int) -> PlainJpeg | None:
     if isinstance(raw, (np.ndarray, Image.Image)):
         return None
     try:
+        if isinstance(raw, str):
+            _refuse_pipe(os.stat(raw).st_mode)
         # torch shares only memory that can be written to.
         encoded = _read_file(raw) if isinstance(raw, str) else np.frombuffer(raw, np.uint8).copy()
-    except OSError:
+    except (OSError, ImageError):
         return None
     header = plain_header(encoded.data)
     if header is None or min(header) >= 2 * _DRAFT_MARGIN * side:
@@ -510,10 +524,17 @@ def _upright_copy(image: Image.Image) -> Image.Image:
     """Copy the caller's image, from any thread, and apply its EXIF orientation."""
     # The image may not be loaded yet, and its file may be broken.
     with _explained(image), _LOCKS[id(image) // 64 % len(_LOCKS)]:
+        formats.scale_transparency(image)
         image.load()  # Pillow knows the mode of an embedded image only then.
-        copy = ImageOps.exif_transpose(image)
+        copy = ImageOps.exif_transpose(formats.without_undefined_alpha(image))
     assert copy is not None  # Only in_place=True returns None.
     return copy
+
+
+def _refuse_pipe(mode: int) -> None:
+    # Reading it would wait forever.
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode):
+        raise ImageError("Got a pipe, a socket or a device, but expected a file.")
 
 
 def _refuse_bomb(image: Image.Image) -> None:
@@ -545,11 +566,27 @@ def _why(error: Exception, raw: RawImage) -> str:
             f"PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}. Raise the limit if you trust "
             "the image."
         )
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(raw, Image.Image) and "closed" in str(error):
+        return (
+            "The image was closed before its pixels were read. Call its load() before, or pass the "
+            "path of its file."
+        )
+    return _why_unreadable(error, raw)
+
+
+def _why_unreadable(error: Exception, raw: RawImage) -> str:
+    if isinstance(raw, str) and "\0" in raw:
+        return "The path contains a NUL character. Remove it."
+    if isinstance(error, UnidentifiedImageError | struct.error):
         kind = formats.identify(_head(raw))
-        return f"{kind}." if kind else "Pillow cannot identify this as an image."
+        if kind:
+            return f"{kind}."
+    if isinstance(error, UnidentifiedImageError):
+        return "Pillow cannot identify this as an image."
     if isinstance(error, OSError) and error.strerror:
         return f"The file cannot be read: {error.strerror}."
+    if _UNSUPPORTED.search(str(error)):
+        return f"Pillow cannot read this variant: {error}. Convert the image to PNG first."
     return f"The image is truncated or corrupt: {error}."
 
 
@@ -592,10 +629,10 @@ def fingerprint(
 
 
 def _pil_content(
-    raw: Image.Image, ranges: tuple[object, ...], settings: tuple[object, ...]
+    raw: Image.Image, ranges: tuple[PixelRange, ...], settings: tuple[object, ...]
 ) -> tuple[tuple[object, ...], bytes]:
     with _explained(raw):
-        needed = formats.correction(raw)
+        needed = formats.correction(raw, _needs_all_bits(ranges[0]) if ranges else False)
         wide = formats.has_numbers(raw)
     image = _upright_copy(raw)
     profile = image.info.get("icc_profile")
@@ -612,6 +649,7 @@ def _file_identity(path: str) -> tuple[str, bytes, int, int]:
         if os.path.isdir(path):
             raise IsADirectoryError(path)
         status = os.stat(path)
+        _refuse_pipe(status.st_mode)
         absolute = os.fsencode(os.path.abspath(path))
     return "path", absolute, status.st_size, status.st_mtime_ns
 

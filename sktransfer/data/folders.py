@@ -36,8 +36,12 @@ _SPLIT_PATTERNS = {
     for split, names in _SPLIT_NAMES.items()
 }
 LABELS = ("numbers", "names")
-# Folders that archives of macOS contain next to the real ones.
-_HIDDEN_FOLDERS = ("__MACOSX",)
+# Folders that archives of macOS, network storage and systems contain next to the real ones.
+_HIDDEN_FOLDERS = (
+    *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
+    *("lost+found", "__pycache__"),
+)
+_SEPARATORS = r"[\s_.-]+"
 
 
 @dataclass
@@ -223,11 +227,18 @@ def _visible(folder: Path) -> tuple[list[Path], list[str]]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name in _HIDDEN_FOLDERS:
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(Path(entry.path))
             else:  # Including dangling links, so that they are not dropped silently.
                 files.append(entry.path)
     return folders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -249,6 +260,7 @@ def _split_folders(root: Path, extensions: tuple[str, ...]) -> dict[Path, str]:
     """Return the split of each split folder; none if "train" or "test" is one of the classes."""
     folders, _ = _visible(root)
     splits = {folder: split for folder in folders if (split := _split_of_name(folder.name))}
+    splits = splits or _splits_with_common_words(folders)
     class_folders = [
         folder
         for folder in folders
@@ -257,7 +269,7 @@ def _split_folders(root: Path, extensions: tuple[str, ...]) -> dict[Path, str]:
         and any(file.lower().endswith(extensions) for file in _files_below(folder))
     ]
     if not class_folders:
-        return splits
+        return {_unwrapped(folder): split for folder, split in splits.items()}
     if len(splits) == 1:
         return {}  # A class among others, such as "train" next to "car".
     raise ValueError(
@@ -265,6 +277,29 @@ def _split_folders(root: Path, extensions: tuple[str, ...]) -> dict[Path, str]:
         f"to other folders of images, {', '.join(repr(folder.name) for folder in class_folders)}, "
         "but expected either splits or classes. Move the splits or the other folders away."
     )
+
+
+def _splits_with_common_words(folders: list[Path]) -> dict[Path, str]:
+    """Return the splits of folders such as "seg_train" and "seg_test"; none if there is one."""
+    words = {folder: re.split(_SEPARATORS, folder.name.lower().strip()) for folder in folders}
+    for first in (0, 1):  # The common word comes last, or first.
+        common: dict[str, dict[Path, str]] = {}
+        for folder, parts in words.items():
+            split = _split_of_name("".join(parts[first : len(parts) - 1 + first]))
+            if len(parts) > 1 and split:
+                common.setdefault(parts[first - 1], {})[folder] = split
+        for splits in common.values():
+            if len(set(splits.values())) > 1:
+                return splits
+    return {}
+
+
+def _unwrapped(folder: Path) -> Path:
+    """Return the only folder in a split folder if it has the same name, as in some archives."""
+    folders, files = _visible(folder)
+    if len(folders) == 1 and not files and folders[0].name == folder.name:
+        return _unwrapped(folders[0])
+    return folder
 
 
 def _split_of_name(name: str) -> str | None:
@@ -300,11 +335,11 @@ def _scan(root: Path, splits: dict[Path, str], extensions: tuple[str, ...]) -> _
     if not splits:
         _scan_classes(scan, root, None, extensions)
         return scan
+    for folder, split in splits.items():
+        _scan_classes(scan, folder, split, extensions)
     folders, files = _visible(root)
     for folder in folders:
-        if folder in splits:
-            _scan_classes(scan, folder, splits[folder], extensions)
-        else:
+        if not any(folder == split or folder in split.parents for split in splits):
             scan.ignored += [(path, None) for path in sorted(_files_below(folder))]
     scan.ignored += [(path, None) for path in files]
     return scan
@@ -337,9 +372,16 @@ def _check_not_empty(scan: _Scan, split: str | None, root: Path, splits: dict[Pa
         return
     chosen = [str(folder) for folder, name in splits.items() if split in (None, name)]
     where = " and ".join(map(repr, chosen or [str(root)]))
+    remedy = ""
+    if scan.ignored:
+        found = sorted({Path(path).suffix.lower() or "no extension" for path, _ in scan.ignored})
+        remedy = (
+            f" Found {len(scan.ignored):,} other file(s) ({', '.join(found[:5])}); images must be "
+            "in class folders, and have one of the extensions."
+        )
     raise ValueError(
         f"Found no class folders with images in {where}. Expected one folder for each class, "
-        "with the images of that class in it."
+        f"with the images of that class in it.{remedy}"
     )
 
 
@@ -384,6 +426,7 @@ def _warn_about_names(scan: _Scan, root: Path) -> None:
             f"All class folders in {str(root)!r} ({classes}) have the same subfolders, {listed}. "
             f"{remedy}"
         )
+    _warn_about_similar(names)
     for name in names:
         if len(scan.spellings[name]) > 1:
             _warn_caller(
@@ -392,8 +435,24 @@ def _warn_about_names(scan: _Scan, root: Path) -> None:
             )
 
 
-def _warn_caller(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
+def _warn_about_similar(names: list[str]) -> None:
+    """Warn of classes that differ only by capitalization, spaces and separators."""
+    similar: dict[str, list[str]] = {}
+    for name in names:
+        is_word = any(map(str.isalpha, name))  # Numbers such as 1.5 and 15 are not similar.
+        letters = re.sub(r"[\s_-]", "", name.casefold()) if is_word else name.strip()
+        similar.setdefault(letters, []).append(name)
+    for group in similar.values():
+        if len(group) > 1:
+            _warn_caller(
+                f"The classes {', '.join(map(repr, group))} differ only by capitalization, spaces "
+                "or separators. If they are one class, give their folders the same name.",
+                stacklevel=5,
+            )
+
+
+def _warn_caller(message: str, stacklevel: int = 4) -> None:
+    warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
+from PIL.FitsImagePlugin import FitsImageFile
 from PIL.IcnsImagePlugin import IcnsImageFile
 from PIL.IcoImagePlugin import IcoImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
@@ -23,6 +24,7 @@ from sktransfer.utils.errors import ImageError, import_optional
 _SUBFILE_TYPE, _WIDTH, _LENGTH, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
 _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SUB_FILES = 262, 274, 277, 284, 330
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _PROFILE, _DNG_VERSION = 338, 339, 34675, 50706
+_COLOR_MAP = 320
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _SEPARATED = 0, 1, 2, 5
 _SIGNED, _FLOAT = 2, 3
 _ASSOCIATED, _UNASSOCIATED = 1, 2
@@ -57,9 +59,28 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\x03\x04", "This is a ZIP archive. Unpack it, and pass the images in it"),
     (0, b"\x1f\x8b", "This is a gzip archive. Unpack it, and pass the images in it"),
     (0, b"v/1\x01", "This is an OpenEXR file. Convert it to TIFF first"),
+    (0, b"#?R", "This is a Radiance HDR file. Convert it to TIFF first"),
+    (0, b"PF\n", "This is a PFM file of RGB. Convert it to TIFF first, or pass arrays"),
+    (0, b"PF ", "This is a PFM file of RGB. Convert it to TIFF first, or pass arrays"),
+    (0, b"P7\n", "This is a PAM file. Convert it to PNG first"),
+    (0, b"MM\0+", "This is a big-endian BigTIFF. Read it with tifffile, and pass arrays"),
+    (0, b"II\xbc", "This is a JPEG XR file. Convert it to PNG first"),
+    (0, b"\xff\xd8\xff\xf7", "This is a JPEG-LS file. Convert it to PNG first"),
+    (0, b"AT&TFORM", "This is a DjVu file. Convert its pages to images first"),
+    (0, b"gimp xcf", "This is a GIMP file. Export it to PNG first"),
+    (0, b"Rar!", "This is a RAR archive. Unpack it, and pass the images in it"),
+    (0, b"7z\xbc\xaf", "This is a 7z archive. Unpack it, and pass the images in it"),
+    (0, b"BZh", "This is a bzip2 archive. Unpack it, and pass the images in it"),
+    (0, b"\xfd7zXZ", "This is an xz archive. Unpack it, and pass the images in it"),
+    (0, b"\x28\xb5\x2f\xfd", "This is a Zstandard archive. Unpack it, and pass the images in it"),
+    (257, b"ustar", "This is a tar archive. Unpack it, and pass the images in it"),
+    (0, b"PAR1", "This is a Parquet file. Read it with pandas, and pass its column of images"),
+    (0, b"\x1aE\xdf\xa3", "This is a video. Extract its frames as images first"),
+    (8, b"AVI LIST", "This is a video. Extract its frames as images first"),
     (0, b"\xff\x0a", "This is a JPEG XL file. Install and import pillow-jxl-plugin"),
     (4, b"JXL \r\n", "This is a JPEG XL file. Install and import pillow-jxl-plugin"),
 )
+_BROKEN = "This {} file is truncated or corrupt. Download or copy it again"
 _CAMERA_RAW = "This is a camera raw file. Develop it with rawpy, and pass arrays"
 _CAMERA_SIGNATURES = (
     (8, b"CR\x02"),
@@ -96,8 +117,14 @@ class Samples(NamedTuple):
 # Pillow's images
 
 
-def correction(image: Image.Image) -> str:
-    """Return how the numbers of an image must be corrected, from the tags of its TIFF file.
+def correction(image: Image.Image, all_bits: bool = False) -> str:
+    """Return how the numbers of an image must be corrected, from the header of its file.
+
+    Parameters
+    ----------
+    image : PIL image
+    all_bits : bool
+        All bits of the file are needed.
 
     Returns
     -------
@@ -108,8 +135,20 @@ def correction(image: Image.Image) -> str:
     Raises
     ------
     ImageError
-        If Pillow misreads the file in another way.
+        If Pillow misreads the file in another way, or drops bits of it that are needed.
     """
+    if all_bits and is_reduced(image):
+        raise ImageError(
+            f"Pillow keeps only 8 of 16 bits of this {image.format} image, so pixel_range cannot "
+            "be applied to it. Pass the path of its file, or arrays."
+        )
+    if isinstance(image, FitsImageFile):
+        if _fits_scale(image) != (1, 0):
+            raise ImageError(
+                "Pillow ignores BZERO and BSCALE of this FITS image. Pass the path of its file "
+                "instead."
+            )
+        return "signed" if image.mode == "I;16" else ""
     if not isinstance(image, TiffImageFile):
         return ""
     tags = image.tag_v2
@@ -140,7 +179,10 @@ def numbers(image: Image.Image, needed: str = "") -> np.ndarray | None:
     values = np.asarray(image)
     if needed == "inverted":
         return np.iinfo(values.dtype).max - values
-    return values.view(np.uint32 if needed == "unsigned" else np.int8)
+    if needed == "unsigned":
+        return values.view(np.uint32)
+    signed = values.view(f"i{values.itemsize}")
+    return signed if values.itemsize == 1 or signed.min() < 0 else values
 
 
 def has_numbers(image: Image.Image) -> bool:
@@ -158,6 +200,14 @@ def largest_frame(image: Image.Image) -> Image.Image:
     if isinstance(image, IcnsImageFile):
         return image.icns.getimage(image.best_size)
     return image.ico.getimage(image.size) if isinstance(image, IcoImageFile) else image
+
+
+def without_undefined_alpha(image: Image.Image) -> Image.Image:
+    """Drop the alpha channel of a loaded TGA file if it is 0 everywhere; other images unchanged."""
+    # Many programs leave the fourth byte of a pixel at 0.
+    if image.format != "TGA" or image.mode != "RGBA" or image.getchannel("A").getextrema()[1]:
+        return image
+    return image.convert("RGB")
 
 
 # Files that Pillow reads only in part
@@ -186,11 +236,13 @@ def is_misread(image: Image.Image) -> bool:
     """Return whether Pillow misreads a file that is not loaded yet."""
     if isinstance(image, TiffImageFile):
         return _is_misread_tiff(image)
+    if isinstance(image, FitsImageFile):
+        return _fits_scale(image) != (1, 0)
     return image.format == "PNG" and is_reduced(image) and "transparency" in image.info
 
 
 def read_samples(raw: Any, image: Image.Image | None = None) -> Samples | None:
-    """Read a PNG or TIFF file that Pillow misreads or of which it keeps 8 of 16 bits.
+    """Read a PNG, TIFF or FITS file that Pillow misreads or of which it keeps 8 of 16 bits.
 
     Parameters
     ----------
@@ -208,6 +260,8 @@ def read_samples(raw: Any, image: Image.Image | None = None) -> Samples | None:
     ImageError
         If no reader for this variant is installed.
     """
+    if isinstance(image, FitsImageFile):
+        return _read_fits(image)
     if image is not None and is_reduced(image) and not _is_planar(image):
         samples = _read_bytes(raw, image)
         if samples is not None:
@@ -241,6 +295,9 @@ def _tile(image: Image.Image) -> tuple[Any, ...]:
 def _is_misread_tiff(image: TiffImageFile) -> bool:
     tags = image.tag_v2
     if image.mode == "F" and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE:
+        return True
+    color_map = tags.get(_COLOR_MAP, ())
+    if image.mode == "P" and 0 < max(color_map, default=0) < 256:  # 8-bit colors, instead of 16-bit
         return True
     compressed = image.info.get("compression") != "raw"
     if _is_planar(image):
@@ -334,6 +391,49 @@ def _decoded_as(raw: Any, raw_mode: str) -> np.ndarray:
         return np.asarray(image)
 
 
+def _fits_scale(image: FitsImageFile) -> tuple[float, float]:
+    """Return BSCALE and BZERO of a FITS file; (1, 0) if the image is loaded.
+
+    Raises
+    ------
+    ImageError
+        If the file has several planes, of which Pillow reads the first.
+    """
+    if image.fp is None or not image.tile:
+        return 1, 0
+    position, cards = image.fp.tell(), {}
+    image.fp.seek(0)
+    while (card := image.fp.read(80)) and card[:3] != b"END":
+        cards[card[:8].strip()] = card[10:].partition(b"/")[0].strip()
+    image.fp.seek(position)
+    planes = cards.get(b"NAXIS3", b"1")
+    if planes != b"1":
+        raise ImageError(
+            f"Got a FITS file of {planes.decode('ascii', 'replace')} planes, of which Pillow reads "
+            "the first. Read it with astropy, select planes, and pass arrays."
+        )
+    # FITS takes exponents from Fortran, too.
+    scale, zero = (
+        float(cards.get(key, default).replace(b"D", b"E"))
+        for key, default in ((b"BSCALE", b"1"), (b"BZERO", b"0"))
+    )
+    return scale, zero
+
+
+def _read_fits(image: FitsImageFile) -> Samples:
+    """Read the numbers of a FITS file: BZERO + BSCALE * stored."""
+    scale, zero = _fits_scale(image)
+    stored = np.asarray(image)
+    stored = stored.view("i2") if image.mode == "I;16" else stored
+    values = stored.astype(np.float64) * scale + zero
+    if stored.dtype.kind == "f" or (values % 1).any():
+        values = values.astype(np.float32)
+    else:  # Integers of 16 bits are stored with an offset of 32768.
+        unsigned = stored.itemsize == 2 and values.min() >= 0 and values.max() <= 65535
+        values = values.astype(np.uint16 if unsigned else np.int64)
+    return Samples(values[:, :, np.newaxis])
+
+
 def _read_tiff(raw: Any, tags: Any) -> Samples:
     variant = _variant(tags)
     _refuse_bomb(tags[_WIDTH] * tags[_LENGTH])
@@ -381,7 +481,9 @@ def _interpret(array: np.ndarray, tags: Any, variant: str, color_map: Any) -> Sa
     if photometric == 3:
         if array.shape[2] != 1:
             raise unknown
-        return Samples((color_map[:, array[:, :, 0]].transpose(1, 2, 0) >> 8).astype(np.uint8))
+        shift = 8 if color_map.max() > 255 else 0
+        colors = color_map[:, array[:, :, 0]].transpose(1, 2, 0) >> shift
+        return Samples(colors.astype(np.uint8))
     n_colors = 3 if photometric == _RGB else 1
     n_extra = array.shape[2] - n_colors
     if n_extra < 0 or n_extra > max(len(extra), 0 if n_colors == 1 else 1):
@@ -531,12 +633,18 @@ def _is_camera_raw(head: bytes) -> bool:
 
 
 def _identify_container(brand: bytes) -> str:
+    if len(brand) < 4:
+        return _BROKEN.format("media")
     if brand in _HEIF_BRANDS:
+        if "HEIF" in Image.OPEN:
+            return _BROKEN.format("HEIF")
         return (
             "This is a HEIC or HEIF file. Install pillow-heif, and call "
             "pillow_heif.register_heif_opener()"
         )
     if brand in (b"avif", b"avis"):
+        if "AVIF" in Image.OPEN:
+            return _BROKEN.format("AVIF")
         return (
             "This is an AVIF file. Install Pillow 11.3 or later, which reads AVIF, or "
             "pillow-avif-plugin"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+import io
 import math
 import os
 import re
@@ -26,6 +27,9 @@ from sktransfer.utils.errors import ImageError
 
 NUMERIC_KINDS = "biuf"
 
+# Libraries whose values are computed only when asked to.
+LAZY_LIBRARIES = ("dask", "dask_expr", "pyspark", "duckdb", "_duckdb", "ibis")
+
 _IMAGE_KEYS = ("image", "img", "pixel_values", "bytes", "path")
 
 # The first bytes of an encoded image. They are long enough that pixels do not begin like this.
@@ -43,6 +47,7 @@ _MIN_BASE64_LENGTH = 48
 
 # "C:/cat.jpg" is a path.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+(?=[^/])")
+_NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 
 # Two threads that read the same file would move each other's position.
@@ -82,7 +87,7 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
         return _local_path(os.fsdecode(item))
     if isinstance(item, Encoded):
         return _encoded_or_path(item, image_shape)
-    if isinstance(item, Mapping) and not hasattr(item, "as_py"):
+    if isinstance(item, Mapping) and not _is_arrow_scalar(item):
         _check_keys(item)
         value = _value_of(item)
         # The value of "bytes" is an encoded image, never a path.
@@ -90,8 +95,8 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
         return value if is_content else resolve(value, image_shape)
     if (inner := _unwrapped(item)) is not item:
         return resolve(inner, image_shape)
-    if is_file(item):
-        return _read_file(item)
+    if (content := _read(item)) is not None:
+        return content
     if (encoded := encoded_buffer(item)) is not None and not _fits(item, image_shape):
         return encoded
     array = as_array(item)
@@ -107,12 +112,16 @@ def _is_pixels(item: Any) -> bool:
 
 def _unwrapped(item: Any) -> Any:
     """Return the image in a tuple or scalar; return any other item unchanged."""
-    if hasattr(item, "as_py"):  # a scalar of pyarrow
+    if type(item).__name__ == "Delayed" and type(item).__module__.startswith("dask"):
+        raise ImageError("Got a Delayed, which is lazy. Call its compute() first.")
+    if _is_arrow_scalar(item):
         return item.as_py()
     if _wraps_image(item):
         return item[0]
     if _is_scalar(item):
         return item.item()
+    if _is_single_object(item):
+        return np.asarray(item).item()
     return item
 
 
@@ -120,6 +129,19 @@ def _is_scalar(item: Any) -> bool:
     """Return whether an item is an array without axes that holds text, bytes or an object."""
     kind = getattr(getattr(item, "dtype", None), "kind", "")
     return getattr(item, "ndim", None) == 0 and kind in ("U", "S", "T", "V", "O")
+
+
+def _is_single_object(item: Any) -> bool:
+    """Return whether an item is an array or row of a table that holds one path or object."""
+    if isinstance(item, torch.Tensor) or not hasattr(item, "__array__"):
+        return False
+    shape = getattr(item, "shape", ())
+    return len(shape) > 0 and math.prod(shape) == 1 and np.asarray(item).dtype.kind in "USTO"
+
+
+def _is_arrow_scalar(item: object) -> bool:
+    # Objects of lazy libraries have any attribute, but their classes do not.
+    return hasattr(type(item), "as_py")
 
 
 def _fits(item: Any, image_shape: Sequence[int] | None) -> bool:
@@ -188,7 +210,7 @@ def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawIma
     if len(item) > _MAX_PATH_LENGTH or b"\0" in (content := bytes(item)):
         return item
     path = os.fsdecode(content)
-    if path.isprintable():
+    if path.isprintable() or os.path.exists(path):  # Older names may not be UTF-8.
         local = _local_path(path)
         if os.path.exists(local):
             return local
@@ -246,6 +268,20 @@ def is_file(item: object) -> bool:
     return all(callable(getattr(item, method, None)) for method in ("read", "seek", "tell"))
 
 
+def _read(item: Any) -> bytes | None:
+    """Read a file or the like; None if the item is neither."""
+    if is_file(item):
+        return _read_file(item)
+    if callable(getattr(item, "read_bytes", None)):  # a member of an archive, a path of a cloud
+        return _read_member(item)
+    if callable(getattr(item, "read", None)):
+        raise ImageError(
+            f"Got {type(item).__name__}, which is no file that can be read again. Pass what its "
+            "read() returns; if read() is asynchronous, await it."
+        )
+    return None
+
+
 def _read_file(file: Any) -> bytes:
     """Read a file from its start, and restore its position."""
     name, remedy = type(file).__name__, "Pass its path, or its content as bytes."
@@ -253,6 +289,8 @@ def _read_file(file: Any) -> bytes:
         raise ImageError(
             f"Got an asynchronous {name}. Pass its content as bytes: await file.read()."
         )
+    if isinstance(file, io.TextIOBase):
+        raise ImageError(f"Got a {name}, a file opened as text. Open it with mode 'rb'.")
     with _FILE_LOCK:
         try:
             position = file.tell()
@@ -268,13 +306,21 @@ def _read_file(file: Any) -> bytes:
     return content
 
 
+def _read_member(member: Any) -> bytes:
+    try:
+        return bytes(member.read_bytes())
+    except Exception as error:  # A user's path may raise anything.
+        raise ImageError(f"The {type(member).__name__} cannot be read: {error}.") from error
+
+
 def looks_like_image(value: object) -> bool:
     """Return whether a value is an image or leads to one, rather than a number or label."""
     if isinstance(value, Mapping):
         return any(key in value for key in _IMAGE_KEYS)
     if isinstance(value, str | os.PathLike | Encoded | Image.Image | np.void):
         return True
-    return getattr(value, "ndim", 0) > 0 or is_file(value)
+    is_member = callable(getattr(value, "read_bytes", None))
+    return getattr(value, "ndim", 0) > 0 or is_file(value) or is_member
 
 
 def describe(item: Any) -> str:
@@ -291,7 +337,7 @@ def describe(item: Any) -> str:
         return "bytes"
     if isinstance(item, Image.Image):
         return f"PIL image, {item.mode}, {item.width} x {item.height}"
-    if hasattr(item, "as_py"):
+    if _is_arrow_scalar(item):
         return describe(item.as_py())
     if isinstance(item, Mapping) and looks_like_image(item):
         return describe(item.get("path") or _value_of(item))
@@ -333,7 +379,7 @@ def path_of(item: Any) -> str | None:
     """
     if isinstance(item, str | os.PathLike):
         return os.fsdecode(item)
-    if hasattr(item, "as_py"):
+    if _is_arrow_scalar(item):
         return path_of(item.as_py())
     if isinstance(item, Mapping) and looks_like_image(item):
         return path_of(item.get("path") or _value_of(item))
@@ -386,19 +432,49 @@ def as_array(item: Any) -> np.ndarray:
         If the item is not array-like.
     """
     if isinstance(item, torch.Tensor):
-        # numpy has no bfloat16.
-        return (item.float() if item.dtype == torch.bfloat16 else item).numpy(force=True)
+        return _tensor_as_array(item)
     if isinstance(item, np.ma.MaskedArray) and np.ma.is_masked(item):
         raise ImageError("Got masked pixels. Fill them: image.filled(0).")
     if not is_missing(item) and (hasattr(item, "__array__") or isinstance(item, list | tuple)):
         try:
-            return np.asarray(item)
+            array = np.asarray(item)
+            # Nested columns hold rows as objects.
+            return _dense(item) if array.dtype == object and array.ndim == 1 else array
         except ValueError as error:
             raise ImageError(f"The numbers do not form an array: {error}") from error
     raise ImageError(
         f"Got {describe(item)}, but expected a path, a PIL image, an array, a tensor, "
         "encoded bytes or a dict."
     )
+
+
+def _dense(item: Any) -> np.ndarray:
+    """Stack nested sequences of numbers, such as lists in a column of a table, to one array."""
+    values = list(item)
+    if not values or any(isinstance(value, str) or np.ndim(value) == 0 for value in values):
+        return np.asarray(item)
+    return np.stack([_dense(value) if _is_nested(value) else np.asarray(value) for value in values])
+
+
+def _is_nested(value: Any) -> bool:
+    return np.asarray(value).dtype == object
+
+
+def _tensor_as_array(tensor: torch.Tensor) -> np.ndarray:
+    remedy = ""
+    if tensor.is_meta:
+        remedy = "It has no data: move it from the meta device before it is filled."
+    elif tensor.layout != torch.strided:
+        remedy = "Call its to_dense() first."
+    elif tensor.is_nested:
+        remedy = "Pass its tensors: list(X.unbind())."
+    if remedy:
+        raise ImageError(f"Got a tensor that is not dense ({tensor.layout}). {remedy}")
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    elif tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
+        tensor = tensor.float()  # numpy has no bfloat16, and no float8.
+    return tensor.numpy(force=True)
 
 
 def _channels_last(
@@ -415,6 +491,9 @@ def _channels_last(
     if array.dtype.kind == "c":
         raise ImageError("Complex data not supported.")
     if array.dtype.kind not in NUMERIC_KINDS:
-        raise ImageError(f"Got pixels of dtype {array.dtype}, but expected numbers.")
+        remedy = ""
+        if array.dtype.names:
+            remedy = " Convert the image: numpy.lib.recfunctions.structured_to_unstructured(image)."
+        raise ImageError(f"Got pixels of dtype {array.dtype}, but expected numbers.{remedy}")
     axis = channel_axis(array.shape, channels_first)
     return array[:, :, np.newaxis] if axis is None else np.moveaxis(array, axis, -1)

@@ -6,12 +6,14 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils import _safe_indexing, assert_all_finite
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -22,7 +24,7 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
-from sktransfer.data.items import are_missing, is_missing
+from sktransfer.data.items import are_missing, as_array, is_missing
 from sktransfer.utils.errors import check_choice
 
 # numpy converts a float to a string of 32 characters, which has 4 bytes for each.
@@ -97,9 +99,8 @@ def check_labels(
     source, target = np.arange(len(X)), np.empty(0, int)
     if sample_domain is not None:
         source, target = split_domains(sample_domain, len(X))
-        y = _safe_indexing(y, source)  # the labels of the target are never read
-    y = check_not_missing(y, "y", source, warn=True)
-    check_classification_targets(y)
+        y = labels_of_rows(y, source)  # the labels of the target are never read
+    y = check_class_labels(check_not_missing(y, "y", source, warn=True))
     weights = np.ones(len(X))
     if sample_weight is not None:
         weights = _check_weights(sample_weight, len(X))
@@ -139,11 +140,15 @@ def check_one_per_image(name: str, values: Any, X: Any) -> None:
         ...
     TypeError: Got y=1, but expected a list or an array with an entry for each image
     """
+    is_column = hasattr(values, "__getitem__") or hasattr(values, "__array__")
     try:
+        if not is_column or isinstance(values, str | bytes | bytearray | Mapping | Set):
+            raise TypeError("not array-like")
         _num_samples(values)
     except TypeError as error:
         raise TypeError(
-            f"Got {name}={values!r}, but expected a list or an array with an entry for each image"
+            f"Got {name}={reprlib.repr(values)}, but expected a list or an array with an entry for "
+            "each image"
         ) from error
     check_consistent_length(X, values)
 
@@ -197,6 +202,7 @@ def as_labels(y: Any, *, warn: bool = False) -> tuple[np.ndarray, np.ndarray]:
     >>> as_labels(["cat", float("nan"), "dog"])
     (array(['cat', None, 'dog'], dtype=object), array([False,  True, False]))
     """
+    y = _as_column(y)
     if isinstance(y, np.ma.MaskedArray):
         missing = np.ma.getmaskarray(y).reshape(-1)
         labels = column_or_1d(y.data, warn=warn)
@@ -213,6 +219,64 @@ def as_labels(y: Any, *, warn: bool = False) -> tuple[np.ndarray, np.ndarray]:
         labels = labels.astype(object)
         labels[missing] = None
     return labels, missing
+
+
+def _as_column(y: Any) -> Any:
+    """Convert containers that scikit-learn does not take, or of which it changes the dtype."""
+    if isinstance(y, torch.Tensor):
+        return as_array(y)
+    if isinstance(y, np.matrix):
+        return np.asarray(y)
+    if isinstance(y, np.ndarray) and y.dtype.kind == "T" and not are_missing(y).any():
+        return np.array(y.tolist())
+    # Of nullable booleans and integers, scikit-learn makes floats.
+    dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "biu" and not y.isna().any():
+        return y.to_numpy(dtype)
+    return y
+
+
+def labels_of_rows(y: Any, rows: np.ndarray) -> Any:
+    """Select labels from any container."""
+    if isinstance(y, list | tuple | np.ndarray) or hasattr(y, "iloc"):
+        return _safe_indexing(y, rows)
+    return as_labels(y)[0][rows]
+
+
+def check_class_labels(labels: np.ndarray, name: str = "y") -> np.ndarray:
+    """Check that labels can be classes; return numbers in an array of objects as numbers.
+
+    Raises
+    ------
+    ValueError
+        If the labels are bytes, of several types, or of another type than strings, numbers and
+        booleans.
+
+    Examples
+    --------
+    >>> check_class_labels(np.array([b"cat", b"dog"]))
+    Traceback (most recent call last):
+        ...
+    ValueError: Got labels of type bytes in y, but expected strings, numbers or booleans; convert \
+them: [label.decode() for label in y]
+    """
+    if labels.dtype.kind == "O" and all(
+        isinstance(label, bool | int | float | np.number | np.bool_) for label in labels
+    ):
+        labels = np.array(labels.tolist())
+    is_text = labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels)
+    if labels.dtype.kind in "OScV" and not is_text:
+        types = sorted({type(label).__name__ for label in labels.tolist()})
+        convert = "label.decode()" if types == ["bytes"] else "str(label)"
+        remedy = f"convert them: [{convert} for label in {name}]"
+        if types == ["dict"]:
+            remedy = "select the column of labels, such as y['label']"
+        raise ValueError(
+            f"Got labels of type {', '.join(types)} in {name}, but expected strings, numbers or "
+            f"booleans; {remedy}"
+        )
+    check_classification_targets(labels)
+    return labels
 
 
 def _missing_in(labels: np.ndarray) -> np.ndarray:
@@ -293,8 +357,11 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     (array([0, 1, 3]), array([2, 4]))
     """
     check_one_per_image("sample_domain", sample_domain, range(n))
-    domains = column_or_1d(sample_domain)
     expected = "expected whole numbers: above 0 for the source, below 0 for the target"
+    domains, missing = as_labels(sample_domain)
+    if missing.any():
+        row = np.flatnonzero(missing)[0]
+        raise ValueError(f"Got no value for row {row} in sample_domain, but {expected}")
     if domains.dtype.kind == "O" and all(isinstance(domain, Integral) for domain in domains):
         domains = domains.astype(int)
     if domains.dtype.kind in "iuf":
@@ -339,7 +406,7 @@ def encode(y: Any, classes: np.ndarray) -> np.ndarray:
     ValueError
         If a label is missing, or not one of `classes`.
     """
-    y = check_not_missing(y, "y_val")
+    y = check_class_labels(check_not_missing(y, "y_val"), "y_val")
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     unknown = np.unique(y[classes[codes] != y])
     if len(unknown):

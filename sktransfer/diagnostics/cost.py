@@ -29,7 +29,13 @@ from sklearn.utils.validation import _num_samples
 from sktransfer.adaptation.batch_norm import MAX_MATCHED_IMAGES
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
-from sktransfer.data.labels import as_labels, check_not_missing, check_one_per_image, split_domains
+from sktransfer.data.labels import (
+    as_labels,
+    check_class_labels,
+    check_not_missing,
+    check_one_per_image,
+    split_domains,
+)
 from sktransfer.data.validation import check_images
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.compute import ComputeConfig
@@ -356,6 +362,8 @@ class _Estimate:
         labels, missing = as_labels(y)
         source = np.flatnonzero(~self.is_target)
         known = check_not_missing(labels[source], "y", source)
+        if known.dtype.kind in "OScV":
+            known = check_class_labels(known)
         if missing.any():
             labels[missing] = known[0]
             labels = np.array(labels.tolist())

@@ -20,12 +20,11 @@ from sklearn.model_selection import (
     StratifiedKFold,
     cross_val_score,
 )
-from sklearn.utils.validation import column_or_1d
 
 from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.images import as_images
-from sktransfer.data.labels import check_labels, check_one_per_image
+from sktransfer.data.labels import check_labels, check_not_missing, check_one_per_image
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.logme import logme
 from sktransfer.diagnostics.probes import make_probe
@@ -247,7 +246,7 @@ def rank_backbones(
     codes = check_labels(as_images(X, image_shape=extractors[0].image_shape), y).y
     if groups is not None:
         check_one_per_image("groups", groups, codes)
-        groups = column_or_1d(groups)
+        groups = check_not_missing(groups, "groups")
     splits = (
         make_folds(codes, groups, random_state)
         if cv is None

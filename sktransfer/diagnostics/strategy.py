@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.validation import column_or_1d
 
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
-from sktransfer.data.labels import check_labels, check_one_per_image
+from sktransfer.data.labels import check_labels, check_not_missing, check_one_per_image
 from sktransfer.diagnostics.cost import Cost, estimate_cost
 from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
@@ -264,7 +263,7 @@ def recommend_strategy(
     labels = check_labels(images, y, estimator="recommend_strategy")
     if groups is not None:
         check_one_per_image("groups", groups, images)
-        groups = column_or_1d(groups)
+        groups = check_not_missing(groups, "groups")
     seed = draw_seed(random_state) % 2**32
     rows = _sample(labels.y, seed)
     # Before images are embedded, so that an error is raised early.

@@ -2,6 +2,7 @@ import io
 import itertools
 import os
 import pickle
+import zipfile
 from collections import UserList, deque
 from pathlib import Path
 
@@ -134,7 +135,7 @@ class Stream(IterableDataset):
         ),
         (
             Stream(),
-            f"Got X of type Stream, which has no __len__, but {EXPECTED}. "
+            f"Got X of type Stream, which is read only in order, but {EXPECTED}. "
             "Convert it to a list first: list(X).",
         ),
         (WithoutLength(), f"Got X of type WithoutLength, which has no __len__, but {EXPECTED}."),
@@ -394,6 +395,25 @@ IN_MEMORY = {
     "polars DataFrame": pl.DataFrame({"a": pl.Series(PATHS, dtype=pl.Categorical)}),
     "Subset": Subset(TensorDataset(TENSORS), [0, 1]),
     "ConcatDataset": ConcatDataset([TensorDataset(tensor[None]) for tensor in TENSORS]),
+    "pandas nested arrays": pa.array(PIXELS.tolist()).to_pandas(),
+    "pandas DataFrame of nested arrays": pa.table({"a": PIXELS.tolist()}).to_pandas(),
+    "pandas lists in pyarrow": pd.Series(
+        PIXELS.tolist(), dtype=pd.ArrowDtype(pa.array(PIXELS.tolist()).type)
+    ),
+    "pandas rows": [row for _, row in pd.DataFrame({"a": PATHS}).iterrows()],
+    "pandas DataFrames of one row": [pd.DataFrame({"a": [path]}) for path in PATHS],
+    "arrays of one path": [np.array([path], dtype=object) for path in PATHS],
+    "polars nested lists": pl.Series(PIXELS.tolist()),
+    "polars DataFrame of nested lists": pl.DataFrame({"a": PIXELS.tolist()}),
+    "polars arrays": pl.Series(PIXELS, dtype=pl.Array(pl.UInt8, PIXELS.shape[1:])),
+    "polars objects": pl.Series([PIXELS[0], PIXELS[1]], dtype=pl.Object),
+    "pyarrow chunks of tensors": pa.chunked_array(
+        [pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS[row : row + 1]) for row in (0, 1)]
+    ),
+    "pyarrow table of tensors": pa.table(
+        {"a": pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS)}
+    ),
+    "pyarrow tensor": pa.Tensor.from_numpy(PIXELS),
     "deque": deque(PATHS),
     "UserList": UserList(PATHS),
     "masked array without masked values": np.ma.array(PIXELS),
@@ -440,6 +460,104 @@ def test_open_files_are_read_from_their_start_and_keep_their_position():
         assert as_images([first]).describe(0) == "0.png"
     with pytest.raises(ImageError, match="The BufferedReader cannot be read from its start: I/O"):
         as_images([first])[0]
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        [(1, PIXELS[0])],
+        [(True, BUFFERS[0])],
+        [(np.int64(7), PATHS[0])],
+        list(pd.DataFrame({"a": PATHS}).itertuples()),
+    ],
+)
+def test_labels_in_front_of_images_are_rejected_with_the_right_column(X):
+    message = r"^Got a \w+ whose first entry is no image .*Select the images: \[item\[1\] for item"
+    with pytest.raises(ValueError, match=message):
+        check(X)
+
+
+def test_members_of_an_archive_are_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path, png in zip(PATHS, PNGS, strict=True):
+            archive.writestr(path, png)
+    archive = zipfile.ZipFile(tmp_path / "images.zip")
+    check_pixels([zipfile.Path(archive, path) for path in PATHS])
+    with pytest.raises(ImageError, match="The Path cannot be read: "):
+        as_images([zipfile.Path(archive, "nowhere.png")])[0]
+    archive.close()
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow", "numpy", "torch", None])
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.usefixtures("in_folder")
+def test_hugging_face_datasets_are_read_in_every_format(kind, decode):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image()})
+    dataset = datasets.Dataset.from_dict({"image": PATHS}, features=features)
+    if kind is None or not decode:
+        dataset = dataset.cast_column("image", datasets.Image(decode=decode))
+    check_pixels(dataset.with_format(kind))
+
+
+TENSORS_WITHOUT_PIXELS = {
+    "sparse": (lambda tensor: tensor.to_sparse(), "Call its to_dense"),
+    "compressed": (lambda tensor: tensor[0].to_sparse_csr(), "Call its to_dense"),
+    "meta": (lambda tensor: tensor.to("meta"), "It has no data"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("kind", TENSORS_WITHOUT_PIXELS)
+def test_tensor_without_pixels_is_named(kind):
+    convert, remedy = TENSORS_WITHOUT_PIXELS[kind]
+    with pytest.raises(ImageError, match=rf"Got a tensor that is not dense .*{remedy}"):
+        as_images([convert(TENSORS[0])])[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_floats_that_numpy_does_not_have_are_converted(dtype):
+    tensors = (TENSORS > 127).to(getattr(torch, dtype))
+    for X in (tensors, list(tensors)):
+        np.testing.assert_array_equal(
+            as_images(X, pixel_range=(0, 1))[1], np.where(PIXELS[1] > 127, 255, 0)
+        )
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_read(layout):
+    check_pixels(torch.nested.nested_tensor(list(TENSORS), layout=layout))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_tensors_are_read():
+    tensors = torch.quantize_per_tensor(TENSORS.float(), 1.0, 0, torch.quint8)
+    for X in (tensors, list(tensors)):
+        np.testing.assert_array_equal(as_images(X, pixel_range=(0, 255))[1], PIXELS[1])
+
+
+def test_lazy_items_are_rejected():
+    dask = pytest.importorskip("dask")
+    delayed = dask.delayed(np.asarray)(PIXELS[0])
+    with pytest.raises(ImageError, match=r"Got a Delayed, which is lazy. Call its compute\(\)"):
+        as_images([delayed])[0]
+    with pytest.raises(TypeError, match=r"Got X of type Delayed, which is lazy.*\.compute\(\)"):
+        as_images(delayed)
+
+
+def test_groups_and_closed_files_are_rejected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    h5py, zarr = pytest.importorskip("h5py"), pytest.importorskip("zarr")
+    group = zarr.open_group("group.zarr", mode="w", zarr_format=2)
+    group.create_array("images", data=PIXELS)
+    with pytest.raises(ValueError, match=r"^Got X as a Group with keys 'images'.*X\['images'\]"):
+        as_images(group)
+    check_pixels(group["images"])
+    with h5py.File("images.h5", "w") as file:
+        dataset = file.create_dataset("images", data=PIXELS)
+    with pytest.raises(ValueError, match=r"^Got X as a closed HDF5 Dataset.*Keep its file open"):
+        as_images(dataset)
 
 
 def zarr_containers():
@@ -656,3 +774,18 @@ def test_folder_below_home_is_rejected_with_load_image_folder_as_remedy(tmp_path
     os.mkdir(tmp_path / "pets")
     with pytest.raises(ValueError, match=r"Got X='~/pets', a folder"):
         check("~/pets")
+
+
+class WithKeys(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, row):
+        return RGB
+
+    def keys(self):
+        return ["a"]
+
+
+def test_dataset_with_keys_is_no_group():
+    np.testing.assert_array_equal(as_images(WithKeys())[0], RGB)

@@ -322,7 +322,7 @@ def test_missing_file_is_rejected_with_the_working_directory(function):
 def test_folder_and_null_character_in_a_path_are_rejected(function, tmp_path):
     with pytest.raises(ImageError, match="Got a folder, but expected an image"):
         function(str(tmp_path))
-    with pytest.raises(ImageError, match=r"null (byte|character)"):
+    with pytest.raises(ImageError, match="The path contains a NUL character"):
         function("a\0b")
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 import unicodedata
 import warnings
 from pathlib import Path
@@ -429,7 +430,8 @@ def test_folder_without_classes_is_rejected(make):
         load_image_folder(root)
     assert str(caught.value) == (
         f"Found no class folders with images in {str(root)!r}. "
-        "Expected one folder for each class, with the images of that class in it."
+        "Expected one folder for each class, with the images of that class in it. Found 2 other "
+        "file(s) (.png); images must be in class folders, and have one of the extensions."
     )
 
 
@@ -496,3 +498,97 @@ def test_return_X_y_that_is_not_boolean_is_rejected(tmp_path, return_X_y):  # no
 def test_extensions_that_are_no_list_are_rejected(tmp_path, extensions):
     with pytest.raises(ValueError, match=r"Got extensions=.*, but expected extensions such as"):
         load_image_folder(tmp_path, extensions=extensions)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("seg_train", "seg_test"),
+        ("imagenet_train", "imagenet_val"),
+        ("my-train", "my-test"),
+        ("Pets Training", "Pets Testing"),
+        ("train_cropped", "test_cropped"),
+        ("training.v2", "validation.v2"),
+        ("train_224", "val_224"),
+        ("cub_train_images", "cub_test_images"),
+        ("birds_valid", "birds_test"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_split_folders_may_share_a_word(make, names, wrapped):
+    inner = {name: f"{name}/{name}" if wrapped else name for name in names}
+    root = make(*(f"{inner[name]}/{label}/1.png" for name in names for label in ("cat", "dog")))
+    bunch = load_image_folder(root)
+    assert bunch.target_names == ["cat", "dog"]
+    assert len(set(bunch.split)) == 2
+    assert not bunch.ignored
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("bullet_train", "steam_train"),
+        ("bullet_train", "car"),
+        ("blood_test", "urine_test"),
+        ("steam train", "rain"),
+        ("train_1", "train_2"),
+        ("a_train", "b_test"),
+        ("eval_x", "eval_y"),
+        ("test",),
+    ],
+)
+def test_classes_that_contain_a_split_are_classes(make, names):
+    root = make(*(f"{name}/{number}.png" for name in names for number in (1, 2)), "zebra/1.png")
+    assert load_image_folder(root).target_names == sorted([*names, "zebra"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Cat", "cat"),
+        ("cat", "cat "),
+        (" cat", "cat"),
+        ("golden retriever", "golden_retriever"),
+        ("golden-retriever", "golden retriever"),
+        ("T-shirt", "tshirt"),
+        ("STRASSE", "straße"),
+        ("Éclair", "éclair"),
+    ],
+)
+def test_similar_names_are_warned_of(make, names):
+    root = make(*(f"{name}/1.png" for name in names), "dog/1.png")
+    message = f"{re.escape(', '.join(map(repr, sorted(names))))} differ only by capitalization"
+    with pytest.warns(UserWarning, match=message) as caught:
+        bunch = load_image_folder(root)
+    assert caught[0].filename == __file__
+    assert bunch.target_names == sorted([*names, "dog"])
+
+
+@pytest.mark.parametrize(
+    "names", [("1", "-1"), ("1.5", "15"), ("1_5", "15"), ("-", "_"), ("cat1", "cat2")]
+)
+def test_only_similar_names_are_warned_of(make, names):
+    bunch = load_image_folder(make(*(f"{name}/1.png" for name in names)))
+    assert bunch.target_names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
+)
+def test_folders_of_systems_are_ignored(make, name):
+    root = make("cat/1.png", f"cat/{name}/1.png", f"{name}/cat/2.png", "dog/3.png")
+    assert len(load_image_folder(root).data) == 2
+
+
+def test_other_extensions_are_named_if_nothing_is_left(make):
+    with pytest.raises(
+        ValueError, match=r"Found 3 other file\(s\) \(.heic, no extension\); images"
+    ):
+        load_image_folder(make("cat/1.HEIC", "dog/1.heic", "dog/2"))
+
+
+def test_link_to_itself_is_no_folder(make):
+    root = make("cat/1.png", "dog/1.png")
+    os.symlink("loop", root / "loop")
+    with pytest.warns(UserWarning, match=r"Ignored 1 file.*loop"):
+        assert load_image_folder(root).target_names == ["cat", "dog"]

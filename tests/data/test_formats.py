@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import sys
 import zlib
@@ -568,7 +569,7 @@ def test_profile_joins_the_fingerprint_of_a_pil_image():
         (b"", "The file is empty"),
         (b"\0\0\0\x18ftypheic\0\0", "HEIC.*pillow-heif.*register_heif_opener"),
         (b"\0\0\0\x18ftypmif1\0\0", "HEIC"),
-        (b"\0\0\0\x18ftypavif\0\0", "AVIF.*pillow-avif-plugin"),
+        (b"\0\0\0\x18ftyp", "truncated or corrupt. Download"),
         (b"\0\0\0\x18ftypisom\0\0", "video"),
         (bytes(128) + b"DICM", "DICOM.*pydicom"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG.*cairosvg"),
@@ -585,6 +586,23 @@ def test_profile_joins_the_fingerprint_of_a_pil_image():
         (b"PK\x03\x04", "ZIP"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"\xff\x0a\x00", "JPEG XL"),
+        (b"#?RADIANCE\n", "Radiance HDR"),
+        (b"PF\n8 8\n-1.0\n", "PFM.*TIFF"),
+        (b"P7\nWIDTH 8\n", "PAM.*PNG"),
+        (b"MM\0+\0\x08\0\0" + bytes(7) + b"\x10", "big-endian BigTIFF.*tifffile"),
+        (b"II\xbc\x01\x08\0\0\0", "JPEG XR"),
+        (b"\xff\xd8\xff\xf7\0\x0b", "JPEG-LS"),
+        (b"AT&TFORM", "DjVu"),
+        (b"gimp xcf v011", "GIMP"),
+        (b"Rar!\x1a\x07", "RAR"),
+        (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"BZh91AY", "bzip2"),
+        (b"\xfd7zXZ\0", "xz archive"),
+        (b"\x28\xb5\x2f\xfd\0", "Zstandard"),
+        (b"a.png".ljust(257, b"\0") + b"ustar", "tar archive"),
+        (b"PAR1\x15\0", "Parquet.*pandas"),
+        (b"\x1aE\xdf\xa3\0", "video"),
+        (b"RIFF\0\0\0\0AVI LIST", "video"),
     ],
 )
 def test_file_that_is_no_image_is_named(head, said, tmp_path):
@@ -604,3 +622,167 @@ def test_thumbnail_of_a_camera_raw_file_is_refused():
     data = file.getvalue()
     with pytest.raises(ImageError, match=r"camera raw file\. Develop it with rawpy"):
         decode(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "brand", "remedy"),
+    [("AVIF", b"avif", "pillow-avif-plugin"), ("HEIF", b"heic", "HEIC")],
+)
+def test_truncated_file_of_a_known_format_needs_no_plugin(kind, brand, remedy, monkeypatch):
+    head = b"\0\0\0\x18ftyp" + brand
+    monkeypatch.setattr(Image, "OPEN", {})
+    assert remedy in identify(head)
+    monkeypatch.setattr(Image, "OPEN", {kind: None})
+    assert identify(head).startswith(f"This {kind} file is truncated or corrupt")
+
+
+# FITS files
+
+
+def fits(stored, bits, **cards):
+    """Encode numbers (H, W) or (C, H, W) as a FITS file, whose rows begin at the bottom."""
+    sizes = stored.shape[::-1]
+    cards = {
+        "SIMPLE": "T",
+        "BITPIX": bits,
+        "NAXIS": len(sizes),
+        **{f"NAXIS{axis + 1}": size for axis, size in enumerate(sizes)},
+        **cards,
+    }
+    lines = [f"{name:8}= {value:>20} / comment".ljust(80) for name, value in cards.items()]
+    header = "".join([*lines, "END".ljust(80)]).encode()
+    dtype = {8: ">u1", 16: ">i2", 32: ">i4", -32: ">f4", -64: ">f8"}[bits]
+    content = stored[..., ::-1, :].astype(dtype).tobytes()
+    return b"".join(part + bytes(-len(part) % 2880) for part in (header, content))
+
+
+GRAY = np.arange(16 * 32).reshape(SHAPE)
+FITS = {
+    "bytes": (GRAY % 256, 8, {}, (0, 255)),
+    "unsigned": (GRAY * 128 - 32768, 16, {"BZERO": 32768, "BSCALE": 1}, (0, 65535)),
+    "unsigned, in floating point": (GRAY * 128 - 32768, 16, {"BZERO": "3.2768D4"}, (0, 65535)),
+    "positive": (GRAY * 60, 16, {}, (0, 65535)),
+    "negative": (GRAY * 60 - 20000, 16, {}, (-20000, 12000)),
+    "scaled": (GRAY * 60, 16, {"BSCALE": "0.5"}, (0, 16000)),
+    "scaled bytes": (GRAY % 256, 8, {"BSCALE": "2.0", "BZERO": "10"}, (10, 520)),
+    "32 bits": (GRAY * 100, 32, {"BZERO": 7}, (7, 60000)),
+    "floats": (GRAY / 511, -32, {}, (0, 1)),
+    "scaled floats": (GRAY / 511, -64, {"BSCALE": 3, "BZERO": -1}, (-1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_fits_has_the_numbers_of_its_header(kind, tmp_path):
+    stored, bits, cards, (low, high) = FITS[kind]
+    content = fits(stored, bits, **cards)
+    zero = float(str(cards.get("BZERO", 0)).replace("D", "E"))
+    pixels = stored * float(cards.get("BSCALE", 1)) + zero
+    expected = as_rgb(scaled(pixels, low, high))
+    path = tmp_path / "image.fits"
+    path.write_bytes(content)
+    for raw in (content, str(path)):
+        assert np.abs(decode(raw, pixel_range=(low, high)).astype(int) - expected).max() <= 1
+    with Image.open(io.BytesIO(content)) as image:
+        if cards:
+            with pytest.raises(ImageError, match=r"BZERO and BSCALE.*Pass the path"):
+                decode(image, pixel_range=(low, high))
+        else:
+            pixels = decode(image, pixel_range=(low, high)).astype(int)
+            assert np.abs(pixels - expected).max() <= 1
+
+
+def test_fits_of_several_planes_is_refused():
+    with pytest.raises(ImageError, match=r"FITS file of 3 planes.*astropy"):
+        decode(fits(np.stack([GRAY % 256] * 3), 8))
+
+
+# Opened images, of which Pillow keeps the wrong numbers
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("level", [0, 1])
+def test_transparent_gray_of_an_opened_png_is_that_of_its_file(bits, level):
+    pixels = (GRAY % 2**bits)[:, :, np.newaxis]
+    content = png(pixels, bits, 0, struct.pack(">H", level))
+    expected = decode(content, background=(10, 200, 30))
+    assert (expected[pixels[:, :, 0] == level] == (10, 200, 30)).all()
+    with Image.open(io.BytesIO(content)) as image:
+        for _ in range(2):  # The first time, it is not loaded yet.
+            np.testing.assert_array_equal(decode(image, background=(10, 200, 30)), expected)
+
+
+REDUCED = {
+    "PNG of RGB": lambda: png(numbers("u2", 3), 16, 2),
+    "PNG of RGBA": lambda: png(numbers("u2", 4), 16, 6),
+    "PNG of gray and alpha": lambda: png(numbers("u2", 2), 16, 4),
+    "TIFF": lambda: tiff(numbers("u2", 3), photometric="rgb"),
+    "big-endian TIFF": lambda: tiff(numbers("u2", 3), photometric="rgb", byteorder=">"),
+    "compressed TIFF": lambda: tiff(numbers("u2", 3), photometric="rgb", compression="zlib"),
+    "tiled TIFF": lambda: tiff(numbers("u2", 3), photometric="rgb", tile=(16, 16)),
+    "PPM": lambda: b"P6 32 16 65535 " + numbers("u2", 3).astype(">u2").tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", REDUCED)
+@pytest.mark.parametrize("function", [decode, fingerprint])
+def test_opened_image_without_all_bits_is_refused_if_a_range_needs_them(kind, function):
+    content = REDUCED[kind]()
+    for limits in (None, (0.0, 65535.0)):
+        with Image.open(io.BytesIO(content)) as image:
+            function(image, pixel_range=limits)
+    image = Image.open(io.BytesIO(content))
+    with pytest.raises(ImageError, match=r"keeps only 8 of 16 bits.*Pass the path of its file"):
+        function(image, pixel_range=(0.0, 4095.0))
+
+
+@pytest.mark.parametrize("close", ["image", "file"])
+def test_closed_image_is_named(close, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(numbers("u1", 3)).save(path)
+    with open(path, "rb") as file:
+        image = Image.open(file)
+        if close == "image":
+            image.close()
+    with pytest.raises(ImageError, match=r"was closed before its pixels were read. Call its load"):
+        decode(image)
+
+
+# Other variants
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_color_map_of_a_tiff_has_8_or_16_bits(bits, order):
+    colors = numbers("u1", 3).reshape(-1, 3)[:256].T
+    indices = (GRAY % 256).astype("u1")
+    color_map = colors.astype("u2") * (257 if bits == 16 else 1)
+    content = tiff(indices, photometric="palette", colormap=color_map, byteorder=order)
+    np.testing.assert_array_equal(decode(content), colors.T[indices])
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 128, 255])
+@pytest.mark.parametrize("raw_type", ["bytes", "PIL"])
+def test_alpha_of_a_tga_that_is_0_everywhere_is_undefined(alpha, raw_type):
+    pixels = np.dstack([numbers("u1", 3), np.full(SHAPE, alpha, "u1")])
+    content = encoded(Image.fromarray(pixels), "TGA")
+    expected = pixels[:, :, :3] if alpha == 0 else decode(pixels)
+    raw = content if raw_type == "bytes" else Image.open(io.BytesIO(content))
+    np.testing.assert_array_equal(decode(raw), expected)
+
+
+def test_variant_that_pillow_does_not_support_is_not_called_corrupt():
+    pixels = numbers("u1", 4)
+    header = struct.pack("<IiiHHIIiiII", 40, 32, 16, 1, 32, 3, pixels.size, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF0, 0xF000, 0xF00000)
+    content = b"BM" + struct.pack("<IHHI", 66 + pixels.size, 0, 0, 66) + header + masks
+    with pytest.raises(ImageError, match=r"cannot read this variant: Unsupported.*PNG first"):
+        decode(content + pixels.tobytes())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_pipe_is_refused_instead_of_waiting(tmp_path):
+    os.mkfifo(path := str(tmp_path / "image.png"))
+    for function in (decode, fingerprint):
+        with pytest.raises(ImageError, match="Got a pipe, a socket or a device"):
+            function(path)
+    assert plain_jpeg(path, 8) is None

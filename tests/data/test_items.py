@@ -2,6 +2,7 @@ import base64
 import io
 import mmap
 import os
+import sys
 import tempfile
 import threading
 import zipfile
@@ -134,10 +135,18 @@ def test_items_that_are_no_image_are_rejected(item, what):
 
 
 @pytest.mark.parametrize(
+    "item", [np.array([[7]]), torch.tensor([[7]]), [[7]], np.array([[[7]]], dtype=np.float32)]
+)
+def test_image_of_one_pixel_is_no_wrapped_object(item):
+    assert resolve(item).tolist() == [[[7]]]
+
+
+@pytest.mark.parametrize(
     ("item", "reason"),
     [
         (np.ones((3, 3), complex), "Complex data not supported"),
         (np.ones((3, 3), object), "Got pixels of dtype object, but expected numbers"),
+        (np.ones((3, 3), [("red", "u1"), ("green", "u1")]), "structured_to_unstructured"),
         ([[1, 2], [3]], "The numbers do not form an array"),
         (np.ones(9), r"Got shape \(9,\), but expected"),
     ],
@@ -211,6 +220,15 @@ def home(tmp_path, monkeypatch):
 def test_tilde_is_the_home_folder(item, home):
     assert resolve(item) == os.path.join(str(home), "cat.png")
     np.testing.assert_array_equal(as_images([item])[0], RGB)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other names")
+@pytest.mark.parametrize("convert", [bytes, bytearray, memoryview, np.bytes_])
+def test_bytes_that_are_a_path_may_be_in_any_encoding(convert, home):
+    path = os.path.join(os.fsencode(home), "größe.png".encode("latin-1"))
+    with open(path, "wb") as file:
+        file.write(PNG)
+    assert resolve(convert(path)) == os.fsdecode(path)
 
 
 @pytest.mark.parametrize("name", ["~cat.png", "~/cat.png"])
@@ -395,9 +413,25 @@ class Pipe(io.BytesIO):
         raise io.UnsupportedOperation("cannot seek")
 
 
+class Readable:
+    """A stream, such as the uploaded file of a server."""
+
+    async def read(self):
+        return PNG
+
+
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
+        (
+            io.TextIOWrapper(io.BytesIO(PNG)),
+            "Got a TextIOWrapper, a file opened as text. Open it with mode 'rb'.",
+        ),
+        (
+            Readable(),
+            "Got Readable, which is no file that can be read again. Pass what its read() returns; "
+            "if read() is asynchronous, await it.",
+        ),
         (io.StringIO("text"), "Got a StringIO, a file opened as text. Open it with mode 'rb'."),
         (
             Asynchronous(),

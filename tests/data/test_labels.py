@@ -1,5 +1,10 @@
+import re
+from array import array
 from collections import UserList
+from datetime import date
 from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from inspect import signature
 
 import numpy as np
@@ -14,6 +19,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from sktransfer.data.labels import as_labels, check_labels, encode, split_domains
 
 Y = ["dog", "cat", "dog", "owl", "dog", "cat"]
+Pet = Enum("Pet", "CAT DOG")
 SAMPLE_WEIGHT = [1.0, 0.25, 2.0, 3.0, 0.5, 1.5]
 
 
@@ -144,7 +150,13 @@ def test_labels_that_scikit_learn_rejects_are_rejected(y, options, match):
         labels(y, **options)
 
 
-@pytest.mark.parametrize("y", [0, 1.5, True, np.int64(3), np.array("cat"), object(), iter("ab")])
+@pytest.mark.parametrize(
+    "y",
+    [
+        *(0, 1.5, True, np.int64(3), np.array("cat"), object(), iter("ab"), len),
+        *("ab", b"ab", bytearray(b"ab"), {0: "a", 1: "b"}, {0: "a", 1: "b"}.values(), {"a", "b"}),
+    ],
+)
 def test_labels_that_are_no_list_are_rejected(y):
     with pytest.raises(TypeError, match=r"^Got y=.* a list or an array with an entry for each"):
         check_labels(range(2), y)
@@ -153,6 +165,68 @@ def test_labels_that_are_no_list_are_rejected(y):
 def test_inconsistent_number_of_labels_is_rejected():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         check_labels(range(3), [0, 1])
+
+
+# Containers of other libraries and types: the labels, and the classes that they become.
+
+CONTAINERS = {
+    "nullable booleans": (pd.Series([True, False], dtype="boolean"), [False, True], "b"),
+    "nullable integers": (pd.Series([7, -3], dtype="Int64"), [-3, 7], "i"),
+    "nullable uint8": (pd.Series([7, 3], dtype="UInt8"), [3, 7], "u"),
+    "nullable array": (pd.array([7, 3], dtype="Int32"), [3, 7], "i"),
+    "integers as objects": (np.array([7, 3], dtype=object), [3, 7], "i"),
+    "booleans as objects": (pd.Series([True, False], dtype=object), [False, True], "b"),
+    "numpy strings": (np.array(["dog", "cat"], dtype=np.dtypes.StringDType()), ["cat", "dog"], "U"),
+    "pandas Index": (pd.Index(["dog", "cat"]), ["cat", "dog"], "O"),
+    "polars": (pl.Series(["dog", "cat"]), ["cat", "dog"], "U"),
+    "pyarrow": (pa.array(["dog", "cat"]), ["cat", "dog"], "O"),
+    "memoryview": (memoryview(bytes([7, 3])), [3, 7], "i"),
+    "array": (array("i", [7, 3]), [3, 7], "i"),
+    "bfloat16": (torch.tensor([7, 3], dtype=torch.bfloat16), [3, 7], "f"),
+    "tensor with a gradient": (torch.tensor([7.0, 3.0], requires_grad=True), [3, 7], "f"),
+    "list of tensors": ([torch.tensor(7), torch.tensor(3)], [3, 7], "i"),
+}
+
+
+@pytest.mark.parametrize("with_domains", [False, True])
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_classes_of_other_containers_keep_their_type(kind, with_domains):
+    y, classes, dtype_kind = CONTAINERS[kind]
+    encoded = check_labels(range(2), y, sample_domain=[1, 2] if with_domains else None)
+    assert encoded.classes.tolist() == classes
+    assert encoded.classes.dtype.kind == dtype_kind
+    assert encoded.y.tolist() == [1, 0]
+
+
+@pytest.mark.filterwarnings("ignore:A column-vector y was passed")
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_matrix_of_labels_is_accepted():
+    assert check_labels(range(2), np.asmatrix([[7], [3]])).classes.tolist() == [3, 7]
+
+
+OTHER_TYPES = {
+    "bytes": ([b"cat", b"dog"], "bytes", "label.decode()"),
+    "array of bytes": (np.array([b"cat", b"dog"]), "bytes", "label.decode()"),
+    "several types": (np.array(["cat", 1], dtype=object), "int, str", "str(label)"),
+    "enum": ([Pet.CAT, Pet.DOG], "Pet", "str(label)"),
+    "decimals": ([Decimal(1), Decimal(2)], "Decimal", "str(label)"),
+    "fractions": ([Fraction(1, 2), Fraction(1, 3)], "Fraction", "str(label)"),
+    "dates": ([date(2020, 1, 1), date(2021, 1, 1)], "date", "str(label)"),
+    "huge integers": ([10**30, 1], "int", "str(label)"),
+    "structured": (np.array([(1,), (2,)], dtype=[("y", int)]), "tuple", "str(label)"),
+    "dicts": ([{"y": 1}, {"y": 2}], "dict", "y['label']"),
+    "pandas intervals": (pd.Series(pd.cut([1, 5], 2)), "Interval", "str(label)"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_labels_of_other_types_are_named(kind):
+    y, types, remedy = OTHER_TYPES[kind]
+    message = f"^Got labels of type {types} in y.*{re.escape(remedy)}"
+    with pytest.raises(ValueError, match=message):
+        check_labels(range(2), y)
+    with pytest.raises(ValueError, match=message.replace("in y", "in y_val")):
+        encode(y, np.array(["cat", "dog"]))
 
 
 @pytest.mark.parametrize(
@@ -305,6 +379,27 @@ def test_missing_label_of_the_source_has_the_row_of_the_user():
 def test_encode_rejects_missing_labels(y):
     with pytest.raises(ValueError, match=r"^Got 1 missing label in y_val, in row 0, but expected"):
         encode(y, np.array(["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    "domains",
+    [
+        [1, None, -1],
+        [1, NAN, -1],
+        [1, pd.NA, -1],
+        (1, None, -1),
+        np.array([1, NAN, -1]),
+        np.array([1, None, -1], dtype=object),
+        np.ma.array([1, 1, -1], mask=[0, 1, 0]),
+        pd.Series([1, None, -1], dtype="Int64"),
+        pl.Series([1, None, -1]),
+        pa.array([1, None, -1]),
+        torch.tensor([1, NAN, -1]),
+    ],
+)
+def test_missing_domain_is_rejected_with_its_row(domains):
+    with pytest.raises(ValueError, match=r"^Got no value for row 1 in sample_domain, but"):
+        split_domains(domains, 3)
 
 
 def test_split_domains_accepts_whole_numbers_of_any_dtype():

@@ -1,6 +1,7 @@
 """Backbones are ranked by the accuracy of a linear classifier on their embeddings."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn
 from edge_helpers import Unread
@@ -11,7 +12,12 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from sktransfer import ImageError, PretrainedFeatureExtractor, rank_backbones
+from sktransfer import (
+    ImageError,
+    PretrainedFeatureExtractor,
+    rank_backbones,
+    recommend_strategy,
+)
 from sktransfer.diagnostics.ranking import make_folds
 
 X, y = load_digits(n_class=4, return_X_y=True)
@@ -195,3 +201,22 @@ def test_rank_backbones_names_all_broken_images(tmp_path):
         with pytest.raises(ImageError) as caught:
             rank_backbones(paths, labels, [Tiny], extractor=extractor)
         assert [error.row for error in caught.value.errors] == BROKEN_ROWS
+
+
+@pytest.mark.parametrize("function", [rank_backbones, recommend_strategy])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [1, 1, None, 2],
+        ["a", "a", float("nan"), "b"],
+        np.array([1, 1, np.nan, 2]),
+        np.array(["a", "a", None, "b"], dtype=object),
+        np.ma.array([1, 1, 1, 2], mask=[0, 0, 1, 0]),
+        pd.Series([1, 1, None, 2], dtype="Int64"),
+        pd.Series(["a", "a", None, "b"]),
+        pd.Series(["a", "a", None, "b"], dtype="category"),
+    ],
+)
+def test_missing_groups_are_rejected(function, groups):
+    with pytest.raises(ValueError, match=r"^Got 1 missing label in groups, in row 2, but expected"):
+        function(np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1], groups=groups)
