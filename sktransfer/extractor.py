@@ -100,7 +100,8 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         What to do with broken images: embed all others, and then raise an `ImageError` that names
         rows and files, or return rows of NaN and add the errors to `errors_`.
     verbose : int, default=0
-        Show a progress bar if not 0.
+        If not 0, show a progress bar for 64 images or more, except inside a search or a
+        cross-validation.
 
     Attributes
     ----------

@@ -53,12 +53,15 @@ def html_list(items: Sequence[str]) -> str:
 
 
 def html_image(jpeg: bytes, caption: str) -> Html:
-    """Build an image element that contains the JPEG."""
+    """Build an image element that contains the JPEG.
+
+    Its size is limited, and the border shows the outline of a white image on a white page.
+    """
     data = base64.b64encode(jpeg)
     caption = _escape(caption)
     return Html(
         f'<img src="data:image/jpeg;base64,{data.decode()}" alt="{caption}" title="{caption}" '
-        'style="height: 6em; margin: 0.1em">'
+        'style="max-height: 6em; max-width: 12em; border: 1px solid #aaa; margin: 0.1em">'
     )
 
 

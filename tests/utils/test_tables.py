@@ -19,6 +19,11 @@ def test_html_table_escapes_text_but_not_html():
     assert page.count("text-align: left") == page.count("text-align: right") == 2
 
 
+def test_html_image_has_a_limited_size_and_a_border():
+    image = html_image(b"jpeg", "")
+    assert "max-height: 6em; max-width: 12em; border: 1px" in image
+
+
 def test_html_table_may_break_paths():
     assert ">a/<wbr>b.png</td>" in html_table(["path"], [["a/b.png"]], left=[0])
 
