@@ -205,7 +205,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         """
         self._check_parameters()
         with FitProgress(self, n_stages=0, X=X, y=y):
-            self._learn(check_images(self, X, reset=True))
+            self._learn(check_images(self, X, reset=True, y=y))
         return self
 
     def _learn(self, images: Images) -> None:

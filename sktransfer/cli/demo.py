@@ -117,12 +117,13 @@ def _split(data: Bunch) -> tuple[Any, Any, Any, Any]:
     if data.split is not None and {"train", "test"} <= set(data.split):
         train, test = data.split != "test", data.split == "test"
         return list(X[train]), list(X[test]), y[train], y[test]
-    smallest = np.bincount(y).min()
-    if smallest < 2 * _N_FOLDS:
+    counts = np.bincount(y)
+    smallest = int(counts.argmin())
+    if counts[smallest] < 2 * _N_FOLDS:
         raise ValueError(
-            f"Got a class of {smallest} images, but the demo needs {2 * _N_FOLDS} of each class to "
-            f"hold some out and for {_N_FOLDS}-fold cross-validation; add images, or leave the "
-            "class out"
+            f"Got {counts[smallest]} images of the class {data.target_names[smallest]!r}, but the "
+            f"demo needs {2 * _N_FOLDS} of each class to hold some out and for {_N_FOLDS}-fold "
+            "cross-validation; add images, or leave the class out"
         )
     return train_test_split(list(data.data), y, test_size=0.25, stratify=y, random_state=0)
 

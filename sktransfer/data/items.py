@@ -395,9 +395,9 @@ def as_array(item: Any) -> np.ndarray:
             return np.asarray(item)
         except ValueError as error:
             raise ImageError(f"The numbers do not form an array: {error}") from error
+    got = "a missing value" if is_missing(item) else describe(item)
     raise ImageError(
-        f"Got {describe(item)}, but expected a path, a PIL image, an array, a tensor, "
-        "encoded bytes or a dict."
+        f"Got {got}, but expected a path, a PIL image, an array, a tensor, encoded bytes or a dict."
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.labels import as_labels, check_not_missing, check_one_per_image
+from sktransfer.data.validation import check_not_swapped
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.duplicates import (
@@ -260,6 +261,7 @@ StratifiedGroupKFold, which keeps such images together.
         )
     if X_test is None and y_test is not None:
         raise ValueError("Got y_test without X_test; pass the images of these labels as X_test")
+    check_not_swapped(X, y)
     extractor = resolve_extractor(extractor).set_params(on_error="nan")
     check_extractor(extractor)
     y = _check_labels("y", y, X, extractor)

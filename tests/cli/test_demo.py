@@ -46,7 +46,8 @@ def test_demo_rejects_a_small_class_before_embedding(photos, capsys):
     for number in range(6):
         (photos / "temple" / f"{number}.jpg").unlink()
     assert main(["demo", "--images", str(photos)]) == 1
-    assert "Got a class of 8 images, but the demo needs 10 of each class" in capsys.readouterr().err
+    message = "Got 8 images of the class 'temple', but the demo needs 10 of each class"
+    assert message in capsys.readouterr().err
 
 
 def test_demo_rejects_a_missing_folder(tmp_path, capsys):
