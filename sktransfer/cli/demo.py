@@ -24,6 +24,8 @@ from sktransfer.utils.errors import import_optional
 _C_CANDIDATES = np.logspace(-4, 1, 6)
 _N_FOLDS = 5
 _N_SHOWN_IMAGES = 24
+# Characters of a class name, and of a line, in the titles of the gallery.
+_MAX_NAME, _MAX_TITLE = 13, 20
 
 
 def run_demo(
@@ -137,6 +139,21 @@ def _report_cost(n_train: int, n_test: int, computed: int) -> None:
     )
 
 
+def _title(names: list[str], probability: float) -> str:
+    r"""Build the title of an image; its lines are no longer than a column of the gallery is wide.
+
+    Examples
+    --------
+    >>> _title(["cat", "dog"], 0.9)
+    'cat → dog (90%)'
+    >>> _title(["golden retriever", "labrador"], 0.9)
+    'golden retri… →\nlabrador (90%)'
+    """
+    parts = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
+    title = f"{' → '.join(parts)} ({probability:.0%})"
+    return title if len(title) <= _MAX_TITLE else title.replace(" → ", " →\n")
+
+
 def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path) -> Path:
     """Draw the confusion matrix, and the images with the lowest probability of the true class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -165,13 +182,9 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
             row = hardest[rank]
             wrong = predicted[row] != y[row]
             axes.imshow(images[rank])
-            axes.set_title(
-                f"{names[y[row]]}"
-                + (f" → {names[predicted[row]]}" if wrong else "")
-                + f" ({probabilities[row].max():.0%})",
-                color="tab:red" if wrong else "black",
-                fontsize=9,
-            )
+            named = [y[row], predicted[row]] if wrong else [y[row]]
+            title = _title([names[number] for number in named], probabilities[row].max())
+            axes.set_title(title, color="tab:red" if wrong else "black", fontsize=8)
     output.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(output / "result.png")
     return output / "result.png"
