@@ -298,8 +298,10 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         check_choice("pooling", self.pooling, [*POOLINGS, None])
         check_shared_parameters(self)
         layers = self._layers()
-        are_names = all(layer is None or isinstance(layer, str) for layer in layers)
-        if not layers or not are_names or len(set(layers)) < len(layers):
+        no_names = [layer for layer in layers if not isinstance(layer, str | None)]
+        if no_names:  # the error lists the names
+            check_layers(no_names, load_backbone(self.backbone, self.weights).block_list)
+        if not layers or len(set(layers)) < len(layers):
             raise ValueError(
                 f"Got layer={self.layer!r}, but expected None, a name, or a list of different "
                 "names that is not empty"
