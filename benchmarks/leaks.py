@@ -83,7 +83,7 @@ def score(paths: list[str], kind: str) -> dict:
     report = find_leaks([*originals, *copies], extractor=PretrainedFeatureExtractor(cache=None))
     family = {row: name for row, path in enumerate(paths) for name in FAMILIES if name in path}
     found, planted = set(), {(row, row + len(paths)) for row in range(len(paths))}
-    for pair in report.pairs[:, :2].astype(int).tolist():
+    for pair in report.pairs.tolist():
         first, second = (family.get(row % len(paths), row) for row in pair)
         if first != second or tuple(pair) in planted:
             found.add(tuple(pair))

@@ -38,10 +38,13 @@ def evaluate(folder):
     bunch = load_image_folder(folder)
     print(bunch.DESCR)
 
-    smallest = np.bincount(bunch.target).min()
+    counts = np.bincount(bunch.target)
+    smallest = counts.min()
     if smallest < 2:
+        name = bunch.target_names[counts.argmin()]
         raise SystemExit(
-            "One class has only a single image, but cross-validation needs at least two per class."
+            f"The class {name!r} has a single image, but cross-validation needs at least two per "
+            "class."
         )
     folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=0)
 

@@ -115,7 +115,8 @@ default="standard"
         Seed of the validation split, order, dropout and mixup. The cached views of an image do not
         depend on it, so folds and candidates share them.
     verbose : int, default=0
-        Show a progress bar for each stage if not 0, except inside a search. scikit-learn callbacks
+        If not 0, show a progress bar for each stage, and one for images while 64 or more are
+        embedded, except inside a search or a cross-validation. scikit-learn callbacks
         (`set_callbacks`) are called for stages and epochs too.
 
     Attributes

@@ -100,7 +100,8 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         What to do with broken images: embed all others, and then raise an `ImageError` that names
         rows and files, or return rows of NaN and add the errors to `errors_`.
     verbose : int, default=0
-        Show a progress bar if not 0.
+        If not 0, show a progress bar for 64 images or more, except inside a search or a
+        cross-validation.
 
     Attributes
     ----------
@@ -204,7 +205,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         """
         self._check_parameters()
         with FitProgress(self, n_stages=0, X=X, y=y):
-            self._learn(check_images(self, X, reset=True))
+            self._learn(check_images(self, X, reset=True, y=y))
         return self
 
     def _learn(self, images: Images) -> None:
@@ -297,8 +298,10 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         check_choice("pooling", self.pooling, [*POOLINGS, None])
         check_shared_parameters(self)
         layers = self._layers()
-        are_names = all(layer is None or isinstance(layer, str) for layer in layers)
-        if not layers or not are_names or len(set(layers)) < len(layers):
+        no_names = [layer for layer in layers if not isinstance(layer, str | None)]
+        if no_names:  # the error lists the names
+            check_layers(no_names, load_backbone(self.backbone, self.weights).block_list)
+        if not layers or len(set(layers)) < len(layers):
             raise ValueError(
                 f"Got layer={self.layer!r}, but expected None, a name, or a list of different "
                 "names that is not empty"

@@ -135,8 +135,16 @@ def test_verbose_fit_shows_its_stages_but_not_in_a_search(capsys, verbose):
     make_classifier(verbose=verbose).fit(X, Y)
     shown = capsys.readouterr().err
     assert ("last block" in shown) == bool(verbose)
+    assert ("Embedding with" in shown) == bool(verbose), "stage 0 must show its images"
     GridSearchCV(make_classifier(verbose=verbose), {"lr": [1e-3]}, cv=2).fit(X, Y)
-    assert "last block" not in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_bar_of_a_callback_replaces_the_bar_of_the_images(capsys):
+    callback = pytest.importorskip("sklearn.callback")
+    pytest.importorskip("rich")
+    make_classifier(verbose=1).set_callbacks(callback.ProgressBar()).fit(X, Y)
+    assert "Embedding with" not in capsys.readouterr().err
 
 
 def test_classifier_has_the_documented_parameters():

@@ -136,9 +136,9 @@ def check_layers(layers: Sequence[str | None], block_list: BlockList) -> None:
 
 def _depth(layer: str | None, names: list[str]) -> int:
     """Return the number of blocks up to a layer."""
-    if layer is None or layer == "logits":
+    if layer is None or (isinstance(layer, str) and layer == "logits"):
         return len(names)
-    if layer not in names:
+    if not isinstance(layer, str) or layer not in names:
         raise ValueError(
             f"Got layer={layer!r}, but the backbone has blocks {', '.join(names)}; expected one of "
             "them, 'logits', or None for the penultimate vector"

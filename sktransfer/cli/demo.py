@@ -24,6 +24,8 @@ from sktransfer.utils.errors import import_optional
 _C_CANDIDATES = np.logspace(-4, 1, 6)
 _N_FOLDS = 5
 _N_SHOWN_IMAGES = 24
+# Characters of a class name, and of a line, in the titles of the gallery.
+_MAX_NAME, _MAX_TITLE = 13, 20
 
 
 def run_demo(
@@ -117,12 +119,13 @@ def _split(data: Bunch) -> tuple[Any, Any, Any, Any]:
     if data.split is not None and {"train", "test"} <= set(data.split):
         train, test = data.split != "test", data.split == "test"
         return list(X[train]), list(X[test]), y[train], y[test]
-    smallest = np.bincount(y).min()
-    if smallest < 2 * _N_FOLDS:
+    counts = np.bincount(y)
+    smallest = int(counts.argmin())
+    if counts[smallest] < 2 * _N_FOLDS:
         raise ValueError(
-            f"Got a class of {smallest} images, but the demo needs {2 * _N_FOLDS} of each class to "
-            f"hold some out and for {_N_FOLDS}-fold cross-validation; add images, or leave the "
-            "class out"
+            f"Got {counts[smallest]} images of the class {data.target_names[smallest]!r}, but the "
+            f"demo needs {2 * _N_FOLDS} of each class to hold some out and for {_N_FOLDS}-fold "
+            "cross-validation; add images, or leave the class out"
         )
     return train_test_split(list(data.data), y, test_size=0.25, stratify=y, random_state=0)
 
@@ -134,6 +137,21 @@ def _report_cost(n_train: int, n_test: int, computed: int) -> None:
         f"Embedded {computed} images. Without the store, {fits} fits would have embedded "
         f"{without_store}, {without_store / max(1, computed):.0f} times as many"
     )
+
+
+def _title(names: list[str], probability: float) -> str:
+    r"""Build the title of an image; its lines are no longer than a column of the gallery is wide.
+
+    Examples
+    --------
+    >>> _title(["cat", "dog"], 0.9)
+    'cat → dog (90%)'
+    >>> _title(["golden retriever", "labrador"], 0.9)
+    'golden retri… →\nlabrador (90%)'
+    """
+    parts = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
+    title = f"{' → '.join(parts)} ({probability:.0%})"
+    return title if len(title) <= _MAX_TITLE else title.replace(" → ", " →\n")
 
 
 def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path) -> Path:
@@ -164,13 +182,9 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
             row = hardest[rank]
             wrong = predicted[row] != y[row]
             axes.imshow(images[rank])
-            axes.set_title(
-                f"{names[y[row]]}"
-                + (f" → {names[predicted[row]]}" if wrong else "")
-                + f" ({probabilities[row].max():.0%})",
-                color="tab:red" if wrong else "black",
-                fontsize=9,
-            )
+            named = [y[row], predicted[row]] if wrong else [y[row]]
+            title = _title([names[number] for number in named], probabilities[row].max())
+            axes.set_title(title, color="tab:red" if wrong else "black", fontsize=8)
     output.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(output / "result.png")
     return output / "result.png"

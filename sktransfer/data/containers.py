@@ -43,6 +43,8 @@ _TENSOR_DTYPES = (
 
 # Methods that load data which a library computes only when asked to, the best one first.
 _LOADING_METHODS = ("toPandas", "to_pandas", "collect", "compute", "to_table", "execute", "df")
+# Items that have a length.
+_SINGLE_ITEMS = (str, os.PathLike, Encoded, Image.Image, Mapping)
 
 
 class DatasetSource:
@@ -102,7 +104,7 @@ def source_of(X: Any) -> Any:
     TypeError
         If `X` is sparse, lazy, has no length or cannot be read by row.
     ValueError
-        If `X` is a single image or a table of several columns.
+        If `X` is a single image, a tuple (X, y) or a table of several columns.
     """
     _refuse_lazy(X)
     if isinstance(X, torch.Tensor) and X.is_nested:
@@ -114,6 +116,7 @@ def source_of(X: Any) -> Any:
         )
     _refuse_closed(X)
     _refuse_single(X)
+    _refuse_pair(X)
     if isinstance(X, torch.Tensor):
         return X.detach() if X.dtype in _TENSOR_DTYPES else as_array(X)
     if isinstance(X, list | tuple):
@@ -163,8 +166,10 @@ def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
     """
     shape = _shape_of(source)
     if shape[:1] == (0,):
+        remedy = " If X comes from glob, its pattern matches no file." if len(shape) == 1 else ""
         raise ValueError(
-            f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
+            f"Got no images: found array with 0 sample(s) (shape={shape}) while a minimum of 1 is "
+            f"required.{remedy}"
         )
     if is_stack(source) and "complex" in str(source.dtype):
         raise ValueError(f"Complex data not supported: X has dtype {source.dtype}.")
@@ -231,6 +236,22 @@ def _refuse_single(X: Any) -> None:
     if is_scalar or is_encoded or isinstance(X, str | os.PathLike | Encoded | Image.Image):
         raise ValueError(
             f"Got a single image ({describe(X)}), but {_EXPECTED}; wrap it in a list: [image]."
+        )
+
+
+def _refuse_pair(X: Any) -> None:
+    """Raise a ValueError if `X` is a tuple of images and as many labels."""
+    if not isinstance(X, tuple) or len(X) != 2:
+        return
+    if any(not hasattr(part, "__len__") or isinstance(part, _SINGLE_ITEMS) for part in X):
+        return
+    if any(getattr(part, "ndim", 1) == 0 for part in X) or not 0 < len(X[0]) == len(X[1]):
+        return
+    image, label = (next(iter(part)) for part in X)
+    if isinstance(label, Number | str | np.generic) and not isinstance(image, Number):
+        raise ValueError(
+            f"Got X as a tuple (X, y) of images and labels, as return_X_y=True returns it, but "
+            f"{_EXPECTED}. Unpack it first: X, y = X."
         )
 
 

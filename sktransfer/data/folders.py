@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,7 @@ def load_image_folder(
     splits = _split_folders(top, lowercase_extensions)
     _check_split(split, top, splits)
     scan = _scan(top, splits, lowercase_extensions)
-    _check_not_empty(scan, split, top, splits)
+    _check_not_empty(scan, split, top, splits, lowercase_extensions)
     _warn_about(scan, split)
     _warn_about_names(scan, top)
     bunch = _bunch(top, scan, split)
@@ -367,21 +368,45 @@ def _scan_classes(
             scan.spellings.setdefault(name, set()).add(class_folder.name)
 
 
-def _check_not_empty(scan: _Scan, split: str | None, root: Path, splits: dict[Path, str]) -> None:
+def _check_not_empty(
+    scan: _Scan,
+    split: str | None,
+    root: Path,
+    splits: dict[Path, str],
+    extensions: tuple[str, ...],
+) -> None:
     if any(split in (None, image_split) for _, _, image_split in scan.images):
         return
     chosen = [str(folder) for folder, name in splits.items() if split in (None, name)]
     where = " and ".join(map(repr, chosen or [str(root)]))
-    remedy = ""
-    if scan.ignored:
-        found = sorted({Path(path).suffix.lower() or "no extension" for path, _ in scan.ignored})
-        remedy = (
-            f" Found {len(scan.ignored):,} other file(s) ({', '.join(found[:5])}); images must be "
-            "in class folders, and have one of the extensions."
-        )
+    ignored = [path for path, file_split in scan.ignored if split in (None, file_split)]
     raise ValueError(
         f"Found no class folders with images in {where}. Expected one folder for each class, "
-        f"with the images of that class in it.{remedy}"
+        f"with the images of that class in it.{_remedy(ignored, root, splits, extensions)}"
+    )
+
+
+def _remedy(
+    ignored: list[str], root: Path, splits: dict[Path, str], extensions: tuple[str, ...]
+) -> str:
+    """Return how to load the files that were found instead, as the end of an error message."""
+    images = [path for path in ignored if path.lower().endswith(extensions)]
+    count = "1 image" if len(images) == 1 else f"{len(images):,} images"
+    if images and not splits:
+        parent = str(root / "..") if root.name in ("", "..") else str(root.parent)
+        return (
+            f" The folder has {count} itself. If it is the folder of a class, pass "
+            f"its parent, {parent!r}."
+        )
+    if images:
+        return f" Got {count} without a class folder; move them into such folders."
+    counts = Counter(Path(path).suffix.lower() or "none" for path in ignored)
+    if not counts:
+        return ""
+    present = ", ".join(f"{suffix} ({count:,})" for suffix, count in counts.most_common(10))
+    return (
+        f" The extensions of the files are {present}, but only {', '.join(extensions)} were "
+        "searched for. If these files are images, pass their extensions as extensions=."
     )
 
 

@@ -442,9 +442,9 @@ def as_array(item: Any) -> np.ndarray:
             return _dense(item) if array.dtype == object and array.ndim == 1 else array
         except ValueError as error:
             raise ImageError(f"The numbers do not form an array: {error}") from error
+    got = "a missing value" if is_missing(item) else describe(item)
     raise ImageError(
-        f"Got {describe(item)}, but expected a path, a PIL image, an array, a tensor, "
-        "encoded bytes or a dict."
+        f"Got {got}, but expected a path, a PIL image, an array, a tensor, encoded bytes or a dict."
     )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from sktransfer.data.containers import holds_rows, source_of
+from sktransfer.data.containers import DatasetSource, holds_rows, source_of
 from sktransfer.data.decoding import resolve_background
+from sktransfer.data.folders import IMAGE_EXTENSIONS
 from sktransfer.data.images import (
     Images,
     as_images,
@@ -17,10 +22,11 @@ from sktransfer.data.images import (
     learn_pixel_range,
     warn_if_invisible,
 )
+from sktransfer.data.items import has_signature, looks_like_image
 
 
 def check_images(
-    estimator: BaseEstimator, X: Any, *, reset: bool, sample_weight: Any = None
+    estimator: BaseEstimator, X: Any, *, reset: bool, y: Any = None, sample_weight: Any = None
 ) -> Images:
     """Validate `X` and convert it to images; in `fit`, learn its columns and its pixel range.
 
@@ -32,6 +38,8 @@ def check_images(
     X : images in any container
     reset : bool
         True in `fit`.
+    y : array-like of shape (N,) or None
+        Labels; only whether they were swapped with `X` is checked.
     sample_weight : array-like of shape (N,), float or None
         Images whose weight is 0 do not count for the pixel range.
 
@@ -39,7 +47,13 @@ def check_images(
     ------
     ValueError, TypeError
         See `as_images` and scikit-learn's `validate_data`.
+
+    Warns
+    -----
+    UserWarning
+        In `fit`, if `image_shape` has no effect, or if transparent images are equal.
     """
+    check_not_swapped(X, y)
     background = resolve_background(estimator.background)
     images = _resolve(estimator, X, reset)
     if reset:
@@ -47,7 +61,58 @@ def check_images(
     images = as_images(images, pixel_range=estimator.pixel_range_, background=background)
     if reset:
         warn_if_invisible(images)
+        _warn_of_image_shape(images)
     return images
+
+
+def check_not_swapped(X: Any, y: Any) -> None:
+    """Raise a ValueError if `X` is labels and `y` is images; only their first items are looked at.
+
+    Examples
+    --------
+    >>> check_not_swapped(["cat", "dog"], ["a.png", "b.png"])
+    Traceback (most recent call last):
+        ...
+    ValueError: Got labels as X and images as y; pass the images first, as in fit(X, y)
+    """
+    if y is None or not _is_image(_first(y)):
+        return
+    first = _first(X)
+    is_label = isinstance(first, Number | str) or getattr(first, "ndim", 1) == 0
+    if is_label and not _is_image(first):
+        raise ValueError("Got labels as X and images as y; pass the images first, as in fit(X, y)")
+
+
+def _first(values: Any) -> Any:
+    """Return the first item of a container; None if it is empty or a dataset, or no container."""
+    try:
+        source = values.source if isinstance(values, Images) else source_of(values)
+    except (TypeError, ValueError):
+        return None
+    return None if isinstance(source, DatasetSource) or not len(source) else source[0]
+
+
+def _is_image(item: Any) -> bool:
+    """Return whether an item is an image or the path of one, rather than a label."""
+    if isinstance(item, str):
+        return Path(item).suffix.lower() in IMAGE_EXTENSIONS or os.path.isfile(item)
+    if isinstance(item, bytes):
+        return has_signature(item)
+    # A column (N, 1) holds labels.
+    return looks_like_image(item) and getattr(item, "shape", None) != (1,)
+
+
+def _warn_of_image_shape(images: Images) -> None:
+    """Warn if `image_shape` is set, but the images are not flattened."""
+    first, shape = _first(images), images.image_shape
+    sizes = tuple(getattr(first, "shape", ()))
+    if shape is None or first is None or len(sizes) == 1 or sizes == shape:
+        return
+    warnings.warn(
+        f"Got image_shape={shape}, which has no effect, because X has no flattened rows. "
+        "image_shape is for flattened rows; for the size of the network's input, set image_size",
+        stacklevel=3,
+    )
 
 
 def _resolve(estimator: BaseEstimator, X: Any, reset: bool) -> Images:

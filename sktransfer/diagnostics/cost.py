@@ -36,7 +36,7 @@ from sktransfer.data.labels import (
     check_one_per_image,
     split_domains,
 )
-from sktransfer.data.validation import check_images
+from sktransfer.data.validation import check_images, check_not_swapped
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
@@ -53,6 +53,7 @@ from sktransfer.store.session import resolve_store
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.views import Views
 from sktransfer.utils.runtime import seeded
+from sktransfer.utils.tables import format_bytes, format_seconds
 
 # Number of images that are timed on a CPU, and on an accelerator, which needs large batches.
 _N_TIMED_ON_CPU, _N_TIMED_ON_ACCELERATOR = 8, 64
@@ -77,7 +78,10 @@ class Cost:
     bytes_cached : int
         Disk space of activations, in the store and in the files of one fit at a time.
     seconds : float
-        Time of one process on this machine, excluding the head fit and other steps of a pipeline.
+        Time of one process on this machine, excluding the steps in `excluded`.
+    excluded : tuple of str
+        What the time does not include: `"the head fit"`, and `"the other steps"` of a pipeline or
+        ensemble.
     """
 
     fits: int
@@ -85,13 +89,18 @@ class Cost:
     images_trained: int
     bytes_cached: int
     seconds: float
+    excluded: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        lines = [
-            f"  {name.replace('_', ' '):<18} {round(value, 1):,}"
-            for name, value in vars(self).items()
-        ]
-        return "\n".join(["Cost, at most", *lines]) + " in one process, excluding the head fit"
+        excluding = f", excluding {' and '.join(self.excluded)}" if self.excluded else ""
+        shown = {
+            "fits": f"{self.fits:,}",
+            "images embedded": f"{self.images_embedded:,}",
+            "images trained": f"{self.images_trained:,}",
+            "disk space": format_bytes(self.bytes_cached),
+            "time": f"{format_seconds(self.seconds)} in one process{excluding}",
+        }
+        return "\n".join(["Cost, at most", *(f"  {name:<18} {shown[name]}" for name in shown)])
 
 
 def estimate_cost(
@@ -144,8 +153,8 @@ def estimate_cost(
       fits               7
       images embedded    120
       images trained     600
-      bytes cached       ...
-      seconds            ... in one process, excluding the head fit
+      disk space         ...
+      time               ... in one process, excluding the head fit
     """
     state = np.random.get_state()
     try:
@@ -346,6 +355,7 @@ class _Estimate:
 
     def __init__(self, X: Any, y: Any, sample_domain: Any) -> None:
         if y is not None:
+            check_not_swapped(X, y)
             check_one_per_image("y", y, X)
         self.X, self.n = X, _num_samples(X)
         self.is_target = np.zeros(self.n, dtype=bool)
@@ -380,7 +390,21 @@ class _Estimate:
             tally.add_images(int(rows.sum()), seconds, embeds=1)
         size = sum(size * int(rows.sum()) for _, size, rows in tally.cached.values())
         fits, embedded, trained, seconds = tally.sums.tolist()
-        return Cost(int(fits), int(embedded), int(trained), size + tally.scratch, seconds)
+        size += tally.scratch
+        excluded = self._excluded(estimator)
+        return Cost(int(fits), int(embedded), int(trained), size, seconds, excluded)
+
+    def _excluded(self, estimator: Any) -> tuple[str, ...]:
+        """Name the work of a fit that is not counted."""
+        while isinstance(estimator, BaseSearchCV):
+            estimator = estimator.estimator
+        parts = [counted for all_counted in self._parts.values() for counted in all_counted]
+        is_ensemble = isinstance(estimator, tuple(self._meta_estimators))
+        excluded = {
+            "the head fit": any(part.tunes for part, _ in parts),
+            "the other steps": is_ensemble or not all(last for _, last in parts),
+        }
+        return tuple(name for name, is_excluded in excluded.items() if is_excluded)
 
     def _tally(self, estimator: Any, rows: np.ndarray, predicted: list[np.ndarray]) -> _CostTally:
         """Count a fit on some rows, and the predictions of others."""

@@ -14,6 +14,7 @@ import numpy as np
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.labels import as_labels, check_not_missing, check_one_per_image
+from sktransfer.data.validation import check_not_swapped
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.duplicates import (
@@ -50,9 +51,11 @@ class LeakReport:
 
     Parameters
     ----------
-    pairs : ndarray of shape (P, 3)
-        Rows i and j of two images, and the cosine of their embeddings; float64, the most similar
-        pair first. With two sets, i is a row of `X` and j a row of `X_test`.
+    pairs : ndarray of shape (P, 2)
+        Rows i and j of two images; int, the most similar pair first. With two sets, i is a row of
+        `X` and j a row of `X_test`.
+    cosines : ndarray of shape (P,)
+        Cosine of the embeddings of the two images, float64.
     kinds : ndarray of shape (P,)
         `"identical"` (the same pixels), `"copy"` (resized, recompressed or cropped), `"mirrored"`,
         or `"alike"` (different pixels with a similar embedding, such as two shots of one scene).
@@ -75,17 +78,19 @@ class LeakReport:
     >>> from sklearn.datasets import load_sample_images
     >>> china, flower = load_sample_images().images
     >>> report = find_leaks([china, flower, china[:, ::-1]], ["a", "b", "c"])
-    >>> report.pairs[:, :2].astype(int).tolist(), report.kinds.tolist(), report.conflicts.tolist()
+    >>> report.pairs.tolist(), report.kinds.tolist(), report.conflicts.tolist()
     ([[0, 2]], ['mirrored'], [True])
     """
 
     pairs: np.ndarray
+    cosines: np.ndarray
     kinds: np.ndarray
     across: np.ndarray
     conflicts: np.ndarray
     groups: np.ndarray | None
     n_images: tuple[int, ...]
     unreadable: np.ndarray
+    _is_split: bool
     _paths: tuple[tuple[str | None, str | None], ...]
     _images: tuple[Images, Images]
 
@@ -110,6 +115,9 @@ class LeakReport:
             sentences.append(
                 f"{count} on both sides of a split, so scores are too optimistic. {remedy}"
             )
+        elif self._is_split and len(self.pairs):
+            pairs = "This pair is not" if len(self.pairs) == 1 else "None of these pairs is"
+            sentences.append(f"{pairs} on both sides of a split.")
         if self.conflicts.any():
             sentences.append(f"{_count(self.conflicts.sum(), 'pair')} with different labels.")
         if len(self.unreadable):
@@ -137,7 +145,7 @@ class LeakReport:
         rows, names = self._shown_rows(), self._names()
         images = {"image i": [name for name, _ in names], "image j": [name for _, name in names]}
         results = {
-            "cosine": [f"{cosine:.3f}" for cosine in self.pairs[: len(rows), 2]],
+            "cosine": [f"{cosine:.3f}" for cosine in self.cosines[: len(rows)]],
             "kind": [str(kind) for kind in self.kinds[: len(rows)]],
             "split": ["across" if across else "" for across in self.across[: len(rows)]],
             "labels": ["differ" if conflict else "" for conflict in self.conflicts[: len(rows)]],
@@ -152,7 +160,7 @@ class LeakReport:
         return list(columns), [list(line) for line in zip(*columns.values(), strict=True)], left
 
     def _shown_rows(self) -> list[list[int]]:
-        return self.pairs[:_MAX_SHOWN_PAIRS, :2].astype(int).tolist()
+        return self.pairs[:_MAX_SHOWN_PAIRS].tolist()
 
     def _names(self) -> list[tuple[str, str]]:
         """Return the names of the shown images: the path if there is one, else the row."""
@@ -253,6 +261,7 @@ StratifiedGroupKFold, which keeps such images together.
         )
     if X_test is None and y_test is not None:
         raise ValueError("Got y_test without X_test; pass the images of these labels as X_test")
+    check_not_swapped(X, y)
     extractor = resolve_extractor(extractor).set_params(on_error="nan")
     check_extractor(extractor)
     y = _check_labels("y", y, X, extractor)
@@ -302,13 +311,15 @@ def compare(
     sizes = tuple(len(embedded.images) for embedded in sets)
     unreadable = [np.isnan(embedded.embeddings).any(axis=1) for embedded in sets]
     return LeakReport(
-        pairs=np.column_stack([rows, pairs.cosines[reported]]),
+        pairs=rows,
+        cosines=pairs.cosines[reported],
         kinds=kinds,
         across=_across(rows, sizes, splits, groups),
         conflicts=_conflicts(rows, y, second_y),
         groups=connect(rows, sizes[0]) if second is None else None,
         n_images=tuple(int((~mask).sum()) for mask in unreadable),
         unreadable=np.flatnonzero(np.concatenate(unreadable)),
+        _is_split=not (second is None and splits is None and groups is None),
         _paths=tuple(
             (images[0].path(i), images[1].path(j)) for i, j in rows[:_MAX_SHOWN_PAIRS].tolist()
         ),

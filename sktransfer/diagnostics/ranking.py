@@ -25,6 +25,7 @@ from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.data.images import as_images
 from sktransfer.data.labels import check_labels, check_not_missing, check_one_per_image
+from sktransfer.data.validation import check_not_swapped
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.logme import logme
 from sktransfer.diagnostics.probes import make_probe
@@ -91,7 +92,10 @@ class BackboneRanking:
 
     @property
     def agreement(self) -> float:
-        """Kendall's rank correlation of accuracy and LogME, -1 to 1; NaN for a single row."""
+        """Kendall's rank correlation of accuracy and LogME, -1 to 1.
+
+        NaN for a single row, and if all accuracies are equal.
+        """
         if len(self.rows) < 2:
             return math.nan
         accuracies = [row.accuracy for row in self.rows]
@@ -140,17 +144,18 @@ class BackboneRanking:
         return ax
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
-        header = ["backbone", "accuracy", "LogME", "features", "MB", "ms/image"]
+        header = ["backbone", "pixels", "accuracy", "LogME", "features", "MB", "ms/image"]
         rows = [
             [
                 row.name,
+                "x".join(map(str, extractor.preprocessing_.crop)),
                 f"{row.accuracy:.3f} ± {row.spread:.3f}",
                 f"{row.logme:.3f}",
                 str(row.features),
                 f"{row.megabytes:.1f}",
                 f"{1000 * row.seconds:.1f}",
             ]
-            for row in self.rows
+            for row, extractor in zip(self.rows, self.extractors, strict=True)
         ]
         return header, rows, [0]
 
@@ -161,11 +166,10 @@ class BackboneRanking:
         notes = []
         if first.accuracy - second.accuracy < max(first.spread, second.spread):
             notes.append("The top two differ by less than the spread across folds.")
-        return [*notes, self._logme_note()]
-
-    def _logme_note(self) -> str:
-        verb = "agrees" if self.agreement > 0 else "does not agree"
-        return f"LogME {verb} with this order (rank correlation {self.agreement:.2f})."
+        if not math.isnan(self.agreement):
+            verb = "agrees" if self.agreement > 0 else "does not agree"
+            notes.append(f"LogME {verb} with this order (rank correlation {self.agreement:.2f}).")
+        return notes
 
 
 def rank_backbones(
@@ -224,6 +228,7 @@ def rank_backbones(
     >>> ranking.rows[0].name, ranking.rows[0].accuracy > 0.8
     ('efficientnet_lite0', True)
     """
+    check_not_swapped(X, y)
     if isinstance(backbones, (str, BaseEstimator)) or callable(backbones):
         backbones = [backbones]
     if backbones is not None and not isinstance(backbones, Iterable):
@@ -243,12 +248,13 @@ def rank_backbones(
         raise ValueError("Got no backbones; pass at least one, or None for all on this machine")
     for candidate in extractors:  # before images are embedded, so that an error is raised early
         check_extractor(candidate)
-    codes = check_labels(as_images(X, image_shape=extractors[0].image_shape), y).y
+    labels = check_labels(as_images(X, image_shape=extractors[0].image_shape), y)
+    codes = labels.y
     if groups is not None:
         check_one_per_image("groups", groups, codes)
         groups = check_not_missing(groups, "groups")
     splits = (
-        make_folds(codes, groups, random_state)
+        make_folds(codes, groups, random_state, labels.classes)
         if cv is None
         else check_splits(cv, len(codes), codes, groups)
     )
@@ -265,7 +271,10 @@ def _local() -> list[str]:
 
 
 def make_folds(
-    codes: np.ndarray, groups: np.ndarray | None = None, random_state: Any = 0
+    codes: np.ndarray,
+    groups: np.ndarray | None = None,
+    random_state: Any = 0,
+    classes: Sequence[Any] | np.ndarray | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Build 5 shuffled, stratified folds, or fewer if a class has fewer images or groups.
 
@@ -278,6 +287,8 @@ def make_folds(
     groups : ndarray of shape (N,) or None
         No fold divides a group.
     random_state : int, RandomState or None
+    classes : array-like of shape (K,) or None
+        Labels for error messages; None is the class numbers.
 
     Returns
     -------
@@ -294,30 +305,38 @@ def make_folds(
     >>> len(make_folds(np.array([0, 0, 1, 1, 1])))
     2
     """
-    fewest = np.bincount(codes).min()
-    if fewest < 2:
+    counts = np.bincount(codes)
+    if counts.min() < 2:
         raise ValueError(
-            "Got a class with a single image, but cross-validation needs at least two images of "
-            "each class; leave the class out, or add images"
+            f"Got a single image of {_list_classes(counts < 2, classes)}, but cross-validation "
+            "needs at least two images of each class; leave the class out, or add images"
         )
     if groups is None:
         folds = StratifiedKFold(
-            min(_DEFAULT_N_FOLDS, fewest), shuffle=True, random_state=random_state
+            min(_DEFAULT_N_FOLDS, counts.min()), shuffle=True, random_state=random_state
         )
         return list(folds.split(codes, codes))
-    fewest = min(len(np.unique(groups[codes == code])) for code in range(codes.max() + 1))
-    if fewest < 2:
+    n_groups = np.array([len(np.unique(groups[codes == code])) for code in range(len(counts))])
+    if n_groups.min() < 2:
         raise ValueError(
-            "Got a class in a single group, but cross-validation needs at least two groups of "
-            "each class; leave the class out, or pass finer groups"
+            f"Got a single group of {_list_classes(n_groups < 2, classes)}, but cross-validation "
+            "needs at least two groups of each class; leave the class out, or pass finer groups"
         )
-    for count in range(min(_DEFAULT_N_FOLDS, fewest), 1, -1):
+    for count in range(min(_DEFAULT_N_FOLDS, n_groups.min()), 1, -1):
         shuffled = StratifiedGroupKFold(count, shuffle=True, random_state=random_state)
         splits = list(shuffled.split(codes, codes, groups))
         if all(len(np.unique(codes[train])) == codes.max() + 1 for train, _ in splits):
             return splits
     # For groups so few and uneven that fewer folds would lack a class.
     return list(LeaveOneGroupOut().split(codes, codes, groups))
+
+
+def _list_classes(chosen: np.ndarray, classes: Sequence[Any] | np.ndarray | None) -> str:
+    """Name the chosen classes; `chosen` is a mask (K,)."""
+    numbers = np.flatnonzero(chosen)
+    names = numbers.tolist() if classes is None else np.asarray(classes)[numbers].tolist()
+    listed = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+    return f"the class {listed}" if len(names) == 1 else f"each of the classes {listed}"
 
 
 def _rank(

@@ -6,10 +6,12 @@ Shapes: N images.
 from __future__ import annotations
 
 import copy
+from numbers import Integral, Number
 from typing import Any
 
 import numpy as np
 from sklearn.model_selection import check_cv
+from sklearn.utils.multiclass import type_of_target
 
 
 def check_splits(
@@ -34,7 +36,7 @@ def check_splits(
     Raises
     ------
     ValueError
-        If `cv` is invalid.
+        If `cv` is invalid, has too many folds, or needs labels or groups that are missing.
 
     Examples
     --------
@@ -51,7 +53,31 @@ def check_splits(
             raise ValueError("no pairs")
         return pairs
     except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Got cv={cv!r}, but expected an int of at least 2, a splitter, or pairs (train, test) "
-            f"of rows below {n:,} ({error})"
-        ) from error
+        problem = _problem(cv, n, y, groups, classifier) or (
+            f"expected an int of at least 2, a splitter, or pairs (train, test) of rows below {n:,}"
+            + ("" if isinstance(cv, Number | str) else f" ({error})")
+        )
+        raise ValueError(f"Got cv={cv!r}, but {problem}") from error
+
+
+def _problem(cv: Any, n: int, y: Any, groups: Any, classifier: bool) -> str | None:
+    """Return what an invalid `cv` needs, and the remedy, if it is known."""
+    name, is_number = type(cv).__name__, isinstance(cv, Integral)
+    if y is None and "Stratified" in name:
+        return f"{name} needs labels; pass y"
+    if groups is None and "Group" in name:
+        return f"{name} needs groups; pass groups, or the pairs list(cv.split(X, y, groups))"
+    if isinstance(cv, str) and cv.isdecimal():
+        return f"expected an int; pass cv={cv} without quotation marks"
+    is_class = y is not None and type_of_target(y) in ("binary", "multiclass")
+    if name.endswith("GroupKFold"):
+        limit, unit = len(np.unique(groups)), "number of groups"
+    elif "Stratified" in name or (is_number and classifier and is_class):
+        limit, unit = int(np.unique(y, return_counts=True)[1].max()), "size of the largest class"
+    else:
+        limit, unit = n, "number of images"
+    if limit < 2 or not (is_number or name.endswith("KFold")):
+        return None
+    if (cv if is_number else getattr(cv, "n_splits", 0)) > limit:
+        return f"expected at most {limit:,} folds, the {unit}; decrease their number"
+    return None

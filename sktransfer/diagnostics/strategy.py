@@ -17,6 +17,7 @@ from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.labels import check_labels, check_not_missing, check_one_per_image
+from sktransfer.data.validation import check_not_swapped
 from sktransfer.diagnostics.cost import Cost, estimate_cost
 from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
@@ -29,7 +30,13 @@ from sktransfer.finetuning.fit_inputs import draw_seed
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import resolve_threads
-from sktransfer.utils.tables import html_image, html_list, html_table, text_table
+from sktransfer.utils.tables import (
+    format_seconds,
+    html_image,
+    html_list,
+    html_table,
+    text_table,
+)
 
 # Images are different from the pretraining images if their mean inter-class cosine is at least
 # DIFFERENT, and many if their mean number per class is at least MANY. benchmarks/_sets.py has the
@@ -115,6 +122,8 @@ class StrategyReport:
     counts : dict of str to int
         Number of images of each class.
     probe_results : ProbeResults
+    image_size : (int, int)
+        Height and width, in pixels, at which the images were embedded.
     rows : ndarray of int
         Rows of `X` that were measured: all of them, or a share of each class.
     leaks : LeakReport
@@ -133,6 +142,7 @@ class StrategyReport:
     warnings: tuple[str, ...]
     counts: dict[str, int]
     probe_results: ProbeResults
+    image_size: tuple[int, int]
     rows: np.ndarray
     leaks: LeakReport
     cost: Cost
@@ -175,7 +185,9 @@ class StrategyReport:
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
         results, cost = self.probe_results, self.cost
+        excluding = f", excluding {' and '.join(cost.excluded)}" if cost.excluded else ""
         rows = [
+            ["image size of the embeddings", "x".join(map(str, self.image_size))],
             ["linear classifier on embeddings", f"{results.accuracy:.3f} ± {results.spread:.3f}"],
             *(
                 [f"the same, {count:,} training images", f"{accuracy:.3f}"]
@@ -189,7 +201,7 @@ class StrategyReport:
             ["contrast, 0-255", f"{results.contrast:.0f}"],
             ["images embedded by the fit", f"{cost.images_embedded:,}"],
             ["images trained on, over all epochs", f"{cost.images_trained:,}"],
-            ["estimated seconds, excluding the head fit", f"{cost.seconds:,.0f}"],
+            [f"estimated time{excluding}", format_seconds(cost.seconds)],
         ]
         return ["measured", ""], rows, [0]
 
@@ -257,6 +269,7 @@ def recommend_strategy(
     >>> report.strategy, report.estimator_.unfreeze
     ('full', (0, 'all'))
     """
+    check_not_swapped(X, y)
     extractor = resolve_extractor(extractor, image_size="auto")
     check_extractor(extractor)
     images = as_images(X, image_shape=extractor.image_shape)
@@ -267,7 +280,8 @@ def recommend_strategy(
     seed = draw_seed(random_state) % 2**32
     rows = _sample(labels.y, seed)
     # Before images are embedded, so that an error is raised early.
-    splits = make_folds(labels.y[rows], None if groups is None else groups[rows], seed)
+    measured_groups = None if groups is None else groups[rows]
+    splits = make_folds(labels.y[rows], measured_groups, seed, labels.classes)
     extractor.fit(X)
     measured = _measure(extractor, X, rows, labels.y[rows], splits, seed)
     counts = dict(zip(map(str, labels.classes), np.bincount(labels.y).tolist(), strict=True))
@@ -279,15 +293,16 @@ def recommend_strategy(
     estimator = make_estimator(
         decision.strategy, extractor, different=decision.different, random_state=random_state
     )
-    side = extractor.preprocessing_.crop[0]
+    image_size = extractor.preprocessing_.crop
     return StrategyReport(
         many=decision.many,
         different=decision.different,
         strategy=decision.strategy,
         reasons=_reasons(decision, counts, measured.probe_results),
-        warnings=find_data_warnings(counts, measured.probe_results, measured.leaks, side),
+        warnings=find_data_warnings(counts, measured.probe_results, measured.leaks, image_size[0]),
         counts=counts,
         probe_results=measured.probe_results,
+        image_size=image_size,
         rows=measured.rows,
         leaks=measured.leaks,
         cost=estimate_cost(estimator, X, y),

@@ -92,18 +92,27 @@ class ViewActivations:
     first : int
         The earliest boundary.
     compute : ComputeConfig
+    verbose : int
+        If not 0, show a progress bar while they are gathered.
     """
 
     def __init__(
-        self, views: Views, recipe_at: Callable[[int], Recipe], first: int, compute: ComputeConfig
+        self,
+        views: Views,
+        recipe_at: Callable[[int], Recipe],
+        first: int,
+        compute: ComputeConfig,
+        verbose: int = 0,
     ) -> None:
         self._views, self._recipe_at, self._first, self._compute = views, recipe_at, first, compute
+        self._verbose = verbose
         self._last: Activations | None = None
 
     @cached_property
     def gathered(self) -> Activations:
         """The activations at the first boundary."""
-        return gather(self._views, self._recipe_at(self._first), self._first, self._compute)
+        recipe = self._recipe_at(self._first)
+        return gather(self._views, recipe, self._first, self._compute, self._verbose)
 
     def at(self, boundary: int) -> Activations:
         """Return the activations at a boundary, which is not before the first one."""
@@ -118,6 +127,7 @@ def gather(
     recipe: Recipe,
     boundary: int,
     compute: ComputeConfig,
+    verbose: int = 0,
 ) -> Activations:
     """Compute the activations of views at a boundary.
 
@@ -127,7 +137,7 @@ def gather(
         If images are broken; names all of them.
     """
     out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
-    embed(views, recipe, compute, pad_batches=True, out=out)
+    embed(views, recipe, compute, pad_batches=True, out=out, verbose=verbose)
     return Activations(out, recipe, boundary)
 
 

@@ -80,7 +80,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self, X: Any, y: Any, sample_weight: Any, sample_domain: Any, X_val: Any, y_val: Any
     ) -> Any:
         check_parameters(self)
-        images = check_images(self, X, reset=True, sample_weight=sample_weight)
+        images = check_images(self, X, reset=True, y=y, sample_weight=sample_weight)
         labels, self._task = self._encode(images, y, sample_weight, sample_domain)
         # Rows of another X_val would be mistaken for those of X.
         with duplicates_in_errors(images) if X_val is None else contextlib.nullcontext():

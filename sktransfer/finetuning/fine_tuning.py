@@ -117,7 +117,7 @@ class FineTuning:
         names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.saved_parts = (*self.trained, ADVERSARY)
-        self.interrupted, self.min_batch = False, 1
+        self.interrupted, self.verbose, self.min_batch = False, False, 1
         self.small = task.is_small(train.y, train.counts)
         self.valid_metric = f"valid_{task.metric_name}"
         if self.plan.adversarial and not names:
@@ -132,6 +132,7 @@ class FineTuning:
 
     def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
         """Train all stages; return the net and a report of each stage."""
+        self.verbose = progress.drawn
         net = make_net(
             self._suffix(),
             self.task,
@@ -396,6 +397,7 @@ class FineTuning:
                 partial(self.network.recipe, compute=self.compute),
                 boundary,
                 self.compute,
+                self.verbose,
             )
             for name, (images, count, boundary) in wanted.items()
             if images is not None

@@ -82,6 +82,11 @@ class ImageError(ValueError):
         """All broken images, one error each."""
         return [ImageError(self.reason, self.row, self.source), *self.others]
 
+    def __repr__(self) -> str:
+        first = f"{type(self).__name__}({str(self.errors[0])!r}"
+        more = f", and {len(self.others):,} more)" if self.others else ")"
+        return first + more
+
     def __str__(self) -> str:
         if self.others:
             return self._list()
@@ -97,10 +102,8 @@ class ImageError(ValueError):
             [
                 f"Got {len(errors):,} images that cannot be read{first}:",
                 *lines,
-                "Fix the cause, or leave these images out. The attribute errors of this exception "
-                "lists all of them, and so does errors_ after "
-                'PretrainedFeatureExtractor(on_error="nan").fit_transform(X); '
-                "find_leaks(X).unreadable has their rows.",
+                "Fix the cause, or leave these images out. `error.errors` lists all of them. Rows "
+                "count the images that this call got, such as those of one fold.",
             ]
         )
 

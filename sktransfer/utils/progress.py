@@ -19,6 +19,9 @@ from tqdm.auto import tqdm
 
 __all__ = ["CallbackSupport", "FitProgress", "StageProgress", "with_callbacks"]
 
+# A bar that counts images is shown for at least this many.
+_MIN_IMAGES = 64
+
 
 class _NoTask:
     """A task without callbacks."""
@@ -73,6 +76,8 @@ class FitProgress:
     ----------
     stop : bool
         Whether a callback requested a stop at the end of the last epoch or stage.
+    drawn : bool
+        Whether the fit draws bars.
 
     Examples
     --------
@@ -99,7 +104,7 @@ class FitProgress:
         y: Any = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self.stop = False
+        self.stop = self.drawn = False
         self._n_stages, self._verbose = n_stages, verbose
         self._fit = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         self._reconstruction: Any = None
@@ -108,7 +113,7 @@ class FitProgress:
     def __enter__(self) -> FitProgress:
         self._root = self._fit["estimator"]._init_callback_context(max_subtasks=self._n_stages)
         is_inner = _has_propagated_callback(self._root) or _is_one_of_many_fits()
-        self._drawn = bool(self._verbose) and not is_inner
+        self.drawn = bool(self._verbose) and not is_inner
         self._open.enter_context(self._run(self._root))
         return self
 
@@ -132,7 +137,7 @@ class FitProgress:
         )
         task.metrics = plan
         unit = "epoch" if max_epochs else "step"
-        bar = tqdm(desc=name, total=max_epochs or 1, unit=unit, disable=not self._drawn)
+        bar = tqdm(desc=name, total=max_epochs or 1, unit=unit, disable=not self.drawn)
         with bar, self._run(task), contextlib.ExitStack() as epoch:
             bar.set_postfix_str(describe(plan))
             yield StageProgress(self, task, max_epochs, bar, epoch)
@@ -241,7 +246,7 @@ def _has_propagated_callback(task: Any) -> bool:
 
 
 def _is_one_of_many_fits() -> bool:
-    """Return whether this fit is one of several, so that it shows no bar.
+    """Return whether this call is part of several fits, so that it shows no bar.
 
     Searches, ensembles and cross-validation fit through joblib, even with n_jobs=1; refits do not.
     """
@@ -253,5 +258,10 @@ def _is_one_of_many_fits() -> bool:
 
 
 def progress_bar(total: int, verbose: int, description: str) -> Any:
-    """Open a progress bar that counts images; it is hidden if `verbose` is 0."""
-    return tqdm(total=total, desc=description, unit="image", disable=not verbose)
+    """Open a progress bar that counts images.
+
+    It is hidden if `verbose` is 0, for fewer than 64 images, and where a fit would hide its bars.
+    """
+    shown = bool(verbose) and total >= _MIN_IMAGES and not _is_one_of_many_fits()
+    # A bar below that of a stage disappears at its end.
+    return tqdm(total=total, desc=description, unit="image", disable=not shown, leave=None)

@@ -17,7 +17,7 @@ import joblib
 import torch
 
 from sktransfer.utils.config import TUNE_MALLOC
-from sktransfer.utils.errors import check_choice
+from sktransfer.utils.errors import check_choice, did_you_mean
 
 # More threads than any machine uses well; each one needs memory.
 _MAX_THREADS = 1024
@@ -103,8 +103,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         if torch.cuda.is_available() and not _is_forked_from_cuda():
             return torch.device("cuda", _worker_number() % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    names = ("auto", "cpu", "cuda", "cuda:0", "mps")
+    gpu = "mps" if torch.backends.mps.is_available() else "cuda"
+    meant = gpu if isinstance(device, str) and "gpu" in device.lower() else device
     unknown = ValueError(
         f"Got device={device!r}, but expected 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
+        f"{did_you_mean(meant, names)}"
     )
     if not isinstance(device, str | torch.device):
         raise unknown

@@ -32,6 +32,39 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
     )
 
 
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with a unit of 1e3, 1e6, ... bytes.
+
+    Examples
+    --------
+    >>> format_bytes(0), format_bytes(45_783_040), format_bytes(2_400_000_000)
+    ('0 bytes', '46 MB', '2.4 GB')
+    """
+    if count < 1e3:
+        return f"{count:.0f} bytes"
+    power = next(power for power in range(1, 5) if count < 999.5 * 1e3**power or power == 4)
+    return f"{_two_digits(count / 1e3**power)} {'kMGT'[power - 1]}B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours.
+
+    Examples
+    --------
+    >>> format_seconds(0.25), format_seconds(24.3), format_seconds(239.9), format_seconds(9000)
+    ('0.2 s', '24 s', '4 min', '2.5 h')
+    """
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 99.5 * size:
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds / 3600)} h"
+
+
+def _two_digits(number: float) -> str:
+    """Format a number of at least 0 with two digits, or as an integer, without a final zero."""
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.1f}".removesuffix(".0")
+
+
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     """Build the table of `text_table` in HTML; cells may be `Html`."""
 
@@ -53,12 +86,15 @@ def html_list(items: Sequence[str]) -> str:
 
 
 def html_image(jpeg: bytes, caption: str) -> Html:
-    """Build an image element that contains the JPEG."""
+    """Build an image element that contains the JPEG.
+
+    Its size is limited, and the border shows the outline of a white image on a white page.
+    """
     data = base64.b64encode(jpeg)
     caption = _escape(caption)
     return Html(
         f'<img src="data:image/jpeg;base64,{data.decode()}" alt="{caption}" title="{caption}" '
-        'style="height: 6em; margin: 0.1em">'
+        'style="max-height: 6em; max-width: 12em; border: 1px solid #aaa; margin: 0.1em">'
     )
 
 

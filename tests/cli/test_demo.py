@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from sktransfer.cli.demo import _title
 from sktransfer.cli.main import main
 
 
@@ -46,7 +47,8 @@ def test_demo_rejects_a_small_class_before_embedding(photos, capsys):
     for number in range(6):
         (photos / "temple" / f"{number}.jpg").unlink()
     assert main(["demo", "--images", str(photos)]) == 1
-    assert "Got a class of 8 images, but the demo needs 10 of each class" in capsys.readouterr().err
+    message = "Got 8 images of the class 'temple', but the demo needs 10 of each class"
+    assert message in capsys.readouterr().err
 
 
 def test_demo_rejects_a_missing_folder(tmp_path, capsys):
@@ -60,3 +62,21 @@ def test_demo_expands_the_home_folder(photos, tmp_path, monkeypatch):
     images = f"~/{photos.relative_to(tmp_path)}"
     assert main(["demo", "--images", images, "--output", "~/results"]) == 0
     assert (tmp_path / "results" / "result.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("names", "title"),
+    [
+        (["3"], "3 (90%)"),
+        (["3", "9"], "3 → 9 (90%)"),
+        (["cat", "dog"], "cat → dog (90%)"),
+        (["dachshund"], "dachshund (90%)"),
+        (["dachshund", "terrier"], "dachshund →\nterrier (90%)"),
+        (["Norfolk terrier"], "Norfolk terr… (90%)"),
+        (["Norfolk terrier", "cat"], "Norfolk terr… →\ncat (90%)"),
+        (["cat", "Norfolk terrier"], "cat →\nNorfolk terr… (90%)"),
+    ],
+)
+def test_titles_of_the_gallery_fit_their_columns(names, title):
+    assert _title(names, 0.9) == title
+    assert max(map(len, title.split("\n"))) <= 20

@@ -15,6 +15,7 @@ import torch
 from helpers import encoded, images, save_images
 from PIL import Image
 from scipy.sparse import csr_array, csr_matrix
+from sklearn.datasets import load_digits
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -177,14 +178,26 @@ def test_complex_numbers_are_rejected(X):
 
 @pytest.mark.parametrize(
     ("X", "shape"),
-    [([], "(0,)"), ((), "(0,)"), (np.empty((0, 3)), "(0, 3)"), (pd.Series([], dtype=str), "(0,)")],
+    [
+        ([], "(0,)"),
+        ((), "(0,)"),
+        (np.array([]), "(0,)"),
+        (np.array([], dtype=object), "(0,)"),
+        (pd.Series([], dtype=str), "(0,)"),
+        (pd.DataFrame({"file": pd.Series([], dtype=str)}), "(0,)"),
+        (pl.Series("file", [], dtype=pl.String), "(0,)"),
+        (torch.empty(0), "(0,)"),
+        (np.empty((0, 3)), "(0, 3)"),
+        (np.empty((0, 8, 8), dtype=np.uint8), "(0, 8, 8)"),
+    ],
 )
 def test_empty_container_is_rejected(X, shape):
     with pytest.raises(ValueError, match="0 sample") as caught:
         check(X, (1, -1))
-    assert (
-        str(caught.value)
-        == f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
+    remedy = " If X comes from glob, its pattern matches no file." if shape == "(0,)" else ""
+    assert str(caught.value) == (
+        f"Got no images: found array with 0 sample(s) (shape={shape}) while a minimum of 1 is "
+        f"required.{remedy}"
     )
 
 
@@ -653,7 +666,7 @@ def test_arrays_without_a_length_are_read_by_row():
     check_pixels(OnDisk(np.array(PNGS, dtype=object)))
     with pytest.raises(ValueError, match=r"Got a single image \(array of shape \(8, 6, 3\)\)"):
         check(OnDisk(RGB))
-    with pytest.raises(ValueError, match="Found array with 0 sample"):
+    with pytest.raises(ValueError, match="found array with 0 sample"):
         check(OnDisk(PIXELS[:0]))
     with pytest.raises(ImageError, match=r"Got shape \(5, 6, 7\), but expected"):
         check(OnDisk(np.zeros((2, 5, 6, 7))))
@@ -754,7 +767,7 @@ def test_arrow_tables_are_like_other_tables():
     )
     with pytest.raises(ValueError, match="Expected 2D array, got 1D array of numbers"):
         check(pa.array([1, 2]))
-    with pytest.raises(ImageError, match="Got missing value, but expected a path"):
+    with pytest.raises(ImageError, match="Got a missing value, but expected a path"):
         as_images(pa.array(["0.png", None]))[1]
 
 
@@ -789,3 +802,40 @@ class WithKeys(Dataset):
 
 def test_dataset_with_keys_is_no_group():
     np.testing.assert_array_equal(as_images(WithKeys())[0], RGB)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        load_digits(return_X_y=True),
+        load_digits(return_X_y=True, as_frame=True),
+        (["a.png", "b.png"], [0, 1]),
+        (["a.png", "b.png"], ["cat", "dog"]),
+        (np.array(["a.png", "b.png"], dtype=object), np.array(["cat", "dog"])),
+        (pd.Series(["a.png", "b.png"]), pd.Series([0, 1])),
+        (PIXELS, np.arange(len(PIXELS))),
+        (list(PIXELS), list(range(len(PIXELS)))),
+        (torch.zeros(4, 3, 8, 8), torch.arange(4).numpy()),
+        ((Path("a.png"), Path("b.png")), ("cat", "dog")),
+    ],
+)
+def test_tuple_of_images_and_labels_is_rejected(pair):
+    with pytest.raises(ValueError, match=r"^Got X as a tuple \(X, y\).* Unpack it first: X, y = X"):
+        check(pair)
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        ("a.png", "b.png"),
+        (b"GIF89a", b"GIF89a"),
+        (np.zeros((8, 6)), np.zeros((8, 6))),
+        (RGB, RGB),
+        (np.frombuffer(PNGS[0], np.uint8), np.frombuffer(PNGS[0], np.uint8)),
+        (Path("a.png"), Path("b.png")),
+        ([[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]),
+        ({"path": "a.png"}, {"path": "b.png"}),
+    ],
+)
+def test_tuple_of_two_images_is_accepted(X):
+    assert len(as_images(X, image_shape=(1, -1))) == 2

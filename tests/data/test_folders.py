@@ -430,9 +430,42 @@ def test_folder_without_classes_is_rejected(make):
         load_image_folder(root)
     assert str(caught.value) == (
         f"Found no class folders with images in {str(root)!r}. "
-        "Expected one folder for each class, with the images of that class in it. Found 2 other "
-        "file(s) (.png); images must be in class folders, and have one of the extensions."
+        "Expected one folder for each class, with the images of that class in it. The folder has 2 "
+        f"images itself. If it is the folder of a class, pass its parent, {str(root.parent)!r}."
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "extensions", "remedy"),
+    [
+        (
+            ["1.jpg", "2.png"],
+            None,
+            "The folder has 2 images itself. If it is the folder of a class",
+        ),
+        (["1.JPG", "notes.txt"], None, "The folder has 1 image itself."),
+        (["1.raw"], (".raw",), "The folder has 1 image itself."),
+        (["cats/1.heic", "dogs/2.HEIC", "cats/notes.txt"], None, "are .heic (2), .txt (1), but"),
+        (["cats/1.png"], (".jpg", ".TIF"), "are .png (1), but only .jpg, .tif were searched for."),
+        (["1.dcm", "2.dcm"], None, "The extensions of the files are .dcm (2), but only .avif, "),
+        (["cats/1", "dogs/2"], None, "The extensions of the files are none (2), but only"),
+        (["train/1.png", "test/2.png"], None, "Got 2 images without a class folder; move them"),
+        (["train/cats/1.heic"], None, "The extensions of the files are .heic (1), but only"),
+    ],
+)
+def test_error_without_images_says_what_was_found(make, files, extensions, remedy):
+    root = make(*files)
+    options = {} if extensions is None else {"extensions": extensions}
+    with pytest.raises(ValueError, match=r"^Found no class folders with images in") as caught:
+        load_image_folder(root, **options)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cats", "cats/"])
+def test_error_about_a_class_folder_names_its_parent(make, name, monkeypatch):
+    monkeypatch.chdir(make("cats/1.png", "cats/2.png"))
+    with pytest.raises(ValueError, match=r"pass its parent, '\.'\.$"):
+        load_image_folder(name)
 
 
 def test_splits_without_classes_are_rejected(make):

@@ -473,7 +473,7 @@ def test_errors_name_row_and_source(paths, tmp_path):
     for row, source, reason in [
         (1, "gone.jpg", "There is no such file"),
         (2, str(broken), "truncated or corrupt"),
-        (3, "missing value", "Got missing value, but expected a path"),
+        (3, "missing value", "Got a missing value, but expected a path"),
         (4, "array of shape (1, 2)", "NaN or infinite"),
         (5, "gone.png", "There is no such file"),
         (6, "int", "Got int, but expected a path"),

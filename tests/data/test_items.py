@@ -117,10 +117,10 @@ def test_hugging_face_items_are_resolved():
 @pytest.mark.parametrize(
     ("item", "what"),
     [
-        (None, "missing value"),
-        (float("nan"), "missing value"),
-        (pd.NA, "missing value"),
-        ({"image": None}, "missing value"),
+        (None, "a missing value"),
+        (float("nan"), "a missing value"),
+        (pd.NA, "a missing value"),
+        ({"image": None}, "a missing value"),
         (3, "int"),
         (object(), "object"),
     ],

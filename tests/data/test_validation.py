@@ -1,14 +1,16 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import Items, images
+import torch
+from helpers import Items, encoded, images
 from PIL import Image
 from sklearn.base import BaseEstimator
 
 from sktransfer.data.images import as_images
-from sktransfer.data.validation import check_images
+from sktransfer.data.validation import check_images, check_not_swapped
 
 
 class Estimator(BaseEstimator):
@@ -134,3 +136,91 @@ def test_check_images_rejects_an_invalid_pixel_range(pixel_range):
     message = f"Got pixel_range={pixel_range!r}, but expected 'auto' or the values of black and"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_images(Estimator(pixel_range=pixel_range), images(2), reset=True)
+
+
+PATHS, CLASSES = [f"{number}.png" for number in range(6)], ["cat", "dog"] * 3
+
+
+@pytest.mark.parametrize(
+    ("X", "y"),
+    [
+        (PATHS, CLASSES),
+        (np.array(PATHS, dtype=object), np.array(CLASSES)),
+        (pd.Series(PATHS), pd.Series(CLASSES, dtype="category")),
+        (pd.DataFrame({"file": PATHS}), pd.DataFrame({"class": CLASSES})),
+        ([Path(path) for path in PATHS], [0, 1] * 3),
+        (images(6), np.arange(6)),
+        (list(images(6)), CLASSES),
+        (torch.zeros(6, 3, 8, 8), torch.arange(6)),
+        (images(6).reshape(6, -1), np.arange(6) / 6),
+        ([Image.fromarray(image) for image in images(6)], [True, False] * 3),
+        ([encoded(Image.fromarray(image)) for image in images(6)], CLASSES),
+        ([f"{number}.JPG" for number in range(6)], np.arange(6)),
+    ],
+)
+def test_swapped_images_and_labels_are_rejected(X, y):
+    check_not_swapped(X, y)
+    with pytest.raises(ValueError, match=r"^Got labels as X and images as y; pass"):
+        check_images(Estimator((1, -1)), y, reset=True, y=X)
+
+
+@pytest.mark.parametrize(
+    ("X", "y"),
+    [
+        (PATHS, None),
+        (PATHS, PATHS),
+        (["folder/1", "folder/2"], ["1", "2"]),
+        (["folder/1", "folder/2"], [b"1", b"2"]),
+        (["folder/1", "folder/2"], np.array([[0], [1]])),
+        (images(6), np.eye(6)),
+        (images(6).reshape(6, -1), np.eye(6)),
+        (Items(images(6)), PATHS),
+        ([], PATHS),
+        (PATHS, 5),
+        (PATHS, iter(CLASSES)),
+        (np.arange(6), np.arange(6)),
+    ],
+)
+def test_other_labels_are_not_taken_for_images(X, y):
+    check_not_swapped(X, y)
+
+
+NO_EFFECT = r"^Got image_shape=\(20, 20\), which has no effect, .* network's input, set image_size$"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda X, folder: as_files(X, folder),
+        lambda X, folder: np.array(as_files(X, folder), dtype=object),
+        lambda X, folder: pd.DataFrame({"file": as_files(X, folder)}),
+        lambda X, folder: [Path(path) for path in as_files(X, folder)],
+        lambda X, folder: list(map(Image.fromarray, X)),
+        lambda X, folder: [encoded(Image.fromarray(image)) for image in X],
+        lambda X, folder: X,
+        lambda X, folder: torch.from_numpy(X),
+        lambda X, folder: [X[0], X[1, :9]],
+        lambda X, folder: as_images(as_files(X, folder)),
+    ],
+)
+def test_image_shape_without_rows_warns_in_fit(wrap, tmp_path):
+    X, estimator = wrap(images(4), tmp_path), Estimator(image_shape=(20, 20))
+    with pytest.warns(UserWarning, match=NO_EFFECT):
+        check_images(estimator, X, reset=True)
+    check_images(estimator, X, reset=False)
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        images(4)[..., 0].reshape(4, -1),
+        images(4)[..., 0].reshape(4, -1).tolist(),
+        pd.DataFrame(images(4)[..., 0].reshape(4, -1)),
+        pd.Series(list(images(4)[..., 0].reshape(4, -1))),
+        images(4)[..., 0],
+        list(images(4)[..., 0]),
+        Items(images(4)[..., 0].reshape(4, -1)),
+    ],
+)
+def test_image_shape_of_rows_does_not_warn(X):
+    assert check_images(Estimator(image_shape=(20, 20)), X, reset=True)[0].shape == (20, 20, 3)

@@ -260,10 +260,49 @@ def test_estimate_cost_of_an_extractor_needs_no_labels():
     assert estimate_cost(PretrainedFeatureExtractor(Tiny), X).images_embedded == N
 
 
-def test_cost_repr_lists_figures_with_separators():
-    shown = repr(Cost(1001, 60_000, 0, 2_400_000, 1234.56))
-    assert shown.splitlines()[1] == "  fits               1,001"
-    assert shown.endswith("\n  seconds            1,234.6 in one process, excluding the head fit")
+@pytest.mark.parametrize(
+    ("excluded", "ending"),
+    [
+        ((), ""),
+        (("the head fit",), ", excluding the head fit"),
+        (("the head fit", "the other steps"), ", excluding the head fit and the other steps"),
+    ],
+)
+def test_cost_repr_has_units_and_says_what_is_excluded(excluded, ending):
+    assert repr(Cost(1001, 60_000, 0, 45_783_040, 239.9, excluded)).splitlines() == [
+        "Cost, at most",
+        "  fits               1,001",
+        "  images embedded    60,000",
+        "  images trained     0",
+        "  disk space         46 MB",
+        f"  time               4 min in one process{ending}",
+    ]
+
+
+PIPELINE = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
+
+
+@pytest.mark.parametrize(
+    ("estimator", "excluded"),
+    [
+        (lambda: PretrainedFeatureExtractor(Tiny), ()),
+        (lambda: PIPELINE, ("the other steps",)),
+        (lambda: make_pipeline(classifier()), ("the head fit",)),
+        (lambda: make_pipeline("passthrough", PretrainedFeatureExtractor(Tiny)), ()),
+        (lambda: classifier(), ("the head fit",)),
+        (lambda: GridSearchCV(classifier(), {"lr": [1e-3]}, cv=2), ("the head fit",)),
+        (
+            lambda: GridSearchCV(PIPELINE, {}, cv=2),
+            ("the other steps",),
+        ),
+        (
+            lambda: VotingClassifier([("tuned", classifier())]),
+            ("the head fit", "the other steps"),
+        ),
+    ],
+)
+def test_cost_says_what_it_excludes(estimator, excluded):
+    assert estimate_cost(estimator(), X, Y).excluded == excluded
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])

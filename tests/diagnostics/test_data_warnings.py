@@ -24,13 +24,15 @@ RESULTS = ProbeResults(
 
 
 NO_LEAKS = LeakReport(
-    pairs=np.empty((0, 3)),
+    pairs=np.empty((0, 2), dtype=int),
+    cosines=np.empty(0),
     kinds=np.array([], dtype=str),
     across=np.array([], dtype=bool),
     conflicts=np.array([], dtype=bool),
     groups=np.arange(2),
     n_images=(2,),
     unreadable=np.array([], dtype=int),
+    _is_split=False,
     _paths=(),
     _images=(as_images(images(2)),) * 2,
 )

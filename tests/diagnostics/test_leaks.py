@@ -16,7 +16,7 @@ from sktransfer import PretrainedFeatureExtractor, find_leaks
 
 
 def rows(report):
-    return [tuple(pair) for pair in report.pairs[:, :2].astype(int).tolist()]
+    return [tuple(pair) for pair in report.pairs.tolist()]
 
 
 @pytest.mark.parametrize("copy", COPIES)
@@ -26,15 +26,18 @@ def test_find_leaks_finds_copies(copy):
     report = find_leaks([*TILES, *copies])
     assert sorted(rows(report)) == [(0, 15), (5, 16), (13, 17)]
     assert set(report.kinds) == {kind}
-    assert report.pairs.dtype == float
-    assert np.all(np.diff(report.pairs[:, 2]) <= 0)
+    assert np.issubdtype(report.pairs.dtype, np.integer)
+    assert sorted(np.arange(15)[report.pairs[:, 0]]) == [0, 5, 13], "pairs must select rows"
+    assert report.cosines.shape == (3,)
+    assert np.all(np.diff(report.cosines) <= 0)
     assert not report.across.any()
     assert not report.conflicts.any()
 
 
 def test_find_leaks_reports_no_copies():
     report = find_leaks(TILES, [0, 1, 2] * 5, cv=3)
-    assert report.pairs.shape == (0, 3)
+    assert report.pairs.shape == (0, 2)
+    assert report.cosines.shape == (0,)
     assert repr(report) == "No duplicates or near-duplicates among 15 images."
     assert "among 15 images" in report._repr_html_()
     assert len(set(report.groups)) == 15
@@ -55,8 +58,31 @@ def test_find_leaks_reports_splits_and_labels():
     assert "2 pairs on both sides of a split, so scores are too optimistic" in text
     assert "1 pair with different labels." in text
     assert second_split.conflicts.tolist() == [False, True]
-    assert "on both sides of a split" not in repr(second_split)
+    assert "None of these pairs is on both sides of a split." in second_split.summary
+    assert "on both sides of a split" not in repr(find_leaks(X, y))
     assert "1 pair with different labels." in repr(second_split)
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "sentence"),
+    [
+        ([0, 1, 0], {"cv": [([0, 2], [1])]}, "This pair is not on both sides of a split."),
+        ([0, 1, 0], {"groups": [0, 1, 0]}, "This pair is not on both sides of a split."),
+        (
+            [0, 1, 0, 1],
+            {"groups": [0, 1, 0, 1]},
+            "None of these pairs is on both sides of a split.",
+        ),
+        ([0, 1, 2], {"cv": 3}, None),
+        ([0, 1, 0], {}, None),
+        ([0, 1, 0], {"cv": [([0], [2])]}, "1 pair on both sides of a split, so scores are too"),
+    ],
+)
+def test_find_leaks_reports_that_no_pair_is_separated(images, settings, sentence):
+    summary = find_leaks([TILES[number] for number in images], **settings).summary
+    split = [line for line in summary if "of a split" in line]
+    assert len(split) == (sentence is not None)
+    assert not split or split[0].startswith(sentence)
 
 
 def test_find_leaks_groups_fix_a_split():
@@ -106,7 +132,7 @@ def test_find_leaks_reports_alike_images():
     assert rows(report) == [(0, 1)]
     assert report.kinds.tolist() == ["alike"]
     assert report.conflicts.tolist() == [True]
-    assert report.pairs[0, 2] >= 0.95
+    assert report.cosines[0] >= 0.95
     assert "1 pair among 2 images: 1 alike." in repr(report)
     assert not hasattr(extractor, "digest_"), "the caller's extractor was fitted"
 

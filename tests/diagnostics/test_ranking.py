@@ -1,5 +1,7 @@
 """Backbones are ranked by the accuracy of a linear classifier on their embeddings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,7 +122,9 @@ def test_rank_backbones_row_names_include_the_parameters_that_differ():
 
 def test_ranking_repr_and_html_are_tables(ranking):
     lines = repr(ranking).splitlines()
-    assert lines[0].split() == ["backbone", "accuracy", "LogME", "features", "MB", "ms/image"]
+    header = ["backbone", "pixels", "accuracy", "LogME", "features", "MB", "ms/image"]
+    assert lines[0].split() == header
+    assert lines[1].split()[1] == "224x224"
     assert lines[1].startswith("efficientnet_lite0")
     assert "rank correlation" in lines[-1]
     page = ranking._repr_html_()
@@ -146,11 +150,11 @@ def test_rank_backbones_defaults_to_all_local_backbones(monkeypatch):
 def test_rank_backbones_rejects_invalid_input():
     with pytest.raises(ValueError, match="Got no backbones"):
         rank_backbones(X, y, [], extractor=SCANS)
-    with pytest.raises(ValueError, match="a class with a single image"):
+    with pytest.raises(ValueError, match="Got a single image of the class 1, but"):
         rank_backbones(X[:9], [0] * 8 + [1], ["efficientnet_lite0"], extractor=SCANS)
     with pytest.raises(ValueError, match="at least two classes"):
         rank_backbones(X[:9], [0] * 9, ["efficientnet_lite0"], extractor=SCANS)
-    with pytest.raises(ValueError, match="Got a class in a single group"):
+    with pytest.raises(ValueError, match="Got a single group of each of the classes 0, 1, but"):
         rank_backbones(X[:4], [0, 0, 1, 1], Tiny, groups=[0, 0, 1, 1], extractor=SCANS)
     broken = PretrainedFeatureExtractor(Tiny, on_error="nan")
     images = [*np.zeros((8, 9, 9), np.uint8), b"no image"]
@@ -220,3 +224,35 @@ def test_rank_backbones_names_all_broken_images(tmp_path):
 def test_missing_groups_are_rejected(function, groups):
     with pytest.raises(ValueError, match=r"^Got 1 missing label in groups, in row 2, but expected"):
         function(np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1], groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "problem"),
+    [
+        (list("aabbc"), None, "Got a single image of the class 'c', but"),
+        (
+            ["cat", "dog", "dog", "elk"],
+            None,
+            "image of each of the classes 'cat', 'elk', but",
+        ),
+        ([3, 3, 7], None, "Got a single image of the class 7, but"),
+        ([True, False, True], None, "Got a single image of the class False, but"),
+        (list("abcdefghijklmm"), None, "'i', 'j', ..., but"),
+        (list("aabb"), [0, 1, 2, 2], "Got a single group of the class 'b', but"),
+        (list("aabb"), [0, 0, 2, 2], "Got a single group of each of the classes 'a', 'b', but"),
+        ([5, 5, 6, 6], [0, 0, 1, 2], "Got a single group of the class 5, but"),
+    ],
+)
+def test_error_names_the_classes_that_are_too_small(labels, groups, problem):
+    with pytest.raises(ValueError, match="cross-validation needs at least two") as caught:
+        rank_backbones(X[: len(labels)], labels, Tiny, groups=groups, extractor=SCANS)
+    assert problem in str(caught.value)
+
+
+def test_ranking_with_tied_accuracies_has_no_rank_correlation(ranking):
+    rows = tuple(row._replace(accuracy=1.0, spread=0.0) for row in ranking.rows)
+    tied = replace(ranking, rows=rows)
+    assert np.isnan(tied.agreement)
+    assert "LogME agrees" not in repr(tied)
+    assert "nan" not in repr(tied)
+    assert "rank correlation" not in tied._repr_html_()

@@ -2,7 +2,17 @@
 
 import numpy as np
 import pytest
-from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit
+from sklearn.model_selection import (
+    GroupKFold,
+    GroupShuffleSplit,
+    KFold,
+    LeaveOneGroupOut,
+    RepeatedStratifiedKFold,
+    ShuffleSplit,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+)
 
 from sktransfer.diagnostics.splits import check_splits
 
@@ -51,3 +61,34 @@ def test_invalid_splits_are_rejected(cv):
         ValueError, match=r"^Got cv=.* but expected an int of at least 2, a splitter"
     ):
         check_splits(cv, 6, Y)
+
+
+GROUPS = [0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("cv", "y", "groups", "problem"),
+    [
+        (StratifiedKFold(2), None, None, "StratifiedKFold needs labels; pass y"),
+        (StratifiedShuffleSplit(2), None, None, "StratifiedShuffleSplit needs labels; pass y"),
+        (RepeatedStratifiedKFold(), None, None, "RepeatedStratifiedKFold needs labels; pass y"),
+        (StratifiedGroupKFold(2), None, GROUPS, "StratifiedGroupKFold needs labels; pass y"),
+        (GroupKFold(2), Y, None, "GroupKFold needs groups; pass groups, or the pairs list("),
+        (LeaveOneGroupOut(), Y, None, "LeaveOneGroupOut needs groups; pass groups"),
+        (GroupShuffleSplit(2), None, None, "GroupShuffleSplit needs groups; pass groups"),
+        (StratifiedGroupKFold(2), Y, None, "StratifiedGroupKFold needs groups; pass groups"),
+        (100, None, None, "expected at most 6 folds, the number of images"),
+        (7, np.arange(6) / 7, None, "expected at most 6 folds, the number of images"),
+        (KFold(7), Y, None, "expected at most 6 folds, the number of images"),
+        (100, Y, None, "expected at most 3 folds, the size of the largest class"),
+        (4, Y, None, "expected at most 3 folds, the size of the largest class"),
+        (StratifiedKFold(4), list("aababb"), None, "expected at most 3 folds, the size of the"),
+        (GroupKFold(3), Y, GROUPS, "expected at most 2 folds, the number of groups"),
+        ("5", Y, None, "expected an int; pass cv=5 without quotation marks"),
+    ],
+)
+def test_error_names_what_a_split_needs(cv, y, groups, problem):
+    with pytest.raises(ValueError, match=r"^Got cv=") as caught:
+        check_splits(cv, 6, y, groups)
+    assert f", but {problem}" in str(caught.value)
+    assert str(caught.value.__cause__) not in str(caught.value)

@@ -267,11 +267,11 @@ def test_recommend_strategy_rejects_invalid_input(monkeypatch):
         "recommend_strategy requires y to be passed, but the target y is None": {"y": None},
         "Found input variables with inconsistent numbers of samples: [9, 3]": {"y": y[:3]},
         "Got 1 class in y, 0, but a classifier needs at least two classes": {"y": y * 0},
-        "Got a class with a single image, but cross-validation needs at least two images "
+        "Got a single image of the class 1, but cross-validation needs at least two images "
         "of each class; leave the class out, or add images": {"y": [0] * 8 + [1]},
         "Found input variables with inconsistent numbers of samples: [9, 2]": {"groups": [0, 1]},
-        "Got a class in a single group, but cross-validation needs at least two groups of each "
-        "class; leave the class out, or pass finer groups": {"groups": y},
+        "Got a single group of each of the classes 0, 1, 2, but cross-validation needs at least "
+        "two groups of each class; leave the class out, or pass finer groups": {"groups": y},
         "Got engine='tensor', but expected one of 'auto', 'torch', 'openvino'": {
             "extractor": PretrainedFeatureExtractor(Tiny, engine="tensor")
         },

@@ -1,6 +1,7 @@
 """Each image is embedded once, as counted by the backbone, independently of the store."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import CountingTiny, Tiny, counted, images, make_search, workers
+from helpers import CountingTiny, Tiny, counted, images, make_classifier, make_search, workers
 from sklearn.base import clone
 from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import RidgeClassifier
@@ -26,6 +27,43 @@ from sktransfer.utils.memory import MemoryCache
 N = 60
 X = images(N)
 y = np.arange(N) % 3
+
+
+def extract(n):
+    return PretrainedFeatureExtractor(Tiny, cache=None, verbose=1).fit_transform(images(n))
+
+
+def in_a_pipeline():
+    return make_pipeline(PretrainedFeatureExtractor(Tiny, cache=None, verbose=1), RidgeClassifier())
+
+
+X_MANY, Y_MANY = images(200), np.arange(200) % 2
+
+
+@pytest.mark.parametrize(
+    ("job", "n_bars"),
+    [
+        (lambda: extract(64), 1),
+        (lambda: extract(63), 0),
+        (lambda: extract(1), 0),
+        (lambda: in_a_pipeline().fit(X_MANY, Y_MANY).predict(X_MANY), 2),
+        (lambda: in_a_pipeline().fit(X_MANY, Y_MANY).predict(X_MANY[:5]), 1),
+        (lambda: cross_val_score(in_a_pipeline(), X_MANY, Y_MANY, cv=2), 0),
+        (
+            lambda: GridSearchCV(in_a_pipeline(), {"ridgeclassifier__alpha": [1, 9]}, cv=2).fit(
+                X_MANY, Y_MANY
+            ),
+            0,
+        ),
+        (lambda: VotingClassifier([("a", in_a_pipeline())]).fit(X_MANY, Y_MANY), 0),
+        (lambda: make_classifier(verbose=1, unfreeze=(0,)).fit(X_MANY, Y_MANY), 1),
+        (lambda: make_classifier(verbose=0, unfreeze=(0,)).fit(X_MANY, Y_MANY), 0),
+    ],
+)
+def test_bar_is_shown_for_many_images_of_a_single_job(job, n_bars, capsys):
+    job()
+    opened = re.findall(r"Embedding with [^\r\n]*:   0%", capsys.readouterr().err)
+    assert len(opened) == n_bars
 
 
 @pytest.mark.slow

@@ -37,13 +37,35 @@ def test_image_error_of_several_images_lists_ten_and_keeps_all():
     lines = str(error).splitlines()
     assert lines[0] == "Got 12 images that cannot be read; the first 10:"
     assert lines[1:11] == [f"- Image in row {i} ({i}.png): Broken {i}." for i in range(10)]
-    assert 'PretrainedFeatureExtractor(on_error="nan").fit_transform(X)' in lines[11]
-    assert "find_leaks(X).unreadable" in lines[11]
+    assert lines[11:] == [
+        "Fix the cause, or leave these images out. `error.errors` lists all of them. Rows count "
+        "the images that this call got, such as those of one fold."
+    ]
     assert (error.reason, error.row, error.source) == ("Broken 0.", 0, "0.png")
     assert [each.row for each in error.errors] == list(range(12))
     loaded = pickle.loads(pickle.dumps(error))
     assert str(loaded) == str(error)
     assert [each.row for each in ImageError.of([loaded, error]).errors] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("errors", "shown"),
+    [
+        (ERRORS[3:4], "ImageError('Image in row 3 (3.png): Broken 3.')"),
+        (ERRORS[3:5], "ImageError('Image in row 3 (3.png): Broken 3.', and 1 more)"),
+        (ERRORS, "ImageError('Image in row 0 (0.png): Broken 0.', and 11 more)"),
+        (
+            [ImageError("No.", row) for row in range(2000)],
+            "ImageError('Image in row 0: No.', and 1,999 more)",
+        ),
+    ],
+)
+def test_repr_of_an_image_error_has_the_first_message_and_the_count(errors, shown):
+    error = ImageError.of(errors)
+    loaded = pickle.loads(pickle.dumps(error))
+    assert repr(error) == repr(loaded) == shown
+    assert len(loaded.errors) == len(errors)
+    assert repr([error]) == f"[{shown}]"
 
 
 def test_image_error_of_one_image_is_the_error_itself():

@@ -120,3 +120,28 @@ def test_resolve_threads_accepts_integers(n_jobs, threads):
 def test_resolve_device_rejects_what_is_no_device(device):
     with pytest.raises(ValueError, match=r"^Got device=.*, but expected 'auto', 'cpu', 'cuda', 'c"):
         resolve_device(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "mps", "meant"),
+    [
+        ("gpu", False, "'cuda'"),
+        ("GPU", False, "'cuda'"),
+        ("gpu:0", False, "'cuda'"),
+        ("gpu", True, "'mps'"),
+        ("cuda0", False, "'cuda:0'"),
+        ("cuda:x", False, "'cuda:0'"),
+        ("cude", False, "'cuda'"),
+        ("aut", False, "'auto'"),
+        ("tpu", False, "'cpu'"),
+        ("zzz", False, None),
+        (1.5, False, None),
+        ("", False, None),
+    ],
+)
+def test_error_about_a_device_suggests_the_one_that_is_meant(machine, device, mps, meant):
+    machine(mps=mps)
+    with pytest.raises(ValueError, match=r"^Got device=") as caught:
+        resolve_device(device)
+    ending = "" if meant is None else f"; did you mean {meant}?"
+    assert str(caught.value).endswith(f"'cuda:0' or 'mps'{ending}")
