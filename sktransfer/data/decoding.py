@@ -628,6 +628,14 @@ def fingerprint(
     return _digest(("encoded", *ranges, *settings), bytes(raw))
 
 
+def content_digest(raw: RawImage) -> bytes:
+    """Compute a digest of the content of an image, also of a file, which is read."""
+    if not isinstance(raw, str):
+        return fingerprint(raw)
+    with _explained(raw):
+        return fingerprint(_read_file(raw).data)
+
+
 def _pil_content(
     raw: Image.Image, ranges: tuple[PixelRange, ...], settings: tuple[object, ...]
 ) -> tuple[tuple[object, ...], bytes]:

@@ -122,6 +122,18 @@ class Images(Sequence[np.ndarray]):
         """
         return self._apply(partial(decoding.decode, side=side), row)
 
+    def decode_with_digest(self, row: int, side: int | None = None) -> tuple[np.ndarray, bytes]:
+        """Decode one image as `decode` does, and compute a digest of its content.
+
+        The digest is that of the encoded image, if it is encoded, whatever the name of its file.
+        """
+
+        def decode(image: RawImage, *settings: Any) -> tuple[np.ndarray, bytes]:
+            pixels = decoding.decode(image, *settings, side=side)
+            return pixels, decoding.content_digest(image)
+
+        return self._apply(decode, row)
+
     def plain_jpeg(self, row: int, side: int) -> PlainJpeg | None:
         """Return one image if it is a JPEG that any JPEG decoder can decode, else `None`.
 

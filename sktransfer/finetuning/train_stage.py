@@ -234,11 +234,16 @@ def train_stage(
     return completed
 
 
+# Epochs after which a loss is known to rise.
+_MIN_EPOCHS = 3
+
+
 def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
     """Warn if the training loss of a stage only rises, or ends above that of guessing."""
     setup = dict(net.callbacks_)["epoch_setup"]
     losses = [float(row["train_loss"]) for row in net.history_[-state.epoch :]]
-    if not losses or not setup.guess_losses:  # a resumed stage that had ended
+    # Two epochs tell little, and a resumed stage may have ended already.
+    if len(losses) < _MIN_EPOCHS or not setup.guess_losses:
         return
     guessing = setup.guess_losses[-1]
     is_high = losses[-1] > guessing or losses == sorted(losses)

@@ -38,7 +38,7 @@ from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded
 _DEFAULT_N_VIEWS = 3
 
 # Part of every digest. Raise it whenever the same seed gives a different image.
-_AUGMENTATION_VERSION = 4
+_AUGMENTATION_VERSION = 5
 
 # Code of these libraries is identified by its name; the digest includes torchvision's version.
 _LIBRARIES = sys.stdlib_module_names | {"PIL", "numpy", "sktransfer", "torch", "torchvision"}
@@ -94,14 +94,22 @@ class Augmentation:
         """
         result: Any = image.clone()
         for number, step in enumerate(self.steps):
-            step_seed = random.Random(f"{int(seed)} {number}").getrandbits(64)
             if isinstance(step, Part):
-                drawn = step.draw(torch.Generator().manual_seed(step_seed))
+                drawn = self._draw(step, seed, number)
                 result = step.transform(result, drawn and {**drawn, "size": size})
             else:
+                step_seed = _seed_of_step(seed, number)
                 with GLOBAL_GENERATORS, _globally_seeded(step_seed), torch.no_grad():
                     result = step(result)
         return _check_result(result, self.name)
+
+    def draw(self, seed: int) -> list[dict[str, float]]:
+        """Draw the random values of each part; all steps must be parts."""
+        return [self._draw(step, seed, number) for number, step in enumerate(self.steps)]
+
+    @staticmethod
+    def _draw(step: Any, seed: int, number: int) -> dict[str, float]:
+        return step.draw(torch.Generator().manual_seed(_seed_of_step(seed, number)))
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,10 @@ def resolve_n_views(augmentation: Augmentation | None, n_views: Any) -> int | No
             return policy.n_views
         return _DEFAULT_N_VIEWS
     return n_views
+
+
+def _seed_of_step(seed: int, number: int) -> int:
+    return random.Random(f"{int(seed)} {number}").getrandbits(64)
 
 
 @contextlib.contextmanager

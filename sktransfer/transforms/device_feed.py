@@ -1,9 +1,9 @@
 """Feeding a CUDA device: files to large batches of pixels on it, and their embeddings back.
 
-Threads only read files; the device decodes JPEGs, resizes and crops them. What it cannot decode is
-decoded on the threads, and resized on the device. Two batches are under way, each on its own
-stream: while the device computes one, the other is decoded. The host waits once for each batch,
-for its result.
+Threads only read files; the device decodes JPEGs, resizes and crops them, and augments them if it
+can. What it cannot decode is decoded on the threads, and resized on the device. Two batches are
+under way, each on its own stream: while the device computes one, the other is decoded. The host
+waits once for each batch, for its result.
 
 Shapes: N images of h x w pixels, H x W after the crop, D features.
 """
@@ -15,13 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from sktransfer.data.decoding import PlainJpeg, encode_jpeg
+from sktransfer.data.decoding import PlainJpeg, content_digest, encode_jpeg
 from sktransfer.transforms import device_resize
+from sktransfer.transforms.augmentation import Augmentation
 from sktransfer.transforms.device_resize import can_resize, resize_stack
+from sktransfer.transforms.device_views import augment, can_augment
 from sktransfer.transforms.loader import ImageErrors, ImageReader, ahead, reading_pool
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Stack, Views
@@ -44,9 +48,39 @@ _MAX_DECODED_BYTES = 2**29
 # Maps pixels (N, 3, H, W), uint8, to embeddings (N, D), float32, on the device and without waiting;
 # with True, in float32 throughout.
 Forward = Callable[[torch.Tensor, bool], torch.Tensor]
-# A JPEG; decoded pixels (h, w, 3); or a crop (3, H, W) that needs no resizing.
-Source = PlainJpeg | np.ndarray | torch.Tensor
-_Read = PlainJpeg | Future[Source]
+
+
+class _Source(NamedTuple):
+    """An image that the device resizes, and the items that are views of it.
+
+    Parameters
+    ----------
+    items : list of int
+    content : PlainJpeg or ndarray of shape (h, w, 3)
+        The JPEG for the decoder of the device, or uint8 pixels.
+    digest : bytes
+        Digest of the content, if a view is augmented.
+    """
+
+    items: list[int]
+    content: PlainJpeg | np.ndarray
+    digest: bytes
+
+
+# Crops (3, H, W) that the CPU has prepared, by item, or errors.
+_Crops = dict[int, torch.Tensor | ImageError]
+_Read = _Source | Future[_Source | _Crops]
+
+
+# An image, and its pixels (3, h, w), uint8, on the device.
+_Decoded = tuple[_Source, torch.Tensor]
+
+
+class _Batch(NamedTuple):
+    """What was read of a batch: images for the device, and crops that need no more work."""
+
+    sources: list[_Source]
+    crops: dict[int, torch.Tensor]
 
 
 def image_reader(
@@ -100,6 +134,7 @@ class DeviceFeed:
         if self._stack is not None and isinstance(self._stack.pixels, torch.Tensor):
             # The caller may still be writing to it, on another stream.
             torch.cuda.current_stream(self._stack.pixels.device).synchronize()
+        self._augments = can_augment(views.augmentation)
         self._decodes = decodes and DEVICE_JPEG.get() != "0"
 
     def map(
@@ -107,9 +142,9 @@ class DeviceFeed:
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield the readable rows and the embeddings (N, D), float32, of each batch."""
         lanes = deque(_Lane(self, forward) for _ in range(_LANES))
-        for rows, sources in self._sources(batches):
+        for rows, batch in self._batches(batches):
             yield from lanes[0].results()
-            lanes[0].launch(rows, sources)
+            lanes[0].launch(rows, batch)
             lanes.rotate(-1)
         for lane in lanes:
             yield from lane.results()
@@ -118,46 +153,72 @@ class DeviceFeed:
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield the readable rows and the pixels (N, 3, H, W), uint8, on the device, of batches."""
         stream = torch.cuda.Stream(self._device)
-        for rows, sources in self._sources(batches):
+        for rows, batch in self._batches(batches):
             with torch.no_grad(), torch.cuda.stream(stream):
-                readable, pixels = self.prepare(rows, sources, stream)
+                readable, pixels = self.prepare(rows, batch, stream)
             stream.synchronize()  # the caller uses another stream
             if readable and not self._image_errors.failed:
                 yield readable, pixels
         self._image_errors.raise_all()
 
     def prepare(
-        self, rows: list[int], sources: list[Source], stream: torch.cuda.Stream
+        self, rows: Sequence[int], batch: _Batch, stream: torch.cuda.Stream
     ) -> tuple[list[int], torch.Tensor]:
         """Return the readable rows and their pixels (N, 3, H, W), uint8, on the device.
 
         `stream` is the current one.
         """
         if self._stack is not None:
-            return rows, self._prepare_stack(rows)
-        crops = {slot: crop for slot, crop in enumerate(sources) if isinstance(crop, torch.Tensor)}
-        slots, parts = list[int](), list[torch.Tensor]()
-        others = [slot for slot in range(len(sources)) if slot not in crops]
+            return list(rows), self._prepare_stack(rows)
+        readable, parts = list[int](), list[torch.Tensor]()
         # The decoder does not wait for the stream, so it comes first, while the stream is idle.
-        for number, group in enumerate(_groups(others, sources)):
+        for number, group in enumerate(_groups(batch.sources)):
             if number:
                 stream.synchronize()
-            pixels = self._on_device({slot: sources[slot] for slot in group}, rows)
-            if pixels:
-                slots += pixels
-                parts.append(device_resize.resize([*pixels.values()], self._preprocessing))
-        if crops:
-            slots += crops
-            parts.append(to_device(torch.stack([*crops.values()]), self._device))
+            decoded = self._on_device(group)
+            for items, pixels in (self._resized(decoded), self._augmented(decoded)):
+                readable += items
+                parts += pixels
+        if batch.crops:
+            readable += batch.crops
+            parts.append(to_device(torch.stack([*batch.crops.values()]), self._device))
         if not parts:
             return [], torch.empty(0)
-        batch = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return [rows[slot] for slot in slots], batch
+        return readable, parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _prepare_stack(self, rows: list[int]) -> torch.Tensor:
+    def _resized(self, decoded: list[_Decoded]) -> tuple[list[int], list[torch.Tensor]]:
+        """Resize and crop the images of which a view is not augmented."""
+        plain = [
+            (item, pixels)
+            for source, pixels in decoded
+            for item in source.items
+            if not self._views.is_augmented(item)
+        ]
+        if not plain:
+            return [], []
+        items, images = zip(*plain, strict=True)
+        return list(items), [device_resize.resize(images, self._preprocessing)]
+
+    def _augmented(self, decoded: list[_Decoded]) -> tuple[list[int], list[torch.Tensor]]:
+        """Compute the augmented views of images."""
+        views = [
+            (item, row, self._views.seed(item, source.digest))
+            for row, (source, _) in enumerate(decoded)
+            for item in source.items
+            if self._views.is_augmented(item)
+        ]
+        if not views:
+            return [], []
+        assert isinstance(self._views.augmentation, Augmentation)
+        items, rows, seeds = zip(*views, strict=True)
+        images = device_resize.resize_whole([pixels for _, pixels in decoded], self._preprocessing)
+        crop = self._preprocessing.crop
+        return list(items), [augment(self._views.augmentation, images, rows, seeds, crop)]
+
+    def _prepare_stack(self, rows: Sequence[int]) -> torch.Tensor:
         assert self._stack is not None
         source, channels_first, positions = self._stack
-        chosen = positions[rows]
+        chosen = positions[list(rows)]
         if isinstance(source, np.ndarray):
             shape = (len(rows), *source.shape[1:])
             staged = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
@@ -171,79 +232,107 @@ class DeviceFeed:
             pixels if channels_first else pixels.permute(0, 3, 1, 2), self._preprocessing
         )
 
-    def _on_device(self, sources: dict[int, Source], rows: list[int]) -> dict[int, torch.Tensor]:
-        """Decode or copy images: pixels (3, h, w), uint8, on the device, by slot."""
-        jpegs = {slot: jpeg for slot, jpeg in sources.items() if isinstance(jpeg, PlainJpeg)}
+    def _on_device(self, sources: list[_Source]) -> list[_Decoded]:
+        """Decode or copy images to the device; broken ones are left out."""
+        jpegs = {
+            slot: source.content
+            for slot, source in enumerate(sources)
+            if isinstance(source.content, PlainJpeg)
+        }
         pixels = _decode(jpegs, self._device) if self._decodes else {}
-        arrays = {slot: array for slot, array in sources.items() if slot not in jpegs}
         failed = [slot for slot in jpegs if slot not in pixels]
         if len(failed) > _MAX_FAILED * len(jpegs):
             self._decodes = False  # the CPU decodes the other batches
-        if failed:
-            arrays |= self._decoded_on_cpu(failed, rows)
+        arrays = self._decoded_on_cpu({slot: sources[slot] for slot in failed}) if failed else {}
+        for slot, source in enumerate(sources):
+            if isinstance(source.content, np.ndarray):
+                arrays[slot] = source.content
         for slot, array in arrays.items():
             pixels[slot] = to_device(torch.from_numpy(array), self._device).permute(2, 0, 1)
-        return pixels
+        return [(sources[slot], pixels[slot]) for slot in sorted(pixels)]
 
-    def _decoded_on_cpu(self, slots: list[int], rows: list[int]) -> dict[int, np.ndarray]:
+    def _decoded_on_cpu(self, sources: dict[int, _Source]) -> dict[int, np.ndarray]:
         """Decode JPEGs that the device could not decode; keep the errors of broken ones."""
         decoded = dict[int, np.ndarray]()
         with reading_pool(self._threads) as pool:
-            tasks = {slot: pool.submit(self._views.pixels, rows[slot]) for slot in slots}
+            tasks = {
+                slot: pool.submit(self._views.pixels, source.items[0])
+                for slot, source in sources.items()
+            }
             for slot, task in tasks.items():
                 try:
-                    decoded[slot] = task.result()
+                    decoded[slot], _ = task.result()
                 except ImageError as error:
-                    self._image_errors.add(rows[slot], error)
+                    for item in sources[slot].items:
+                        self._image_errors.add(item, error)
         return decoded
 
-    def _sources(
-        self, batches: Iterable[Sequence[int]]
-    ) -> Iterator[tuple[list[int], list[Source]]]:
-        """Yield the readable rows and their sources of each batch, read ahead."""
+    def _batches(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[Sequence[int], _Batch]]:
+        """Yield the rows of each batch, and what was read of them, ahead of time."""
         if self._stack is not None:
-            yield from ((list(rows), []) for rows in batches)
+            yield from ((rows, _Batch([], {})) for rows in batches)
             return
         n_readers = min(self._threads, _MAX_READERS)
         with reading_pool(n_readers) as readers, reading_pool(self._threads) as decoders:
 
             def submit(rows: Sequence[int]) -> tuple[Sequence[int], list[Future[list[_Read]]]]:
-                starts = range(0, len(rows), _READ_TOGETHER)
-                parts = (rows[start : start + _READ_TOGETHER] for start in starts)
+                views_of_images = [[*group] for _, group in groupby(rows, self._views.image_of)]
+                starts = range(0, len(views_of_images), _READ_TOGETHER)
+                parts = (views_of_images[start : start + _READ_TOGETHER] for start in starts)
                 return rows, [readers.submit(self._read, part, decoders) for part in parts]
 
             yield from ahead(map(submit, batches), _BATCHES_AHEAD, self._finish)
 
     def _finish(
-        self, read: tuple[Sequence[int], list[Future[list[_Read]]]]
-    ) -> tuple[list[int], list[Source]]:
-        readable, sources = list[int](), list[Source]()
-        found = (source for future in read[1] for source in future.result())
-        for row, source in zip(read[0], found, strict=True):
-            try:
-                sources.append(source.result() if isinstance(source, Future) else source)
-                readable.append(row)
-            except ImageError as error:
-                self._image_errors.add(row, error)
-        return readable, sources
+        self, submitted: tuple[Sequence[int], list[Future[list[_Read]]]]
+    ) -> tuple[Sequence[int], _Batch]:
+        rows, futures = submitted
+        batch = _Batch([], {})
+        for read in (read for future in futures for read in future.result()):
+            found = read.result() if isinstance(read, Future) else read
+            if isinstance(found, _Source):
+                batch.sources.append(found)
+                continue
+            for item, crop in found.items():
+                if isinstance(crop, ImageError):
+                    self._image_errors.add(item, crop)
+                else:
+                    batch.crops[item] = crop
+        return rows, batch
 
-    def _read(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> list[_Read]:
+    def _read(self, images: list[list[int]], decoders: ThreadPoolExecutor) -> list[_Read]:
         """Read JPEGs for the device; leave the other images to the decoders."""
-        return [self._plain_jpeg(row) or decoders.submit(self._decode, row) for row in rows]
+        return [self._plain_jpeg(items) or decoders.submit(self._decode, items) for items in images]
 
-    def _plain_jpeg(self, row: int) -> PlainJpeg | None:
-        if not self._decodes or self._views.is_augmented(row):
+    def _is_augmented(self, items: list[int]) -> bool:
+        return any(self._views.is_augmented(item) for item in items)
+
+    def _plain_jpeg(self, items: list[int]) -> _Source | None:
+        is_augmented = self._is_augmented(items)
+        if not self._decodes or (is_augmented and not self._augments):
             return None
-        jpeg = self._views.plain_jpeg(row)
-        return jpeg if jpeg and can_resize(self._preprocessing, jpeg[1:]) else None
+        jpeg = self._views.plain_jpeg(items[0])
+        if jpeg is None or not can_resize(self._preprocessing, (jpeg.height, jpeg.width)):
+            return None
+        digest = content_digest(jpeg.encoded.data) if is_augmented else b""
+        return _Source(items, jpeg, digest)
 
-    def _decode(self, row: int) -> Source:
-        if self._views.is_augmented(row):
-            return self._views.prepare(row)
-        pixels = self._views.pixels(row)
-        if can_resize(self._preprocessing, pixels.shape[:2]):
-            return pixels
-        return self._preprocessing.prepare(pixels)
+    def _decode(self, items: list[int]) -> _Source | _Crops:
+        """Decode an image, or prepare its views, if the device cannot resize or augment it."""
+        if self._augments or not self._is_augmented(items):
+            try:
+                pixels, digest = self._views.pixels(items[0])
+            except ImageError as error:
+                return dict.fromkeys(items, error)
+            if can_resize(self._preprocessing, pixels.shape[:2]):
+                return _Source(items, pixels, digest)
+        crops: _Crops = {}
+        for item in items:
+            try:
+                crops[item] = self._views.prepare(item)
+            except ImageError as error:
+                crops[item] = error
+        return crops
 
 
 class _Lane:
@@ -255,10 +344,10 @@ class _Lane:
         self._rows: list[int] = []
 
     @torch.no_grad()
-    def launch(self, rows: list[int], sources: list[Source]) -> None:
+    def launch(self, rows: Sequence[int], batch: _Batch) -> None:
         """Start a batch, after the results of the previous one have been taken."""
         with torch.cuda.stream(self._stream):
-            self._rows, self._pixels = self._feed.prepare(rows, sources, self._stream)
+            self._rows, self._pixels = self._feed.prepare(rows, batch, self._stream)
             if not self._rows or self._feed._image_errors.failed:
                 self._rows = []
                 return
@@ -286,17 +375,17 @@ def _can_resize(stack: Stack, preprocessing: Preprocessing) -> bool:
     return can_resize(preprocessing, (height, width))
 
 
-def _groups(slots: list[int], sources: list[Source]) -> Iterator[list[int]]:
+def _groups(sources: list[_Source]) -> Iterator[list[_Source]]:
     """Split a batch so that the decoded pixels of each group fit into the limit."""
-    group, n_bytes = list[int](), 0
-    for slot in slots:
-        source = sources[slot]
-        height, width = source[1:] if isinstance(source, PlainJpeg) else source.shape[:2]
+    group, n_bytes = list[_Source](), 0
+    for source in sources:
+        content = source.content
+        height, width = content[1:] if isinstance(content, PlainJpeg) else content.shape[:2]
         size = 3 * height * width
         if group and n_bytes + size > _MAX_DECODED_BYTES:
             yield group
             group, n_bytes = [], 0
-        group.append(slot)
+        group.append(source)
         n_bytes += size
     if group:
         yield group

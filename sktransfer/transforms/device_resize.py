@@ -66,6 +66,27 @@ def resize(images: Sequence[torch.Tensor], preprocessing: Preprocessing) -> torc
     return crops[to_device(position, crops.device)]
 
 
+def resize_whole(
+    images: Sequence[torch.Tensor], preprocessing: Preprocessing
+) -> list[torch.Tensor]:
+    """Resize images as `resize` does, but without cropping them: uint8, each (3, h, w)."""
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    resized = [preprocessing.resized_size(size) for size in sizes]
+    whole = list[torch.Tensor](images)
+    order = sorted(range(len(images)), key=sizes.__getitem__)
+    for group in _groups(order, sizes):
+        largest = (max(resized[index][axis] for index in group) for axis in (0, 1))
+        stack = _resize_group(
+            _stack([images[index] for index in group]),
+            [sizes[index] for index in group],
+            preprocessing,
+            whole=(next(largest), next(largest)),
+        )
+        for plane, index in zip(stack.unbind(), group, strict=True):
+            whole[index] = plane[:, : resized[index][0], : resized[index][1]]
+    return whole
+
+
 def resize_stack(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """Resize and center-crop a stack (N, 3, h, w), uint8, as `resize` does."""
     size = (pixels.shape[2], pixels.shape[3])
@@ -104,14 +125,20 @@ def _stack(images: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _resize_group(
-    pixels: torch.Tensor, sizes: list[tuple[int, int]], preprocessing: Preprocessing
+    pixels: torch.Tensor,
+    sizes: list[tuple[int, int]],
+    preprocessing: Preprocessing,
+    whole: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Resize float32 pixels (N, 3, h, w); one size stands for all images."""
+    """Resize float32 pixels (N, 3, h, w); one size stands for all images.
+
+    The center crop is returned, or all pixels, padded to the height and width `whole`.
+    """
     resized = [preprocessing.resized_size(size) for size in sizes]
-    crop = preprocessing.crop
+    crop = whole or preprocessing.crop
     plans = torch.tensor(
         [
-            (before, after, _crop_start(after, kept))
+            (before, after, 0 if whole else _crop_start(after, kept))
             for axis, kept in enumerate(crop)
             for before, after in zip(
                 (size[axis] for size in sizes), (size[axis] for size in resized), strict=True
@@ -148,7 +175,8 @@ def _weights(plan: torch.Tensor, count: int, length: int, cubic: bool) -> torch.
     else:
         weights = (1 - x).clamp_(min=0)
     weights = weights * (pixel < before)
-    return weights / weights.sum(2, keepdim=True)
+    # Pixels beyond the resized image have no weights.
+    return weights / weights.sum(2, keepdim=True).clamp_(min=1e-6)
 
 
 def _crop_start(length: int, kept: int) -> int:

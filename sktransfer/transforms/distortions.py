@@ -92,21 +92,32 @@ class Geometry(Part):
         height, width = pixels.shape[1:]
         rows, columns = drawn.get("size") or (height, width)
         top, left = round((height - rows) / 2), round((width - columns) / 2)
-        angle, slant = math.radians(drawn["rotation"]), math.tan(math.radians(drawn["shear"]))
-        cos, sin, stretch = math.cos(angle), math.sin(angle), math.sqrt(drawn["aspect"])
-        x_scale = math.copysign(drawn["zoom"] * stretch, -drawn["mirror"])
-        scale = np.diag([x_scale, drawn["zoom"] / stretch])
-        inverse = np.linalg.inv(np.array([[cos, -sin], [sin, cos]]) @ [[1, slant], [0, 1]] @ scale)
-        (xx, xy), (yx, yy) = inverse.tolist()
+        xx, xy, yx, yy = self.inverse(drawn)
         short = min(height, width)  # x and y are in pixels from the center
         x = torch.arange(left, left + columns) - (width - 1) / 2 - drawn["across"] * short
         y = torch.arange(top, top + rows) - (height - 1) / 2 - drawn["down"] * short
         grid = torch.empty(rows, columns, 2)
         torch.add((2 / width * xx) * x, (2 / width * xy) * y[:, None], out=grid[..., 0])
         torch.add((2 / height * yx) * x, (2 / height * yy) * y[:, None], out=grid[..., 1])
-        edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
-        border = torch.cat(edges, 1).float().median(1).values[:, None, None]
+        border = self.border_of(pixels)
         return border + nnf.grid_sample((pixels - border)[None], grid[None], align_corners=False)[0]
+
+    @staticmethod
+    def inverse(drawn: dict[str, float]) -> tuple[float, float, float, float]:
+        """Return the matrix (row by row) from places in the changed image to places before."""
+        angle, slant = math.radians(drawn["rotation"]), math.tan(math.radians(drawn["shear"]))
+        cos, sin, stretch = math.cos(angle), math.sin(angle), math.sqrt(drawn["aspect"])
+        x_scale = math.copysign(drawn["zoom"] * stretch, -drawn["mirror"])
+        scale = np.diag([x_scale, drawn["zoom"] / stretch])
+        inverse = np.linalg.inv(np.array([[cos, -sin], [sin, cos]]) @ [[1, slant], [0, 1]] @ scale)
+        (xx, xy), (yx, yy) = inverse.tolist()
+        return xx, xy, yx, yy
+
+    @staticmethod
+    def border_of(pixels: torch.Tensor) -> torch.Tensor:
+        """Return the median color of the border of an image, float32 of shape (3, 1, 1)."""
+        edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
+        return torch.cat(edges, 1).float().median(1).values[:, None, None]
 
 
 class Lighting(Part):

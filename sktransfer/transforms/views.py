@@ -59,7 +59,7 @@ class Stack(NamedTuple):
     rows: np.ndarray
 
 
-# A resized image, and the digest of its pixels.
+# A resized image, and a digest of its content.
 _Source = tuple[torch.Tensor, bytes]
 
 
@@ -68,8 +68,9 @@ class Views:
 
     Item `i` is view `i % n` of image `i // n`; n is the number of views of an image. View 0 is the
     image without augmentation. Views `v` > 0 are augmented at random. Their random numbers depend
-    only on the content of the image, on `v` and on `salt`, so an image has the same views in every
-    fold of a search, in every process and under any file name.
+    only on the content of the image (its encoded bytes, or its pixels if it is not encoded), on `v`
+    and on `salt`, so an image has the same views in every fold of a search, in every process, on
+    every device and under any file name.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ class Views:
         salt: bytes = b"",
     ) -> None:
         self.images, self.preprocessing = images, preprocessing
-        self._augmentation, self._salt = augmentation, salt
+        self.augmentation, self._salt = augmentation, salt
         self._numbers: Sequence[int] = range(1 + n_views) if only is None else [only]
         self._resized: OrderedDict[int, Future[_Source]] = OrderedDict()
         self._lock = threading.Lock()
@@ -132,9 +133,9 @@ class Views:
         if last_row != row:  # the views of an image are consecutive
             fingerprint = self.images.fingerprint(row)
             self._last_fingerprint = row, fingerprint
-        if number == 0 or self._augmentation is None:
+        if number == 0 or self.augmentation is None:
             return fingerprint
-        parts = fingerprint + self._augmentation.digest + number.to_bytes(8, "little") + self._salt
+        parts = fingerprint + self.augmentation.digest + number.to_bytes(8, "little") + self._salt
         return hashlib.blake2b(parts, digest_size=16).digest()
 
     def prepare(self, item: int) -> torch.Tensor:
@@ -147,33 +148,42 @@ class Views:
         """
         row, number = self._row_and_view(item)
         image, digest = self._source(row)
-        if number > 0 and self._augmentation is not None:
+        if number > 0 and self.augmentation is not None:
             crop, (height, width) = self.preprocessing.crop, image.shape[1:]
             size = crop if crop[0] <= height and crop[1] <= width else None
-            image = self._augmentation(image, self._seed(digest, number), size)
+            image = self.augmentation(image, self.seed(item, digest), size)
         return self.preprocessing.cropped(image)
 
     def is_augmented(self, item: int) -> bool:
         """Return whether a view differs from its image."""
-        return self._augmentation is not None and self._row_and_view(item)[1] > 0
+        return self.augmentation is not None and self._row_and_view(item)[1] > 0
 
     def plain_jpeg(self, item: int) -> PlainJpeg | None:
         """Return the image of a view if any JPEG decoder can decode it; see `Images.plain_jpeg`."""
         return self.images.plain_jpeg(self._row_and_view(item)[0], self.preprocessing.side)
 
-    def pixels(self, item: int) -> np.ndarray:
-        """Decode the image of a view: (h, w, 3), uint8, 0-255.
+    def image_of(self, item: int) -> int:
+        """Return the position of the image of a view."""
+        return self._row_and_view(item)[0]
+
+    def pixels(self, item: int) -> tuple[np.ndarray, bytes]:
+        """Decode the image of a view: (h, w, 3), uint8, 0-255, and the digest of its content.
+
+        The digest is empty if there is no augmentation.
 
         Raises
         ------
         ImageError
             If the image cannot be read; the message names its row and source.
         """
-        return self.images.decode(self._row_and_view(item)[0], self.preprocessing.side)
+        row, side = self.image_of(item), self.preprocessing.side
+        if self.augmentation is None:
+            return self.images.decode(row, side), b""
+        return self.images.decode_with_digest(row, side)
 
     def stack(self) -> Stack | None:
         """Return the images as one array; None if they are not, or if views are augmented."""
-        found = None if self._augmentation is not None else self.images.stack()
+        found = None if self.augmentation is not None else self.images.stack()
         if found is None:
             return None
         rows = np.arange(len(self.images)) if self.images.rows is None else self.images.rows
@@ -183,7 +193,9 @@ class Views:
         row, index = divmod(item, len(self._numbers))
         return row, self._numbers[index]
 
-    def _seed(self, digest: bytes, number: int) -> int:
+    def seed(self, item: int, digest: bytes) -> int:
+        """Return the seed of a view of an image whose content has a digest."""
+        _, number = self._row_and_view(item)
         parts = number.to_bytes(8, "little") + self._salt + digest
         return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little")
 
@@ -204,8 +216,5 @@ class Views:
         return source.result()
 
     def _read(self, row: int) -> _Source:
-        pixels = self.images.decode(row, self.preprocessing.side)
-        image = self.preprocessing.resized(pixels)
-        if self._augmentation is None:
-            return image, b""
-        return image, hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+        pixels, digest = self.pixels(row * len(self._numbers))
+        return self.preprocessing.resized(pixels), digest

@@ -15,7 +15,8 @@ from sklearn.datasets import load_sample_image
 from sktransfer import ImageError, PretrainedFeatureExtractor
 from sktransfer.data.images import as_images
 from sktransfer.engines.torch_engine import TorchEngine
-from sktransfer.transforms import device_feed
+from sktransfer.transforms import device_feed, device_views
+from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.device_feed import DeviceFeed, image_reader
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
@@ -111,7 +112,7 @@ def test_host_waits_once_for_a_batch(files):
 def test_stacks_are_copied_in_batches_and_have_the_pixels_of_the_cpu(form, monkeypatch):
     stack = np.stack([PHOTOGRAPH[i : i + 60, i : i + 70] for i in range(11)])
     first = np.ascontiguousarray(stack.transpose(0, 3, 1, 2))
-    monkeypatch.setattr(Views, "pixels", None)  # no image is read by itself
+    monkeypatch.setattr(DeviceFeed, "_read", None)  # no image is read by itself
     with emulated_cuda() as device:
         X = {
             "array": stack,
@@ -148,15 +149,52 @@ def test_other_containers_have_the_pixels_of_the_cpu(X):
     assert_as_on_the_cpu(found, views_of(X))
 
 
-def test_views_are_prepared_as_on_the_cpu(files):
-    from sktransfer.transforms.augmentation import resolve_augmentation
+def invert(image):
+    return 255 - image
 
-    options = {"augmentation": resolve_augmentation("standard"), "n_views": 3}
+
+@pytest.mark.parametrize("augment", ["light", "standard", "aggressive", "industrial", invert])
+def test_views_are_those_of_the_cpu(files, augment):
+    options = {"augmentation": resolve_augmentation(augment), "n_views": 3}
     X = paths(files, [*GOOD, *range(6)])
     with emulated_cuda() as device:
-        found = read(views_of(X, **options), batch_size=7)
+        found = read(views_of(X, **options), batch_size=8)
         assert device.races == []
-    assert_as_on_the_cpu(found, views_of(X, **options))
+        # The device computes the views that it can, and the CPU those of the other policies.
+        assert (device.waits["decode_jpeg"] > 0) == (augment in ("light", "standard"))
+    views = views_of(X, **options)
+    assert_as_on_the_cpu(found, views, tolerance=6)  # three roundings, with contrast
+    differences = [np.abs(found[row] - views.prepare(row).numpy()).mean() for row in found]
+    assert max(differences) < 0.2
+
+
+def test_views_without_the_image_itself_are_those_of_the_cpu(files):
+    options = {"augmentation": resolve_augmentation("standard"), "only": 2, "salt": b"s"}
+    X = paths(files, [*range(20)] * 2)
+    with emulated_cuda() as device:
+        found = read(views_of(X, **options), batch_size=9)
+        assert device.races == []
+    assert_as_on_the_cpu(found, views_of(X, **options), tolerance=6)
+
+
+def test_broken_images_of_views_have_the_errors_of_the_cpu(files):
+    options = {"augmentation": resolve_augmentation("standard"), "n_views": 1}
+    X = paths(files, [0, "text", 1, "missing", "truncated"])
+    (files / "1.jpg").write_bytes((files / "1.jpg").read_bytes()[:-90] + b"\xff\xd9")
+    with emulated_cuda(), pytest.raises(ImageError) as caught:
+        read(views_of(X, **options), batch_size=4)
+    assert {1, 3, 4} <= {error.row for error in caught.value.errors}
+
+
+def test_groups_of_views_within_the_memory_limit_give_the_same(files, monkeypatch):
+    options = {"augmentation": resolve_augmentation("standard"), "n_views": 3}
+    X = paths(files, range(6))
+    with emulated_cuda():
+        expected = read(views_of(X, **options), batch_size=24)
+        monkeypatch.setattr(device_views, "_MAX_BYTES", 12 * 60 * 60 * 5)
+        found = read(views_of(X, **options), batch_size=24)
+    for row, pixels in expected.items():
+        np.testing.assert_allclose(found[row], pixels, atol=1)
 
 
 def test_selected_rows_of_a_stack_are_read(files):
@@ -370,6 +408,7 @@ for _row, _label in enumerate(LABELS):
         {"unfreeze": (0, 1)},
         {"unfreeze": "all", "augment": None},
         {"unfreeze": (0, 1), "n_views": None},
+        {"unfreeze": (0, 1), "augment": "standard"},
         {"unfreeze": (0, 1), "batch_norm": "adapt"},
         {"unfreeze": (0, 1), "batch_norm": "train", "mixup": 0.2},
     ],
