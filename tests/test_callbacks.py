@@ -33,7 +33,9 @@ def test_scoring_monitor_scores_the_classifier_after_each_epoch():
 
 def test_scoring_monitor_scores_the_best_epoch_of_a_stage():
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
-    fitted = classifier(lr=0.3, lr_drop=10, early_stopping=True, max_epochs=3).set_callbacks(monitor)
+    fitted = classifier(lr=0.3, lr_drop=10, early_stopping=True, max_epochs=3).set_callbacks(
+        monitor
+    )
     with pytest.warns(UserWarning, match="The training loss of the stage 'last block' is"):
         fitted.fit(X, y)
     scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}

@@ -119,8 +119,9 @@ class Network:
             If images are broken; names all of them.
         """
         compute = compute.for_job(len(images), from_library=self.backbone.from_library)
-        if compute.device.type == "cuda":
-            return self._apply_on_device(images, layer, compute)
+        blocks = self._frozen_on_device(compute, len(images))
+        if blocks is not None:
+            return self._apply_on_device(images, blocks, layer, compute)
         size = auto_batch_size(compute.device, self.preprocessing.crop)
         outputs: list[np.ndarray] = []
         broken: list[ImageError] = []
@@ -147,14 +148,11 @@ class Network:
     def _apply_on_device(
         self,
         images: Images,
+        blocks: Forward,
         layer: Callable[[torch.Tensor], torch.Tensor],
         compute: ComputeConfig,
     ) -> np.ndarray:
         """Do what `apply` does; activations are neither stored nor leave the device."""
-        blocks: Forward = lambda pixels, exact: self.preprocessing.normalize(pixels)  # noqa: E731
-        if self.boundary > 0:
-            recipe = self.recipe(self.boundary, compute)
-            blocks = engine_for(recipe, compute, len(images)).forward
 
         def forward(pixels: torch.Tensor, exact: bool) -> torch.Tensor:
             return in_parts(layer, blocks(pixels, exact))[0].float()
@@ -177,6 +175,15 @@ class Network:
             outputs[rows] = values
         assert outputs is not None
         return outputs
+
+    def _frozen_on_device(self, compute: ComputeConfig, n_images: int) -> Forward | None:
+        """Return the frozen blocks as a function on a CUDA device; None if they run elsewhere."""
+        if compute.device.type != "cuda":
+            return None
+        if self.boundary == 0:
+            return lambda pixels, exact: self.preprocessing.normalize(pixels)
+        engine = engine_for(self.recipe(self.boundary, compute), compute, n_images)
+        return engine.forward if engine.on_device else None
 
     def _read(self, views: Views, size: int, compute: ComputeConfig) -> None:
         """Read images, which raises an error for the broken ones."""
