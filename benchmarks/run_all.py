@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "embedding": [],
     "networks": [],
     "large_jpegs": [],
+    "feed": [],
     "search": [],
     "growth": [],
     "store_read": [],

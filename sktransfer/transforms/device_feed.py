@@ -10,13 +10,16 @@ Shapes: N images of h x w pixels, H x W after the crop, D features.
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,10 +43,14 @@ _LANES = 2
 _READ_TOGETHER = 16
 # Share of the JPEGs that the device may fail to decode before it is left to the CPU.
 _MAX_FAILED = 0.25
-# Threads that only read files: more of them would wait for Python's lock.
-_MAX_READERS = 4
+# Threads that only read files, if they wait for the storage.
+_MAX_READERS = 16
+# A reader waits for the storage if it takes this many times as long as it computes.
+_SLOW_STORAGE = 4
 # Decoded pixels of a batch that are on the device at once, in bytes.
 _MAX_DECODED_BYTES = 2**29
+
+_Result = TypeVar("_Result")
 
 # Maps pixels (N, 3, H, W), uint8, to embeddings (N, D), float32, on the device and without waiting;
 # with True, in float32 throughout.
@@ -188,11 +195,12 @@ class DeviceFeed:
 
     def _resized(self, decoded: list[_Decoded]) -> tuple[list[int], list[torch.Tensor]]:
         """Resize and crop the images of which a view is not augmented."""
+        is_augmented = self._views.is_augmented
         plain = [
             (item, pixels)
             for source, pixels in decoded
             for item in source.items
-            if not self._views.is_augmented(item)
+            if not is_augmented(item)
         ]
         if not plain:
             return [], []
@@ -201,6 +209,8 @@ class DeviceFeed:
 
     def _augmented(self, decoded: list[_Decoded]) -> tuple[list[int], list[torch.Tensor]]:
         """Compute the augmented views of images."""
+        if self._views.augmentation is None:
+            return [], []
         views = [
             (item, row, self._views.seed(item, source.digest))
             for row, (source, _) in enumerate(decoded)
@@ -272,11 +282,14 @@ class DeviceFeed:
         if self._stack is not None:
             yield from ((rows, _Batch([], {})) for rows in batches)
             return
-        n_readers = min(self._threads, _MAX_READERS)
-        with reading_pool(n_readers) as readers, reading_pool(self._threads) as decoders:
+        with _Readers() as readers, reading_pool(self._threads) as decoders:
 
             def submit(rows: Sequence[int]) -> tuple[Sequence[int], list[Future[list[_Read]]]]:
-                views_of_images = [[*group] for _, group in groupby(rows, self._views.image_of)]
+                if self._views.augmentation is None:
+                    views_of_images = [[row] for row in rows]
+                else:
+                    groups = groupby(rows, self._views.image_of)
+                    views_of_images = [[*group] for _, group in groups]
                 starts = range(0, len(views_of_images), _READ_TOGETHER)
                 parts = (views_of_images[start : start + _READ_TOGETHER] for start in starts)
                 return rows, [readers.submit(self._read, part, decoders) for part in parts]
@@ -305,6 +318,8 @@ class DeviceFeed:
         return [self._plain_jpeg(items) or decoders.submit(self._decode, items) for items in images]
 
     def _is_augmented(self, items: list[int]) -> bool:
+        if self._views.augmentation is None:
+            return False
         return any(self._views.is_augmented(item) for item in items)
 
     def _plain_jpeg(self, items: list[int]) -> _Source | None:
@@ -333,6 +348,38 @@ class DeviceFeed:
             except ImageError as error:
                 crops[item] = error
         return crops
+
+
+class _Readers(contextlib.ExitStack):
+    """Runs tasks on one thread, and on more if they wait for the storage.
+
+    Files in the memory of the system are read fastest by one thread: several would wait for
+    Python's lock. Over a network, one thread would mostly wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pools = [self.enter_context(reading_pool(1))]
+        self._lock = threading.Lock()
+        self._n_tasks, self._elapsed, self._computed = 0, 0.0, 0.0
+
+    def submit(self, function: Callable[..., _Result], *args: Any) -> Future[_Result]:
+        """Start a task, on another thread than the last one if there are several."""
+        waits = self._elapsed > _SLOW_STORAGE * self._computed
+        if waits and len(self._pools) < _MAX_READERS:
+            self._pools.append(self.enter_context(reading_pool(1)))
+        self._n_tasks += 1
+        pool = self._pools[self._n_tasks % len(self._pools)]
+        return pool.submit(self._measured, function, *args)
+
+    def _measured(self, function: Callable[..., _Result], *args: Any) -> _Result:
+        start, computed = time.perf_counter(), time.thread_time()
+        result = function(*args)
+        elapsed, computed = time.perf_counter() - start, time.thread_time() - computed
+        with self._lock:
+            self._elapsed += elapsed
+            self._computed += computed
+        return result
 
 
 class _Lane:

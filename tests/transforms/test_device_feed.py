@@ -1,5 +1,7 @@
 """The device reads images as the CPU does: the same pixels, errors and order, without races."""
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +279,25 @@ def test_device_that_decodes_few_of_the_files_is_not_asked_for_long(files, monke
         assert device.races == []
     assert sum(calls) <= 1 + 8 * 4  # the first batch only, halved to single images
     assert_as_on_the_cpu(found, views_of(X))
+
+
+def test_several_threads_read_only_if_the_storage_is_slow(monkeypatch):
+    monkeypatch.setattr(device_feed, "_SLOW_STORAGE", 50)  # on a loaded machine, too
+
+    def compute():
+        start = time.thread_time()
+        while time.thread_time() < start + 0.002:
+            pass
+        return threading.get_ident()
+
+    def wait():
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    for task, is_slow in ((compute, False), (wait, True)):
+        with device_feed._Readers() as readers:
+            threads = [readers.submit(task).result() for _ in range(40)]
+        assert (len({*threads}) > 4) == is_slow
 
 
 def test_variable_leaves_decoding_to_the_cpu(files, monkeypatch):
