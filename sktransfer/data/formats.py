@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image, ImageCms
 from PIL.FitsImagePlugin import FitsImageFile
 from PIL.IcnsImagePlugin import IcnsImageFile
@@ -30,6 +31,8 @@ _SIGNED, _FLOAT = 2, 3
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _COLORS = {0: "MinIsWhite", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
 _NUMBERS = {1: "unsigned integers", 2: "signed integers", 3: "floating point"}
+
+_PILLOW = int(PIL.__version__.partition(".")[0])
 
 # A profile that changes no channel by more than this is sRGB under another name.
 _SRGB_TOLERANCE = 2
@@ -397,8 +400,13 @@ def _fits_scale(image: FitsImageFile) -> tuple[float, float]:
     Raises
     ------
     ImageError
-        If the file has several planes, of which Pillow reads the first.
+        If the file has several planes, of which Pillow reads the first, or Pillow is too old.
     """
+    if _PILLOW < 13:
+        raise ImageError(
+            f"Pillow {PIL.__version__} misreads FITS files. Update it to 13.0 or later: "
+            "pip install -U pillow."
+        )
     if image.fp is None or not image.tile:
         return 1, 0
     position, cards = image.fp.tell(), {}
