@@ -40,6 +40,14 @@ class ComputeConfig:
     store: EmbeddingStore | None
     chosen_engine: str | None = None
 
+    @property
+    def device_decodes(self) -> bool:
+        """Whether a CUDA device decodes JPEGs.
+
+        In float32 the CPU does, so that both compute, and share in the store, the same embeddings.
+        """
+        return self.precision != torch.float32
+
     @classmethod
     def of(cls, estimator: Any) -> ComputeConfig:
         """Resolve the parameters of an estimator."""

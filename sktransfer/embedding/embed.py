@@ -31,8 +31,6 @@ from sktransfer.utils.progress import progress_bar
 
 # Batches of a job on a CUDA device at least, and images in a batch at least.
 _MIN_DEVICE_BATCHES, _MIN_DEVICE_BATCH = 4, 64
-
-
 # Items that a thread hashes at once.
 _HASHED_TOGETHER = 64
 
@@ -127,8 +125,7 @@ def embed(
             # A small job is faster if all cores work on one batch, but the bits may differ.
             sequential = not pad_batches and n_images <= batch_size
             device = compute.device if runner.on_device else torch.device("cpu")
-            # Embeddings in float32 are those of the CPU, and shared with it in the store.
-            decodes = recipe.precision != torch.float32
+            decodes = compute.device_decodes
             reader = image_reader(views, compute.threads, image_errors, device, decodes=decodes)
             batches = (
                 [items[key_index] for key_index in batch]
@@ -249,26 +246,23 @@ def _fingerprints(
 ) -> tuple[list[int], list[bytes]]:
     """Return the items of the readable images, and their keys."""
 
-    def fingerprints(chunk: range) -> list[bytes | ImageError]:
-        return [_fingerprint(views, item) for item in chunk]
+    def fingerprints(part: list[int]) -> list[bytes | ImageError]:
+        return [_fingerprint(views, item) for item in part]
 
-    chunks_of_items = [
-        range(start, min(start + _HASHED_TOGETHER, len(views)))
-        for start in range(0, len(views), _HASHED_TOGETHER)
-    ]
-    if len(chunks_of_items) == 1 or views.images.path(0) is not None:
-        found = map(fingerprints, chunks_of_items)
-        keys = [key for chunk in found for key in chunk]
+    items = list(range(len(views)))
+    if len(views) <= _HASHED_TOGETHER or views.images.path(0) is not None:
+        keys = fingerprints(items)
     else:  # pixels and encoded images are hashed in parallel
         with ThreadPoolExecutor(threads) as pool:
-            keys = [key for chunk in pool.map(fingerprints, chunks_of_items) for key in chunk]
-    items = list[int]()
+            parts = pool.map(fingerprints, chunks(items, _HASHED_TOGETHER))
+            keys = [key for part in parts for key in part]
+    readable = list[int]()
     for item, key in enumerate(keys):
         if isinstance(key, ImageError):
             image_errors.add(item, key)
         else:
-            items.append(item)
-    return items, [key for key in keys if isinstance(key, bytes)]
+            readable.append(item)
+    return readable, [key for key in keys if isinstance(key, bytes)]
 
 
 def _fingerprint(views: Views, item: int) -> bytes | ImageError:

@@ -162,7 +162,7 @@ class Network:
             compute.threads,
             ImageErrors("raise"),
             compute.device,
-            decodes=compute.precision != torch.float32,
+            decodes=compute.device_decodes,
         )
         size = auto_batch_size(compute.device, self.preprocessing.crop)
         batches = [

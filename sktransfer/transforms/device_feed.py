@@ -77,8 +77,6 @@ class _Source(NamedTuple):
 # Crops (3, H, W) that the CPU has prepared, by item, or errors.
 _Crops = dict[int, torch.Tensor | ImageError]
 _Read = _Source | Future[_Source | _Crops]
-
-
 # An image, and its pixels (3, h, w), uint8, on the device.
 _Decoded = tuple[_Source, torch.Tensor]
 
@@ -318,8 +316,6 @@ class DeviceFeed:
         return [self._plain_jpeg(items) or decoders.submit(self._decode, items) for items in images]
 
     def _is_augmented(self, items: list[int]) -> bool:
-        if self._views.augmentation is None:
-            return False
         return any(self._views.is_augmented(item) for item in items)
 
     def _plain_jpeg(self, items: list[int]) -> _Source | None:

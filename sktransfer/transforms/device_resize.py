@@ -10,7 +10,7 @@ Shapes: N images, h x w pixels before and H x W pixels after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -46,19 +46,11 @@ def resize(images: Sequence[torch.Tensor], preprocessing: Preprocessing) -> torc
     Tensor of shape (N, 3, H, W)
         uint8, 0-255, on the same device.
     """
-    sizes = [(image.shape[1], image.shape[2]) for image in images]
-    # Images of similar size together, so that little is padded.
-    order = sorted(range(len(images)), key=sizes.__getitem__)
-    crops = torch.cat(
-        [
-            _resize_group(
-                _stack([images[index] for index in group]),
-                [sizes[index] for index in group],
-                preprocessing,
-            )
-            for group in _groups(order, sizes)
-        ]
-    )
+    order, parts = list[int](), list[torch.Tensor]()
+    for group, stack, sizes in _stacks(images):
+        order += group
+        parts.append(_resize_group(stack, sizes, preprocessing))
+    crops = torch.cat(parts)
     if order == sorted(order):
         return crops
     position = torch.empty(len(order), dtype=torch.long)
@@ -70,20 +62,13 @@ def resize_whole(
     images: Sequence[torch.Tensor], preprocessing: Preprocessing
 ) -> list[torch.Tensor]:
     """Resize images as `resize` does, but without cropping them: uint8, each (3, h, w)."""
-    sizes = [(image.shape[1], image.shape[2]) for image in images]
-    resized = [preprocessing.resized_size(size) for size in sizes]
     whole = list[torch.Tensor](images)
-    order = sorted(range(len(images)), key=sizes.__getitem__)
-    for group in _groups(order, sizes):
-        largest = (max(resized[index][axis] for index in group) for axis in (0, 1))
-        stack = _resize_group(
-            _stack([images[index] for index in group]),
-            [sizes[index] for index in group],
-            preprocessing,
-            whole=(next(largest), next(largest)),
-        )
-        for plane, index in zip(stack.unbind(), group, strict=True):
-            whole[index] = plane[:, : resized[index][0], : resized[index][1]]
+    for group, stack, sizes in _stacks(images):
+        resized = [preprocessing.resized_size(size) for size in sizes]
+        heights, widths = zip(*resized, strict=True)
+        planes = _resize_group(stack, sizes, preprocessing, (max(heights), max(widths)))
+        for plane, index, (height, width) in zip(planes.unbind(), group, resized, strict=True):
+            whole[index] = plane[:, :height, :width]
     return whole
 
 
@@ -93,6 +78,17 @@ def resize_stack(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Te
     step = max(1, _MAX_BYTES // (12 * size[0] * size[1]))
     parts = [_resize_group(part.float(), [size], preprocessing) for part in pixels.split(step)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _stacks(
+    images: Sequence[torch.Tensor],
+) -> Iterator[tuple[list[int], torch.Tensor, list[tuple[int, int]]]]:
+    """Yield groups of images: their positions, padded pixels, and sizes (h, w)."""
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    # Images of similar size together, so that little is padded.
+    order = sorted(range(len(images)), key=sizes.__getitem__)
+    for group in _groups(order, sizes):
+        yield group, _stack([images[index] for index in group]), [sizes[index] for index in group]
 
 
 def _groups(order: list[int], sizes: list[tuple[int, int]]) -> list[list[int]]:

@@ -90,7 +90,7 @@ def _geometry(
         plane[:, : image.shape[1], : image.shape[2]] = image - border
     plans = torch.tensor(
         [
-            [*Geometry.inverse(values), *values_of(images[row], values, size)]
+            [*Geometry.inverse(values), *_values_of(images[row], values, size)]
             for row, values in zip(rows, drawn, strict=True)
         ],
         dtype=torch.float32,
@@ -111,7 +111,7 @@ def _geometry(
     return views.add_(borders[index]).round_().clamp_(0, 255)
 
 
-def values_of(
+def _values_of(
     image: torch.Tensor, drawn: dict[str, float], size: tuple[int, int]
 ) -> tuple[float, ...]:
     """Return the first column and row of the view, the centers, and the size of the image."""
