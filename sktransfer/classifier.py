@@ -34,20 +34,25 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
         `ResNet50_Weights.IMAGENET1K_V2`, a `.safetensors` or `.pth` file, or `None` for random
         values. With `None`, all trained blocks learn at `lr`, and their
         BatchNorm statistics are learned too.
-    unfreeze : int, str or sequence, default=(0, 2)
+    unfreeze : "auto", int, str or sequence, default="auto"
         What each stage trains in addition to the head: a number of blocks counted from the head,
         `"all"`, the name of a block or a list of names. 0, which can only come first, fits the head
         (a logistic regression); in a fit without it the head starts at zero. `("all",)` is full
-        fine-tuning from the start, and with `weights=None` training from scratch.
-    max_epochs : int, default=6
+        fine-tuning from the start, and with `weights=None` training from scratch. `"auto"` fits the
+        head and then tunes the last blocks, with half of the network's parameters; or all blocks if
+        the images differ from the pretraining images, as digits and drawn letters do. `decision_`
+        says which, and `recommend_strategy` explains it.
+    max_epochs : int or "auto", default="auto"
         Maximum number of epochs of each stage. An epoch shows each image once, in one of its views.
-    lr : float, default=1e-3
+        `"auto"` is 10 if a stage trains all blocks; otherwise 6, or 12 with fewer than 200 images.
+    lr : float or "auto", default="auto"
         Highest learning rate of the head, above 0 and at most 10. Within a stage, all learning
-        rates rise for a tenth of the epochs and then fall along a half cosine.
+        rates rise for a tenth of the epochs and then fall along a half cosine. `"auto"` is 0.003,
+        or 0.001 with fewer than 200 images, unless a stage trains all blocks.
     lr_drop : float, default=10.0
         Learning rate of the head divided by that of the last block. Values below 10 raise a
         warning.
-    lr_decay : float, default=2.6
+    lr_decay : float, default=1.0
         Learning rate of each block divided by that of the block before it. The first trained block
         learns at most 10 times slower than the last. Source: Howard and Ruder, "Universal Language
         Model Fine-tuning for Text Classification", 2018.
@@ -55,7 +60,7 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
         `"adam"` uses decoupled weight decay, and `"sgd"` uses a Nesterov momentum of 0.9.
     weight_decay : float or "auto", default="auto"
         `"auto"` is 0.01, or 0.1 if some class has fewer than 10 training images.
-    batch_size : int, default=16
+    batch_size : int, default=8
         Maximum number of images per training step. One image can be added where BatchNorm learns
         statistics, if it would be alone in a batch; 1 is then too few.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
@@ -64,15 +69,18 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
         `"adapt"` trains as `"frozen"` does, and then computes statistics with which each layer gets
         similar inputs from the target and from the source. Weights of blocks before the boundary
         never change.
-    augment : {"light", "standard", "aggressive", "industrial"}, callable or None, \
-default="standard"
+    augment : {"auto", "light", "standard", "aggressive", "industrial"}, callable or None, \
+default="auto"
         How augmented views of the training images are made; see `AugmentationDisplay`. `"light"`
-        does not mirror images, for digits and text. A torchvision transform or any other callable
-        maps an image (3, H, W), uint8, to another one.
+        does not mirror images, for digits and text. `"auto"` is `"light"` if the images differ from
+        the pretraining images, and otherwise `"standard"`. A torchvision transform or any other
+        callable maps an image (3, H, W), uint8, to another one.
     n_views : int, "auto" or None, default="auto"
         Number of augmented views of each training image, cached in addition to the image itself.
-        `"auto"` is 3, or 7 with `augment="industrial"`, which has more kinds of distortion. `None`
-        makes new views in every epoch, which runs all images through the whole network each time.
+        `"auto"` is 3; 1 with `augment="standard"`; and 7 with `augment="industrial"`, which has
+        more kinds of distortion. In each epoch, the cached feature maps are also cropped at random,
+        and mirrored if the policy mirrors images. `None` makes new views in every epoch, which runs
+        all images through the whole network each time.
     dropout : float, default=0.2
         Share of the penultimate vector that is dropped in training.
     label_smoothing : float, default=0.0
@@ -80,6 +88,15 @@ default="standard"
     mixup : float, default=0.0
         Parameter of the Beta distribution of the shares in which pairs of images are mixed, at the
         boundary; 0 mixes none.
+    averaging : float or "auto", default="auto"
+        Share of the tuned weights in their average with the weights before tuning, 0 to 1; 1 keeps
+        the tuned weights. `"auto"` chooses it by the log loss of held-out images, together with a
+        temperature that calibrates the probabilities: of the validation images, or, without any, of
+        half of the training images, or a quarter of fewer than 200, after another training on the
+        others. With fewer than 10 held-out images, or at least 2,000 training images and none held out, it is 0.75. With
+        more than 300 images and a stage that trains all blocks, it is 1. Not used with
+        `domain_adversarial`, or if no head is fitted first. Source: Wortsman et al., "Robust
+        fine-tuning of zero-shot models", CVPR 2022.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn.
     validation_fraction : float, default=0.1
@@ -123,6 +140,13 @@ default="standard"
     ----------
     classes_ : ndarray of shape (K,)
         The labels, sorted.
+    decision_ : FitDecision
+        Values used for `unfreeze`, `augment`, `max_epochs` and `lr` if they were `"auto"`, and why.
+        A fit with `decision_.parameters` given gives the same result.
+    averaging_ : float
+        Share of the tuned weights; 0 if tuning did not help on held-out images.
+    temperature_ : float
+        Temperature by which the logits were divided; it is part of the head's weights.
     stages_ : list of dict
         One dict per stage: trained blocks, boundary, number of trained parameters, number of
         epochs, the best epoch, its loss and accuracy on the validation images, seconds, and the
@@ -153,7 +177,10 @@ default="standard"
     -----
     Fitting the head first follows Kumar et al., "Fine-Tuning can Distort Pretrained Features and
     Underperform Out-of-Distribution", ICLR 2022. If some class has fewer than 10 training images,
-    the default regularization is stronger: weight decay is 0.1, and the head's `C` at most 0.1.
+    weight decay is 0.1 by default.
+
+    A head that fits all training images leaves no loss from which blocks could learn. So when the
+    first blocks begin to train, the logits of the fitted head are multiplied by 0.3.
 
     Examples
     --------
@@ -177,20 +204,21 @@ default="standard"
         backbone: Any = "efficientnet_lite0",
         *,
         weights: Any = "default",
-        unfreeze: Any = (0, 2),
-        max_epochs: int = 6,
-        lr: float = 1e-3,
+        unfreeze: Any = "auto",
+        max_epochs: int | str = "auto",
+        lr: float | str = "auto",
         lr_drop: float = 10.0,
-        lr_decay: float = 2.6,
+        lr_decay: float = 1.0,
         optimizer: Any = "adam",
         weight_decay: Any = "auto",
-        batch_size: int = 16,
+        batch_size: int = 8,
         batch_norm: str = "frozen",
-        augment: Any = "standard",
+        augment: Any = "auto",
         n_views: int | str | None = "auto",
         dropout: float = 0.2,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
+        averaging: float | str = "auto",
         class_weight: Any = None,
         validation_fraction: float = 0.1,
         early_stopping: bool | str = "auto",
@@ -226,6 +254,7 @@ default="standard"
         self.dropout = dropout
         self.label_smoothing = label_smoothing
         self.mixup = mixup
+        self.averaging = averaging
         self.class_weight = class_weight
         self.validation_fraction = validation_fraction
         self.early_stopping = early_stopping

@@ -33,8 +33,8 @@ from sktransfer.utils.runtime import limit_threads_after_fork
 _WHOLE_IMAGE_SCALE = 9 / 7
 # ... if images are resized to at least this many times the size of the crop.
 _USUAL_MARGIN = 8 / 7
-# Images smaller than the size of the network divided by this are not enlarged further.
-_THUMBNAIL_DIVISOR = 4
+# Images smaller than the size of the network divided by this are enlarged to this part of it.
+_THUMBNAIL_DIVISOR, _THUMBNAIL_SCALE = 4, 3 / 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,9 @@ class Backbone:
 
         Pretraining enlarges crops of images, so objects look larger than in a center crop, the
         usual preprocessing of weights. Larger images, by a factor of 9/7, compensate for that:
-        288 x 288 instead of 224 x 224. `"auto"` is None for weights whose preprocessing leaves a
-        narrow margin around the crop, and for small images, which have too little detail. Source:
+        288 x 288 instead of 224 x 224. Images below 56 x 56 become 96 x 96: they have too little
+        detail for more, which would take five times as long. `"auto"` is None for weights whose
+        preprocessing leaves a narrow margin around the crop. Source:
         Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019.
 
         Raises
@@ -91,9 +92,9 @@ class Backbone:
             return None
         if not isinstance(resize, int) or resize < _USUAL_MARGIN * min(crop):
             return None
-        if not images.mostly_at_least(min(crop) // _THUMBNAIL_DIVISOR):
-            return None
-        return tuple(32 * round(_WHOLE_IMAGE_SCALE * side / 32) for side in crop)
+        is_small = not images.mostly_at_least(min(crop) // _THUMBNAIL_DIVISOR)
+        scale = _THUMBNAIL_SCALE if is_small else _WHOLE_IMAGE_SCALE
+        return tuple(32 * round(scale * side / 32) for side in crop)
 
     @property
     def n_bytes(self) -> int:

@@ -40,10 +40,19 @@ from sktransfer.data.validation import check_images, check_not_swapped
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.embed import embed
-from sktransfer.embedding.recipe import Recipe, output_width
+from sktransfer.embedding.recipe import Recipe, output_width, recipe_at
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.activations import disk_problem
 from sktransfer.finetuning.cut_network import Network
+from sktransfer.finetuning.decision import (
+    choose_training,
+    decide_parameters,
+    is_auto,
+    mean_interclass_cosine,
+    needs_embeddings,
+    with_decision,
+)
+from sktransfer.finetuning.fine_tuning import averages, held_out_share, tries
 from sktransfer.finetuning.fit_inputs import check_parameters
 from sktransfer.finetuning.plan import FitPlan, held_out_fraction, make_plan
 from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS, Stage
@@ -51,12 +60,15 @@ from sktransfer.finetuning.task import UNLABELED, ClassificationTask
 from sktransfer.finetuning.train_stage import make_net
 from sktransfer.store.session import resolve_store
 from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.runtime import seeded
 from sktransfer.utils.tables import format_bytes, format_seconds
 
 # Number of images that are timed on a CPU, and on an accelerator, which needs large batches.
 _N_TIMED_ON_CPU, _N_TIMED_ON_ACCELERATOR = 8, 64
+# Number of images that are embedded to decide what a fit trains, if it decides.
+_N_MEASURED = 100
 
 _COUNTED_ESTIMATORS = (FineTunedImageClassifier, PretrainedFeatureExtractor)
 
@@ -197,11 +209,12 @@ class _Part:
         estimator: Any,
         X: Any,
         task: ClassificationTask,
+        codes: np.ndarray,
         is_target: np.ndarray,
         times: dict[Any, float],
     ) -> None:
         self.is_target = is_target
-        self.estimator, self.task, self._times = estimator, task, times
+        self.task, self._times = task, times
         self.tunes = isinstance(estimator, FineTunedImageClassifier)
         if self.tunes:
             check_parameters(estimator)
@@ -211,19 +224,41 @@ class _Part:
         self._images = check_images(clone(estimator), X, reset=True)
         names = self.backbone.block_list.names
         self.end = len(names)
+        size = self.backbone.image_size_for(estimator.image_size, self._images)
+        preprocessing = self.backbone.preprocessing.with_image_size(size)
+        self.compute = ComputeConfig.of(clone(estimator).set_params(cache=None))
+        self.chooses_epochs = self.tunes and is_auto(estimator.max_epochs)
+        if self.tunes:
+            estimator = self._decided(estimator, codes, preprocessing)
+        self.estimator = estimator
         self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
         self.plan = make_plan(estimator, names, self.augmentation) if self.tunes else None
         self.stages = self.plan.stages if self.plan else ()
-        size = self.backbone.image_size_for(estimator.image_size, self._images)
-        preprocessing = self.backbone.preprocessing.with_image_size(size)
         boundary = self.stages[-1].boundary if self.tunes else self.end
         dropout = estimator.dropout if self.tunes else 0.0
         trains_batch_norm = estimator.batch_norm == "train" or estimator.weights is None
         self.network = Network(
             self.backbone, preprocessing, boundary, task.n_outputs, dropout, trains_batch_norm
         )
-        self.compute = ComputeConfig.of(clone(estimator).set_params(cache=None))
         self.store = resolve_store(estimator.cache)
+
+    def _decided(self, estimator: Any, codes: np.ndarray, preprocessing: Preprocessing) -> Any:
+        """Return a copy with the values that a fit would decide, measured on some images."""
+        cosine = None
+        if needs_embeddings(estimator):
+            recipe = recipe_at(self.backbone, preprocessing, self.end, self.compute.precision)
+            key = ("cosine", recipe.digest)
+            if key not in self._times:
+                rows = _some_of_each(codes)
+                values, *_ = embed(
+                    Views(self._images.take(rows), preprocessing), recipe, self.compute
+                )
+                sampled = np.unique(codes[rows], return_inverse=True)[1]
+                self._times[key] = mean_interclass_cosine(values, sampled)
+            cosine = self._times[key]
+        counts = np.bincount(codes[codes >= 0])
+        blocks = self.backbone.block_list.blocks
+        return with_decision(estimator, decide_parameters(estimator, blocks, counts, cosine))
 
     def recipe(self, boundary: int | None) -> Recipe:
         """Build the recipe of a boundary; None is the layers of an extractor."""
@@ -302,8 +337,13 @@ class _Part:
         if first and not plan.cached and fraction:
             held_out = math.ceil(fraction * n) + self.network.n_outputs
             tally.add_images(held_out, self._embedding(first), embeds=1)
-        # An adversary pairs each source image with a target image.
-        trained = n * options.max_epochs * (2 if plan.adversarial else 1)
+        all_blocks = any(stage.boundary == 0 for stage in plan.trained_stages)
+        epochs = choose_training(all_blocks, n)[1] if self.chooses_epochs else options.max_epochs
+        n_trained = n * (2 if plan.adversarial else 1)  # an adversary pairs images of both domains
+        tried = averages(options, plan) and options.averaging == "auto" and tries(plan, n)
+        if tried and not fraction:
+            n_trained += n - math.floor(held_out_share(n) * n)
+        trained = n_trained * epochs
         for stage in plan.trained_stages:
             tally.add_images(trained, self._step(stage), trains=1)
             if stage.boundary and not plan.cached:
@@ -348,6 +388,14 @@ class _Part:
             action()
             self._times[key] = (time.perf_counter() - start) / count
         return self._times[key]
+
+
+def _some_of_each(codes: np.ndarray) -> np.ndarray:
+    """Return rows of the first images of each class, without unlabeled ones (-1)."""
+    labeled = np.flatnonzero(codes >= 0)
+    n_each = max(1, _N_MEASURED // (int(codes.max()) + 1))
+    chosen = [labeled[codes[labeled] == code][:n_each] for code in range(codes.max() + 1)]
+    return np.concatenate(chosen)
 
 
 class _Estimate:
@@ -426,7 +474,11 @@ class _Estimate:
                 if self.y is None
                 else ClassificationTask(np.unique(self.y[~self.is_target]))
             )
-            common = (task, self.is_target, self._times)
+            codes = np.full(self.n, -1)
+            if self.y is not None:
+                source = ~self.is_target
+                codes[source] = np.unique(self.y[source], return_inverse=True)[1]
+            common = (task, codes, self.is_target, self._times)
             self._parts[estimator] = [(_Part(part, X, *common), last) for part, X, last in counted]
         tally = _CostTally(fits=1)
         for part, last in self._parts[estimator]:

@@ -17,6 +17,7 @@ from sklearn.preprocessing import Normalizer
 
 from sktransfer.data.images import Images
 from sktransfer.embedding.duplicates import EmbeddedImages
+from sktransfer.finetuning.decision import mean_interclass_cosine
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
@@ -127,21 +128,6 @@ def measure(
         gray=gray,
         contrast=contrast,
     )
-
-
-def mean_interclass_cosine(embeddings: np.ndarray, codes: np.ndarray) -> float:
-    """Compute the mean cosine between classes, with the same weight for each pair of classes.
-
-    Examples
-    --------
-    >>> mean_interclass_cosine(np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 4.0]]), np.array([0, 0, 1]))
-    0.6
-    """
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    unit = embeddings / np.where(lengths > 0, lengths, 1)
-    means = np.stack([unit[codes == code].mean(axis=0) for code in range(codes.max() + 1)])
-    cosines = means @ means.T
-    return float(cosines[~np.eye(len(means), dtype=bool)].mean())
 
 
 def _curve(

@@ -10,9 +10,8 @@ from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import clone
-from sklearn.pipeline import make_pipeline
 
+from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
 from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
@@ -22,10 +21,21 @@ from sktransfer.diagnostics.cost import Cost, estimate_cost
 from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.leaks import ALIKE, LeakReport, compare
-from sktransfer.diagnostics.probes import ProbeResults, make_probe, measure
+from sktransfer.diagnostics.probes import ProbeResults, measure
 from sktransfer.diagnostics.ranking import make_folds
 from sktransfer.embedding.duplicates import POSSIBLE, EmbeddedImages
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
+from sktransfer.finetuning.decision import (
+    DIFFERENT,
+    MANY,
+    REASONS,
+    STRATEGIES,
+    Decision,
+    decide,
+    decide_parameters,
+    sample_rows,
+    stages_of,
+)
 from sktransfer.finetuning.fit_inputs import draw_seed
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import ImageError
@@ -37,39 +47,6 @@ from sktransfer.utils.tables import (
     html_table,
     text_table,
 )
-
-# Images are different from the pretraining images if their mean inter-class cosine is at least
-# DIFFERENT, and many if their mean number per class is at least MANY. benchmarks/_sets.py has the
-# data sets on which these thresholds were chosen, and those on which they were tested.
-DIFFERENT, MANY = 0.45, 10
-
-# The strategy for each case (many, different).
-CHOICES = {
-    (False, False): "frozen",
-    (True, False): "staged",
-    (False, True): "full",
-    (True, True): "full",
-}
-
-# A description of each strategy.
-STRATEGIES = {
-    "frozen": "a linear classifier on frozen embeddings",
-    "staged": "fit the head, then tune the last two blocks",
-    "full": "fit the head, then tune all blocks",
-    "scratch": "train all blocks from random weights",
-}
-
-# The reason for each strategy.
-_STRATEGY_REASONS = {
-    "frozen": "With so few photographs, tuning does not help; a fit without it takes seconds.",
-    "staged": "The network's features suit these images, so only its last blocks are tuned.",
-    "full": "The first blocks were trained on photographs and must change too, so all are tuned.",
-    "scratch": "Got weights=None, so there are no pretrained weights to keep.",
-}
-
-# Parameters for tuning all blocks: the same learning rate for each, three times the default, and
-# more epochs. They were chosen on digits only.
-_ALL_BLOCKS_OPTIONS = {"lr": 3e-3, "lr_decay": 1.0, "max_epochs": 10}
 
 # Parameters that an extractor and a classifier share.
 _SHARED_PARAMETERS = (
@@ -86,20 +63,9 @@ _SHARED_PARAMETERS = (
     "verbose",
 )
 
-# Maximum number of images that are measured, and minimum number of images of each class.
-_MAX_MEASURED, _MIN_PER_CLASS = 2000, 10
-
 # The report shows one image of each class, for at most this many classes.
 _MAX_SHOWN_CLASSES = 10
 _SHOWN_SIZE = Preprocessing(resize=96)
-
-
-class Decision(NamedTuple):
-    """A case and its strategy; see `StrategyReport`."""
-
-    many: bool
-    different: bool
-    strategy: str
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -131,8 +97,9 @@ class StrategyReport:
         positions in `rows`.
     cost : Cost
         Upper bound of the cost of fitting the estimator on all images.
-    estimator_ : Pipeline or FineTunedImageClassifier
-        The recommended estimator, not fitted.
+    estimator_ : FineTunedImageClassifier
+        The recommended classifier, not fitted. It has the values that the default `"auto"` of
+        `unfreeze`, `augment`, `max_epochs` and `lr` decides for these images.
     """
 
     many: bool
@@ -278,7 +245,7 @@ def recommend_strategy(
         check_one_per_image("groups", groups, images)
         groups = check_not_missing(groups, "groups")
     seed = draw_seed(random_state) % 2**32
-    rows = _sample(labels.y, seed)
+    rows = sample_rows(labels.y, seed)
     # Before images are embedded, so that an error is raised early.
     measured_groups = None if groups is None else groups[rows]
     splits = make_folds(labels.y[rows], measured_groups, seed, labels.classes)
@@ -290,9 +257,7 @@ def recommend_strategy(
         measured.probe_results.mean_interclass_cosine,
         pretrained=extractor.weights is not None,
     )
-    estimator = make_estimator(
-        decision.strategy, extractor, different=decision.different, random_state=random_state
-    )
+    estimator = _decided_estimator(extractor, measured, labels.y, random_state)
     image_size = extractor.preprocessing_.crop
     return StrategyReport(
         many=decision.many,
@@ -351,61 +316,36 @@ def _measure(
     return _Measured(rows, images, codes, results, leaks)
 
 
-def decide(images_per_class: float, mean_interclass_cosine: float, pretrained: bool) -> Decision:
-    """Return the case of a data set, and the strategy for it.
-
-    Parameters
-    ----------
-    images_per_class : float
-        Mean over the classes.
-    mean_interclass_cosine : float
-        See `ProbeResults`.
-    pretrained : bool
-        False if the network has random weights.
-
-    Examples
-    --------
-    >>> decide(5, 0.2, pretrained=True)
-    Decision(many=False, different=False, strategy='frozen')
-    """
-    many, different = images_per_class >= MANY, mean_interclass_cosine >= DIFFERENT
-    return Decision(many, different, CHOICES[many, different] if pretrained else "scratch")
+def _decided_estimator(
+    extractor: PretrainedFeatureExtractor, measured: _Measured, codes: np.ndarray, seed: Any
+) -> FineTunedImageClassifier:
+    """Build the classifier with the values that its fit would decide."""
+    options = {name: getattr(extractor, name) for name in _SHARED_PARAMETERS}
+    estimator = FineTunedImageClassifier(**options, random_state=seed)
+    decided = decide_parameters(
+        estimator,
+        load_backbone(extractor.backbone, extractor.weights).block_list.blocks,
+        np.bincount(codes),
+        measured.probe_results.mean_interclass_cosine,
+    )
+    return estimator.set_params(**decided.parameters)
 
 
 def make_estimator(
-    strategy: str, extractor: PretrainedFeatureExtractor, *, different: bool, random_state: Any
-) -> Any:
-    """Build the estimator of a strategy, unfitted.
+    strategy: str, extractor: PretrainedFeatureExtractor, **parameters: Any
+) -> FineTunedImageClassifier:
+    """Build the classifier of a strategy, unfitted, with the settings of an extractor.
 
     Parameters
     ----------
     strategy : {"frozen", "staged", "full", "scratch"}
     extractor : PretrainedFeatureExtractor
-        Settings of the estimator.
-    different : bool
-        Whether to augment lightly: digits and text must not be mirrored.
-    random_state : int, RandomState or None
+    **parameters
+        Other parameters of the classifier.
     """
-    if strategy == "frozen":
-        return make_pipeline(clone(extractor), *(step for _, step in make_probe().steps))
-    options: dict[str, Any] = {name: getattr(extractor, name) for name in _SHARED_PARAMETERS}
-    options |= {"augment": "light" if different else "standard", "random_state": random_state}
-    if strategy == "full":
-        options |= {"unfreeze": (0, "all"), **_ALL_BLOCKS_OPTIONS}
-    elif strategy == "scratch":
-        options |= {"unfreeze": "all", "weights": None, **_ALL_BLOCKS_OPTIONS}
-    return FineTunedImageClassifier(**options)
-
-
-def _sample(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Return the rows to measure: all of them, or the same share of each class."""
-    share = min(1.0, _MAX_MEASURED / len(codes))
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for code in range(codes.max() + 1):
-        rows = rng.permutation(np.flatnonzero(codes == code))
-        chosen.append(rows[: max(_MIN_PER_CLASS, round(share * len(rows)))])
-    return np.sort(np.concatenate(chosen))
+    blocks = load_backbone(extractor.backbone, extractor.weights).block_list.blocks
+    options = {name: getattr(extractor, name) for name in _SHARED_PARAMETERS} | parameters
+    return FineTunedImageClassifier(unfreeze=stages_of(strategy, blocks), **options)
 
 
 def _reasons(decision: Decision, counts: dict[str, int], results: ProbeResults) -> tuple[str, ...]:
@@ -435,4 +375,4 @@ def _reasons(decision: Decision, counts: dict[str, int], results: ProbeResults) 
         )
     if results.n_images < total:
         reasons.append(f"Measured on {results.n_images:,} of the images.")
-    return (*reasons, _STRATEGY_REASONS[decision.strategy])
+    return (*reasons, REASONS[decision.strategy])

@@ -63,6 +63,11 @@ class Recipe:
         return FrozenPrefix(self.backbone.block_list, self.layers, self.pooling)
 
     @property
+    def n_blocks(self) -> int:
+        """Number of blocks of the backbone."""
+        return len(self.backbone.block_list.blocks)
+
+    @property
     def emits_map(self) -> bool:
         """Whether the output is a single flattened feature map."""
         return (

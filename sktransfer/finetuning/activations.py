@@ -81,8 +81,8 @@ class Activations:
 class ViewActivations:
     """Activations of the same views at one boundary after another.
 
-    They are gathered at the first boundary when they are needed, and carried on from there. Two
-    sets are kept at most: the first, and the one that was last asked for.
+    They are gathered at the first boundary when they are needed, and carried on from there. Three
+    sets are kept at most: the first, the one that was last asked for, and the embeddings.
 
     Parameters
     ----------
@@ -116,10 +116,36 @@ class ViewActivations:
 
     def at(self, boundary: int) -> Activations:
         """Return the activations at a boundary, which is not before the first one."""
+        if boundary == self._recipe_at(boundary).n_blocks:
+            return self._embeddings
         if self._last is None or self._last.boundary != boundary:
             self._last = None  # delete its file before the next one is written
             self._last = self.gathered.advance(boundary, self._compute.device)
         return self._last
+
+    @cached_property
+    def _embeddings(self) -> Activations:
+        n_blocks = self._recipe_at(self._first).n_blocks
+        return self.gathered.advance(n_blocks, self._compute.device)
+
+
+class SelectedActivations:
+    """Some rows of the activations of a set of views.
+
+    Parameters
+    ----------
+    whole : ViewActivations
+    rows : ndarray of int
+        Views, in the order that is wanted.
+    """
+
+    def __init__(self, whole: ViewActivations, rows: np.ndarray) -> None:
+        self._whole, self._rows = whole, rows
+
+    def at(self, boundary: int) -> Activations:
+        """Return the activations at a boundary, which is not before the first one."""
+        whole = self._whole.at(boundary)
+        return Activations(whole.values[self._rows], whole.recipe, boundary)
 
 
 def gather(

@@ -65,6 +65,26 @@ class SoftTargets:
         return self.task.batch_targets(self.y[rows], weights, self.label_smoothing)
 
 
+@dataclass(frozen=True)
+class MapChange:
+    """Augmentation of cached feature maps, which costs nothing.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        C, H and W of a map.
+    mirrors : bool
+        Whether half of the maps are mirrored, which is almost the map of the mirrored image.
+    crops : bool
+        Whether a batch loses one row and one column at the border, which is almost the map of
+        images that are moved and cropped, and saves a part of the training time.
+    """
+
+    shape: tuple[int, ...]
+    mirrors: bool
+    crops: bool
+
+
 class EpochBatches(Dataset, ABC):
     """Batches of one epoch after another.
 
@@ -136,11 +156,26 @@ class CachedBatches(EpochBatches):
     """Batches of cached activations (N, V, W); each epoch takes the next view of an image.
 
     The activations are kept on the device if they fit into a part of its free memory.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N, V, W)
+    targets, *args, **options
+        As in `EpochBatches`.
+    change : MapChange or None
+        How the maps are changed at random, in each epoch anew.
     """
 
-    def __init__(self, values: np.ndarray, targets: SoftTargets, *args: object, **options: object):
+    def __init__(
+        self,
+        values: np.ndarray,
+        targets: SoftTargets,
+        *args: object,
+        change: MapChange | None = None,
+        **options: object,
+    ) -> None:
         super().__init__(targets, *args, **options)  # type: ignore[arg-type]
-        self.values = values
+        self.values, self.change = values, change
         self._on_device: torch.Tensor | None = None
         if self.device.type == "cuda" and values.nbytes <= _DEVICE_SHARE * free_memory(self.device):
             self._on_device = torch.from_numpy(values).to(self.device)
@@ -150,10 +185,22 @@ class CachedBatches(EpochBatches):
         for rows in np.array_split(order, self.n_batches):
             views = (rows + self._epoch) % self.values.shape[1]
             if self._on_device is None:
-                yield rows, torch.from_numpy(self.values[rows, views]).to(self.device).float()
+                x = torch.from_numpy(self.values[rows, views]).to(self.device).float()
             else:
                 index = to_device(torch.from_numpy(np.stack([rows, views])), self.device)
-                yield rows, self._on_device[index[0], index[1]].float()
+                x = self._on_device[index[0], index[1]].float()
+            yield rows, x if self.change is None else self._changed(x, self.change)
+
+    def _changed(self, x: torch.Tensor, change: MapChange) -> torch.Tensor:
+        maps = x.reshape(-1, *change.shape)
+        if change.crops:
+            height, width = (side - 1 for side in change.shape[1:])
+            top, left = self._rng.integers(2, size=2)
+            maps = maps[:, :, top : top + height, left : left + width]
+        if change.mirrors:
+            chosen = torch.from_numpy(self._rng.random(len(x)) < 0.5).reshape(-1, 1, 1, 1)
+            maps = torch.where(to_device(chosen, self.device), maps.flip(-1), maps)
+        return maps
 
 
 class ImageBatches(EpochBatches):

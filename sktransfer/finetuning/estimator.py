@@ -30,11 +30,13 @@ from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.workers import SharedEstimator
 from sktransfer.finetuning.cut_network import Network
+from sktransfer.finetuning.decision import FitDecision, with_decision
 from sktransfer.finetuning.export import save_weights, tuned_backbone
 from sktransfer.finetuning.fine_tuning import FineTuning, TunedState
 from sktransfer.finetuning.fit_inputs import (
     check_parameters,
     load_fit_backbone,
+    make_decision,
     resolve_checkpoint,
     resolve_target,
     resolve_validation,
@@ -60,6 +62,9 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
 
     stages_: list[dict[str, Any]]
     interrupted_: bool
+    decision_: FitDecision
+    averaging_: float
+    temperature_: float
     preprocessing_: Preprocessing
     batch_norm_: BatchNormState | None
     _source: BackboneSource
@@ -103,21 +108,25 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing_of(backbone)
         valid = resolve_validation(self, X_val, y_val, self._task)
-        checkpoint, seed = resolve_checkpoint(self, backbone, labeled, target, valid)
-        train, valid = train_and_valid(self, labeled, valid, seed, self._task)
-        augmentation = resolve_augmentation(self.augment)
-        block_names = backbone.block_list.names
-        plan = make_plan(self, block_names, augmentation)
+        compute = ComputeConfig.of(self)
+        self.decision_ = make_decision(
+            self, backbone, self.preprocessing_, labeled, compute, self.verbose
+        )
+        options = with_decision(self, self.decision_)
+        checkpoint, seed = resolve_checkpoint(options, backbone, labeled, target, valid)
+        train, valid = train_and_valid(options, labeled, valid, seed, self._task)
+        augmentation = resolve_augmentation(options.augment)
+        plan = make_plan(options, backbone.block_list.names, augmentation)
         self._boundary = plan.stages[-1].boundary
         fit = FineTuning(
-            self,
+            options,
             self._network(backbone),
             self._task,
             plan,
             train,
             valid,
             target=target,
-            compute=ComputeConfig.of(self),
+            compute=compute,
             augmentation=augmentation,
             seed=seed,
             checkpoint=checkpoint,
@@ -128,8 +137,11 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         shown = {"n_stages": len(plan.stages), "verbose": self.verbose}
         with FitProgress(self, X=X, y=y, metadata=metadata, **shown) as progress:
+            if self.decision_.parameters:
+                progress.note(f"{type(self).__name__}: {self.decision_}")
             net, self.stages_ = fit.run(progress)
         self.interrupted_ = fit.interrupted
+        self.averaging_, self.temperature_ = fit.averaging.share, 1 / fit.averaging.factor
         self._net, self._tuned = net, fit.tuned_state(net)
         if target is not None and self.batch_norm == "adapt":
             self._adapt(labeled.images, target.images)

@@ -5,10 +5,11 @@ Shapes: N images, V views of each, W values at a boundary, D features, K classes
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,17 +21,24 @@ from sktransfer.adaptation.adversary import Adversary
 from sktransfer.backbones.weights import to_arrays
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.duplicates import EmbeddedImages, warn_of_leak
-from sktransfer.finetuning.activations import ViewActivations, disk_problem
+from sktransfer.finetuning.activations import (
+    SelectedActivations,
+    ViewActivations,
+    disk_problem,
+)
+from sktransfer.finetuning.averaging import TUNED, USUAL, Averaging, Tuned, choose_averaging
 from sktransfer.finetuning.batches import (
     CachedBatches,
     EpochBatches,
     ImageBatches,
+    MapChange,
     PairedBatches,
     SoftTargets,
 )
 from sktransfer.finetuning.cut_network import Network
-from sktransfer.finetuning.head import LabeledEmbeddings
-from sktransfer.finetuning.plan import FitPlan
+from sktransfer.finetuning.decision import MANY_IMAGES
+from sktransfer.finetuning.head import Head, LabeledEmbeddings
+from sktransfer.finetuning.plan import MIN_IMAGES_TO_HOLD_OUT, FitPlan
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, peak_rates
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import UNLABELED, Task
@@ -48,11 +56,19 @@ from sktransfer.transforms.augmentation import Augmentation
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
-from sktransfer.utils.progress import FitProgress
+from sktransfer.utils.progress import FitProgress, TrialProgress
 from sktransfer.utils.runtime import seeded
 
 # Weight decay by default, and the larger one if some class has few images.
 DECAY, SMALL_SET_DECAY = 0.01, 0.1
+# Sides from which a cached feature map can lose a row and a column.
+MIN_CROPPED_SIDE = 6
+# Factor on the logits of the fitted head when the blocks before it begin to train.
+START_FACTOR = 0.3
+# Minimum number of images that are held out to choose the average.
+MIN_HELD_OUT = 10
+# With so many images and a stage that trains all blocks, another training would take too long.
+_MAX_IMAGES_OF_ALL = 301
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,22 @@ class TunedState:
 
     weights: dict[str, np.ndarray]
     history: list[dict[str, Any]]
+
+
+def averages(estimator: Any, plan: FitPlan) -> bool:
+    """Return whether a fit averages the tuned weights with those before: it fits the head first."""
+    started = plan.stages[0].head_only and plan.trained_stages
+    return bool(started and estimator.averaging != 1 and not plan.adversarial)
+
+
+def held_out_share(n_images: int) -> float:
+    """Return the share of the training images that is held out to choose the average."""
+    return 0.5 if n_images >= MANY_IMAGES else 0.25
+
+
+def tries(plan: FitPlan, n_images: int) -> bool:
+    """Return whether a fit trains another time to choose the average on held-out images."""
+    return n_images < (_MAX_IMAGES_OF_ALL if plan.trains_all else MIN_IMAGES_TO_HOLD_OUT)
 
 
 class FineTuning:
@@ -89,6 +121,10 @@ class FineTuning:
     augmentation : Augmentation or None
     seed : int
     checkpoint : Path or None
+    activations : dict of str to SelectedActivations, optional
+        Of the sets of images, if they have been gathered.
+    strength : float or None
+        The head's regularization; None chooses it.
     """
 
     def __init__(
@@ -105,10 +141,14 @@ class FineTuning:
         augmentation: Augmentation | None,
         seed: int,
         checkpoint: Path | None = None,
+        activations: dict[str, SelectedActivations] | None = None,
+        strength: float | None = None,
     ) -> None:
         self.estimator, self.network, self.task = estimator, network, task
         self.train, self.valid, self.target, self.compute = train, valid, target, compute
         self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
+        self._selected, self._given_strength = activations, strength
+        self.averaging = TUNED
         self.plan, self.stages = self._limit_to_disk(plan), plan.stages
         n_passes = 1 + plan.n_views if self.plan.cached else estimator.max_epochs
         self.compute = compute.for_job(
@@ -130,7 +170,7 @@ class FineTuning:
     def _depth(self, block: str) -> int:
         return self.network.backbone.block_list.names.index(block)
 
-    def run(self, progress: FitProgress) -> tuple[Any, list[dict[str, Any]]]:
+    def run(self, progress: FitProgress | TrialProgress) -> tuple[Any, list[dict[str, Any]]]:
         """Train all stages; return the net and a report of each stage."""
         self.verbose = progress.drawn
         net = make_net(
@@ -158,9 +198,75 @@ class FineTuning:
                 )
             if not completed or progress.stop:
                 break
+        if averages(self.estimator, self.plan) and not self.interrupted:
+            self._average(net, progress)
         net.module_.detach_adversary()
         net.module_.move_boundary(self.network.boundary, ())
         return net, state.reports
+
+    # The average of the weights before and after tuning.
+
+    def _average(self, net: Any, progress: FitProgress | TrialProgress) -> None:
+        """Replace the tuned weights by their average with the weights before, and calibrate."""
+        tuned = self._tuned(net)
+        if self.estimator.averaging != "auto":
+            self.averaging = Averaging(float(self.estimator.averaging), 1.0)
+        elif self.valid is not None:
+            batches = self._plain_batches(self.valid, self.stages[-1], self._activations["valid"])
+            self.averaging = choose_averaging(tuned, batches, self.valid, self.task)
+        else:
+            self.averaging = self._usual if progress.stop else self._try_on_held_out(progress)
+        tuned.restore(self.averaging)
+
+    def _tuned(self, net: Any) -> Tuned:
+        suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.compute)
+        self._set_head(suffix)
+        suffix.scale_head(START_FACTOR)
+        before, after = suffix.state_of(self.trained), net.module_.state_of(self.trained)
+        return Tuned(net.module_, before, after)
+
+    @property
+    def _usual(self) -> Averaging:
+        """What is used without held-out images."""
+        return TUNED if self.plan.trains_all else USUAL
+
+    def _try_on_held_out(self, progress: FitProgress | TrialProgress) -> Averaging:
+        """Train on a part of the training images; choose on the others."""
+        share = held_out_share(len(self.train.y))
+        held, _ = self.task.validation_rows(self.train.y, share, self.seed)
+        if len(held) < MIN_HELD_OUT or not tries(self.plan, len(self.train.y)):
+            return self._usual
+        rest = np.setdiff1d(np.arange(len(self.train.y)), held)
+        options = copy.copy(self.estimator)
+        options.callbacks, options.averaging = None, 1.0
+        n_views, whole = 1 + self.plan.n_views, self._view_activations["train"]
+        views = (rest[:, None] * n_views + np.arange(n_views)).ravel()
+        trial = FineTuning(
+            options,
+            self.network,
+            self.task,
+            self.plan,
+            self.train.take(rest),
+            None,
+            compute=self.compute,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            activations={"train": SelectedActivations(whole, views)},
+            strength=self._head.strength,
+        )
+        trial_progress = TrialProgress(progress.drawn, "held-out check")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the fit itself has warned
+            try:
+                net, _ = trial.run(trial_progress)
+            except FloatingPointError:
+                return self._usual
+        if trial.interrupted:
+            return self._usual
+        unchanged = SelectedActivations(whole, held * n_views)
+        held_out = self.train.take(held)
+        batches = self._plain_batches(held_out, self.stages[-1], unchanged)
+        return choose_averaging(trial._tuned(net), batches, held_out, self.task)
 
     def _suffix(self) -> TrainedSuffix:
         """Build the trained part, with an adversary if there is one."""
@@ -209,7 +315,7 @@ class FineTuning:
         return float(self.estimator.weight_decay)
 
     def _run_stage(
-        self, net: Any, state: TrainingState, number: int, progress: FitProgress
+        self, net: Any, state: TrainingState, number: int, progress: FitProgress | TrialProgress
     ) -> bool:
         stage, options = self.stages[number], self.estimator
         rates = peak_rates(
@@ -242,6 +348,8 @@ class FineTuning:
             checkpoint=self.checkpoint,
             saved_parts=self.saved_parts,
             reconstruction=self._reconstruction(net),
+            # A head that fits all training images would leave no loss from which blocks learn.
+            head_factor=START_FACTOR if number == 1 and self.stages[0].head_only else 1.0,
         )
         shown = (max(rates.values()), min(rates.values()))
         with progress.stage(stage.name, config.max_epochs, trainable=trainable, lr=shown) as epochs:
@@ -268,6 +376,17 @@ class FineTuning:
         return lambda: {"_net": None, "_tuned": self.tuned_state(net)}
 
     def _fit_head(self, net: Any, state: TrainingState) -> None:
+        self._set_head(net.module_)
+        valid_batches = self._valid_batches(self.stages[0])
+        if valid_batches is not None:
+            state.best_loss, state.best_metric = evaluate(net, valid_batches, self.task)
+
+    def _set_head(self, suffix: TrainedSuffix) -> None:
+        suffix.set_head(self._head.weight, self._head.bias, self._head.penalty)
+
+    @cached_property
+    def _head(self) -> Head:
+        """The head on embeddings of the network before tuning."""
         train = self._activations["train"].at(self.plan.n_blocks)
         embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
         valid = None
@@ -279,17 +398,12 @@ class FineTuning:
                 EmbeddedImages(self.valid.images, values),
                 self.compute.threads,
             )
-        head = self.task.fit_head(
+        return self.task.fit_head(
             LabeledEmbeddings(embeddings, self.train.y, self.train.weights),
             valid,
-            small=self.small,
+            strength=self._given_strength,
             device=self.compute.device,
         )
-        net.module_.set_head(head.weight, head.bias, head.penalty)
-        self._strength = head.strength
-        valid_batches = self._valid_batches(self.stages[0])
-        if valid_batches is not None:
-            state.best_loss, state.best_metric = evaluate(net, valid_batches, self.task)
 
     # Batches to train and to validate on.
 
@@ -320,7 +434,7 @@ class FineTuning:
         if self.plan.is_cached(stage):
             values = self._activations[name].at(stage.boundary).values
             values = values.reshape(len(targets.y), 1 + self.plan.n_views, -1)
-            return CachedBatches(values, *common, **settings)
+            return CachedBatches(values, *common, change=self._map_change(stage), **settings)
         run = self.network.runner(stage.boundary, self.compute, len(targets.y) * options.max_epochs)
         if self.plan.fresh or stage.boundary == 0:
             n_earlier = sum(not earlier.head_only for earlier in self.stages[:number])
@@ -329,15 +443,33 @@ class FineTuning:
             views_of = partial(self._fixed_views, images)
         return ImageBatches(views_of, run, self.compute.threads, *common, **settings)
 
+    def _map_change(self, stage: Stage) -> MapChange | None:
+        """Return how cached feature maps are augmented; None if they have no positions."""
+        shape = self.network.shape_at(stage.boundary, self.compute)
+        block_list = self.network.backbone.block_list
+        if self.augmentation is None or block_list.layout != "NCHW" or len(shape) != 3:
+            return None
+        crops = block_list.image_size is None and min(shape[1:]) >= MIN_CROPPED_SIDE
+        return MapChange(shape, self.augmentation.mirrors, crops)
+
     def _valid_batches(self, stage: Stage) -> EpochBatches | None:
         if self.valid is None:
             return None
-        targets = SoftTargets(self.valid.y, self.valid.weights, self.task)
+        return self._plain_batches(self.valid, stage, self._activations["valid"])
+
+    def _plain_batches(
+        self,
+        images: TrainingSet,
+        stage: Stage,
+        activations: ViewActivations | SelectedActivations,
+    ) -> EpochBatches:
+        """Return batches of images without augmentation, in their order."""
+        targets = SoftTargets(images.y, images.weights, self.task)
         common = (targets, self.estimator.batch_size, self.compute.device)
         if stage.boundary > 0:
-            values = self._activations["valid"].at(stage.boundary).values
+            values = activations.at(stage.boundary).values
             return CachedBatches(values[:, None], *common, shuffle=False)
-        views = Views(self.valid.images, self.network.preprocessing)
+        views = Views(images.images, self.network.preprocessing)
         run = self.network.runner(0, self.compute, len(targets.y))
         return ImageBatches(lambda _: (views, 1), run, self.compute.threads, *common, shuffle=False)
 
@@ -382,8 +514,13 @@ class FineTuning:
         )
         return plan.without_cache()
 
+    @property
+    def _activations(self) -> Mapping[str, ViewActivations | SelectedActivations]:
+        """The activations of each set of images."""
+        return self._view_activations if self._selected is None else self._selected
+
     @cached_property
-    def _activations(self) -> dict[str, ViewActivations]:
+    def _view_activations(self) -> dict[str, ViewActivations]:
         """The activations of each set of images, gathered when the first ones are needed."""
         first, n_views = self.plan.first_boundary, self.plan.n_views
         wanted = {
@@ -436,6 +573,6 @@ class FineTuning:
             "best_epoch": state.best_epoch if epochs and self.valid is not None else epochs,
             "valid_loss": None if self.valid is None else state.best_loss,
             self.valid_metric: None if self.valid is None else state.best_metric,
-            "C": self._strength if stage.head_only else None,
+            "C": self._head.strength if stage.head_only else None,
             "seconds": round(seconds, 2),
         }

@@ -20,9 +20,20 @@ from sktransfer.backbones.source import BackboneSource
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels, check_one_per_image
 from sktransfer.data.validation import check_images
-from sktransfer.embedding.compute import check_shared_parameters
+from sktransfer.embedding.compute import ComputeConfig, check_shared_parameters
+from sktransfer.embedding.recipe import recipe_at
 from sktransfer.engines.batch_size import MAX_BATCH_SIZE
+from sktransfer.finetuning.activations import ViewActivations
 from sktransfer.finetuning.checkpoint import load_checkpoint
+from sktransfer.finetuning.decision import (
+    FitDecision,
+    decide_parameters,
+    is_auto,
+    mean_interclass_cosine,
+    needs_embeddings,
+    sample_rows,
+    stages_of,
+)
 from sktransfer.finetuning.plan import held_out_fraction
 from sktransfer.finetuning.schedule import resolve_stages
 from sktransfer.finetuning.task import Task
@@ -30,6 +41,7 @@ from sktransfer.finetuning.train_stage import check_callbacks, resolve_optimizer
 from sktransfer.finetuning.training_set import TrainingSet, split_validation
 from sktransfer.transforms.augmentation import Augmentation, resolve_augmentation
 from sktransfer.transforms.loader import ImageErrors
+from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import (
     check_choice,
@@ -54,7 +66,10 @@ _RANGES: dict[str, tuple[Any, float, float | None]] = {
     "mixup": (Real, 0, None),
     "domain_adversarial": (Real, 0, 100),
     "validation_fraction": (Real, 0, 1),
+    "weight_decay": (Real, 0, 10),
+    "averaging": (Real, 0, 1),
 }
+_OR_AUTO = {"lr", "max_epochs", "weight_decay", "averaging"}
 # Parameters that must be above their minimum, or below their maximum.
 _ABOVE, _BELOW = (
     {"lr", "validation_fraction"},
@@ -65,7 +80,6 @@ _REMEDIES = {
     "validation_fraction": "to hold out no images, set early_stopping=False",
 }
 _MAX_VIEWS = 1000
-_MAX_WEIGHT_DECAY = 10
 
 # Parameters that do not change a fit, or that its checkpoint identifies in another way.
 _NOT_IN_DIGEST = {
@@ -96,14 +110,15 @@ def check_parameters(estimator: Any) -> None:
     """
     check_choice("batch_norm", estimator.batch_norm, ["frozen", "adapt", "train"])
     if not (
-        isinstance(estimator.early_stopping, bool | np.bool_) or _is_auto(estimator.early_stopping)
+        isinstance(estimator.early_stopping, bool | np.bool_) or is_auto(estimator.early_stopping)
     ):
         raise ValueError(
             f"Got early_stopping={estimator.early_stopping!r}, but expected 'auto', True or False"
         )
     check_shared_parameters(estimator)
     resolve_optimizer(estimator.optimizer)
-    resolve_augmentation(estimator.augment)
+    if not is_auto(estimator.augment):
+        resolve_augmentation(estimator.augment)
     _check_numbers(estimator)
     check_random_state(estimator.random_state)
     _check_class_weight(getattr(estimator, "class_weight", None))
@@ -112,35 +127,32 @@ def check_parameters(estimator: Any) -> None:
         check_directory("checkpoint_dir", estimator.checkpoint_dir, besides="a directory or None")
     if estimator.lr_drop < SAFE_DROP and estimator.weights is not None:
         warnings.warn(
-            f"Got lr_drop={estimator.lr_drop:g}, so the learning rate of the last block is "
-            f"{estimator.lr / estimator.lr_drop:g}, more than a tenth of that of the head "
-            f"({estimator.lr:g}). Large steps can destroy pretrained features before the head has "
-            f"learned to use them; use lr_drop={SAFE_DROP:g} or more",
+            f"Got lr_drop={estimator.lr_drop:g}, so the learning rate of the last block is more "
+            "than a tenth of that of the head. Large steps can destroy pretrained features before "
+            f"the head has learned to use them; use lr_drop={SAFE_DROP:g} or more",
             stacklevel=4,
         )
 
 
-def _is_auto(value: Any) -> bool:
-    return isinstance(value, str) and value == "auto"
-
-
 def _check_numbers(estimator: Any) -> None:
     for name, (kind, low, high) in _RANGES.items():
+        value, besides = getattr(estimator, name), "'auto'" if name in _OR_AUTO else ""
+        if besides and is_auto(value):
+            continue
         check_number(
             name,
-            getattr(estimator, name),
+            value,
             kind,
             low,
             high,
             above_low=name in _ABOVE,
             below_high=name in _BELOW,
+            besides=besides,
             remedy=_REMEDIES.get(name, ""),
         )
-    n_views, decay = estimator.n_views, estimator.weight_decay
-    if n_views is not None and not _is_auto(n_views):
+    n_views = estimator.n_views
+    if n_views is not None and not is_auto(n_views):
         check_number("n_views", n_views, Integral, 0, _MAX_VIEWS, besides="'auto', None")
-    if not _is_auto(decay):
-        check_number("weight_decay", decay, Real, 0, _MAX_WEIGHT_DECAY, besides="'auto'")
 
 
 def _check_class_weight(class_weight: Any) -> None:
@@ -234,7 +246,8 @@ def load_fit_backbone(
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
     # Before images are read, so that an error is raised early.
-    resolve_stages(estimator.unfreeze, backbone.block_list.names)
+    if not is_auto(estimator.unfreeze):
+        resolve_stages(estimator.unfreeze, backbone.block_list.names)
     size = backbone.image_size_for(estimator.image_size, labeled.images)
     source = BackboneSource(estimator.backbone, estimator.weights, size, None, backbone.digest)
     if estimator.batch_norm != "adapt":
@@ -251,6 +264,39 @@ def load_fit_backbone(
     )
     source = replace(source, batch_norm=adapted)
     return source.adapted(backbone), source
+
+
+def make_decision(
+    estimator: Any,
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    labeled: TrainingSet,
+    compute: ComputeConfig,
+    verbose: int,
+) -> FitDecision:
+    """Decide the parameters that are `"auto"`, from labels and embeddings of the training images.
+
+    The images are embedded through the boundary that tuning would use, whose activations the fit
+    then finds in the store.
+    """
+    blocks = backbone.block_list.blocks
+    cosine = None
+    if needs_embeddings(estimator):
+        unfreeze = estimator.unfreeze
+        if is_auto(unfreeze):
+            unfreeze = stages_of("staged", blocks)
+        last_stage = resolve_stages(unfreeze, backbone.block_list.names)[-1]
+        rows = sample_rows(labeled.y, 0)
+        activations = ViewActivations(
+            Views(labeled.images.take(rows), preprocessing),
+            lambda boundary: recipe_at(backbone, preprocessing, boundary, compute.precision),
+            last_stage.boundary or len(blocks),
+            compute,
+            verbose,
+        )
+        embeddings = activations.at(len(blocks)).values
+        cosine = mean_interclass_cosine(embeddings, labeled.y[rows])
+    return decide_parameters(estimator, blocks, np.bincount(labeled.y), cosine)
 
 
 def resolve_checkpoint(

@@ -21,10 +21,8 @@ from threadpoolctl import threadpool_limits
 
 # Values of C that are tried, from strong to weak regularization.
 STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
-# The largest of them for a small training set.
-_MAX_C_OF_SMALL_SET = 0.1
 # C if some class has too few images for cross-validation.
-_DEFAULT_C = 0.03
+_DEFAULT_C = 0.1
 _N_FOLDS = 3
 _MAX_ITER = 1000
 _TOL = 1e-4
@@ -87,14 +85,15 @@ def fit_head(
     valid: LabeledEmbeddings | None,
     n_classes: int,
     *,
-    tiny: bool = False,
+    strength: float | None = None,
     device: torch.device = _CPU,
 ) -> Head:
     """Fit the head.
 
-    The embeddings are centered, and scaled by ``sqrt(sd**2 + (0.5 * mean(sd))**2)``. The second
-    term is a lower bound: without it, a feature that is almost constant in training would explode
-    once the blocks before it change. Center and scale are then folded into weight and bias.
+    The embeddings are centered, and divided by the mean of their features' standard deviations.
+    Center and scale are then folded into weight and bias. Scaling each feature by its own deviation
+    would amplify features that are almost constant in training, which costs accuracy with few
+    images, and explodes once the blocks before them change.
 
     C is the value with the lowest log-loss on `valid`, or in a cross-validation on the images of
     `train` if there are no validation images.
@@ -106,8 +105,8 @@ def fit_head(
     valid : LabeledEmbeddings or None
     n_classes : int
         Number of classes; all of them occur in `train`.
-    tiny : bool
-        Whether C is limited to 0.1.
+    strength : float or None
+        C; None chooses it.
     device : torch.device
         Device for a large problem, if scikit-learn's array API is switched on
         (`SCIPY_ARRAY_API=1` in the environment before Python starts). Otherwise the CPU is used.
@@ -120,27 +119,25 @@ def fit_head(
     deviation = np.sqrt(np.average((flat - center) ** 2, axis=0, weights=weights))
     # Deviations within rounding error count as zero.
     deviation[deviation <= np.finfo(np.float32).eps * np.abs(center)] = 0
-    scale = np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
-    scale[scale == 0] = 1.0
+    scale = deviation.mean() or 1.0
 
     def scaled(data: LabeledEmbeddings) -> LabeledEmbeddings:
         return LabeledEmbeddings((data.embeddings - center) / scale, data.y, data.weights)
 
-    originals = train.originals()
-    splits = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
-    splits = [(scaled(fold_train), scaled(fold_valid)) for fold_train, fold_valid in splits]
+    if strength is None:
+        originals = train.originals()
+        splits = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
+        splits = [(scaled(fold_train), scaled(fold_valid)) for fold_train, fold_valid in splits]
+        strength = _choose(splits, np.array(STRENGTHS), where)
     train = scaled(train)
-    strengths = np.array(STRENGTHS)
-    if tiny:
-        strengths = strengths[strengths <= _MAX_C_OF_SMALL_SET * 1.001]
-    strength = _choose(splits, strengths, where)
     model = _fit(_model(), train, strength, where)
     weight, bias = _numpy(model.coef_), _numpy(model.intercept_)
     if n_classes == 2:  # one logit for two classes
         weight, bias = np.vstack([-weight / 2, weight / 2]), np.hstack([-bias / 2, bias / 2])
     weight = weight / scale
-    # The two rows are halves of one, so their squares sum to half of its square.
-    penalty = scale**2 / (2 * strength * train.weights.sum()) * (2 if n_classes == 2 else 1)
+    # For two classes the two rows are halves of one, so their squares sum to half of its square.
+    halves = 2 if n_classes == 2 else 1
+    penalty = np.full_like(center, halves * scale**2 / (2 * strength * train.weights.sum()))
     return Head(weight, bias - weight @ center, float(strength), penalty)
 
 
@@ -159,7 +156,7 @@ def _choose(
 ) -> float:
     """Return the C with the lowest log-loss on the held-out images of all splits."""
     if not splits:
-        return min(_DEFAULT_C, strengths[-1])
+        return _DEFAULT_C
     models = [_model(warm_start=True) for _ in splits]
     losses: list[float] = []
     for strength in strengths:
@@ -190,15 +187,15 @@ def _folds(
 ) -> list[tuple[LabeledEmbeddings, LabeledEmbeddings]]:
     """Split the images of each class by content, so that duplicates stay together.
 
-    Return no splits if some class has fewer than two different images.
+    A class with a single image is never held out. Return no splits if that is so for all.
     """
-    fold_of = np.zeros(len(data.y), dtype=int)
+    fold_of = np.full(len(data.y), -1)
     names = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in data.embeddings]
     for label in range(n_classes):
         rows = np.flatnonzero(data.y == label)
         rank = {name: index for index, name in enumerate(sorted({names[row] for row in rows}))}
         if len(rank) < 2:
-            return []
+            continue
         fold_of[rows] = [(rank[names[row]] + label) % _N_FOLDS for row in rows]
     parts = [(data.take(fold_of != fold), data.take(fold_of == fold)) for fold in range(_N_FOLDS)]
     return [(train, valid) for train, valid in parts if len(valid.y)]

@@ -53,6 +53,11 @@ class FitPlan:
         return tuple(stage for stage in self.stages if stage.blocks)
 
     @property
+    def trains_all(self) -> bool:
+        """Whether a stage trains all blocks, so it reads images in every epoch."""
+        return any(stage.boundary == 0 for stage in self.stages)
+
+    @property
     def gathering_boundary(self) -> int:
         """The first boundary if activations are cached; else the last one, for the head fit."""
         return self.first_boundary if self.cached else self.n_blocks
@@ -73,7 +78,7 @@ class FitPlan:
 def make_plan(
     estimator: Any, block_names: Sequence[str], augmentation: Augmentation | None
 ) -> FitPlan:
-    """Build the plan of a fine-tuned estimator's fit.
+    """Build the plan of a fine-tuned estimator's fit, whose parameters are decided.
 
     Raises
     ------

@@ -111,12 +111,15 @@ class TrainedSuffix(nn.Module):
         return self
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """Map activations at the boundary, (N, ...), to penultimate vectors (N, D)."""
+        """Map activations at the boundary, (N, ...), to penultimate vectors (N, D).
+
+        They may be flattened; feature maps may also be smaller than those of whole images.
+        """
         if self.start == self.end:
             return x.flatten(1)
-        shape = self.shapes[self.start]
-        x = x.reshape(len(x), *shape)
-        if len(shape) == 3:
+        if x.ndim == 2:
+            x = x.reshape(len(x), *self.shapes[self.start])
+        if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         first = self.start - self.boundary
         for block in self.blocks[first:]:
@@ -185,6 +188,12 @@ class TrainedSuffix(nn.Module):
         self.head.weight.copy_(torch.from_numpy(weight))
         self.head.bias.copy_(torch.from_numpy(bias))
         self.head.get_buffer("penalty").copy_(torch.as_tensor(penalty))
+
+    @torch.no_grad()
+    def scale_head(self, factor: float) -> None:
+        """Multiply the logits by a factor."""
+        self.head.weight.mul_(factor)
+        self.head.bias.mul_(factor)
 
     def penalty(self) -> torch.Tensor:
         """Compute the penalty on the head's weights, which is added to the mean loss."""

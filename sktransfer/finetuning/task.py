@@ -9,13 +9,15 @@ Shapes: N images, B images in a batch, K outputs of the network.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.special import softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
 from torch import nn
 
 from sktransfer.data.labels import encode
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _MIN_TRAIN_IMAGES = 2
 # A training set with fewer images of some class is small.
 _SMALL_CLASS = 10
+# Largest factor on the logits, and its penalty, in images.
+_MAX_FACTOR, _FACTOR_PENALTY = 10.0, 1.0
 
 
 class Task(ABC):
@@ -89,10 +93,10 @@ class Task(ABC):
         train: LabeledEmbeddings,
         valid: LabeledEmbeddings | None,
         *,
-        small: bool,
+        strength: float | None = None,
         device: torch.device,
     ) -> Head:
-        """Fit a linear head on embeddings."""
+        """Fit a linear head on embeddings; `strength` is its regularization, None chooses it."""
 
     @abstractmethod
     def make_loss(self) -> nn.Module:
@@ -105,6 +109,21 @@ class Task(ABC):
     @abstractmethod
     def predict(self, outputs: np.ndarray) -> np.ndarray:
         """Decode outputs (N, K) into predictions (N,)."""
+
+    def calibrate(
+        self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray
+    ) -> tuple[float, float]:
+        """Choose a factor on the outputs that makes them fit held-out targets best.
+
+        Returns
+        -------
+        factor : float
+            1 unless a task overrides this.
+        loss : float
+            Mean loss of the scaled outputs.
+        """
+        soft = self.batch_targets(targets, weights / weights.mean(), 0.0)
+        return 1.0, float(self.make_loss()(torch.from_numpy(outputs), soft))
 
 
 @dataclass(frozen=True)
@@ -173,15 +192,37 @@ class ClassificationTask(Task):
         train: LabeledEmbeddings,
         valid: LabeledEmbeddings | None,
         *,
-        small: bool,
+        strength: float | None = None,
         device: torch.device,
     ) -> Head:
         """Fit a logistic regression."""
-        return fit_head(train, valid, self.n_outputs, tiny=small, device=device)
+        return fit_head(train, valid, self.n_outputs, strength=strength, device=device)
 
     def make_loss(self) -> nn.Module:
         """Build the cross-entropy of soft targets."""
         return nn.CrossEntropyLoss()
+
+    def calibrate(
+        self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray
+    ) -> tuple[float, float]:
+        """Choose the inverse temperature with the lowest log loss on held-out images.
+
+        A factor far from 1 needs evidence: its squared logarithm is added to the sum of the losses.
+        Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+        """
+        share = weights / weights.sum()
+
+        def loss(log_factor: float) -> float:
+            scores = outputs.astype(np.float64) * math.exp(log_factor)
+            losses = logsumexp(scores, axis=1) - scores[np.arange(len(scores)), targets]
+            return float(share @ losses)
+
+        def penalized(log_factor: float) -> float:
+            return loss(log_factor) + _FACTOR_PENALTY * log_factor**2 / len(outputs)
+
+        limit = math.log(_MAX_FACTOR)
+        best = float(minimize_scalar(penalized, bounds=(-limit, limit), method="bounded").x)
+        return math.exp(best), loss(best)
 
     def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> int:
         """Count the correct predictions."""

@@ -28,7 +28,7 @@ from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, r
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import Task
 from sktransfer.utils.errors import check_choice
-from sktransfer.utils.progress import StageProgress
+from sktransfer.utils.progress import StageProgress, TrialProgress
 from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded, tune_malloc
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -187,6 +187,8 @@ class StageConfig:
         The parts that any stage trains, which a checkpoint stores.
     reconstruction : callable
         Returns the fitted attributes of an estimator that predicts as the net does.
+    head_factor : float
+        Factor on the logits at the start of the stage.
     """
 
     number: int
@@ -200,10 +202,14 @@ class StageConfig:
     checkpoint: Path | None
     saved_parts: tuple[str, ...]
     reconstruction: Callable[[], dict[str, Any]]
+    head_factor: float = 1.0
 
 
 def train_stage(
-    net: NeuralNet, state: TrainingState, config: StageConfig, progress: StageProgress
+    net: NeuralNet,
+    state: TrainingState,
+    config: StageConfig,
+    progress: StageProgress | TrialProgress,
 ) -> bool:
     """Train one stage, from its start or from the state of an interrupted fit.
 
@@ -268,10 +274,14 @@ def _begin(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
     if config.valid is not None:
         state.best_loss, state.best_metric = evaluate(net, config.valid, config.task)
         state.best = net.module_.state_of(config.saved_parts)
+    net.module_.scale_head(config.head_factor)
 
 
 def _loop(
-    net: NeuralNet, state: TrainingState, config: StageConfig, progress: StageProgress
+    net: NeuralNet,
+    state: TrainingState,
+    config: StageConfig,
+    progress: StageProgress | TrialProgress,
 ) -> bool:
     callbacks = dict(net.callbacks_)
     epoch_setup, best_weights = callbacks["epoch_setup"], callbacks["best_weights"]
@@ -422,7 +432,7 @@ class _BestWeights(Callback):
 
     state: TrainingState
     config: StageConfig
-    progress: StageProgress
+    progress: StageProgress | TrialProgress
     epoch_setup: _EpochSetup
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:

@@ -103,6 +103,11 @@ class Augmentation:
                     result = step(result)
         return _check_result(result, self.name)
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether it mirrors images, so a mirrored image keeps its label."""
+        return any(isinstance(step, Geometry) and step.flip > 0 for step in self.steps)
+
     def draw(self, seed: int) -> list[dict[str, float]]:
         """Draw the random values of each part; all steps must be parts."""
         return [self._draw(step, seed, number) for number, step in enumerate(self.steps)]
@@ -175,7 +180,7 @@ register_policy(
     "standard",
     Policy(
         (Geometry(12, 0.08, (0.85, 1.2), flip=0.5), Lighting((0.8, 1.2), (0.8, 1.2))),
-        n_views=_DEFAULT_N_VIEWS,
+        n_views=1,  # its activations are mirrored too, so each view stands for two
         doc="larger rotations, shifts, zooms and lighting changes, and mirroring. For photographs.",
     ),
 )

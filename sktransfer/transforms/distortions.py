@@ -87,6 +87,7 @@ class Geometry(Part):
         limits: dict[str, float] = {"rotation": rotation, "across": shift, "down": shift}
         ranges = {"zoom": zoom, "aspect": aspect, "mirror": (flip - 1, flip)}
         super().__init__(p, **limits, shear=shear, **ranges)
+        self.flip = flip
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, Any]) -> torch.Tensor:
         height, width = pixels.shape[1:]

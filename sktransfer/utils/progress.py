@@ -144,6 +144,11 @@ class FitProgress:
             # After an early end, too: notebooks show an incomplete bar as a failure.
             bar.total = bar.n = bar.n or bar.total
 
+    def note(self, text: str) -> None:
+        """Print a line above the bars, if the fit draws any."""
+        if self.drawn:
+            tqdm.write(text)
+
     @contextlib.contextmanager
     def _run(self, task: Any) -> Iterator[None]:
         """Begin a task, and end it in any case."""
@@ -159,6 +164,40 @@ class FitProgress:
         self.stop = task.call_on_fit_task_end(
             **self._fit, reconstruction_attributes=self._reconstruction
         )
+
+
+class TrialProgress:
+    """The progress of training that is not a part of the fit: bars that no callback sees.
+
+    Parameters
+    ----------
+    drawn : bool
+        Whether bars are drawn.
+    name : str
+        Description of the bars, before the name of the stage.
+    """
+
+    stop = False
+
+    def __init__(self, drawn: bool, name: str) -> None:
+        self.drawn, self._name = drawn, name
+
+    @contextlib.contextmanager
+    def stage(self, name: str, max_epochs: int, **plan: Any) -> Iterator[TrialProgress]:
+        """Run a stage of at most `max_epochs` epochs; a stage in a single step has no bar."""
+        title = f"{self._name}: {name}"
+        hidden = not (self.drawn and max_epochs)
+        with tqdm(desc=title, total=max_epochs, unit="epoch", disable=hidden, leave=None) as bar:
+            self._bar = bar
+            yield self
+
+    def begin(self) -> None:
+        """Begin an epoch."""
+
+    def update(self, metrics: Mapping[str, Any], reconstruction: Any = None) -> bool:
+        """End an epoch; nothing requests a stop."""
+        self._bar.update()
+        return False
 
 
 @dataclass

@@ -1,0 +1,107 @@
+"""Average the weights before and after tuning, and calibrate the outputs, on held-out images.
+
+Source of the average: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR
+2022.
+
+Shapes: N images, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sktransfer.finetuning.batches import EpochBatches
+from sktransfer.finetuning.schedule import HEAD
+from sktransfer.finetuning.suffix import TrainedSuffix
+from sktransfer.finetuning.task import Task
+from sktransfer.finetuning.training_set import TrainingSet
+
+State = Mapping[str, torch.Tensor]
+
+# Shares of the tuned weights that are compared on held-out images.
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Averaging(NamedTuple):
+    """How weights are averaged, and the factor on the outputs.
+
+    Parameters
+    ----------
+    share : float
+        Share of the tuned weights, 0 to 1; the others are those before tuning.
+    factor : float
+        The inverse of a temperature.
+    """
+
+    share: float
+    factor: float
+
+
+# The tuned weights as they are.
+TUNED = Averaging(1.0, 1.0)
+# What is used if no images can be held out.
+USUAL = Averaging(0.75, 1.0)
+
+
+class Tuned(NamedTuple):
+    """A network that was tuned, and the states of its trained parts before and after.
+
+    Parameters
+    ----------
+    suffix : TrainedSuffix
+    before, after : State
+    """
+
+    suffix: TrainedSuffix
+    before: State
+    after: State
+
+    def restore(self, averaging: Averaging) -> None:
+        """Set the weights to the average, and scale the head."""
+        self.suffix.restore(_average(self.before, self.after, averaging))
+
+    @torch.no_grad()
+    def outputs(self, batches: EpochBatches) -> np.ndarray:
+        """Compute the outputs (N, K) for batches in their order."""
+        self.suffix.train(False)
+        return np.concatenate([self.suffix(x).cpu().numpy() for x, _ in batches])
+
+
+def choose_averaging(
+    tuned: Tuned, batches: EpochBatches, held_out: TrainingSet, task: Task
+) -> Averaging:
+    """Choose the share and the factor with the lowest loss on held-out images.
+
+    The weights of the network change.
+
+    Parameters
+    ----------
+    tuned : Tuned
+        A network that was not trained on the held-out images.
+    batches : EpochBatches
+        Of the held-out images, in their order.
+    held_out : TrainingSet
+    task : Task
+    """
+    losses: dict[Averaging, float] = {}
+    for share in _SHARES:
+        tuned.restore(Averaging(share, 1.0))
+        factor, loss = task.calibrate(tuned.outputs(batches), held_out.y, held_out.weights)
+        losses[Averaging(share, factor)] = loss
+    return min(losses, key=lambda averaging: losses[averaging])
+
+
+def _average(before: State, after: State, averaging: Averaging) -> dict[str, Any]:
+    state = {
+        name: torch.lerp(before[name], tensor, averaging.share)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in after.items()
+    }
+    for name in (f"{HEAD}.weight", f"{HEAD}.bias"):
+        state[name] = state[name] * averaging.factor
+    return state
