@@ -112,13 +112,15 @@ def lite0_body(pretrained: bool = True) -> nn.Sequential:
 class FastaiPeer:
     """fastai's `vision_learner` with `fine_tune(5, freeze_epochs=3)`.
 
-    With `fast=True`, tensors are channels last and the BatchNorm layers of the frozen body are not
-    trained. If they are trained, gradients run through the whole body while it is frozen.
+    Images are `side` pixels large, and mirrored at random if `mirrored`. With `fast=True`, tensors
+    are channels last and the BatchNorm layers of the frozen body are not trained. If they are
+    trained, gradients run through the whole body while it is frozen.
     """
 
-    def __init__(self, fast: bool) -> None:
+    def __init__(self, fast: bool, side: int = 224, *, mirrored: bool = True) -> None:
         from fastai.callback.channelslast import ChannelsLast
 
+        self.side, self.mirrored = side, mirrored
         self.settings = {"train_bn": False, "cbs": ChannelsLast()} if fast else {}
 
     def fit(self, paths: list[str], y: np.ndarray) -> FastaiPeer:
@@ -142,8 +144,11 @@ class FastaiPeer:
             get_x=decode,  # puts transparent images on white, as in all variants
             get_y=labels.get,
             splitter=IndexSplitter([]),  # no validation, to save time
-            item_tfms=Resize(256),
-            batch_tfms=[*aug_transforms(size=224), Normalize.from_stats(MEAN, STD)],
+            item_tfms=Resize(round(self.side * 256 / 224)),
+            batch_tfms=[
+                *aug_transforms(size=self.side, do_flip=self.mirrored),
+                Normalize.from_stats(MEAN, STD),
+            ],
         ).dataloaders(paths, bs=32, num_workers=0)
         self.learner = vision_learner(dls, lite0_body, normalize=False, **self.settings)
         with self.learner.no_bar(), self.learner.no_logging():
@@ -152,7 +157,11 @@ class FastaiPeer:
 
     def predict(self, paths: list[str]) -> np.ndarray:
         """Predict labels without augmentation, as fastai does in validation."""
+        return np.array(self.learner.dls.vocab)[self.predict_proba(paths).argmax(1)]
+
+    def predict_proba(self, paths: list[str]) -> np.ndarray:
+        """Predict probabilities without augmentation, in the order of the sorted labels."""
         batches = self.learner.dls.test_dl(paths)
         with self.learner.no_bar():
             scores, _ = self.learner.get_preds(dl=batches)
-        return np.array(self.learner.dls.vocab)[scores.argmax(1).numpy()]
+        return scores.numpy()

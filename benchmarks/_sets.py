@@ -36,6 +36,8 @@ THEMES = ["animals", "food", "plants", "vehicles", "household", "clothes", "town
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
 LETTERS = "ABCDEFGHIJ"
 _SIDE = 64
+# Names of stamps that are copies of others, or not images of things.
+_COPIES = ("_mirror", "_flip", "photo_")
 # Fonts that claim to have Latin letters, but draw symbols.
 _NO_LETTERS = ("Symbol", "D050000L", "Math", "Emoji", "Keyboard")
 
@@ -60,6 +62,8 @@ class ImageSet:
     side : int
         Side of the network's input: large enough for this data set, and small enough that a
         benchmark over all data sets takes about half an hour.
+    rare : tuple of int
+        Numbers of training images of the first classes, which have fewer than the others.
     """
 
     load: Callable[[], tuple[Any, np.ndarray, np.ndarray | None]]
@@ -68,6 +72,7 @@ class ImageSet:
     development: bool = False
     mirrored: bool = True
     side: int = 64
+    rare: tuple[int, ...] = ()
 
 
 def divide(name: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +86,12 @@ def divide(name: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         splitter = GroupShuffleSplit(1, test_size=test_size, random_state=0)
         pool, test = next(splitter.split(rows, y, groups))
     rng = np.random.RandomState(1 + seed)
-    chosen = [rng.permutation(pool[y[pool] == label])[:size] for label in np.unique(y)]
+    classes = np.unique(y)
+    counts = [*image_set.rare, *[size] * (len(classes) - len(image_set.rare))]
+    chosen = [
+        rng.permutation(pool[y[pool] == label])[:count]
+        for label, count in zip(classes, counts, strict=True)
+    ]
     return np.concatenate(chosen), test
 
 
@@ -103,7 +113,7 @@ def stamps(*folders: str) -> tuple[list[str], np.ndarray, None]:
     paths, labels = [], []
     for folder in folders:
         for path in sorted(map(str, (STAMPS / folder).rglob("*.png"))):
-            if not any(mark in Path(path).name for mark in ("_mirror", "_flip", "photo_")):
+            if not any(mark in Path(path).name for mark in _COPIES):
                 paths.append(path)
                 labels.append(folder)
     return paths, np.array(labels), None
@@ -129,13 +139,32 @@ def mnist() -> tuple[np.ndarray, np.ndarray, None]:
 
 def clothes() -> tuple[np.ndarray, np.ndarray, None]:
     """Load 900 images each of five similar kinds of clothes: gray, 28 x 28."""
+    return _fashion({0: "T-shirt", 2: "pullover", 3: "dress", 4: "coat", 6: "shirt"})
+
+
+def shoes() -> tuple[np.ndarray, np.ndarray, None]:
+    """Load 900 images each of trousers, three kinds of shoes, and bags: gray, 28 x 28."""
+    return _fashion({1: "trousers", 5: "sandal", 7: "sneaker", 8: "bag", 9: "boot"})
+
+
+def drawings() -> tuple[list[str], np.ndarray, None]:
+    """List cartoons of animals, food, towns and vehicles."""
+    paths, labels = [], []
+    for folder in ("animals", "food", "town", "vehicles"):
+        for path in sorted((STAMPS / folder).rglob("*.png")):
+            if "cartoon" in path.parts and not any(mark in path.name for mark in _COPIES):
+                paths.append(str(path))
+                labels.append(folder)
+    return paths, np.array(labels), None
+
+
+def _fashion(kinds: dict[int, str]) -> tuple[np.ndarray, np.ndarray, None]:
     if not CLOTHES.is_dir():
         sys.exit(f"{CLOTHES} is missing; install it with: apt install dataset-fashion-mnist")
     pixels, codes = (
         np.frombuffer(gzip.decompress((CLOTHES / f"train-{name}.gz").read_bytes()), np.uint8, -1, n)
         for name, n in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
     )
-    kinds = {0: "T-shirt", 2: "pullover", 3: "dress", 4: "coat", 6: "shirt"}
     rows = np.concatenate([np.flatnonzero(codes == code)[:900] for code in kinds])
     return pixels.reshape(-1, 28, 28)[rows], np.array([kinds[code] for code in codes[rows]]), None
 
@@ -224,7 +253,7 @@ SETS: dict[str, ImageSet] = {
     "themes": ImageSet(
         lambda: stamps("animals", "vehicles", "household"), (5, 19), development=True, side=96
     ),
-    "digits": ImageSet(digits, (5, 20, 60), development=True, mirrored=False),
+    "digits": ImageSet(digits, (5, 10, 20, 60), development=True, mirrored=False),
     "textures": ImageSet(textures, (5, 20, 60, 200), development=True),
     "plants, food, town": ImageSet(lambda: stamps("plants", "food", "town"), (5, 23), side=96),
     "small things": ImageSet(
@@ -239,4 +268,11 @@ SETS: dict[str, ImageSet] = {
     "mnist": ImageSet(mnist, (5, 20, 60, 200), test_size=0.2, mirrored=False),
     "clothes": ImageSet(clothes, (5, 60, 500)),
     "letters": ImageSet(letters, (5, 20, 60), mirrored=False),
+    "shoes and bags": ImageSet(shoes, (5, 20, 60)),
+    "drawings": ImageSet(drawings, (5,), side=96),
+    "seasons": ImageSet(
+        lambda: stamps("seasonal/christmas", "seasonal/halloween", "seasonal/easter"), (5,), side=96
+    ),
+    "mnist, imbalanced": ImageSet(mnist, (60,), 0.2, mirrored=False, rare=(5, 2)),
+    "clothes, imbalanced": ImageSet(clothes, (60,), rare=(5, 2)),
 }

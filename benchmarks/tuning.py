@@ -97,15 +97,15 @@ class TextbookLoop:
 
     epochs, batch_size = 10, 8
 
-    def __init__(self, side: int | None = None) -> None:
-        self.side = side
+    def __init__(self, side: int | None = None, *, mirrored: bool = True) -> None:
+        self.side, self.mirrored = side, mirrored
 
     def fit(self, paths: list[str], y: np.ndarray) -> TextbookLoop:
         """Train, starting from the ImageNet weights."""
         torch.manual_seed(0)
         augmentation = [
             v2.RandomResizedCrop(self.side or 224, scale=(0.8, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
+            v2.RandomHorizontalFlip(0.5 if self.mirrored else 0.0),
             v2.RandomRotation(15, fill=255),
             v2.ColorJitter(brightness=0.2, contrast=0.2),
         ]
@@ -121,6 +121,10 @@ class TextbookLoop:
 
     def predict(self, paths: list[str]) -> np.ndarray:
         """Predict labels without augmentation."""
+        return self.predict_proba(paths).argmax(axis=1)
+
+    def predict_proba(self, paths: list[str]) -> np.ndarray:
+        """Predict probabilities without augmentation."""
         size, crop = ((self.side, self.side), self.side) if self.side else (256, 224)
         resize = v2.Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         transform = v2.Compose([resize, v2.CenterCrop(crop), *self._normalize()])
@@ -129,7 +133,8 @@ class TextbookLoop:
         )
         self.net.eval()
         with torch.inference_mode():
-            return np.concatenate([self.net(x).argmax(1).cpu() for x, _ in self._batches(loader)])
+            outputs = [self.net(x).softmax(1).cpu() for x, _ in self._batches(loader)]
+        return torch.cat(outputs).numpy()
 
     def _train(self, loader: DataLoader, modules: Iterable[nn.Module], lr: float) -> None:
         parameters = [parameter for module in modules for parameter in module.parameters()]
