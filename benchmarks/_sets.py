@@ -253,7 +253,7 @@ SETS: dict[str, ImageSet] = {
     "themes": ImageSet(
         lambda: stamps("animals", "vehicles", "household"), (5, 19), development=True, side=96
     ),
-    "digits": ImageSet(digits, (5, 10, 20, 60), development=True, mirrored=False),
+    "digits": ImageSet(digits, (5, 10, 20, 60), development=True, mirrored=False, side=96),
     "textures": ImageSet(textures, (5, 20, 60, 200), development=True),
     "plants, food, town": ImageSet(lambda: stamps("plants", "food", "town"), (5, 23), side=96),
     "small things": ImageSet(

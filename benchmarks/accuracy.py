@@ -339,6 +339,8 @@ def main() -> None:
     print_table(rows)
     result = {"test": figures, "versus_loop": paired(fits, "loop")}
     result |= {"versus_probe": paired(fits, "probe")}
+    special = {"photographs": PHOTOGRAPHS, "digits": SCANS}
+    result |= {key: row for key, name in special.items() for row in rows if row["name"] == name}
     print(json.dumps(result, indent=2))
     missing = [fit for fit in fits if "missing" in fit]
     failures += [f"{fit['variant']} is missing: {fit['missing']}" for fit in missing]

@@ -25,8 +25,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "growth": [],
     "store_read": [],
     "tuning": ["--folds", "0,1,2,3,4"],
-    "accuracy_photographs": ["photographs"],
-    "accuracy_digits": ["digits"],
+    "accuracy": [],
     "epoch": [],
     "leaks": [],
     "strategies": [],
@@ -34,8 +33,6 @@ BENCHMARKS: dict[str, list[str]] = {
     "domain_shift": [],
     "industrial": [],
 }
-
-SCRIPTS = dict.fromkeys(["accuracy_photographs", "accuracy_digits"], "accuracy")
 
 
 def main() -> None:
@@ -49,7 +46,7 @@ def main() -> None:
     failed = []
     for name in names:
         print(f"\n{name}", flush=True)
-        script = ROOT / "benchmarks" / f"{SCRIPTS.get(name, name)}.py"
+        script = ROOT / "benchmarks" / f"{name}.py"
         result = ROOT / "benchmarks" / "results" / f"{name}.json"
         command = [sys.executable, str(script), "--json", str(result), *BENCHMARKS[name]]
         if subprocess.run(command).returncode:

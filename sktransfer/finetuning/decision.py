@@ -88,13 +88,16 @@ class FitDecision:
     images_per_class: float
     mean_interclass_cosine: float | None
 
+    def describe(self) -> str:
+        """Return the decided values, as they are written in a call."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+
     def __str__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
         facts = [f"{self.images_per_class:.3g} images per class"]
         if self.mean_interclass_cosine is not None:
             facts.append(f"cosine between classes {self.mean_interclass_cosine:.2f}")
         reason = f" {REASONS[self.strategy]}" if self.strategy else ""
-        return f"{shown} ({', '.join(facts)}).{reason}"
+        return f"{self.describe()} ({', '.join(facts)}).{reason}"
 
 
 def decide(images_per_class: float, mean_interclass_cosine: float, pretrained: bool) -> Decision:

@@ -218,7 +218,10 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         shown = super().__repr__(N_CHAR_MAX)
-        return f"{shown} <{self.preprocessing_}>" if "preprocessing_" in vars(self) else shown
+        fitted = [str(self.preprocessing_)] if "preprocessing_" in vars(self) else []
+        if "decision_" in vars(self) and self.decision_.parameters:
+            fitted.append(f"decided: {self.decision_.describe()}")
+        return f"{shown} <{'; '.join(fitted)}>" if fitted else shown
 
     def _adapt(self, source: Images, target: Images) -> None:
         """Match the moments of the target at each BatchNorm layer to those of the source."""

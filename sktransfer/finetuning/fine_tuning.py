@@ -67,8 +67,8 @@ MIN_CROPPED_SIDE = 6
 START_FACTOR = 0.3
 # Minimum number of images that are held out to choose the average.
 MIN_HELD_OUT = 10
-# With so many images and a stage that trains all blocks, another training would take too long.
-_MAX_IMAGES_OF_ALL = 301
+# With more images and a stage that trains all blocks, another training would take too long.
+_MAX_IMAGES_OF_ALL = 300
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def held_out_share(n_images: int) -> float:
 
 def tries(plan: FitPlan, n_images: int) -> bool:
     """Return whether a fit trains another time to choose the average on held-out images."""
-    return n_images < (_MAX_IMAGES_OF_ALL if plan.trains_all else MIN_IMAGES_TO_HOLD_OUT)
+    if plan.trains_all:
+        return n_images <= _MAX_IMAGES_OF_ALL
+    return plan.cached and n_images < MIN_IMAGES_TO_HOLD_OUT
 
 
 class FineTuning:
@@ -199,24 +201,33 @@ class FineTuning:
             if not completed or progress.stop:
                 break
         if averages(self.estimator, self.plan) and not self.interrupted:
-            self._average(net, progress)
+            self._average(net, state, progress)
         net.module_.detach_adversary()
         net.module_.move_boundary(self.network.boundary, ())
         return net, state.reports
 
     # The average of the weights before and after tuning.
 
-    def _average(self, net: Any, progress: FitProgress | TrialProgress) -> None:
+    def _average(
+        self, net: Any, state: TrainingState, progress: FitProgress | TrialProgress
+    ) -> None:
         """Replace the tuned weights by their average with the weights before, and calibrate."""
         tuned = self._tuned(net)
-        if self.estimator.averaging != "auto":
-            self.averaging = Averaging(float(self.estimator.averaging), 1.0)
-        elif self.valid is not None:
-            batches = self._plain_batches(self.valid, self.stages[-1], self._activations["valid"])
-            self.averaging = choose_averaging(tuned, batches, self.valid, self.task)
-        else:
-            self.averaging = self._usual if progress.stop else self._try_on_held_out(progress)
+        if state.averaging is None:
+            state.averaging = tuple(self._choose_averaging(tuned, progress))
+            if not progress.stop:
+                tuned.suffix.restore(tuned.after)
+                save_run(self.checkpoint, net, state, self.saved_parts)
+        self.averaging = Averaging(*state.averaging)
         tuned.restore(self.averaging)
+
+    def _choose_averaging(self, tuned: Tuned, progress: FitProgress | TrialProgress) -> Averaging:
+        if self.estimator.averaging != "auto":
+            return Averaging(float(self.estimator.averaging), 1.0)
+        if self.valid is not None:
+            batches = self._plain_batches(self.valid, self.stages[-1], self._activations["valid"])
+            return choose_averaging(tuned, batches, self.valid, self.task)
+        return self._usual if progress.stop else self._try_on_held_out(progress)
 
     def _tuned(self, net: Any) -> Tuned:
         suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.compute)

@@ -31,7 +31,7 @@ _MIN_TRAIN_IMAGES = 2
 # A training set with fewer images of some class is small.
 _SMALL_CLASS = 10
 # Largest factor on the logits, and its penalty, in images.
-_MAX_FACTOR, _FACTOR_PENALTY = 10.0, 1.0
+_MAX_FACTOR, _FACTOR_PENALTY = 3.0, 10.0
 
 
 class Task(ABC):

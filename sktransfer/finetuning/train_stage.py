@@ -152,6 +152,8 @@ class TrainingState:
         The best weights; empty without validation images.
     reports : list of dict
         Reports of the completed stages.
+    averaging : (float, float) or None
+        The `Averaging` that was chosen after the last stage.
     """
 
     seed: int
@@ -163,6 +165,7 @@ class TrainingState:
     best_epoch: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
+    averaging: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
