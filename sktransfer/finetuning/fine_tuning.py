@@ -213,12 +213,14 @@ class FineTuning:
     ) -> None:
         """Replace the tuned weights by their average with the weights before, and calibrate."""
         tuned = self._tuned(net)
-        if state.averaging is None:
-            state.averaging = tuple(self._choose_averaging(tuned, progress))
+        if state.averaging is not None:
+            self.averaging = Averaging(*state.averaging)
+        else:
+            self.averaging = self._choose_averaging(tuned, progress)
             if not progress.stop:
-                tuned.suffix.restore(tuned.after)
+                tuned.restore(TUNED)
+                state.averaging = (self.averaging.share, self.averaging.factor)
                 save_run(self.checkpoint, net, state, self.saved_parts)
-        self.averaging = Averaging(*state.averaging)
         tuned.restore(self.averaging)
 
     def _choose_averaging(self, tuned: Tuned, progress: FitProgress | TrialProgress) -> Averaging:
