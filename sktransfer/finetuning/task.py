@@ -112,18 +112,20 @@ class Task(ABC):
 
     def calibrate(
         self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray
-    ) -> tuple[float, float]:
+    ) -> tuple[float, np.ndarray]:
         """Choose a factor on the outputs that makes them fit held-out targets best.
 
         Returns
         -------
         factor : float
             1 unless a task overrides this.
-        loss : float
-            Mean loss of the scaled outputs.
+        losses : ndarray of shape (N,)
+            Weighted loss of each image's scaled outputs.
         """
         soft = self.batch_targets(targets, weights / weights.mean(), 0.0)
-        return 1.0, float(self.make_loss()(torch.from_numpy(outputs), soft))
+        loss, scores = self.make_loss(), torch.from_numpy(outputs)
+        rows = range(len(outputs))
+        return 1.0, np.array([float(loss(scores[i : i + 1], soft[i : i + 1])) for i in rows])
 
 
 @dataclass(frozen=True)
@@ -204,25 +206,25 @@ class ClassificationTask(Task):
 
     def calibrate(
         self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray
-    ) -> tuple[float, float]:
+    ) -> tuple[float, np.ndarray]:
         """Choose the inverse temperature with the lowest log loss on held-out images.
 
         A factor far from 1 needs evidence: its squared logarithm is added to the sum of the losses.
         Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
         """
-        share = weights / weights.sum()
+        relative = weights / weights.mean()
 
-        def loss(log_factor: float) -> float:
+        def losses(log_factor: float) -> np.ndarray:
             scores = outputs.astype(np.float64) * math.exp(log_factor)
-            losses = logsumexp(scores, axis=1) - scores[np.arange(len(scores)), targets]
-            return float(share @ losses)
+            true = scores[np.arange(len(scores)), targets]
+            return relative * (logsumexp(scores, axis=1) - true)
 
         def penalized(log_factor: float) -> float:
-            return loss(log_factor) + _FACTOR_PENALTY * log_factor**2 / len(outputs)
+            return float(losses(log_factor).sum()) + _FACTOR_PENALTY * log_factor**2
 
         limit = math.log(_MAX_FACTOR)
         best = float(minimize_scalar(penalized, bounds=(-limit, limit), method="bounded").x)
-        return math.exp(best), loss(best)
+        return math.exp(best), losses(best)
 
     def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> int:
         """Count the correct predictions."""
