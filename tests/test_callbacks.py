@@ -36,7 +36,7 @@ def test_scoring_monitor_scores_the_classifier_after_each_epoch(averaging):
 
 def test_scoring_monitor_scores_the_best_epoch_of_a_stage():
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
-    settings = {"lr": 3.0, "early_stopping": True, "max_epochs": 3}
+    settings = {"lr": 10.0, "early_stopping": True, "max_epochs": 3}
     fitted = classifier(**settings).set_callbacks(monitor)
     with pytest.warns(UserWarning, match="The training loss of the stage 'last block' is"):
         fitted.fit(X, y)

@@ -183,6 +183,7 @@ def separability(classifier):
 def test_adversary_makes_domains_harder_to_separate():
     settings = {"backbone": Calm, "unfreeze": (0, 2), "max_epochs": 10, "lr": 1e-2}
     settings |= {"early_stopping": False, "n_views": 0, "averaging": 1.0, "augment": None}
+    settings |= {"batch_size": 16, "lr_decay": 2.6}
     plain = make_classifier(**settings).fit(X, Y)
     confused = fitted(**settings)
     assert separability(confused) < 0.75 * separability(plain)
