@@ -34,12 +34,11 @@ def test_scoring_monitor_scores_the_classifier_after_each_epoch(averaging):
     assert (scores[(0,)] == last) == (averaging == 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:The training loss of the stage:UserWarning")
 def test_scoring_monitor_scores_the_best_epoch_of_a_stage():
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
     settings = {"lr": 10.0, "early_stopping": True, "max_epochs": 3}
-    fitted = classifier(**settings).set_callbacks(monitor)
-    with pytest.warns(UserWarning, match="The training loss of the stage 'last block' is"):
-        fitted.fit(X, y)
+    fitted = classifier(**settings).set_callbacks(monitor).fit(X, y)
     scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}
     assert fitted.stages_[1]["best_epoch"] == 0, "the rate is too high to learn anything"
     assert scores[(0, 1)] == scores[(0, 0)] != scores[(0, 1, 1)]

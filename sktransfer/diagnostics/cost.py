@@ -45,6 +45,7 @@ from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.activations import disk_problem
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.decision import (
+    MAX_MEASURED,
     choose_training,
     decide_parameters,
     is_auto,
@@ -346,7 +347,9 @@ class _Part:
         n_trained = n * (2 if plan.adversarial else 1)  # an adversary pairs images of both domains
         if not fraction and (held_out := self._count_tried(plan, source)):
             n_trained += n - held_out
-        if first and not plan.cached:
+        # The store has those that were measured through the same boundary.
+        stored = self.store is not None and self._measured_at == first and n <= MAX_MEASURED
+        if first and not plan.cached and not stored:
             tally.add_images(held_out, self._embedding(first), embeds=1)
         all_blocks = any(stage.boundary == 0 for stage in plan.trained_stages)
         epochs = choose_training(all_blocks, n)[1] if self.chooses_epochs else options.max_epochs

@@ -186,7 +186,7 @@ def test_make_estimator_returns_an_estimator_that_fits_and_predicts(name):
     assert (estimator.augment, estimator.image_size) == ("light", 32)
     estimator.set_params(max_epochs=1, n_views=1)
     assert set(estimator.fit(X, y).predict(X)) <= {"temple", "flower"}
-    stages = {"frozen": ["head"], "staged": ["head", "last 2 blocks"], "full": ["head", "all"]}
+    stages = {"frozen": ["head"], "staged": ["head", "last 4 blocks"], "full": ["head", "all"]}
     assert [stage["stage"] for stage in estimator.stages_] == stages.get(name, ["all"])
     assert estimator.weights == extractor.weights
 
