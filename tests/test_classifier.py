@@ -36,7 +36,7 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sktransfer import FineTunedImageClassifier, ImageError
 from sktransfer.backbones.loading import load_backbone
-from sktransfer.finetuning.fine_tuning import FineTuning
+from sktransfer.finetuning.fine_tuning import START_FACTOR, FineTuning
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.transforms.augmentation import resolve_augmentation, resolve_n_views
 from sktransfer.utils.progress import StageProgress
@@ -134,7 +134,7 @@ def test_fit_changes_only_blocks_after_the_boundary(batch_norm, augment):
         {k: v.clone() for k, v in block.state_dict().items()} for _, block in loaded.blocks
     ]
     classifier = make_classifier(backbone, unfreeze=(0, 1), batch_norm=batch_norm, augment=augment)
-    classifier.set_params(early_stopping=False).fit(X, Y)
+    classifier.set_params(early_stopping=False, averaging=1.0).fit(X, Y)
     assert equal_states(before, backbone.state_dict())
     for (_, block), values in zip(loaded.blocks, pretrained, strict=True):
         assert equal_states(values, block.state_dict())
@@ -146,7 +146,7 @@ def test_fit_changes_only_blocks_after_the_boundary(batch_norm, augment):
 
 
 def test_fit_changes_only_the_named_blocks():
-    classifier = make_classifier(unfreeze=(0, "0"), early_stopping=False).fit(X, Y)
+    classifier = make_classifier(unfreeze=(0, "0"), early_stopping=False, averaging=1.0).fit(X, Y)
     original = dict(load_backbone(Tiny).block_list.blocks)
     parts = classifier.net_.module_.parts()
     assert not equal_states(original["0"].state_dict(), parts["0"].state_dict())
@@ -206,7 +206,8 @@ def test_class_weight_raises_the_probability_of_its_class():
 
 @pytest.mark.parametrize("augment", [None, "standard"])
 def test_recomputed_activations_give_the_same_result(monkeypatch, augment):
-    backbone, settings = "efficientnet_lite0", {"image_size": 64, "unfreeze": (0, 2)}
+    backbone = "efficientnet_lite0"
+    settings = {"image_size": 64, "unfreeze": (0, 2), "lr": 1e-3, "batch_size": 16}
     cached = make_classifier(backbone, augment=augment, **settings).fit(X, Y)
     monkeypatch.setattr(
         "sktransfer.finetuning.fine_tuning.disk_problem", lambda *_: "9 bytes, and 8 are free"
@@ -233,17 +234,16 @@ def test_fit_of_the_head_warns_of_embeddings_that_do_not_fit_on_disk(monkeypatch
 def test_training_equals_a_plain_torch_loop():
     """Compare two epochs of one batch each, without randomness, with plain torch."""
     settings = {"augment": None, "dropout": 0.0, "batch_size": 100, "early_stopping": False}
-    classifier = make_classifier(unfreeze=(0, 2), max_epochs=2, weight_decay=0.1, **settings).fit(
-        X, Y
-    )
-    start = make_classifier(unfreeze=(0,), **settings).fit(X, Y)
+    settings |= {"unfreeze": (0, 2), "max_epochs": 2, "weight_decay": 0.1, "averaging": 1.0}
+    classifier = make_classifier(**settings).fit(X, Y)
+    start = make_classifier(**{**settings, "unfreeze": (0,)}).fit(X, Y)
 
     network = Tiny().eval()
     network[5] = torch.nn.Linear(12, 3)
     state = start.net_.module_.head.state_dict()
     penalty = state.pop("penalty")
     assert (penalty > 0).all()
-    network[5].load_state_dict(state)
+    network[5].load_state_dict({name: START_FACTOR * value for name, value in state.items()})
     groups = [{"params": list(network[part].parameters())} for part in (0, 1, 5)]
     optimizer = torch.optim.AdamW(groups, lr=0, weight_decay=0.1)
     x = torch.stack([Tiny.preprocessing.prepare(image) for image in X])
@@ -263,6 +263,7 @@ def test_training_equals_a_plain_torch_loop():
 
 def test_fresh_augmentation_reads_every_image_in_every_epoch(log):
     settings = {"unfreeze": (0, 1), "max_epochs": 3, "early_stopping": False}
+    settings |= {"augment": "light", "averaging": 1.0}
     make_classifier(CountingTiny(log), n_views=None, **settings).fit(X, Y)
     fresh = counted(log)
     log.unlink()
@@ -270,7 +271,10 @@ def test_fresh_augmentation_reads_every_image_in_every_epoch(log):
     assert (fresh, counted(log)) == (60 + 3 * 60, 3 * 60)
 
 
-@pytest.mark.parametrize(("augment", "copies"), [("standard", 3), ("industrial", 7), (None, 0)])
+@pytest.mark.parametrize(
+    ("augment", "copies"),
+    [("standard", 1), ("light", 3), ("aggressive", 3), ("industrial", 7), (None, 0)],
+)
 def test_auto_n_views_depends_on_the_policy(log, augment, copies):
     settings = {"unfreeze": (0, 1), "max_epochs": 1, "early_stopping": False}
     make_classifier(CountingTiny(log), n_views="auto", augment=augment, **settings).fit(X, Y)
@@ -289,7 +293,7 @@ def test_auto_n_views_ignores_the_name_of_a_function():
 
 def test_low_lr_drop_is_warned_of():
     with pytest.warns(
-        UserWarning, match=r"Got lr_drop=2, so the learning rate .* is 0\.0005, more"
+        UserWarning, match=r"Got lr_drop=2, so the learning rate of the last block is more than"
     ):
         make_classifier(lr_drop=2, unfreeze=(0,)).fit(X, Y)
     with warnings.catch_warnings():
@@ -318,8 +322,9 @@ def test_class_too_small_to_hold_out_is_warned_of():
         ({"unfreeze": (0, "layer")}, "Got 'layer' in unfreeze, but the backbone has blocks 0, 1"),
         ({"unfreeze": ()}, "Got unfreeze=(), but expected one entry per stage"),
         ({"unfreeze": (1, 0)}, "0, which fits only the head, must come first"),
-        ({"lr": -1}, "Got lr=-1, but expected a number above 0 and at most 10"),
-        ({"max_epochs": 0}, "Got max_epochs=0, but expected an integer of at least 1"),
+        ({"lr": -1}, "Got lr=-1, but expected 'auto' or a number above 0 and at most 10"),
+        ({"max_epochs": 0}, "Got max_epochs=0, but expected 'auto' or an integer of at least 1"),
+        ({"averaging": 2}, "Got averaging=2, but expected 'auto' or a number from 0 to 1"),
         ({"dropout": 2}, "Got dropout=2, but expected a number of at least 0 and below 1"),
         ({"n_views": -1}, "Got n_views=-1, but expected 'auto', None or an integer from"),
         ({"n_views": "atuo"}, "Got n_views='atuo', but expected 'auto', None or an integer from"),
@@ -395,7 +400,8 @@ def test_inconsistent_labels_or_validation_images_are_rejected():
 
 
 def test_given_validation_images_determine_valid_loss():
-    classifier = make_classifier(unfreeze=(0, 1)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
+    classifier = make_classifier(unfreeze=(0, 1), averaging=1.0)
+    classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     p = classifier.predict_proba(X_TEST)[np.arange(30), np.searchsorted(NAMES, Y_TEST)]
     assert classifier.stages_[-1]["valid_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-2)
 
@@ -423,7 +429,8 @@ def test_all_images_train_in_all_epochs_without_early_stopping():
 
 
 def test_last_epoch_is_kept_without_early_stopping():
-    classifier = make_classifier(unfreeze=(0, 1), lr=10.0, max_epochs=4, early_stopping=False)
+    settings = {"max_epochs": 4, "early_stopping": False, "averaging": 1.0}
+    classifier = make_classifier(unfreeze=(0, 1), lr=10.0, **settings)
     classifier.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
     first, last = classifier.stages_
     assert last["best_epoch"] == 4
@@ -487,7 +494,8 @@ def test_fresh_views_differ_in_each_epoch_of_each_stage(monkeypatch):
         return views, count
 
     monkeypatch.setattr(FineTuning, "_fresh_views", noted)
-    make_classifier(n_views=None, max_epochs=2, early_stopping=False).fit(X, Y)
+    settings = {"n_views": None, "early_stopping": False, "averaging": 1.0}
+    make_classifier(**settings, max_epochs=2).fit(X, Y)
     assert len(seen) == len(set(seen)) == 4
 
 
@@ -635,6 +643,7 @@ BAD = {
     "label_smoothing": [1, -1, INF],
     "mixup": [-1, INF, NAN, "a"],
     "weight_decay": [-1, INF, NAN, 1e9, True, "Auto", None],
+    "averaging": [-0.1, 1.1, INF, NAN, True, "Auto", "1", None],
     "n_views": [-1, 1.5, True, 10**9, "all"],
     "early_stopping": ["yes", None, 1, 0],
     "n_iter_no_change": [0, True, 1.5, None, INF],
@@ -668,6 +677,7 @@ def test_parameter_at_the_edge_is_rejected_before_an_image_is_read(name, value):
         {"unfreeze": (np.int64(0), np.int64(1))},
         {"random_state": np.int64(3)},
         {"n_views": np.int64(1)},
+        {"averaging": np.float32(0.5)},
         {"class_weight": {name: np.float32(2) for name in NAMES}},
         {"optimizer": torch.optim.Adam},
     ],
@@ -697,6 +707,8 @@ def test_numpy_true_holds_out_as_many_images_as_true():
         {"unfreeze": (1,)},
         {"cache": "auto"},
         {"n_views": None},
+        {"unfreeze": "auto"},
+        {"augment": "light"},
     ],
 )
 def test_one_error_names_all_broken_images(parameters, tmp_path):
@@ -736,6 +748,17 @@ def test_loss_that_falls_is_not_warned_of(parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_classifier(**{"unfreeze": (0, 1), "max_epochs": 3, **parameters}).fit(X, Y)
+
+
+def test_decision_on_some_images_names_all_broken_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("sktransfer.finetuning.decision.MAX_MEASURED", 4)
+    monkeypatch.setattr("sktransfer.finetuning.decision.MIN_PER_CLASS", 2)
+    paths, y = paths_with_broken(tmp_path, 12)
+    valid = [paths[2], str(tmp_path / "missing.png")]
+    with pytest.raises(ImageError) as caught:
+        make_classifier(unfreeze="auto").fit(paths, y, X_val=valid, y_val=y[:2])
+    sources = {error.source for error in caught.value.errors}
+    assert sources == {valid[1], *(paths[row] for row in BROKEN_ROWS)}
 
 
 def test_rows_with_the_same_broken_image_are_all_named():

@@ -44,7 +44,8 @@ def test_search_embeds_each_view_once_per_boundary(log, store, folder, n_jobs):
 
 
 def test_search_without_a_store_embeds_in_every_fit(log):
-    search = GridSearchCV(counting(log, None, unfreeze=(0, 1)), {"lr": [1e-3, 1e-4]}, cv=3)
+    estimator = counting(log, None, unfreeze=(0, 1), augment="light")
+    search = GridSearchCV(estimator, {"lr": [1e-3, 1e-4]}, cv=3)
     search.fit(X, Y)
     assert counted(log) == 2 * 3 * (3 * 40 + 20) + 3 * 60
 

@@ -45,14 +45,17 @@ from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.activations import disk_problem
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.decision import (
+    MAX_MEASURED,
     choose_training,
     decide_parameters,
     is_auto,
     mean_interclass_cosine,
+    measured_boundary,
     needs_embeddings,
+    sample_rows,
     with_decision,
 )
-from sktransfer.finetuning.fine_tuning import averages, held_out_share, tries
+from sktransfer.finetuning.fine_tuning import MIN_HELD_OUT, averages, held_out_share, tries
 from sktransfer.finetuning.fit_inputs import check_parameters
 from sktransfer.finetuning.plan import FitPlan, held_out_fraction, make_plan
 from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS, Stage
@@ -227,8 +230,13 @@ class _Part:
         size = self.backbone.image_size_for(estimator.image_size, self._images)
         preprocessing = self.backbone.preprocessing.with_image_size(size)
         self.compute = ComputeConfig.of(clone(estimator).set_params(cache=None))
+        self._codes = codes
+        self._measured_at: int | None = None
         self.chooses_epochs = self.tunes and is_auto(estimator.max_epochs)
         if self.tunes:
+            if needs_embeddings(estimator):
+                blocks = self.backbone.block_list.blocks
+                self._measured_at = measured_boundary(estimator, blocks)
             estimator = self._decided(estimator, codes, preprocessing)
         self.estimator = estimator
         self.augmentation = resolve_augmentation(estimator.augment) if self.tunes else None
@@ -322,6 +330,7 @@ class _Part:
         views, first = plan.count_cached_views(n, int(target.sum())), plan.first_boundary
         if plan.cached and disk_problem(views, self.recipe(first), self.store) is not None:
             plan = plan.without_cache()
+        self._measure(tally, source, salt)
         start = plan.gathering_boundary
         if plan.cached or plan.stages[0].head_only:
             self._embed(tally, start, source, plan.n_views, salt)
@@ -334,20 +343,36 @@ class _Part:
             largest = max(map(self.bytes_at, later), default=0)
             tally.scratch = views * (self.bytes_at(start) + largest)
         fraction = held_out_fraction(options, n)
-        if first and not plan.cached and fraction:
-            held_out = math.ceil(fraction * n) + self.network.n_outputs
+        held_out = math.ceil(fraction * n) + self.network.n_outputs if fraction else 0
+        n_trained = n * (2 if plan.adversarial else 1)  # an adversary pairs images of both domains
+        if not fraction and (held_out := self._count_tried(plan, source)):
+            n_trained += n - held_out
+        # The store has those that were measured through the same boundary.
+        stored = self.store is not None and self._measured_at == first and n <= MAX_MEASURED
+        if first and not plan.cached and not stored:
             tally.add_images(held_out, self._embedding(first), embeds=1)
         all_blocks = any(stage.boundary == 0 for stage in plan.trained_stages)
         epochs = choose_training(all_blocks, n)[1] if self.chooses_epochs else options.max_epochs
-        n_trained = n * (2 if plan.adversarial else 1)  # an adversary pairs images of both domains
-        tried = averages(options, plan) and options.averaging == "auto" and tries(plan, n)
-        if tried and not fraction:
-            n_trained += n - math.floor(held_out_share(n) * n)
         trained = n_trained * epochs
         for stage in plan.trained_stages:
             tally.add_images(trained, self._step(stage), trains=1)
             if stage.boundary and not plan.cached:
                 tally.add_images(trained, self._embedding(stage.boundary), embeds=1)
+
+    def _measure(self, tally: _CostTally, source: np.ndarray, salt: bytes) -> None:
+        """Count the images that are embedded to decide what to train."""
+        if self._measured_at is not None:
+            measured, rows = np.zeros_like(source), np.flatnonzero(source)
+            measured[rows[sample_rows(self._codes[rows], 0)]] = True
+            self._embed(tally, self._measured_at, measured, 0, salt)
+
+    def _count_tried(self, plan: FitPlan, source: np.ndarray) -> int:
+        """Count the images that are held out of another training; 0 if there is none."""
+        options, n = self.estimator, int(source.sum())
+        if options.averaging != "auto" or not averages(options, plan) or not tries(plan, n):
+            return 0
+        held_out, _ = self.task.validation_rows(self._codes[source], held_out_share(n), 0)
+        return len(held_out) if len(held_out) >= MIN_HELD_OUT else 0
 
     @cached_property
     def _views(self) -> Views:

@@ -67,7 +67,7 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class MapChange:
-    """Augmentation of cached feature maps, which costs nothing.
+    """Augmentation of feature maps, which costs nothing.
 
     Parameters
     ----------
@@ -105,6 +105,8 @@ class EpochBatches(Dataset, ABC):
         takes some of them. None takes each image once.
     min_size : int
         Minimum size, if there are as many images.
+    change : MapChange or None
+        How feature maps are changed at random, in each epoch anew.
     """
 
     def __init__(
@@ -117,9 +119,10 @@ class EpochBatches(Dataset, ABC):
         shuffle: bool = True,
         length: int | None = None,
         min_size: int = 1,
+        change: MapChange | None = None,
     ) -> None:
         self.targets, self.device = targets, device
-        self.mixup, self.shuffle = mixup, shuffle
+        self.mixup, self.shuffle, self.change = mixup, shuffle, change
         self._length = len(targets.y) if length is None else length
         most_batches = max(1, self._length // min_size)
         self.n_batches = min(math.ceil(self._length / batch_size), most_batches)
@@ -140,11 +143,23 @@ class EpochBatches(Dataset, ABC):
             self._rng.shuffle(order)
         for rows, x in self.read(np.resize(order, len(self))):
             targets = to_device(self.targets.of(rows), self.device)
+            x = x if self.change is None else self._changed(x, self.change)
             yield self._mix(x, targets) if self.mixup else (x, targets)
 
     @abstractmethod
     def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield images in this order, as rows (B,) and float32 activations (B, ...)."""
+
+    def _changed(self, x: torch.Tensor, change: MapChange) -> torch.Tensor:
+        maps = x.reshape(-1, *change.shape)
+        if change.crops:
+            height, width = (side - 1 for side in change.shape[1:])
+            top, left = self._rng.integers(2, size=2)
+            maps = maps[:, :, top : top + height, left : left + width]
+        if change.mirrors:
+            chosen = torch.from_numpy(self._rng.random(len(x)) < 0.5).reshape(-1, 1, 1, 1)
+            maps = torch.where(to_device(chosen, self.device), maps.flip(-1), maps)
+        return maps
 
     def _mix(self, x: torch.Tensor, targets: torch.Tensor) -> Batch:
         share = float(self._rng.beta(self.mixup, self.mixup))
@@ -162,20 +177,13 @@ class CachedBatches(EpochBatches):
     values : ndarray of shape (N, V, W)
     targets, *args, **options
         As in `EpochBatches`.
-    change : MapChange or None
-        How the maps are changed at random, in each epoch anew.
     """
 
     def __init__(
-        self,
-        values: np.ndarray,
-        targets: SoftTargets,
-        *args: object,
-        change: MapChange | None = None,
-        **options: object,
+        self, values: np.ndarray, targets: SoftTargets, *args: object, **options: object
     ) -> None:
         super().__init__(targets, *args, **options)  # type: ignore[arg-type]
-        self.values, self.change = values, change
+        self.values = values
         self._on_device: torch.Tensor | None = None
         if self.device.type == "cuda" and values.nbytes <= _DEVICE_SHARE * free_memory(self.device):
             self._on_device = torch.from_numpy(values).to(self.device)
@@ -189,18 +197,7 @@ class CachedBatches(EpochBatches):
             else:
                 index = to_device(torch.from_numpy(np.stack([rows, views])), self.device)
                 x = self._on_device[index[0], index[1]].float()
-            yield rows, x if self.change is None else self._changed(x, self.change)
-
-    def _changed(self, x: torch.Tensor, change: MapChange) -> torch.Tensor:
-        maps = x.reshape(-1, *change.shape)
-        if change.crops:
-            height, width = (side - 1 for side in change.shape[1:])
-            top, left = self._rng.integers(2, size=2)
-            maps = maps[:, :, top : top + height, left : left + width]
-        if change.mirrors:
-            chosen = torch.from_numpy(self._rng.random(len(x)) < 0.5).reshape(-1, 1, 1, 1)
-            maps = torch.where(to_device(chosen, self.device), maps.flip(-1), maps)
-        return maps
+            yield rows, x
 
 
 class ImageBatches(EpochBatches):

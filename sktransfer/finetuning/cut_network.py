@@ -79,6 +79,22 @@ class Network:
         )
         return suffix.to(compute.device).to(memory_format=torch.channels_last)
 
+    def accepts(self, boundary: int, shape: tuple[int, ...], compute: ComputeConfig) -> bool:
+        """Return whether the blocks after a boundary accept activations of another shape.
+
+        Those of a network with a layer for a fixed number of positions do not.
+        """
+        if self.backbone.block_list.image_size is not None:
+            return False
+        suffix = self.suffix({boundary}, compute).train(False)
+        suffix.move_boundary(boundary, ())
+        try:
+            with torch.no_grad():
+                suffix(torch.zeros(1, *shape, device=compute.device))
+        except Exception:  # of the user's module
+            return False
+        return True
+
     def runner(
         self, boundary: int, compute: ComputeConfig, n_images: int
     ) -> Callable[[torch.Tensor], torch.Tensor]:

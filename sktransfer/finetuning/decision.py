@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from sktransfer.finetuning.schedule import resolve_stages
+
 # Images are different from the pretraining images if their mean inter-class cosine is at least
 # DIFFERENT, and many if their mean number per class is at least MANY. benchmarks/_sets.py has the
 # data sets on which these thresholds were chosen, and those on which they were tested.
@@ -128,6 +130,16 @@ def needs_embeddings(estimator: Any) -> bool:
     )
 
 
+def measured_boundary(estimator: Any, blocks: Sequence[tuple[str, nn.Module]]) -> int:
+    """Return the boundary through which images are embedded for a decision.
+
+    It is the one that tuning would use, whose activations a fit then finds in the store.
+    """
+    unfreeze = stages_of("staged", blocks) if is_auto(estimator.unfreeze) else estimator.unfreeze
+    stages = resolve_stages(unfreeze, [name for name, _ in blocks])
+    return stages[-1].boundary or len(blocks)
+
+
 def decide_parameters(
     estimator: Any,
     blocks: Sequence[tuple[str, nn.Module]],
@@ -154,7 +166,8 @@ def decide_parameters(
     unfreeze = estimator.unfreeze
     if is_auto(unfreeze):
         unfreeze = stages_of(case.strategy, blocks)
-    all_blocks = "all" in unfreeze if isinstance(unfreeze, tuple | list) else unfreeze == "all"
+    stages = resolve_stages(unfreeze, [name for name, _ in blocks])
+    all_blocks = any(stage.boundary == 0 for stage in stages)
     lr, epochs = choose_training(all_blocks, int(counts.sum()))
     values = {
         "unfreeze": unfreeze,

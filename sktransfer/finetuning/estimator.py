@@ -46,12 +46,17 @@ from sktransfer.finetuning.plan import make_plan
 from sktransfer.finetuning.schedule import HEAD
 from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import make_net, restore_history
-from sktransfer.finetuning.training_set import TrainingSet, duplicates_in_errors
+from sktransfer.finetuning.training_set import TrainingSet, duplicates_in_errors, find_broken
 from sktransfer.transforms.augmentation import resolve_augmentation
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
 from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import resolve_device
+
+# A fit computes at least two views of each image; the engine is chosen for as many, before it is
+# decided how many there are.
+_MIN_PASSES = 2
 
 
 class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SharedEstimator):
@@ -108,10 +113,17 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing_of(backbone)
         valid = resolve_validation(self, X_val, y_val, self._task)
-        compute = ComputeConfig.of(self)
-        self.decision_ = make_decision(
-            self, backbone, self.preprocessing_, labeled, compute, self.verbose
+        compute = ComputeConfig.of(self).for_job(
+            _MIN_PASSES * len(labeled.y), from_library=backbone.from_library
         )
+        try:
+            self.decision_ = make_decision(
+                self, backbone, self.preprocessing_, labeled, self._task, compute, self.verbose
+            )
+        except ImageError as error:  # a decision reads some of the images only
+            sets = (labeled, valid, target)
+            broken = find_broken(sets, self.preprocessing_, compute.threads)
+            raise ImageError.of([error, *broken]) from error
         options = with_decision(self, self.decision_)
         checkpoint, seed = resolve_checkpoint(options, backbone, labeled, target, valid)
         train, valid = train_and_valid(options, labeled, valid, seed, self._task)
@@ -140,9 +152,11 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             if self.decision_.parameters:
                 progress.note(f"{type(self).__name__}: {self.decision_}")
             net, self.stages_ = fit.run(progress)
+            tuned = fit.tuned_state(net)
+            progress.finish(lambda: {"_net": None, "_tuned": tuned})
         self.interrupted_ = fit.interrupted
         self.averaging_, self.temperature_ = fit.averaging.share, 1 / fit.averaging.factor
-        self._net, self._tuned = net, fit.tuned_state(net)
+        self._net, self._tuned = net, tuned
         if target is not None and self.batch_norm == "adapt":
             self._adapt(labeled.images, target.images)
         return self

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -51,9 +50,8 @@ from sktransfer.finetuning.train_stage import (
     save_run,
     train_stage,
 )
-from sktransfer.finetuning.training_set import TrainingSet
+from sktransfer.finetuning.training_set import TrainingSet, find_broken
 from sktransfer.transforms.augmentation import Augmentation
-from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 from sktransfer.utils.progress import FitProgress, TrialProgress
@@ -152,10 +150,6 @@ class FineTuning:
         self._selected, self._given_strength = activations, strength
         self.averaging = TUNED
         self.plan, self.stages = self._limit_to_disk(plan), plan.stages
-        n_passes = 1 + plan.n_views if self.plan.cached else estimator.max_epochs
-        self.compute = compute.for_job(
-            n_passes * len(train.y), from_library=network.backbone.from_library
-        )
         names = {block for stage in plan.stages for block in stage.blocks}
         self.trained = (*sorted(names, key=self._depth), *([PRE_LOGITS] if names else []), HEAD)
         self.saved_parts = (*self.trained, ADVERSARY)
@@ -272,13 +266,26 @@ class FineTuning:
             warnings.simplefilter("ignore")  # the fit itself has warned
             try:
                 net, _ = trial.run(trial_progress)
+                interrupted = trial.interrupted
             except FloatingPointError:
                 return self._usual
-        if trial.interrupted:
+            except KeyboardInterrupt:
+                interrupted = True
+        if interrupted:
+            self.interrupted = True
+            warnings.warn(
+                "The fit was interrupted in its check on held-out images; the estimator averages "
+                "the weights as usual",
+                stacklevel=2,
+            )
             return self._usual
-        unchanged = SelectedActivations(whole, held * n_views)
-        held_out = self.train.take(held)
-        batches = self._plain_batches(held_out, self.stages[-1], unchanged)
+        held_out, last = self.train.take(held), self.stages[-1]
+        unchanged: ViewActivations | SelectedActivations
+        if self.plan.cached:
+            unchanged = SelectedActivations(whole, held * n_views)
+        else:
+            unchanged = self._new_activations(held_out, 0, last.boundary)
+        batches = self._plain_batches(held_out, last, unchanged)
         return choose_averaging(trial._tuned(net), batches, held_out, self.task)
 
     def _suffix(self) -> TrainedSuffix:
@@ -369,20 +376,9 @@ class FineTuning:
             try:
                 return train_stage(net, state, config, epochs)
             except ImageError as error:  # an epoch reads some of the images only
-                raise ImageError.of([error, *self._find_broken()]) from error
-
-    def _find_broken(self) -> list[ImageError]:
-        """Read the images of all sets; return the errors of those that have broken ones."""
-        broken: list[ImageError] = []
-        for images in (self.train, self.valid, self.target):
-            if images is not None:
-                views = self._views(images, 0)
-                reader = ImageReader(views, self.compute.threads, ImageErrors("raise"))
-                try:
-                    deque(reader.batches(range(len(views)), self.estimator.batch_size), maxlen=0)
-                except ImageError as error:
-                    broken.append(error)
-        return broken
+                sets = (self.train, self.valid, self.target)
+                broken = find_broken(sets, self.network.preprocessing, self.compute.threads)
+                raise ImageError.of([error, *broken]) from error
 
     def _reconstruction(self, net: Any) -> Callable[[], dict[str, Any]]:
         """Return a function to the fitted attributes of a copy that predicts as the net does."""
@@ -448,21 +444,26 @@ class FineTuning:
             values = self._activations[name].at(stage.boundary).values
             values = values.reshape(len(targets.y), 1 + self.plan.n_views, -1)
             return CachedBatches(values, *common, change=self._map_change(stage), **settings)
+        change = None
         run = self.network.runner(stage.boundary, self.compute, len(targets.y) * options.max_epochs)
         if self.plan.fresh or stage.boundary == 0:
             n_earlier = sum(not earlier.head_only for earlier in self.stages[:number])
             views_of = partial(self._fresh_views, images, n_earlier * options.max_epochs)
         else:
-            views_of = partial(self._fixed_views, images)
-        return ImageBatches(views_of, run, self.compute.threads, *common, **settings)
+            views_of, change = partial(self._fixed_views, images), self._map_change(stage)
+        threads = self.compute.threads
+        return ImageBatches(views_of, run, threads, *common, change=change, **settings)
 
     def _map_change(self, stage: Stage) -> MapChange | None:
-        """Return how cached feature maps are augmented; None if they have no positions."""
+        """Return how feature maps of fixed views are augmented; None if they have no positions."""
         shape = self.network.shape_at(stage.boundary, self.compute)
-        block_list = self.network.backbone.block_list
-        if self.augmentation is None or block_list.layout != "NCHW" or len(shape) != 3:
+        layout = self.network.backbone.block_list.layout
+        if self.augmentation is None or layout != "NCHW" or len(shape) != 3:
             return None
-        crops = block_list.image_size is None and min(shape[1:]) >= MIN_CROPPED_SIDE
+        smaller = (shape[0], shape[1] - 1, shape[2] - 1)
+        crops = min(shape[1:]) >= MIN_CROPPED_SIDE and self.network.accepts(
+            stage.boundary, smaller, self.compute
+        )
         return MapChange(shape, self.augmentation.mirrors, crops)
 
     def _valid_batches(self, stage: Stage) -> EpochBatches | None:
@@ -510,7 +511,7 @@ class FineTuning:
 
     def _limit_to_disk(self, plan: FitPlan) -> FitPlan:
         """Return the plan without cached activations, after a warning, if they do not fit."""
-        if not plan.cached:
+        if not plan.cached or self._selected is not None:
             return plan
         n_target = 0 if self.target is None else len(self.target.y)
         count = plan.count_cached_views(len(self.train.y), n_target)
@@ -542,18 +543,17 @@ class FineTuning:
             "target": (self.target, n_views, first),
         }
         activations = {
-            name: ViewActivations(
-                self._views(images, count),
-                partial(self.network.recipe, compute=self.compute),
-                boundary,
-                self.compute,
-                self.verbose,
-            )
+            name: self._new_activations(images, count, boundary)
             for name, (images, count, boundary) in wanted.items()
             if images is not None
         }
         self._gather(activations)
         return activations
+
+    def _new_activations(self, images: TrainingSet, n_views: int, boundary: int) -> ViewActivations:
+        recipe_at = partial(self.network.recipe, compute=self.compute)
+        views = self._views(images, n_views)
+        return ViewActivations(views, recipe_at, boundary, self.compute, self.verbose)
 
     def _gather(self, activations: dict[str, ViewActivations]) -> None:
         """Gather the activations that the fit needs; one error names the broken images of all."""

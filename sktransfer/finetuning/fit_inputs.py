@@ -30,9 +30,9 @@ from sktransfer.finetuning.decision import (
     decide_parameters,
     is_auto,
     mean_interclass_cosine,
+    measured_boundary,
     needs_embeddings,
     sample_rows,
-    stages_of,
 )
 from sktransfer.finetuning.plan import held_out_fraction
 from sktransfer.finetuning.schedule import resolve_stages
@@ -271,32 +271,25 @@ def make_decision(
     backbone: Backbone,
     preprocessing: Preprocessing,
     labeled: TrainingSet,
+    task: Task,
     compute: ComputeConfig,
     verbose: int,
 ) -> FitDecision:
-    """Decide the parameters that are `"auto"`, from labels and embeddings of the training images.
-
-    The images are embedded through the boundary that tuning would use, whose activations the fit
-    then finds in the store.
-    """
+    """Decide the parameters that are `"auto"`, from the labeled images."""
     blocks = backbone.block_list.blocks
-    cosine = None
+    codes, cosine = task.class_numbers(labeled.y), None
     if needs_embeddings(estimator):
-        unfreeze = estimator.unfreeze
-        if is_auto(unfreeze):
-            unfreeze = stages_of("staged", blocks)
-        last_stage = resolve_stages(unfreeze, backbone.block_list.names)[-1]
-        rows = sample_rows(labeled.y, 0)
+        rows = sample_rows(codes, 0)
         activations = ViewActivations(
             Views(labeled.images.take(rows), preprocessing),
             lambda boundary: recipe_at(backbone, preprocessing, boundary, compute.precision),
-            last_stage.boundary or len(blocks),
+            measured_boundary(estimator, blocks),
             compute,
             verbose,
         )
         embeddings = activations.at(len(blocks)).values
-        cosine = mean_interclass_cosine(embeddings, labeled.y[rows])
-    return decide_parameters(estimator, blocks, np.bincount(labeled.y), cosine)
+        cosine = mean_interclass_cosine(embeddings, codes[rows])
+    return decide_parameters(estimator, blocks, np.bincount(codes), cosine)
 
 
 def resolve_checkpoint(

@@ -81,6 +81,10 @@ class Task(ABC):
             Text of a warning about the split; empty if there is none.
         """
 
+    def class_numbers(self, targets: np.ndarray) -> np.ndarray:
+        """Return the class of each image, 0 to K - 1; one class unless a task overrides this."""
+        return np.zeros(len(targets), int)
+
     @abstractmethod
     def batch_targets(
         self, targets: np.ndarray, weights: np.ndarray, label_smoothing: float
@@ -179,6 +183,10 @@ class ClassificationTask(Task):
             "and y_val, or set early_stopping=False to train on everything"
         )
         return np.sort(np.concatenate(held_out)), problem if small else ""
+
+    def class_numbers(self, targets: np.ndarray) -> np.ndarray:
+        """Return the targets."""
+        return targets
 
     def batch_targets(
         self, targets: np.ndarray, weights: np.ndarray, label_smoothing: float

@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,13 @@ import numpy as np
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
 from sktransfer.finetuning.task import Task
+from sktransfer.transforms.loader import ImageErrors, ImageReader
+from sktransfer.transforms.preprocessing import Preprocessing
+from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
+
+# Number of images in a batch that are read to find broken ones.
+_READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,21 @@ class TrainingSet:
         if broken:
             raise ImageError.of(broken)
         return digest.hexdigest()
+
+
+def find_broken(
+    image_sets: Iterable[TrainingSet | None], preprocessing: Preprocessing, threads: int
+) -> list[ImageError]:
+    """Read the images of all sets; return the errors of those sets that have broken ones."""
+    broken: list[ImageError] = []
+    for images in image_sets:
+        if images is not None:
+            reader = ImageReader(Views(images.images, preprocessing), threads, ImageErrors("raise"))
+            try:
+                deque(reader.batches(range(len(images.y)), _READ_AT_ONCE), maxlen=0)
+            except ImageError as error:
+                broken.append(error)
+    return broken
 
 
 @contextlib.contextmanager

@@ -152,8 +152,11 @@ def test_target_order_copies_and_zero_weights_do_not_matter():
 
 
 def test_trained_blocks_depend_on_the_target_and_the_weight():
-    source_only = net_state(make_classifier(unfreeze=(0, 1)).fit(X, Y))
-    strong, weak = net_state(fitted()), net_state(fitted(domain_adversarial=0.1))
+    settings = {"unfreeze": (0, 1), "early_stopping": False, "averaging": 1.0}
+    source_only = net_state(make_classifier(**settings).fit(X, Y))
+    strong, weak = (
+        net_state(fitted(**settings, domain_adversarial=weight)) for weight in (1.0, 0.1)
+    )
     assert not equal_states(strong, source_only)
     assert not equal_states(strong, weak)
 
@@ -179,7 +182,8 @@ def separability(classifier):
 
 def test_adversary_makes_domains_harder_to_separate():
     settings = {"backbone": Calm, "unfreeze": (0, 2), "max_epochs": 10, "lr": 1e-2}
-    settings |= {"early_stopping": False, "n_views": 0}
+    settings |= {"early_stopping": False, "n_views": 0, "averaging": 1.0, "augment": None}
+    settings |= {"batch_size": 16, "lr_decay": 2.6}
     plain = make_classifier(**settings).fit(X, Y)
     confused = fitted(**settings)
     assert separability(confused) < 0.75 * separability(plain)
@@ -203,7 +207,7 @@ def test_fit_is_bitwise_reproducible_for_a_seed(parameters):
 
 
 def test_head_stage_is_fitted_on_the_source_only():
-    still = {"unfreeze": (0, 1), "max_epochs": 1, "lr": 1e-30}
+    still = {"unfreeze": (0, 1), "max_epochs": 1, "lr": 1e-30, "averaging": 1.0}
     assert equal_states(net_state(fitted(**still)), net_state(make_classifier(**still).fit(X, Y)))
 
 

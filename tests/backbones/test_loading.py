@@ -172,21 +172,27 @@ def pretrained(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("name", "size", "of_thumbnails"),
     [
-        ("efficientnet_lite0", (288, 288)),
-        ("resnet18", (288, 288)),
-        ("inception_v3", (384, 384)),
-        ("resnet50", None),  # its newer weights were trained for their size
-        ("vit_b_32", None),
+        ("efficientnet_lite0", (288, 288), (96, 96)),
+        ("resnet18", (288, 288), (96, 96)),
+        ("inception_v3", (384, 384), (128, 128)),
+        ("resnet50", None, None),  # its newer weights were trained for their size
+        ("vit_b_32", None, None),
     ],
 )
-def test_auto_image_size_is_larger_for_weights_of_standard_training(name, size):
+def test_auto_image_size_fits_weights_of_standard_training(name, size, of_thumbnails):
     backbone = pretrained(name)
     assert backbone.image_size_for("auto", PHOTOGRAPHS) == size
-    assert backbone.image_size_for("auto", THUMBNAILS) is None
+    assert backbone.image_size_for("auto", THUMBNAILS) == of_thumbnails
     for requested in (None, 64, (64, 96)):
         assert backbone.image_size_for(requested, PHOTOGRAPHS) == requested
+
+
+@pytest.mark.parametrize(("side", "size"), [(55, 96), (56, 288)])
+def test_auto_image_size_depends_on_the_shorter_side_of_most_images(side, size):
+    X = [np.zeros((side, 80, 3), np.uint8)] * 3 + [np.zeros((111 - side, 80, 3), np.uint8)]
+    assert pretrained("resnet18").image_size_for("auto", as_images(X)) == (size, size)
 
 
 def test_auto_image_size_applies_only_to_pretrained_weights():
@@ -203,14 +209,15 @@ def test_unknown_word_for_image_size_is_rejected():
 
 
 @pytest.mark.slow
-def test_auto_image_size_is_accepted_by_every_network():
+@pytest.mark.parametrize("images", [PHOTOGRAPHS, THUMBNAILS], ids=["photographs", "thumbnails"])
+def test_auto_image_size_is_accepted_by_every_network(images):
     sizes = {}
     for name in list_torchvision():
         member = torchvision_weights(name, "default")
         block_list = split_into_blocks(build_on_meta(name))
         preprocessing = Preprocessing.from_torchvision(member.transforms())
         backbone = Backbone(name, block_list, preprocessing, b"", lambda: None, pretrained=True)
-        size = backbone.image_size_for("auto", PHOTOGRAPHS)
+        size = backbone.image_size_for("auto", images)
         if size is not None:
             x = torch.empty(1, 3, *size, device="meta")
             for _, block in block_list.blocks:

@@ -26,6 +26,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNet
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 from sktransfer.diagnostics.cost import Cost, estimate_cost
@@ -44,10 +45,27 @@ def embedding(extractor):
     return make_pipeline(extractor, RidgeClassifier())
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """Record the number of labeled images of each training step."""
+    recorded, step = [], NeuralNet.train_step_single
+
+    def recording(self, batch, **parameters):
+        recorded.append(len(batch[1]))
+        return step(self, batch, **parameters)
+
+    monkeypatch.setattr(NeuralNet, "train_step_single", recording)
+    return recorded
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
         {},
+        {"averaging": 1.0},
+        {"averaging": 0.5, "n_views": None},
+        {"augment": "standard", "n_views": None, "averaging": 1.0},
+        {"max_epochs": "auto"},
         {"augment": None, "n_views": None},
         {"n_views": None},
         {"n_views": None, "unfreeze": (1,)},
@@ -56,7 +74,7 @@ def embedding(extractor):
         {"cache": None},
     ],
 )
-def test_estimate_cost_equals_the_counts_of_a_classifier_search(log, store, parameters):
+def test_estimate_cost_equals_the_counts_of_a_classifier_search(log, store, trained, parameters):
     parameters = {"cache": store, **parameters}
     search = GridSearchCV(
         classifier(CountingTiny(log), **parameters),
@@ -66,11 +84,14 @@ def test_estimate_cost_equals_the_counts_of_a_classifier_search(log, store, para
     )
     cost = estimate_cost(search, X, Y)
     log.unlink(missing_ok=True)
+    trained.clear()
     search.fit(X, Y)
     best = search.best_estimator_
     assert cost.fits == 5
     assert cost.images_embedded == counted(log)
-    assert cost.images_trained == len(best.history_) * (2 * 2 * 42 + N)
+    assert cost.images_trained == sum(trained)
+    tries = best.averaging == "auto" and best.unfreeze == (0, 1)
+    assert (cost.images_trained > len(best.history_) * (2 * 2 * 42 + N)) == tries
     assert cost.seconds > 0
     stored_bytes = sum(table.bytes for table in store.info().tables)
     boundary = min(stage["boundary"] for stage in best.stages_)
@@ -97,22 +118,23 @@ BOTH_LABELS = np.concatenate([Y, np.full(30, Y[0])])
         {"batch_norm": "adapt"},
     ],
 )
-def test_estimate_cost_counts_target_images(log, store, parameters):
+def test_estimate_cost_counts_target_images(log, store, trained, parameters):
     estimator = classifier(CountingTiny(log), cache=store, early_stopping=False, **parameters)
     cost = estimate_cost(estimator, BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
     source_only = estimate_cost(estimator, X, Y) if "batch_norm" in parameters else None
     log.unlink(missing_ok=True)
+    trained.clear()
     estimator.fit(BOTH_DOMAINS, BOTH_LABELS, sample_domain=DOMAIN)
     matched = 0 if source_only is None else N + 30  # not in inference mode, so not in the log
     assert cost.images_embedded - matched == counted(log)
     domains = 2 if "domain_adversarial" in parameters else 1
-    assert cost.images_trained == domains * N * len(estimator.history_)
+    assert cost.images_trained == domains * sum(trained)
 
 
 @pytest.mark.parametrize("early_stopping", [True, "auto", False])
 @pytest.mark.parametrize("n_views", [2, None])
 def test_estimate_cost_holds_out_as_many_images_as_the_fit(
-    log, store, monkeypatch, early_stopping, n_views
+    log, store, trained, monkeypatch, early_stopping, n_views
 ):
     monkeypatch.setattr("sktransfer.finetuning.plan.MIN_IMAGES_TO_HOLD_OUT", N)
     estimator = classifier(
@@ -120,13 +142,14 @@ def test_estimate_cost_holds_out_as_many_images_as_the_fit(
     )
     cost = estimate_cost(estimator, X, Y)
     log.unlink(missing_ok=True)
+    trained.clear()
     estimator.fit(X, Y)
     held_out = 0 if early_stopping is False else 6
     assert (estimator.stages_[0]["valid_loss"] is None) == (not held_out)
     # An upper bound: held-out images have no augmented views, and train in no epoch.
     spared = held_out * (2 if n_views else 1 + estimator.max_epochs)
     assert 0 <= cost.images_embedded - counted(log) - spared <= len(np.unique(Y))
-    assert cost.images_trained == N * estimator.max_epochs
+    assert cost.images_trained - sum(trained) == held_out * estimator.max_epochs
 
 
 def test_estimate_cost_holds_nothing_out_by_default_with_an_adversary(log, store, monkeypatch):
@@ -139,7 +162,8 @@ def test_estimate_cost_holds_nothing_out_by_default_with_an_adversary(log, store
 
 
 def test_estimate_cost_of_a_whole_network_caches_nothing(log, store):
-    cost = estimate_cost(classifier(CountingTiny(log), unfreeze="all", cache=store), X, Y, cv=3)
+    estimator = classifier(CountingTiny(log), unfreeze="all", augment="light", cache=store)
+    cost = estimate_cost(estimator, X, Y, cv=3)
     assert (cost.fits, cost.images_embedded, cost.bytes_cached) == (3, 0, 0)
     assert cost.images_trained == 3 * 40 * 2
 
@@ -187,7 +211,8 @@ def test_estimate_cost_equals_the_counts_of_nested_cross_validation(log, store):
 
 
 def test_estimate_cost_counts_both_estimators_of_a_union():
-    union = FeatureUnion([("a", PretrainedFeatureExtractor(Tiny)), ("b", classifier(n_views=0))])
+    tuned = classifier(n_views=0, averaging=1.0)
+    union = FeatureUnion([("a", PretrainedFeatureExtractor(Tiny)), ("b", tuned)])
     cost = estimate_cost(Pipeline([("union", union), ("ridge", RidgeClassifier())]), X, Y, cv=3)
     assert cost.fits == 3
     assert cost.images_trained == 3 * 40 * 2
@@ -373,7 +398,7 @@ def test_estimate_cost_equals_the_counts_of_meta_estimators(make, data, cv, cach
     ],
 )
 def test_estimate_cost_counts_the_fits_of_members(make, fits):
-    cost = estimate_cost(make(classifier()), X, Y)
+    cost = estimate_cost(make(classifier(averaging=1.0)), X, Y)
     assert cost.fits == fits
     folds, refits = fits - (fits == 4) - 2 * (fits == 2) - (fits == 7), fits in (2, 4, 7)
     n = folds * 40 + (2 if fits == 2 else 1) * refits * N
@@ -412,3 +437,17 @@ def test_estimate_cost_says_that_it_cannot_count(estimator):
 def test_estimate_cost_checks_its_parameters_before_an_image_is_read(estimator, cv):
     with pytest.raises((ValueError, TypeError), match=r"^Got "):
         estimate_cost(estimator, Unread(), np.arange(12) % 2, cv=cv)
+
+
+@pytest.mark.parametrize(("n", "checked"), [(60, True), (30, False)])
+def test_estimate_cost_decides_as_the_fit_does(log, store, trained, n, checked):
+    """The second part of the images is too small to hold 10 out."""
+    estimator = FineTunedImageClassifier(CountingTiny(log), cache=store, n_views=1)
+    cost = estimate_cost(estimator, X[:n], Y[:n])
+    log.unlink(missing_ok=True)
+    trained.clear()
+    estimator.fit(X[:n], Y[:n])
+    assert set(estimator.decision_.parameters) == {"unfreeze", "augment", "max_epochs", "lr"}
+    assert cost.images_embedded == counted(log)
+    assert cost.images_trained == sum(trained)
+    assert (cost.images_trained > n * len(estimator.history_)) == checked

@@ -14,14 +14,15 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from sktransfer import (
+    FineTunedImageClassifier,
     ImageError,
     PretrainedFeatureExtractor,
     rank_backbones,
     recommend_strategy,
 )
 from sktransfer.diagnostics import strategy
-from sktransfer.diagnostics.ranking import make_folds
 from sktransfer.diagnostics.strategy import decide, make_estimator
+from sktransfer.finetuning import decision
 
 X, y = load_digits(n_class=3, return_X_y=True)
 X, y = X[:60], np.array(["zero", "one", "two"])[y[:60]]
@@ -47,7 +48,7 @@ def far():
 
 @pytest.fixture(scope="module")
 def near():
-    return recommend_strategy(*cuts(14), extractor=AT_64)
+    return recommend_strategy(*cuts(8), extractor=AT_64)
 
 
 def test_recommend_strategy_tunes_all_blocks_for_scans(far):
@@ -65,19 +66,19 @@ def test_recommend_strategy_keeps_the_network_frozen_for_few_photographs(near):
     assert near.strategy == "frozen"
     assert not near.different
     assert not near.many
-    assert near.counts == {"flower": 7, "temple": 7}
+    assert near.counts == {"flower": 4, "temple": 4}
     assert near.probe_results.gray < 0.5
 
 
 @pytest.mark.parametrize(
     ("images_per_class", "cosine", "pretrained", "expected"),
     [
-        (9.9, 0.44, True, (False, False, "frozen")),
-        (10, 0.44, True, (True, False, "staged")),
-        (9.9, 0.45, True, (False, True, "full")),
-        (10, 0.45, True, (True, True, "full")),
-        (9.9, 0.44, False, (False, False, "scratch")),
-        (10, 0.45, False, (True, True, "scratch")),
+        (4.9, 0.44, True, (False, False, "frozen")),
+        (5, 0.44, True, (True, False, "staged")),
+        (4.9, 0.45, True, (False, True, "full")),
+        (5, 0.45, True, (True, True, "full")),
+        (4.9, 0.44, False, (False, False, "scratch")),
+        (5, 0.45, False, (True, True, "scratch")),
     ],
 )
 def test_decide_maps_image_count_and_cosine_to_a_strategy(
@@ -92,11 +93,17 @@ def test_ranking_and_strategy_report_the_same_accuracy(far):
     assert row.spread == far.probe_results.spread
 
 
-def test_frozen_estimator_is_the_measured_probe(near):
-    X, y = cuts(14)
-    folds = make_folds(np.unique(y, return_inverse=True)[1], random_state=0)
-    scores = cross_val_score(near.estimator_, X, y, cv=folds)
-    assert scores.mean() == pytest.approx(near.probe_results.accuracy)
+@pytest.mark.parametrize("n_images", [8, 14])
+def test_recommended_estimator_has_the_values_that_the_default_decides(n_images):
+    X, y = cuts(n_images)
+    report = recommend_strategy(X, y, extractor=AT_64, random_state=3)
+    default = FineTunedImageClassifier(image_size=(64, 64), random_state=3, cache=None).fit(X, y)
+    decided = default.decision_.parameters
+    assert default.decision_.strategy == report.strategy
+    assert set(decided) == {"unfreeze", "augment", "max_epochs", "lr"}
+    assert {name: getattr(report.estimator_, name) for name in decided} == decided
+    recommended = clone(report.estimator_).set_params(cache=None).fit(X, y)
+    np.testing.assert_array_equal(recommended.predict_proba(X), default.predict_proba(X))
 
 
 def test_recommend_strategy_rejects_other_extractors():
@@ -130,7 +137,7 @@ def test_recommend_strategy_embeds_each_image_once(log, monkeypatch):
 
 
 def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
-    monkeypatch.setattr(strategy, "_MAX_MEASURED", 40)
+    monkeypatch.setattr(decision, "MAX_MEASURED", 40)
     X, y = images(200), np.repeat([0, 1, 2], [150, 45, 5])
     monkeypatch.setattr(strategy, "estimate_cost", lambda *_: None)
     report = recommend_strategy(X, y, extractor=PretrainedFeatureExtractor(CountingTiny(log)))
@@ -172,30 +179,25 @@ def test_recommend_strategy_is_reproducible_for_a_seed(far):
 @pytest.mark.parametrize("name", strategy.STRATEGIES)
 def test_make_estimator_returns_an_estimator_that_fits_and_predicts(name):
     X, y = cuts(14)
-    estimator = make_estimator(
-        name, PretrainedFeatureExtractor(image_size=32), different=True, random_state=0
+    extractor = PretrainedFeatureExtractor(
+        image_size=32, weights=None if name == "scratch" else "default"
     )
-    if name == "frozen":
-        assert estimator.fit(X, y).score(X, y) == 1
-        return
+    estimator = make_estimator(name, extractor, augment="light", random_state=0)
+    assert (estimator.augment, estimator.image_size) == ("light", 32)
     estimator.set_params(max_epochs=1, n_views=1)
     assert set(estimator.fit(X, y).predict(X)) <= {"temple", "flower"}
-    stages = {"staged": ["head", "last 2 blocks"], "full": ["head", "all"], "scratch": ["all"]}
-    assert [stage["stage"] for stage in estimator.stages_] == stages[name]
-    assert estimator.weights == (None if name == "scratch" else "default")
+    stages = {"frozen": ["head"], "staged": ["head", "last 4 blocks"], "full": ["head", "all"]}
+    assert [stage["stage"] for stage in estimator.stages_] == stages.get(name, ["all"])
+    assert estimator.weights == extractor.weights
 
 
 def test_recommended_estimator_is_unfitted_and_ready_to_fit(near):
     with pytest.raises(NotFittedError):
         check_is_fitted(near.estimator_)
-    X, y = cuts(14)
-    assert [name for name, _ in near.estimator_.steps] == [
-        "pretrainedfeatureextractor",
-        "normalizer",
-        "logisticregression",
-    ]
+    X, y = cuts(8)
+    assert near.estimator_.unfreeze == (0,)
     assert clone(near.estimator_).fit(X, y).score(X, y) == 1
-    assert near.cost.images_embedded == 14
+    assert near.cost.images_embedded == 8 * 2  # the images, and a view of each
     assert near.cost.images_trained == 0
 
 
@@ -212,10 +214,10 @@ def test_recommend_strategy_trains_from_scratch_without_weights():
         X, y, extractor=PretrainedFeatureExtractor(weights=None, image_size=32)
     )
     assert report.strategy == "scratch"
-    assert report.case == "Few images, no pretrained weights"
+    assert report.case == "Many images, no pretrained weights"
     assert not any("cosine" in reason for reason in report.reasons)
     assert report.estimator_.weights is None
-    assert report.estimator_.unfreeze == "all"
+    assert report.estimator_.unfreeze == ("all",)
     assert "Got weights=None, so there are no pretrained weights to keep." in report.reasons
 
 

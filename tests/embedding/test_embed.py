@@ -56,7 +56,8 @@ X_MANY, Y_MANY = images(200), np.arange(200) % 2
             0,
         ),
         (lambda: VotingClassifier([("a", in_a_pipeline())]).fit(X_MANY, Y_MANY), 0),
-        (lambda: make_classifier(verbose=1, unfreeze=(0,)).fit(X_MANY, Y_MANY), 1),
+        (lambda: make_classifier(verbose=1, unfreeze=0, augment=None).fit(X_MANY, Y_MANY), 1),
+        (lambda: make_classifier(verbose=1, unfreeze=0).fit(X_MANY, Y_MANY), 2),  # it decides first
         (lambda: make_classifier(verbose=0, unfreeze=(0,)).fit(X_MANY, Y_MANY), 0),
     ],
 )

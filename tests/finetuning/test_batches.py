@@ -4,7 +4,13 @@ import torch
 from helpers import SIZE, images
 
 from sktransfer.data.images import as_images
-from sktransfer.finetuning.batches import CachedBatches, ImageBatches, PairedBatches, SoftTargets
+from sktransfer.finetuning.batches import (
+    CachedBatches,
+    ImageBatches,
+    MapChange,
+    PairedBatches,
+    SoftTargets,
+)
 from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
@@ -286,3 +292,80 @@ def test_minimum_changes_no_batch_that_is_large_enough(n, batch_size):
     for (x, y), (same_x, same_y) in zip(epoch(plain), epoch(limited), strict=True):
         assert torch.equal(x, same_x)
         assert torch.equal(y, same_y)
+
+
+MAPS = np.random.RandomState(0).rand(12, 1, 2, 5, 7).astype(np.float32)
+
+
+def changed(mirrors, crops, batch_size=4, seed=0):
+    """Return batches of changed maps with the unchanged maps of the same images."""
+    loader = CachedBatches(
+        MAPS.reshape(12, 1, -1),
+        SoftTargets(np.arange(12), np.ones(12), ClassificationTask(np.arange(12))),
+        batch_size,
+        CPU,
+        change=MapChange((2, 5, 7), mirrors, crops),
+    )
+    batches = epoch(loader, seed)
+    return [(x, torch.from_numpy(MAPS[t.argmax(1).numpy(), 0])) for x, t in batches]
+
+
+def crops_of(maps):
+    return {
+        (top, left): maps[..., top : top + 4, left : left + 6] for top in (0, 1) for left in (0, 1)
+    }
+
+
+def test_maps_keep_their_values_without_a_change():
+    for x, maps in changed(mirrors=False, crops=False):
+        assert torch.equal(x, maps)
+
+
+def test_half_of_the_maps_are_mirrored():
+    mirrored = []
+    for number in range(20):
+        for x, maps in changed(mirrors=True, crops=False, seed=number):
+            for one, original in zip(x, maps, strict=True):
+                mirrored.append(torch.equal(one, original.flip(-1)))
+                assert mirrored[-1] or torch.equal(one, original)
+    assert len(mirrored) == 240
+    assert 0.4 < np.mean(mirrored) < 0.6
+
+
+def test_batch_of_maps_loses_a_row_and_a_column_at_the_same_border():
+    seen = []
+    for number in range(20):
+        for x, maps in changed(mirrors=False, crops=True, seed=number):
+            assert x.shape == (4, 2, 4, 6)
+            seen += [where for where, crop in crops_of(maps).items() if torch.equal(x, crop)]
+    assert len(seen) == 60, "each batch has one crop"
+    assert set(seen) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_maps_are_mirrored_after_the_crop():
+    for x, maps in changed(mirrors=True, crops=True):
+        options = [crop for part in crops_of(maps).values() for crop in (part, part.flip(-1))]
+        for row, one in enumerate(x):
+            assert any(torch.equal(one, option[row]) for option in options)
+
+
+def test_changes_of_maps_depend_on_the_seed_of_the_epoch():
+    def joined(**options):
+        return torch.cat([x for x, _ in changed(mirrors=True, crops=True, **options)])
+
+    assert torch.equal(joined(seed=3), joined(seed=3))
+    assert not torch.equal(joined(seed=3), joined(seed=4))
+
+
+def test_changed_maps_have_their_own_targets_if_they_are_mixed():
+    loader = CachedBatches(
+        MAPS.reshape(12, 1, -1),
+        SoftTargets(np.arange(12), np.ones(12), ClassificationTask(np.arange(12))),
+        4,
+        CPU,
+        change=MapChange((2, 5, 7), mirrors=False, crops=False),
+        mixup=0.5,
+    )
+    for x, t in epoch(loader):
+        expected = torch.einsum("bn,nchw->bchw", t, torch.from_numpy(MAPS[:, 0]))
+        torch.testing.assert_close(x, expected)

@@ -21,7 +21,7 @@ from sktransfer.backbones.loading import load_backbone
 
 @pytest.fixture(scope="module")
 def source():
-    return make_classifier(Tiny, early_stopping=False).fit(X, Y)
+    return make_classifier(Tiny, averaging=1.0, early_stopping=False).fit(X, Y)
 
 
 def extractor(backbone, **parameters):

@@ -19,14 +19,17 @@ def to_the_end(monkeypatch):
     monkeypatch.setattr(room, "_TOL", 1e-10)
 
 
+# Standard deviations of the features, without the distance between classes.
+SCALES = 10.0 ** np.linspace(-0.5, 0.5, 8)
+
+
 def labeled(n=60, classes=3, width=8, views=2, *, noise=1.0, seed=0):
-    """Draw embeddings around the center of each class, with dimensions of very different scale."""
+    """Draw embeddings around the center of each class, with dimensions of different scale."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
     centers = np.random.default_rng(7).normal(size=(classes, width))
-    scales = 10.0 ** np.linspace(-1, 2, width)
     drawn = centers[y][:, None] + noise * rng.normal(size=(n, views, width))
-    embeddings = (3.0 + drawn) * scales
+    embeddings = (3.0 + drawn) * SCALES[:width]
     return LabeledEmbeddings(embeddings.astype(np.float32), y, rng.uniform(0.5, 2, n))
 
 
@@ -42,7 +45,7 @@ def assert_same(head, expected, data):
 
 
 def scaling(data):
-    """Compute center and floored scale image by image."""
+    """Compute the center, and the mean of the standard deviations, image by image."""
     rows = [
         (view.astype(float), w / len(views))
         for views, w in zip(data.embeddings, data.weights, strict=True)
@@ -51,7 +54,7 @@ def scaling(data):
     total = sum(w for _, w in rows)
     center = sum(w * row for row, w in rows) / total
     deviation = np.sqrt(sum(w * (row - center) ** 2 for row, w in rows) / total)
-    return center, np.sqrt(deviation**2 + (0.5 * deviation.mean()) ** 2)
+    return center, deviation.mean()
 
 
 def plain(data, strength, scale_by):
@@ -174,7 +177,7 @@ def test_two_classes_have_mirrored_logits():
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_constant_dimension_gets_a_negligible_weight(value):
     train = labeled(views=1)
-    embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
+    embeddings = (train.embeddings / SCALES).astype(np.float32)
     embeddings[:, :, 3] = value
     head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
     assert np.abs(head.weight[:, 3]).max() < 1e-3 * np.abs(head.weight).max()
@@ -186,7 +189,7 @@ def test_constant_dimension_gets_a_negligible_weight(value):
 
 def test_nearly_constant_dimension_gets_a_bounded_weight():
     train = labeled(views=1)
-    embeddings = (train.embeddings / 10.0 ** np.linspace(-1, 2, 8)).astype(np.float32)
+    embeddings = (train.embeddings / SCALES).astype(np.float32)
     # It separates the classes perfectly, at a scale that is lost in other computations.
     embeddings[:, 0, 3] = 1e-5 * train.y
     head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
@@ -261,32 +264,57 @@ def test_folds_do_not_depend_on_the_row_order():
     assert_same(head, shuffled_head, data)
 
 
+@pytest.mark.usefixtures("to_the_end")
 @pytest.mark.parametrize("valid", [None, labeled(30, noise=0.1, seed=1, views=1)])
-def test_tiny_set_has_a_strength_of_at_most_a_tenth(valid):
+def test_given_strength_is_used(valid):
     data = labeled(noise=0.1)
-    assert fit_head(data, valid, 3).strength > 1
-    assert fit_head(data, valid, 3, tiny=True).strength == pytest.approx(0.1)
+    chosen = fit_head(data, valid, 3)
+    assert chosen.strength > 1
+    head = fit_head(data, valid, 3, strength=0.01)
+    assert head.strength == 0.01
+    assert np.abs(head.weight).max() < 0.5 * np.abs(chosen.weight).max()
+    assert_same(fit_head(data, valid, 3, strength=chosen.strength), chosen, data)
 
 
-@pytest.mark.parametrize("tiny", [False, True])
-def test_strength_is_the_default_if_a_class_has_a_single_image(tiny):
-    data = labeled(31)
-    rows = np.flatnonzero((data.y != 2) | (np.arange(31) == 2))
-    head = fit_head(data.take(rows), None, 3, tiny=tiny)
-    assert head.strength == 0.03
+def folds_of(data):
+    return [
+        [set(part.embeddings[:, 0, 0].tolist()) for part in fold] for fold in room._folds(data, 3)
+    ]
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_class_with_a_single_image_is_trained_on_in_all_folds(copies):
+    data = labeled(31, noise=0.1)
+    data = data.take(np.r_[np.flatnonzero(data.y != 2), [2] * copies])
+    alone = data.embeddings[-1, 0, 0].item()
+    folds = folds_of(data)
+    assert len(folds) == 3
+    assert all(alone in train and alone not in valid for train, valid in folds)
+    assert set().union(*(valid for _, valid in folds)) == {
+        *data.embeddings[:-copies, 0, 0].tolist()
+    }
+    head = fit_head(data, None, 3)
+    assert head.strength > 1, "the other classes show that the images are easy"
+    assert (logits_of(head, data.embeddings[:, 0]).argmax(1) == data.y).all()
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_strength_is_the_default_if_all_classes_have_a_single_image(copies):
+    data = labeled(3).take(np.repeat(np.arange(3), copies))
+    head = fit_head(data, None, 3)
+    assert head.strength == 0.1
     assert np.isfinite(head.weight).all()
 
 
-def test_copies_of_an_image_count_as_one_for_the_folds():
-    data = labeled(31)
-    rows = np.r_[np.flatnonzero(data.y != 2), 2, 2, 2]
-    assert fit_head(data.take(rows), None, 3).strength == 0.03
+def test_folds_keep_copies_of_an_image_together():
+    data = labeled(30).take(np.repeat(np.arange(30), 2))
+    assert all(not train & valid for train, valid in folds_of(data))
 
 
 def test_two_images_per_class_are_enough_for_folds():
     data = labeled(6, noise=0.1)
     head = fit_head(data, None, 3)
-    assert head.strength != 0.03
+    assert head.strength != 0.1
     assert (logits_of(head, data.embeddings[:, 0]).argmax(1) == data.y).all()
 
 

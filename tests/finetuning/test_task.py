@@ -39,7 +39,7 @@ class RegressionTask(Task):
     def batch_targets(self, targets, weights, label_smoothing):
         return torch.from_numpy(np.column_stack([targets, weights]).astype(np.float32))
 
-    def fit_head(self, train, valid, *, small, device):
+    def fit_head(self, train, valid, *, strength=None, device):
         views = train.embeddings.shape[1]
         x = train.embeddings.reshape(-1, train.embeddings.shape[-1]).astype(float)
         y = np.repeat(train.y, views)
