@@ -194,7 +194,7 @@ default="auto"
     >>> classifier.fit(X[:60], y[:60]).score(X[60:90], y[60:90]) > 0.9
     True
     >>> [stage["stage"] for stage in classifier.stages_]
-    ['head', 'last 2 blocks']
+    ['head', 'all']
     """
 
     _task: ClassificationTask

@@ -166,8 +166,8 @@ def estimate_cost(
     >>> estimate_cost(search, X[:60], y[:60])  # doctest: +ELLIPSIS
     Cost, at most
       fits               7
-      images embedded    120
-      images trained     600
+      images embedded    180
+      images trained     1,046
       disk space         ...
       time               ... in one process, excluding the head fit
     """

@@ -116,7 +116,7 @@ def decide(images_per_class: float, mean_interclass_cosine: float, pretrained: b
 
     Examples
     --------
-    >>> decide(5, 0.2, pretrained=True)
+    >>> decide(4, 0.2, pretrained=True)
     Decision(many=False, different=False, strategy='frozen')
     """
     many, different = images_per_class >= MANY, mean_interclass_cosine >= DIFFERENT

@@ -152,11 +152,9 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             if self.decision_.parameters:
                 progress.note(f"{type(self).__name__}: {self.decision_}")
             net, self.stages_ = fit.run(progress)
-            tuned = fit.tuned_state(net)
-            progress.finish(lambda: {"_net": None, "_tuned": tuned})
         self.interrupted_ = fit.interrupted
         self.averaging_, self.temperature_ = fit.averaging.share, 1 / fit.averaging.factor
-        self._net, self._tuned = net, tuned
+        self._net, self._tuned = net, fit.tuned_state(net)
         if target is not None and self.batch_norm == "adapt":
             self._adapt(labeled.images, target.images)
         return self

@@ -149,16 +149,6 @@ class FitProgress:
         if self.drawn:
             tqdm.write(text)
 
-    def finish(self, reconstruction: Any) -> None:
-        """Set the fitted attributes at the end of the fit, if they differ from the last epoch's.
-
-        Parameters
-        ----------
-        reconstruction : dict or callable
-            See `StageProgress.update`.
-        """
-        self._reconstruction = reconstruction
-
     @contextlib.contextmanager
     def _run(self, task: Any) -> Iterator[None]:
         """Begin a task, and end it in any case."""
