@@ -98,9 +98,8 @@ def held_out_share(n_images: int) -> float:
 
 def tries(plan: FitPlan, n_images: int) -> bool:
     """Return whether a fit trains another time to choose the average on held-out images."""
-    if plan.trains_all:
-        return n_images <= _MAX_IMAGES_OF_ALL
-    return plan.cached and n_images < MIN_IMAGES_TO_HOLD_OUT
+    limit = _MAX_IMAGES_OF_ALL if plan.trains_all else MIN_IMAGES_TO_HOLD_OUT - 1
+    return n_images <= limit
 
 
 class FineTuning:

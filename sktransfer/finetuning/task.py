@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _MIN_TRAIN_IMAGES = 2
 # A training set with fewer images of some class is small.
 _SMALL_CLASS = 10
-# Largest factor on the logits, and its penalty, in images.
-_MAX_FACTOR, _FACTOR_PENALTY = 3.0, 10.0
+# Limits of the factor on the logits, and its penalty, in images.
+_FACTORS, _FACTOR_PENALTY = (0.1, 3.0), 10.0
 
 
 class Task(ABC):
@@ -230,8 +230,8 @@ class ClassificationTask(Task):
         def penalized(log_factor: float) -> float:
             return float(losses(log_factor).sum()) + _FACTOR_PENALTY * log_factor**2
 
-        limit = math.log(_MAX_FACTOR)
-        best = float(minimize_scalar(penalized, bounds=(-limit, limit), method="bounded").x)
+        bounds = tuple(map(math.log, _FACTORS))
+        best = float(minimize_scalar(penalized, bounds=bounds, method="bounded").x)
         return math.exp(best), losses(best)
 
     def metric(self, outputs: torch.Tensor, targets: torch.Tensor) -> int:

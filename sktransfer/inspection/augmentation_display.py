@@ -53,7 +53,7 @@ class AugmentationDisplay:
     ...     digits, augment="light", n_images=2, n_views=3, image_shape=(8, 8)
     ... )
     >>> display.views.shape, display.axes_.shape
-    ((2, 4, 224, 224, 3), (2, 4))
+    ((2, 4, 96, 96, 3), (2, 4))
     """
 
     def __init__(self, views: np.ndarray, name: str = "") -> None:

@@ -78,7 +78,7 @@ def test_share_between_is_the_average_of_all_weights(share, parameters):
 
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, 2)])
 @pytest.mark.parametrize("known", [True, False])
-def test_share_and_temperature_have_the_lowest_loss_on_validation_images(unfreeze, known):
+def test_share_is_the_largest_whose_loss_is_near_the_lowest_on_validation_images(unfreeze, known):
     """Labels of noise have nothing that tuning could learn."""
     data = (X, Y) if known else (images(60, seed=5), Y)
     valid = (X_TEST, Y_TEST) if known else (images(30, seed=6), Y[:30])
@@ -88,15 +88,17 @@ def test_share_and_temperature_have_the_lowest_loss_on_validation_images(unfreez
     for share in SHARES:
         one = classifier(**settings, averaging=share).fit(*data, X_val=valid[0], y_val=valid[1])
         outputs = one._outputs(valid[0])
-        factor, loss = TASK.calibrate(outputs, y, np.ones(30))
-        assert loss == pytest.approx(log_loss(factor * outputs, y))
-        losses.append(loss)
+        factor, values = TASK.calibrate(outputs, y, np.ones(30))
+        assert values.mean() == pytest.approx(log_loss(factor * outputs, y))
+        losses.append(values)
         if share == chosen.averaging_:
             np.testing.assert_allclose(
                 chosen._outputs(X_TEST), factor * one._outputs(X_TEST), rtol=1e-3, atol=1e-3
             )
             assert chosen.temperature_ == pytest.approx(1 / factor, rel=1e-3)
-    assert losses[SHARES.index(chosen.averaging_)] == pytest.approx(min(losses), rel=1e-3)
+    differences = np.array(losses) - min(losses, key=np.mean)
+    near = differences.mean(axis=1) <= differences.std(axis=1) / np.sqrt(30)
+    assert chosen.averaging_ == max(np.array(SHARES)[near])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -189,8 +191,8 @@ def test_few_images_use_the_usual_share_without_a_check(trials, unfreeze, share)
 
 @pytest.mark.parametrize(("unfreeze", "share"), [((0, 1), 0.75), ((0, 2), 1.0)])
 def test_many_images_use_the_usual_share_without_a_check(trials, monkeypatch, unfreeze, share):
-    limit = "_MAX_IMAGES_OF_ALL" if unfreeze == (0, 2) else "MIN_IMAGES_TO_HOLD_OUT"
-    monkeypatch.setattr(room, limit, 60)
+    monkeypatch.setattr(room, "_MAX_IMAGES_OF_ALL", 59)
+    monkeypatch.setattr(room, "MIN_IMAGES_TO_HOLD_OUT", 60)
     assert fitted(unfreeze=unfreeze).averaging_ == share
     assert not trials
     classifier(unfreeze=unfreeze).fit(X[:59], Y[:59])
@@ -219,10 +221,9 @@ def test_check_does_not_change_the_training_of_the_fit(parameters):
     )
 
 
-def test_labels_that_tuning_cannot_learn_keep_the_weights_before():
+def test_probabilities_are_calibrated_for_labels_that_nothing_can_learn():
     noise, labels = images(120, seed=8), np.random.RandomState(0).randint(0, 3, 120)
     fit = classifier(lr=0.03, max_epochs=8).fit(noise, labels)
-    assert fit.averaging_ == 0
     assert fit.temperature_ > 1
     p = fit.predict_proba(images(60, seed=9))
     assert p.max() < 0.7, "the probabilities are calibrated"
@@ -337,7 +338,8 @@ def drawn(n, temperature, seed=0):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_calibrate_finds_the_temperature(temperature):
     outputs, labels = drawn(20_000, temperature)
-    factor, loss = TASK.calibrate(outputs, labels, np.ones(len(labels)))
+    factor, values = TASK.calibrate(outputs, labels, np.ones(len(labels)))
+    loss = values.mean()
     assert 1 / factor == pytest.approx(temperature, rel=0.05)
     assert loss == pytest.approx(log_loss(factor * outputs, labels))
     for other in (0.9, 1.1):
@@ -350,7 +352,7 @@ def test_calibrate_needs_evidence_for_a_factor_far_from_one():
         TASK.calibrate(np.repeat(outputs, n, axis=0), np.repeat(labels, n), np.ones(3 * n))[0]
         for n in (1, 10, 1000)
     ]
-    assert 1 < factors[0] < factors[1] < factors[2] <= 10
+    assert 1 < factors[0] < factors[1] < factors[2] <= 3
 
 
 def test_calibrate_weighs_the_images():
