@@ -106,7 +106,7 @@ def test_fine_tune_with_defaults_beats_frozen_embeddings(tmp_path):
 @pytest.mark.slow
 def test_which_strategy_prints_the_report_and_scores(tmp_path):
     printed = run("07_which_strategy.py", tmp_path, "--digits", "60", "--epochs", "2")
-    assert printed.startswith("Few images, different from the pretraining images")
+    assert printed.startswith("Many images, different from the pretraining images")
     assert "estimator_: FineTunedImageClassifier(augment='light'" in printed
     for name in ("recommended", "frozen"):
         assert numbers(rf"{name} +accuracy (\d\.\d+) in", printed)[0] > 0.5

@@ -97,7 +97,8 @@ def test_saved_weights_give_the_same_embedding_in_another_process(source, tmp_pa
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "shufflenet_v2_x0_5"])
 def test_saved_weights_of_known_networks_give_the_tuned_embedding(name, tmp_path):
     weights = "default" if name == "efficientnet_lite0" else None
-    options = {"unfreeze": (0, 1), "lr": 0.01, "augment": None, "random_state": 0}
+    options = {"unfreeze": (0, 1), "lr": 3e-3, "augment": None, "random_state": 0}
+    options["image_size"] = None  # as the extractor below
     photos = images(12, side=40)
     source = FineTunedImageClassifier(name, weights=weights, **options, cache=None)
     source.fit(photos, np.arange(12) % 2)
