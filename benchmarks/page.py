@@ -361,6 +361,13 @@ are not counted, because that run showed that the data set contains these drawin
 """
 
 
+# The remark of sections whose figures were not measured again.
+_EARLIER = (
+    "Measured with earlier defaults of `FineTunedImageClassifier`: two tuned blocks, three views of "
+    "each image, and no average of the weights."
+)
+
+
 def strategies_section() -> str:
     figures = load("strategies")
     names = ["frozen", "staged", "full", "scratch"]
@@ -386,6 +393,8 @@ def strategies_section() -> str:
     always = [f"{test['always'][name]} (`{name}`)" for name in names]
     path = strategies_plot(figures["rows"], names)
     return f"""## Choices of recommend_strategy
+
+{_EARLIER}
 
 Accuracy on held-out images, after training on a few images per class (`benchmarks/strategies.py`).
 The last two blocks are trained for 6 epochs and all blocks for 10, which is few for small data sets
@@ -470,6 +479,8 @@ def domain_section() -> str:
     tables = "\n\n".join(parts)
     return f"""## Domain shift
 
+{_EARLIER}
+
 The source domain has labels; the target domain does not. The tables show the accuracy on other
 images of the target, over {figures["seeds"]} seeds (`benchmarks/domain_shift.py`):
 
@@ -506,6 +517,8 @@ def corruptions_section() -> str:
         for policy in figures["tuned"]["recovered, one corruption"]
     ]
     return f"""## Corrupted images
+
+{_EARLIER}
 
 Accuracy on corrupted test photographs, after training with the augmented views of each policy,
 over {len(figures["folds"])} folds (`benchmarks/industrial.py`). "one corruption" is the mean over
