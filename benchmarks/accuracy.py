@@ -224,12 +224,10 @@ def tabulate(fits: list[dict]) -> list[dict[str, Any]]:
             row[variant] = {"accuracy": round(float(np.mean(scores)), 4), "fits": len(chosen)}
             for key in ("log_loss", "calibration_error", "seconds"):
                 row[variant][key] = round(float(np.mean([fit[key] for fit in chosen])), 3)
-            row["tested"] = sum({fit["draw"]: fit["tested"] for fit in chosen}.values())
-            if name != PHOTOGRAPHS:  # every draw tests on the same images
-                row["tested"] = chosen[0]["tested"]
+            # Every draw tests on the same images, but each repeat of the folds on all photographs.
+            row["tested"] = len(photographs()[1]) if name == PHOTOGRAPHS else chosen[0]["tested"]
         best = max(row[variant]["accuracy"] for variant in VARIANTS if variant in row)
-        images = min(row["tested"], 432)
-        row["standard_error"] = round(float(np.sqrt(best * (1 - best) / images)), 4)
+        row["standard_error"] = round(float(np.sqrt(best * (1 - best) / row["tested"])), 4)
         if "default" in row:
             row["below_best"] = round((best - row["default"]["accuracy"]), 4)
             row["good"] = row["below_best"] <= row["standard_error"]

@@ -181,7 +181,7 @@ def head(bench: Bench, figures: Figures) -> None:
     for device in (bench.device, torch.device("cpu")):
         start = time.perf_counter()
         valid = data.take(np.arange(n // 4))
-        heads[device.type] = fit_head(data, valid, 8, tiny=True, device=device)
+        heads[device.type] = fit_head(data, valid, 8, device=device)
         figures[f"{device.type}_seconds"] = round(time.perf_counter() - start, 2)
     weight, expected = heads[bench.device.type].weight, heads["cpu"].weight
     figures["differs_by"] = float(abs(weight - expected).max() / abs(expected).max())

@@ -255,7 +255,7 @@ def tuning_section() -> str:
         "crop": "the same with `image_size=None`, 224 x 224",
         "probe": "a linear classifier on frozen embeddings",
         "loop": "a plain torch loop: head, then the last blocks",
-        "loop_288": "the same loop, whole images at 288 x 288",
+        "loop_288": "a plain torch loop, whole images at 288 x 288",
         "fastai": "fastai `fine_tune(5, freeze_epochs=3)`, its fastest settings",
         "fastai_default": "fastai `fine_tune(5, freeze_epochs=3)`",
     }
