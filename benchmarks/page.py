@@ -363,8 +363,8 @@ are not counted, because that run showed that the data set contains these drawin
 
 # The remark of sections whose figures were not measured again.
 _EARLIER = (
-    "Measured with earlier defaults of `FineTunedImageClassifier`: two tuned blocks, three views of "
-    "each image, and no average of the weights."
+    "Measured with earlier defaults of `FineTunedImageClassifier`: two tuned blocks, three views "
+    "of each image, and no average of the weights."
 )
 
 
