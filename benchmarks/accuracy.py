@@ -19,7 +19,7 @@ file of --json are kept, so a run that was stopped goes on.
 The run fails unless the default is the best or within one standard error of the best in 9 of 10
 cases of the test sets, and nowhere more than 1.5 standard errors below the probe.
 
-    python benchmarks/accuracy.py [--sets digits,mnist] [--variants default,probe] [--jobs 2]
+    python benchmarks/accuracy.py [--sets "digits;mnist"] [--variants default,probe] [--jobs 2]
         [--json PATH]
 """
 
@@ -301,7 +301,7 @@ def print_table(rows: list[dict]) -> None:
 def main() -> None:
     names = [*SETS, SCANS, PHOTOGRAPHS]
     parser = command_line(__doc__)
-    parser.add_argument("--sets", help="default: all, separated by commas or semicolons")
+    parser.add_argument("--sets", help="separated by semicolons; default: all")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=joblib.cpu_count(), help="default: all cores")
     parser.add_argument("--measure", nargs=4, metavar=("SET", "SIZE", "DRAW", "VARIANT"))

@@ -69,7 +69,7 @@ def fit(name: str, size: int, seed: int, strategy: str) -> dict[str, Any]:
         else make_estimator(
             strategy,
             PretrainedFeatureExtractor(**common),
-            different=different,
+            augment="light" if different else "standard",
             random_state=seed,
         )
     )

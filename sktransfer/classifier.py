@@ -94,9 +94,9 @@ default="auto"
         temperature that calibrates the probabilities: of the validation images, or, without any, of
         half of the training images, or a quarter of fewer than 200, after another training on the
         others. With fewer than 10 held-out images, or at least 2,000 training images and none held
-        out, it is 0.75. With more than 300 images and a stage that trains all blocks, it is 1. Not
-        used with `domain_adversarial`, or if no head is fitted first. Source: Wortsman et al.,
-        "Robust fine-tuning of zero-shot models", CVPR 2022.
+        out, it is 0.75. If a stage trains all blocks, it is 1 in these cases, and with more than
+        300 training images and none held out. Not used with `domain_adversarial`, or if no head is
+        fitted first. Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn.
     validation_fraction : float, default=0.1

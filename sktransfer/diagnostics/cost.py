@@ -351,8 +351,9 @@ class _Part:
         stored = self.store is not None and self._measured_at == first and n <= MAX_MEASURED
         if first and not plan.cached and not stored:
             tally.add_images(held_out, self._embedding(first), embeds=1)
-        all_blocks = any(stage.boundary == 0 for stage in plan.trained_stages)
-        epochs = choose_training(all_blocks, n)[1] if self.chooses_epochs else options.max_epochs
+        epochs = options.max_epochs
+        if self.chooses_epochs:
+            _, epochs = choose_training(plan.trains_all, n)
         trained = n_trained * epochs
         for stage in plan.trained_stages:
             tally.add_images(trained, self._step(stage), trains=1)

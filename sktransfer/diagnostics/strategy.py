@@ -10,6 +10,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
@@ -320,15 +321,14 @@ def _decided_estimator(
     extractor: PretrainedFeatureExtractor, measured: _Measured, codes: np.ndarray, seed: Any
 ) -> FineTunedImageClassifier:
     """Build the classifier with the values that its fit would decide."""
-    options = {name: getattr(extractor, name) for name in _SHARED_PARAMETERS}
-    estimator = FineTunedImageClassifier(**options, random_state=seed)
+    classifier = _make_classifier(extractor, random_state=seed)
     decided = decide_parameters(
-        estimator,
-        load_backbone(extractor.backbone, extractor.weights).block_list.blocks,
+        classifier,
+        _blocks_of(extractor),
         np.bincount(codes),
         measured.probe_results.mean_interclass_cosine,
     )
-    return estimator.set_params(**decided.parameters)
+    return classifier.set_params(**decided.parameters)
 
 
 def make_estimator(
@@ -339,13 +339,27 @@ def make_estimator(
     Parameters
     ----------
     strategy : {"frozen", "staged", "full", "scratch"}
+        With `"scratch"`, the weights are random, whatever those of the extractor are.
     extractor : PretrainedFeatureExtractor
     **parameters
         Other parameters of the classifier.
     """
-    blocks = load_backbone(extractor.backbone, extractor.weights).block_list.blocks
-    options = {name: getattr(extractor, name) for name in _SHARED_PARAMETERS} | parameters
-    return FineTunedImageClassifier(unfreeze=stages_of(strategy, blocks), **options)
+    classifier = _make_classifier(extractor, **parameters)
+    if strategy == "scratch":
+        classifier.set_params(weights=None)
+    return classifier.set_params(unfreeze=stages_of(strategy, _blocks_of(extractor)))
+
+
+def _make_classifier(
+    extractor: PretrainedFeatureExtractor, **parameters: Any
+) -> FineTunedImageClassifier:
+    """Build a classifier with the settings of an extractor."""
+    shared = {name: getattr(extractor, name) for name in _SHARED_PARAMETERS}
+    return FineTunedImageClassifier(**shared, **parameters)
+
+
+def _blocks_of(extractor: PretrainedFeatureExtractor) -> tuple[tuple[str, nn.Module], ...]:
+    return load_backbone(extractor.backbone, extractor.weights).block_list.blocks
 
 
 def _reasons(decision: Decision, counts: dict[str, int], results: ProbeResults) -> tuple[str, ...]:

@@ -193,11 +193,10 @@ class CachedBatches(EpochBatches):
         for rows in np.array_split(order, self.n_batches):
             views = (rows + self._epoch) % self.values.shape[1]
             if self._on_device is None:
-                x = torch.from_numpy(self.values[rows, views]).to(self.device).float()
+                yield rows, torch.from_numpy(self.values[rows, views]).to(self.device).float()
             else:
                 index = to_device(torch.from_numpy(np.stack([rows, views])), self.device)
-                x = self._on_device[index[0], index[1]].float()
-            yield rows, x
+                yield rows, self._on_device[index[0], index[1]].float()
 
 
 class ImageBatches(EpochBatches):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from sktransfer.finetuning.schedule import resolve_stages
+from sktransfer.finetuning.schedule import resolve_stages, train_all
 
 # Images are different from the pretraining images if their mean inter-class cosine is at least
 # DIFFERENT, and many if their mean number per class is at least MANY. benchmarks/_sets.py has the
@@ -167,8 +167,7 @@ def decide_parameters(
     if is_auto(unfreeze):
         unfreeze = stages_of(case.strategy, blocks)
     stages = resolve_stages(unfreeze, [name for name, _ in blocks])
-    all_blocks = any(stage.boundary == 0 for stage in stages)
-    lr, epochs = choose_training(all_blocks, int(counts.sum()))
+    lr, epochs = choose_training(train_all(stages), int(counts.sum()))
     values = {
         "unfreeze": unfreeze,
         "augment": "light" if case.different else "standard",

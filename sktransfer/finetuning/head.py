@@ -20,7 +20,7 @@ from sklearn.utils import get_tags
 from threadpoolctl import threadpool_limits
 
 # Values of C that are tried, from strong to weak regularization.
-STRENGTHS = tuple(10.0 ** np.arange(-4, 4.01, 0.5))
+STRENGTHS = tuple((10.0 ** np.arange(-4, 4.01, 0.5)).tolist())
 # C if some class has too few images for cross-validation.
 _DEFAULT_C = 0.1
 _N_FOLDS = 3
@@ -128,7 +128,7 @@ def fit_head(
         originals = train.originals()
         splits = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
         splits = [(scaled(fold_train), scaled(fold_valid)) for fold_train, fold_valid in splits]
-        strength = _choose(splits, np.array(STRENGTHS), where)
+        strength = _choose(splits, where)
     train = scaled(train)
     model = _fit(_model(), train, strength, where)
     weight, bias = _numpy(model.coef_), _numpy(model.intercept_)
@@ -150,16 +150,14 @@ def _solver_device(device: torch.device, size: int) -> torch.device | None:
 
 
 def _choose(
-    splits: list[tuple[LabeledEmbeddings, LabeledEmbeddings]],
-    strengths: np.ndarray,
-    where: torch.device | None,
+    splits: list[tuple[LabeledEmbeddings, LabeledEmbeddings]], where: torch.device | None
 ) -> float:
     """Return the C with the lowest log-loss on the held-out images of all splits."""
     if not splits:
         return _DEFAULT_C
     models = [_model(warm_start=True) for _ in splits]
     losses: list[float] = []
-    for strength in strengths:
+    for strength in STRENGTHS:
         losses.append(
             sum(
                 _log_loss(_fit(model, train, strength, where), valid, where)
@@ -169,7 +167,7 @@ def _choose(
         rising = len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]
         if rising and losses[-1] > _STOP_FACTOR * min(losses):
             break
-    return float(strengths[int(np.argmin(losses))])
+    return STRENGTHS[int(np.argmin(losses))]
 
 
 def _log_loss(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sktransfer.finetuning.schedule import Stage, resolve_stages
+from sktransfer.finetuning.schedule import Stage, resolve_stages, train_all
 from sktransfer.transforms.augmentation import Augmentation, resolve_n_views
 
 # Images of which a tenth can be spared for validation, with early_stopping="auto".
@@ -55,7 +55,7 @@ class FitPlan:
     @property
     def trains_all(self) -> bool:
         """Whether a stage trains all blocks, so it reads images in every epoch."""
-        return any(stage.boundary == 0 for stage in self.stages)
+        return train_all(self.stages)
 
     @property
     def gathering_boundary(self) -> int:

@@ -94,6 +94,11 @@ def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def train_all(stages: Sequence[Stage]) -> bool:
+    """Return whether a stage trains the first block, so it reads images in every epoch."""
+    return any(stage.boundary == 0 for stage in stages)
+
+
 def _blocks_of(entry: Any, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     if isinstance(entry, str) and entry == "all":
         return "all", tuple(names)
