@@ -43,6 +43,7 @@ from sktransfer.embedding.embed import embed
 from sktransfer.embedding.recipe import Recipe, output_width, recipe_at
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.activations import disk_problem
+from sktransfer.finetuning.averaging import averages, held_out_to_choose
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.decision import (
     MAX_MEASURED,
@@ -55,7 +56,6 @@ from sktransfer.finetuning.decision import (
     sample_rows,
     with_decision,
 )
-from sktransfer.finetuning.fine_tuning import MIN_HELD_OUT, averages, held_out_share, tries
 from sktransfer.finetuning.fit_inputs import check_parameters
 from sktransfer.finetuning.plan import FitPlan, held_out_fraction, make_plan
 from sktransfer.finetuning.schedule import HEAD, PRE_LOGITS, Stage
@@ -369,11 +369,10 @@ class _Part:
 
     def _count_tried(self, plan: FitPlan, source: np.ndarray) -> int:
         """Count the images that are held out of another training; 0 if there is none."""
-        options, n = self.estimator, int(source.sum())
-        if options.averaging != "auto" or not averages(options, plan) or not tries(plan, n):
+        averaging = self.estimator.averaging
+        if averaging != "auto" or not averages(averaging, plan):
             return 0
-        held_out, _ = self.task.validation_rows(self._codes[source], held_out_share(n), 0)
-        return len(held_out) if len(held_out) >= MIN_HELD_OUT else 0
+        return len(held_out_to_choose(plan, self.task, self._codes[source], 0))
 
     @cached_property
     def _views(self) -> Views:

@@ -76,12 +76,12 @@ class StrategyReport:
     Parameters
     ----------
     many : bool
-        Whether the mean number of images per class is at least 10.
+        Whether the mean number of images per class is at least 5.
     different : bool
         Whether the images differ from the pretraining images of the weights.
     strategy : {"frozen", "staged", "full", "scratch"}
-        A linear classifier on frozen embeddings, fine-tuning of the last two blocks or of all
-        blocks, or training from random weights.
+        A linear classifier on frozen embeddings, fine-tuning of the last blocks or of all blocks,
+        or training from random weights.
     reasons : tuple of str
         Reasons for the strategy, one sentence each.
     warnings : tuple of str

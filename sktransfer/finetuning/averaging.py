@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from sktransfer.finetuning.batches import EpochBatches
+from sktransfer.finetuning.decision import MANY_IMAGES
+from sktransfer.finetuning.plan import MIN_IMAGES_TO_HOLD_OUT, FitPlan
 from sktransfer.finetuning.schedule import HEAD
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import Task
@@ -24,6 +26,10 @@ State = Mapping[str, torch.Tensor]
 
 # Shares of the tuned weights that are compared on held-out images.
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Minimum number of held-out images.
+_MIN_HELD_OUT = 10
+# With more images and a stage that trains all blocks, another training would take too long.
+_MAX_IMAGES_OF_ALL = 300
 
 
 class Averaging(NamedTuple):
@@ -69,6 +75,40 @@ class Tuned(NamedTuple):
         """Compute the outputs (N, K) for batches in their order."""
         self.suffix.train(False)
         return np.concatenate([self.suffix(x).cpu().numpy() for x, _ in batches])
+
+
+def averages(averaging: Any, plan: FitPlan) -> bool:
+    """Return whether a fit averages: it fits the head first, and then trains blocks.
+
+    Parameters
+    ----------
+    averaging : float or "auto"
+        The parameter of the estimator.
+    plan : FitPlan
+    """
+    has_both = plan.stages[0].head_only and plan.trained_stages
+    return bool(has_both and averaging != 1 and not plan.adversarial)
+
+
+def held_out_to_choose(plan: FitPlan, task: Task, targets: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rows of the training images on which a fit chooses the average.
+
+    It trains another time on the others. There are no rows if that would take too long, or if they
+    would be too few.
+
+    Parameters
+    ----------
+    plan : FitPlan
+    task : Task
+    targets : ndarray of shape (N,)
+        Of the training images.
+    seed : int
+    """
+    n_images = len(targets)
+    share = 0.5 if n_images >= MANY_IMAGES else 0.25
+    rows, _ = task.validation_rows(targets, share, seed)
+    limit = _MAX_IMAGES_OF_ALL if plan.trains_all else MIN_IMAGES_TO_HOLD_OUT - 1
+    return rows if n_images <= limit and len(rows) >= _MIN_HELD_OUT else rows[:0]
 
 
 def choose_averaging(

@@ -25,7 +25,15 @@ from sktransfer.finetuning.activations import (
     ViewActivations,
     disk_problem,
 )
-from sktransfer.finetuning.averaging import TUNED, USUAL, Averaging, Tuned, choose_averaging
+from sktransfer.finetuning.averaging import (
+    TUNED,
+    USUAL,
+    Averaging,
+    Tuned,
+    averages,
+    choose_averaging,
+    held_out_to_choose,
+)
 from sktransfer.finetuning.batches import (
     CachedBatches,
     EpochBatches,
@@ -35,9 +43,8 @@ from sktransfer.finetuning.batches import (
     SoftTargets,
 )
 from sktransfer.finetuning.cut_network import Network
-from sktransfer.finetuning.decision import MANY_IMAGES
 from sktransfer.finetuning.head import Head, LabeledEmbeddings
-from sktransfer.finetuning.plan import MIN_IMAGES_TO_HOLD_OUT, FitPlan
+from sktransfer.finetuning.plan import FitPlan
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, peak_rates
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import UNLABELED, Task
@@ -61,12 +68,6 @@ from sktransfer.utils.runtime import seeded
 DECAY, SMALL_SET_DECAY = 0.01, 0.1
 # Sides from which a cached feature map can lose a row and a column.
 MIN_CROPPED_SIDE = 6
-# Factor on the logits of the fitted head when the blocks before it begin to train.
-START_FACTOR = 0.3
-# Minimum number of images that are held out to choose the average.
-MIN_HELD_OUT = 10
-# With more images and a stage that trains all blocks, another training would take too long.
-_MAX_IMAGES_OF_ALL = 300
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,6 @@ class TunedState:
 
     weights: dict[str, np.ndarray]
     history: list[dict[str, Any]]
-
-
-def averages(estimator: Any, plan: FitPlan) -> bool:
-    """Return whether a fit averages the tuned weights with those before: it fits the head first."""
-    started = plan.stages[0].head_only and plan.trained_stages
-    return bool(started and estimator.averaging != 1 and not plan.adversarial)
-
-
-def held_out_share(n_images: int) -> float:
-    """Return the share of the training images that is held out to choose the average."""
-    return 0.5 if n_images >= MANY_IMAGES else 0.25
-
-
-def tries(plan: FitPlan, n_images: int) -> bool:
-    """Return whether a fit trains another time to choose the average on held-out images."""
-    limit = _MAX_IMAGES_OF_ALL if plan.trains_all else MIN_IMAGES_TO_HOLD_OUT - 1
-    return n_images <= limit
 
 
 class FineTuning:
@@ -193,7 +177,7 @@ class FineTuning:
                 )
             if not completed or progress.stop:
                 break
-        if averages(self.estimator, self.plan) and not self.interrupted:
+        if averages(self.estimator.averaging, self.plan) and not self.interrupted:
             self._average(net, state, progress)
         net.module_.detach_adversary()
         net.module_.move_boundary(self.network.boundary, ())
@@ -227,7 +211,7 @@ class FineTuning:
     def _tuned(self, net: Any) -> Tuned:
         suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.compute)
         self._set_head(suffix)
-        suffix.scale_head(START_FACTOR)
+        suffix.scale_head(self.task.start_factor)
         before, after = suffix.state_of(self.trained), net.module_.state_of(self.trained)
         return Tuned(net.module_, before, after)
 
@@ -238,9 +222,8 @@ class FineTuning:
 
     def _try_on_held_out(self, progress: FitProgress | TrialProgress) -> Averaging:
         """Train on a part of the training images; choose on the others."""
-        share = held_out_share(len(self.train.y))
-        held, _ = self.task.validation_rows(self.train.y, share, self.seed)
-        if len(held) < MIN_HELD_OUT or not tries(self.plan, len(self.train.y)):
+        held = held_out_to_choose(self.plan, self.task, self.train.y, self.seed)
+        if not len(held):
             return self._usual
         rest = np.setdiff1d(np.arange(len(self.train.y)), held)
         options = copy.copy(self.estimator)
@@ -355,6 +338,7 @@ class FineTuning:
                     metrics = {"valid_loss": state.best_loss, self.valid_metric: state.best_metric}
                 epochs.update(metrics, self._reconstruction(net))
             return True
+        after_head = number == 1 and self.stages[0].head_only
         config = StageConfig(
             number=number,
             stage=stage,
@@ -367,8 +351,8 @@ class FineTuning:
             checkpoint=self.checkpoint,
             saved_parts=self.saved_parts,
             reconstruction=self._reconstruction(net),
-            # A head that fits all training images would leave no loss from which blocks learn.
-            head_factor=START_FACTOR if number == 1 and self.stages[0].head_only else 1.0,
+            head_factor=self.task.start_factor if after_head else 1.0,
+            averaged_later=after_head and averages(options.averaging, self.plan),
         )
         shown = (max(rates.values()), min(rates.values()))
         with progress.stage(stage.name, config.max_epochs, trainable=trainable, lr=shown) as epochs:

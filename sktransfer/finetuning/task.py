@@ -43,6 +43,9 @@ class Task(ABC):
     metric_name: ClassVar[str]
     """Suffix of the metric in the history, as in `"valid_acc"`."""
 
+    start_factor: ClassVar[float] = 1.0
+    """Factor on the outputs of the fitted head when the blocks before it begin to train."""
+
     @property
     @abstractmethod
     def n_outputs(self) -> int:
@@ -144,6 +147,8 @@ class ClassificationTask(Task):
 
     classes: np.ndarray
     metric_name: ClassVar[str] = "acc"
+    # A head that fits all training images would leave no loss from which blocks learn.
+    start_factor: ClassVar[float] = 0.3
 
     @property
     def n_outputs(self) -> int:

@@ -192,6 +192,9 @@ class StageConfig:
         Returns the fitted attributes of an estimator that predicts as the net does.
     head_factor : float
         Factor on the logits at the start of the stage.
+    averaged_later : bool
+        Whether the weights before and after the stage are averaged and calibrated. Then it is
+        enough if an epoch has a lower validation loss than the logits with that factor.
     """
 
     number: int
@@ -206,6 +209,7 @@ class StageConfig:
     saved_parts: tuple[str, ...]
     reconstruction: Callable[[], dict[str, Any]]
     head_factor: float = 1.0
+    averaged_later: bool = False
 
 
 def train_stage(
@@ -274,10 +278,13 @@ def _begin(net: NeuralNet, state: TrainingState, config: StageConfig) -> None:
     net.optimizer_.state.clear()
     state.stage, state.epoch, state.stall, state.best_epoch = config.number, 0, 0, 0
     state.best, state.best_loss, state.best_metric = {}, math.inf, math.nan
+    if config.averaged_later:
+        net.module_.scale_head(config.head_factor)
     if config.valid is not None:
         state.best_loss, state.best_metric = evaluate(net, config.valid, config.task)
         state.best = net.module_.state_of(config.saved_parts)
-    net.module_.scale_head(config.head_factor)
+    if not config.averaged_later:
+        net.module_.scale_head(config.head_factor)
 
 
 def _loop(

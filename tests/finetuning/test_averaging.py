@@ -8,10 +8,10 @@ from scipy.special import log_softmax, softmax
 from skorch.callbacks import Callback
 
 from sktransfer.data.images import as_images
-from sktransfer.finetuning import fine_tuning as room
+from sktransfer.finetuning import averaging, fine_tuning
 from sktransfer.finetuning.averaging import Tuned, choose_averaging
 from sktransfer.finetuning.batches import CachedBatches, SoftTargets
-from sktransfer.finetuning.fine_tuning import START_FACTOR, FineTuning
+from sktransfer.finetuning.fine_tuning import FineTuning
 from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.utils.progress import TrialProgress
@@ -36,11 +36,24 @@ def log_loss(outputs, y):
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, 2), (0, 1, 2), (0, ["0"])])
 def test_share_of_zero_predicts_as_the_head_alone_up_to_a_factor(unfreeze):
     alone, average = fitted(unfreeze=(0,)), fitted(unfreeze=unfreeze, averaging=0)
-    expected = START_FACTOR * alone._outputs(X_TEST)
+    expected = ClassificationTask.start_factor * alone._outputs(X_TEST)
     # Cached maps are in half precision.
     np.testing.assert_allclose(average._outputs(X_TEST), expected, rtol=0.02, atol=0.1)
     assert (average.predict(X_TEST) == alone.predict(X_TEST)).all()
     assert (average.averaging_, average.temperature_) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "factor"), [("auto", TASK.start_factor), (0.5, TASK.start_factor), (1, 1)]
+)
+def test_epochs_are_compared_with_the_weaker_head_if_an_average_follows(share, factor):
+    # The head has almost no loss, so no epoch has a lower one.
+    fit = classifier(averaging=share, early_stopping=True, max_epochs=1)
+    fit.fit(X, Y, X_val=X_TEST, y_val=Y_TEST)
+    outputs = classifier(unfreeze=(0,)).fit(X, Y, X_val=X_TEST, y_val=Y_TEST)._outputs(X_TEST)
+    expected = log_loss(factor * outputs, np.searchsorted(NAMES, Y_TEST))
+    assert fit.stages_[1]["best_epoch"] == 0
+    assert fit.stages_[1]["valid_loss"] == pytest.approx(expected, rel=0.1)
 
 
 class LastWeights(Callback):
@@ -137,7 +150,7 @@ def trials(monkeypatch):
         return choose_averaging(tuned, batches, held_out, task)
 
     monkeypatch.setattr(FineTuning, "run", recording)
-    monkeypatch.setattr(room, "choose_averaging", choosing)
+    monkeypatch.setattr(fine_tuning, "choose_averaging", choosing)
     return recorded
 
 
@@ -191,8 +204,8 @@ def test_few_images_use_the_usual_share_without_a_check(trials, unfreeze, share)
 
 @pytest.mark.parametrize(("unfreeze", "share"), [((0, 1), 0.75), ((0, 2), 1.0)])
 def test_many_images_use_the_usual_share_without_a_check(trials, monkeypatch, unfreeze, share):
-    monkeypatch.setattr(room, "_MAX_IMAGES_OF_ALL", 59)
-    monkeypatch.setattr(room, "MIN_IMAGES_TO_HOLD_OUT", 60)
+    monkeypatch.setattr(averaging, "_MAX_IMAGES_OF_ALL", 59)
+    monkeypatch.setattr(averaging, "MIN_IMAGES_TO_HOLD_OUT", 60)
     assert fitted(unfreeze=unfreeze).averaging_ == share
     assert not trials
     classifier(unfreeze=unfreeze).fit(X[:59], Y[:59])
@@ -232,7 +245,7 @@ def test_probabilities_are_calibrated_for_labels_that_nothing_can_learn():
 def test_check_is_made_without_activations_on_disk(monkeypatch):
     settings = {"augment": "standard", "n_views": 1, "lr": 1e-3}
     expected = fitted(**settings)
-    monkeypatch.setattr(room, "disk_problem", lambda *_: "9 bytes, and 8 are free")
+    monkeypatch.setattr(fine_tuning, "disk_problem", lambda *_: "9 bytes, and 8 are free")
     with pytest.warns(UserWarning, match="computed again in every epoch"):
         recomputed = fitted(**settings)
     assert recomputed.averaging_ == expected.averaging_

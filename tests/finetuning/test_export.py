@@ -51,7 +51,7 @@ def test_classifier_is_fine_tuned_again_on_other_classes(source):
     target = make_classifier(source, unfreeze=(0, 1)).fit(
         X[::-1], np.where(Y == "owl", "bird", "beast")[::-1]
     )
-    assert target.score(X_TEST, np.where(Y_TEST == "owl", "bird", "beast")) > 0.9
+    assert target.score(X_TEST, np.where(Y_TEST == "owl", "bird", "beast")) >= 0.9
     assert target.classes_.tolist() == ["beast", "bird"]
     first = load_backbone(target).block_list.blocks[0][1].state_dict()
     tuned = load_backbone(source).block_list.blocks[0][1].state_dict()
