@@ -7,7 +7,7 @@ Estimators
     PretrainedFeatureExtractor (images to embeddings), FineTunedImageClassifier,
     SelfTrainedImageClassifier (labels in one domain, images in another)
 Data
-    load_image_folder, find_leaks, AugmentationDisplay, resolve_augmentation
+    load_image_folder, load_image_table, find_leaks, AugmentationDisplay, resolve_augmentation
 Choice of a model
     list_backbones, rank_backbones, recommend_strategy, estimate_cost
 Cached embeddings
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sktransfer._version import __version__
 from sktransfer.backbones.catalogue import list_backbones
-from sktransfer.data.folders import load_image_folder
+from sktransfer.data.folders import load_image_folder, load_image_table
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.inspection.augmentation_display import AugmentationDisplay
 from sktransfer.store.session import session_store
@@ -72,6 +72,7 @@ __all__ = [
     "find_leaks",
     "list_backbones",
     "load_image_folder",
+    "load_image_table",
     "rank_backbones",
     "recommend_strategy",
     "resolve_augmentation",
