@@ -372,7 +372,7 @@ default="auto"
             If images cannot be read, whatever `on_error` is; names all of them. To predict the
             others, leave out the rows of NaN that `predict_proba` returns with `on_error="skip"`.
         """
-        outputs = self._outputs(X, "raise")
+        outputs = self._outputs(X)
         return self._task.predict(outputs)
 
     def predict_proba(self, X: Any) -> np.ndarray:

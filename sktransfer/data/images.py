@@ -75,6 +75,9 @@ class Images(Sequence[np.ndarray]):
         Name of the argument that `source` was passed as, for errors; empty for `X`.
     """
 
+    # Pickles from before this attribute do not have it.
+    argument = ""
+
     def __init__(
         self,
         source: Any,

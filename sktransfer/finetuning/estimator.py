@@ -294,7 +294,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self._tuned = replace(self._tuned, weights=weights)
         self.net_.module_.restore(to_tensors({**statistics, **weights}))
 
-    def _outputs(self, X: Any, on_error: str) -> np.ndarray:
+    def _outputs(self, X: Any, on_error: str = "raise") -> np.ndarray:
         check_is_fitted(self)
         return self._apply(X, self.net_.module_, self._task.n_outputs, on_error)
 

@@ -326,6 +326,19 @@ def test_errors_survive_pickling_and_cost_is_estimated(tmp_path):
     assert cost.images_trained >= on_readable.images_trained > 0
 
 
+def test_callbacks_score_the_images_of_the_fit(tmp_path):
+    callback = pytest.importorskip("sklearn.callback")
+    X, y = broken_files(tmp_path)
+    weight, logs = np.arange(1.0, N + 1), []
+    for arguments in ((X, y, weight), tuple(map(without, (X, y, weight)))):
+        monitor = callback.ScoringMonitor(scoring="neg_log_loss")
+        data, labels, weights = arguments
+        fits().set_callbacks(monitor).fit(data, labels, sample_weight=weights)
+        logs.append([row["neg_log_loss"] for row in monitor.get_logs().data])
+    assert len(logs[0]) > 3
+    assert logs[0] == logs[1]
+
+
 def test_invalid_on_error_is_rejected():
     X, y = colored_images(6)
     with pytest.raises(ValueError, match="Got on_error='nan', but expected one of 'raise', 'skip'"):
