@@ -12,6 +12,8 @@ Choice of a model
     list_backbones, rank_backbones, recommend_strategy, estimate_cost
 Cached embeddings
     EmbeddingStore, session_store
+Export
+    export_onnx (a file from image to label), to_module (a torch module)
 
 X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
 docs/architecture.md describes how the package is built.
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from sktransfer.diagnostics.leaks import LeakReport, find_leaks
     from sktransfer.diagnostics.ranking import BackboneRanking, rank_backbones
     from sktransfer.diagnostics.strategy import StrategyReport, recommend_strategy
+    from sktransfer.export.module import to_module
+    from sktransfer.export.onnx import OnnxExport, export_onnx
     from sktransfer.self_training import SelfTrainedImageClassifier
 
 # Modules that need skorch or scikit-learn's model selection are imported on first use, to keep
@@ -46,12 +50,15 @@ _IMPORTED_ON_USE = {
     "Cost": "sktransfer.diagnostics.cost",
     "FineTunedImageClassifier": "sktransfer.classifier",
     "LeakReport": "sktransfer.diagnostics.leaks",
+    "OnnxExport": "sktransfer.export.onnx",
     "SelfTrainedImageClassifier": "sktransfer.self_training",
     "StrategyReport": "sktransfer.diagnostics.strategy",
     "estimate_cost": "sktransfer.diagnostics.cost",
+    "export_onnx": "sktransfer.export.onnx",
     "find_leaks": "sktransfer.diagnostics.leaks",
     "rank_backbones": "sktransfer.diagnostics.ranking",
     "recommend_strategy": "sktransfer.diagnostics.strategy",
+    "to_module": "sktransfer.export.module",
 }
 
 __all__ = [
@@ -62,6 +69,7 @@ __all__ = [
     "FineTunedImageClassifier",
     "ImageError",
     "LeakReport",
+    "OnnxExport",
     "Preprocessing",
     "PretrainedFeatureExtractor",
     "SelfTrainedImageClassifier",
@@ -69,6 +77,7 @@ __all__ = [
     "WeightsNotFoundError",
     "__version__",
     "estimate_cost",
+    "export_onnx",
     "find_leaks",
     "list_backbones",
     "load_image_folder",
@@ -76,6 +85,7 @@ __all__ = [
     "recommend_strategy",
     "resolve_augmentation",
     "session_store",
+    "to_module",
 ]
 
 

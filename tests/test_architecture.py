@@ -30,6 +30,7 @@ LAYERS = [
     "extractor",
     "classifier",
     "self_training",
+    "export",
     "diagnostics",
     "inspection",
     "cli",
@@ -60,6 +61,7 @@ OWNERS = {
     r"import skorch|from skorch": {"finetuning/train_stage"},
     r"sklearn\.callback": {"utils/progress"},
     r"tqdm": {"utils/progress"},
+    r"import_onnx|onnxruntime": {"export/onnx", "export/onnx_graph", "export/onnx_writing"},
 }
 
 
