@@ -61,7 +61,12 @@ OWNERS = {
     r"import skorch|from skorch": {"finetuning/train_stage"},
     r"sklearn\.callback": {"utils/progress"},
     r"tqdm": {"utils/progress"},
-    r"import_onnx|onnxruntime": {"export/onnx", "export/onnx_graph", "export/onnx_writing"},
+    r"import_onnx|onnxruntime": {
+        "export/onnx",
+        "export/onnx_graph",
+        "export/onnx_writing",
+        "export/resize",
+    },
 }
 
 

@@ -202,14 +202,13 @@ def _compare(model: Any, images: Any, outputs: dict[str, np.ndarray]) -> float:
         return _checked(outputs["embeddings"] / scale, expected / scale, "embeddings", "transform")
     expected = np.asarray(model.predict_proba(images))
     difference = _checked(outputs["probabilities"], expected, "probabilities", "predict_proba")
-    labels = np.asarray(model.predict(images))
-    classes = list(model.classes_)
-    for row in np.flatnonzero(outputs["label"] != labels):
-        columns = [classes.index(values[row]) for values in (labels, outputs["label"])]
-        if abs(np.subtract(*expected[row, columns])) > _TOLERANCE:
+    classes, labels = model.classes_.tolist(), np.asarray(model.predict(images)).tolist()
+    for row, (label, found) in enumerate(zip(labels, outputs["label"].tolist(), strict=True)):
+        gap = expected[row, classes.index(label)] - expected[row, classes.index(found)]
+        if found != label and abs(gap) > _TOLERANCE:
             raise ExportError(
-                f"Got an ONNX graph that predicts {outputs['label'][row]!r} for image {row}, but "
-                f"expected {labels[row]!r}, as predict does; no file was written"
+                f"Got an ONNX graph that predicts {found!r} for image {row}, but expected "
+                f"{label!r}, as predict does; no file was written"
             )
     return difference
 

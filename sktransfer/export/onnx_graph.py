@@ -23,13 +23,13 @@ from sktransfer.embedding.image_module import ImageModule
 from sktransfer.export.module import MeanModule, split_pipeline, to_module
 from sktransfer.export.onnx_writing import (
     OPSETS,
-    crop_graph,
     import_onnx,
     joined,
     mean_graph,
     renamed,
     with_label,
 )
+from sktransfer.export.resize import crop_graph
 from sktransfer.utils.errors import ExportError
 
 

@@ -1,6 +1,6 @@
 """ONNX graphs, written node by node, and joined.
 
-Shapes: N images of h x w pixels, H x W after the crop, K classes.
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -11,24 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sktransfer.transforms.preprocessing import MAX_ASPECT_RATIO, Preprocessing
 from sktransfer.utils.errors import import_optional
 
 # Resize has antialiasing from version 18 on.
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 _IR_VERSION = 10
-
-# With `exclude_outside`, the pixels of ONNX Runtime are within one level of torch's (with cubic
-# interpolation, one in 100,000 differs by two).
-_RESIZE_OPTIONS: dict[str, dict[str, Any]] = {
-    "nearest": {
-        "mode": "nearest",
-        "coordinate_transformation_mode": "asymmetric",
-        "nearest_mode": "floor",
-    },
-    "bilinear": {"mode": "linear", "antialias": 1, "exclude_outside": 1},
-    "bicubic": {"mode": "cubic", "antialias": 1, "exclude_outside": 1, "cubic_coeff_a": -0.5},
-}
 
 
 def import_onnx(name: str = "onnx") -> ModuleType:
@@ -82,66 +69,6 @@ class GraphWriter:
         return name
 
 
-def crop_graph(preprocessing: Preprocessing) -> Any:
-    """Write the graph of `ResizeAndCrop`: images (N, h, w, 3) to pixels (N, 3, H, W), both uint8.
-
-    See `sktransfer.transforms.modules` for the rounding of sizes.
-    """
-    writer, crop = GraphWriter(), list(preprocessing.crop)
-    resize, options = preprocessing.resize, _RESIZE_OPTIONS[preprocessing.interpolation]
-    first_sizes = writer.add("Concat", writer.add("Shape", "images", end=1), [3], axis=0)
-
-    def resized(images: str, size: str) -> str:
-        sizes = writer.add("Concat", first_sizes, size, axis=0)
-        return writer.add("Resize", images, "", "", sizes, **options)
-
-    middle = "images"
-    if isinstance(resize, int):
-        middle, kept = _middle(writer, resize, max(crop))
-        short = writer.add("ReduceMin", kept)
-        size = writer.add("Div", writer.add("Mul", kept, [resize]), short)
-    else:
-        size = writer.add("Identity", list(resize))
-    pixels = resized(writer.add("Transpose", middle, perm=[0, 3, 1, 2]), size)
-    if isinstance(resize, int) and resize < max(crop):
-        size = _enlarged(writer, size, crop)
-        pixels = resized(pixels, size)
-    excess = writer.add("Sub", size, crop)
-    half = writer.add("Div", excess, [2])
-    # Half a pixel is rounded to an even number.
-    both_odd = writer.add("Mul", *(writer.add("Mod", value, [2]) for value in (excess, half)))
-    start = writer.add("Add", half, both_odd)
-    stop = writer.add("Add", start, crop)
-    writer.add("Slice", pixels, start, stop, [2, 3], output="pixels")
-    value, uint8 = import_onnx().helper.make_tensor_value_info, import_onnx().TensorProto.UINT8
-    return writer.graph(
-        [value("images", uint8, ["N", "height", "width", 3])],
-        [value("pixels", uint8, ["N", 3, *crop])],
-    )
-
-
-def _middle(writer: GraphWriter, resize: int, crop: int) -> tuple[str, str]:
-    """Cut off the ends of very long images; return the names of the images and of their size."""
-    whole = writer.add("Shape", "images", start=1, end=3)
-    short = writer.add("ReduceMin", whole)
-    rounded_up = writer.add("Add", writer.add("Mul", short, [2 * crop]), [resize - 1])
-    length = writer.add("Div", rounded_up, [resize])
-    length = writer.add("Max", length, writer.add("Mul", short, [MAX_ASPECT_RATIO]))
-    kept = writer.add("Min", whole, length)
-    start = writer.add("Div", writer.add("Sub", whole, kept), [2])
-    stop = writer.add("Add", start, kept)
-    return writer.add("Slice", "images", start, stop, [1, 2]), kept
-
-
-def _enlarged(writer: GraphWriter, size: str, crop: list[int]) -> str:
-    """Return the name of the size to which images smaller than the crop are enlarged."""
-    double, int64 = import_onnx().TensorProto.DOUBLE, import_onnx().TensorProto.INT64
-    exact = writer.add("Cast", size, to=double)
-    factor = writer.add("ReduceMax", writer.add("Div", np.array(crop, np.float64), exact))
-    factor = writer.add("Max", factor, np.ones(1))
-    return writer.add("Cast", writer.add("Ceil", writer.add("Mul", exact, factor)), to=int64)
-
-
 def with_label(graph: Any, classes: np.ndarray) -> Any:
     """Add the output "label", values of `classes`, to a graph with the output "probabilities"."""
     onnx, writer = import_onnx(), GraphWriter()
@@ -155,7 +82,10 @@ def with_label(graph: Any, classes: np.ndarray) -> Any:
 
 
 def mean_graph(members: list[Any]) -> Any:
-    """Write the graph of the mean of the output "probabilities" of several graphs."""
+    """Write the graph of the mean of the output "probabilities" of several graphs.
+
+    Weights that several of them contain, such as those of frozen blocks, are stored once.
+    """
     writer = GraphWriter()
     parts, means = dict[str, Any](), list[Any]()
     for number, member in enumerate(members):
@@ -166,7 +96,7 @@ def mean_graph(members: list[Any]) -> Any:
         means.append(output_of(parts[f"member{number}"], name))
     writer.add("Mean", *(value.name for value in means), output="probabilities")
     parts["mean"] = writer.graph(means, [output_of(members[0], "probabilities")])
-    return joined(parts)
+    return _with_shared_constants(joined(parts))
 
 
 def output_of(model: Any, name: str) -> Any:
@@ -181,10 +111,34 @@ def renamed(model: Any, names: Mapping[str, str]) -> Any:
     graph = copy.graph
     for value in (*graph.input, *graph.output):
         value.name = names.get(value.name, value.name)
-    for node in graph.node:
+    _rename(graph.node, names)
+    return copy
+
+
+def _rename(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
+    for node in nodes:
         for values in (node.input, node.output):
             values[:] = [names.get(value, value) for value in values]
-    return copy
+        for attribute in node.attribute:  # the branches of a condition, for example
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner.node, names)
+
+
+def _with_shared_constants(model: Any) -> Any:
+    """Keep one of several equal constants of a graph."""
+    first, names, kept = dict[bytes, str](), dict[str, str](), list[Any]()
+    for constant in model.graph.initializer:
+        nameless = type(constant)()
+        nameless.CopyFrom(constant)
+        nameless.ClearField("name")
+        names[constant.name] = first.setdefault(nameless.SerializeToString(), constant.name)
+        if names[constant.name] == constant.name:
+            kept.append(constant)
+    _rename(model.graph.node, names)
+    graph = import_onnx().helper.make_graph(
+        model.graph.node, model.graph.name, model.graph.input, model.graph.output, kept
+    )
+    return make_model(graph, {opset.domain: opset.version for opset in model.opset_import})
 
 
 def joined(parts: Mapping[str, Any], outputs: Iterable[Any] | None = None) -> Any:
