@@ -3,7 +3,10 @@
 import itertools
 import json
 import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +14,7 @@ import onnxruntime
 import pytest
 from export_helpers import EXAMPLES
 from helpers import BOTH, DOMAIN, Tiny, X, Y, domain_labels, images, make_classifier, save_images
+from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
@@ -362,3 +366,32 @@ def test_real_network_on_photographs(tmp_path):
         expected = model.predict_proba(tested)
         np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-3)
         assert outputs["label"].tolist() == model.predict(tested).tolist()
+
+
+def node(script, folder):
+    """Run a script in Node.js, in a folder; return its output, or None if it fails."""
+    command = [shutil.which("node") or "node", "-e", script]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        return None
+    return None if done.returncode else done.stdout
+
+
+@pytest.mark.slow
+def test_node_snippet_of_the_page_predicts_as_the_model(tmp_path):
+    """Set NODE_PATH to a folder with the packages."""
+    if node("require('onnxruntime-node'); require('sharp')", tmp_path) is None:
+        pytest.skip("needs Node.js with onnxruntime-node and sharp")
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    (script,) = re.findall(r"```js\n(.*?)```", page.read_text(), re.DOTALL)
+    china, flower = load_sample_images().images
+    model = make_pipeline(PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression())
+    model.fit([china, flower, china[:200], flower[:200]], ["china", "flower"] * 2)
+    export_onnx(model, tmp_path / "model.onnx")
+    for photograph in (flower, china[:, :300]):
+        Image.fromarray(photograph).save(tmp_path / "flower.png")
+        label, values = node(script, tmp_path).strip().split(" ", 1)
+        assert label == model.predict([photograph])[0]
+        expected = model.predict_proba([photograph])[0]
+        np.testing.assert_allclose(json.loads(values), expected, atol=1e-5)
