@@ -13,7 +13,7 @@ Choice of a model
 Cached embeddings
     EmbeddingStore, session_store
 Export
-    export_onnx (a file from image to label), to_module (a torch module)
+    export_onnx (a file from image to label), register_onnx_converter, to_module (a torch module)
 
 X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
 docs/architecture.md describes how the package is built.
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sktransfer.diagnostics.leaks import LeakReport, find_leaks
     from sktransfer.diagnostics.ranking import BackboneRanking, rank_backbones
     from sktransfer.diagnostics.strategy import StrategyReport, recommend_strategy
+    from sktransfer.export.converter import register_onnx_converter
     from sktransfer.export.module import to_module
     from sktransfer.export.onnx import OnnxExport, export_onnx
     from sktransfer.self_training import SelfTrainedImageClassifier
@@ -58,6 +59,7 @@ _IMPORTED_ON_USE = {
     "find_leaks": "sktransfer.diagnostics.leaks",
     "rank_backbones": "sktransfer.diagnostics.ranking",
     "recommend_strategy": "sktransfer.diagnostics.strategy",
+    "register_onnx_converter": "sktransfer.export.converter",
     "to_module": "sktransfer.export.module",
 }
 
@@ -83,6 +85,7 @@ __all__ = [
     "load_image_folder",
     "rank_backbones",
     "recommend_strategy",
+    "register_onnx_converter",
     "resolve_augmentation",
     "session_store",
     "to_module",

@@ -62,6 +62,7 @@ OWNERS = {
     r"sklearn\.callback": {"utils/progress"},
     r"tqdm": {"utils/progress"},
     r"import_onnx|onnxruntime": {
+        "export/converter",
         "export/onnx",
         "export/onnx_graph",
         "export/onnx_writing",
