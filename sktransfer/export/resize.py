@@ -1,7 +1,7 @@
 """Resizing and cropping in ONNX, with exactly the pixels of torch on a CPU.
 
-ONNX has an operator for it, but one in a hundred of its pixels differs by a level, and that can
-change a probability in the third digit. So resizing is written as two matrix products, with the
+ONNX has an operator for it, but one in a hundred of its pixels differs by a level, and that changed
+probabilities of small networks by more than 0.001. So resizing is written as two matrix products, with the
 integer weights of torch's `interpolate`: `_compute_index_ranges_int16_weights` in
 aten/src/ATen/native/cpu/UpSampleKernel.cpp.
 
@@ -24,6 +24,8 @@ _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 _CUBIC = -0.5
 # Weights are integers below 2**15, at most this power of two times a fraction.
 _WEIGHT_BITS, _MAX_POWER = 15, 22
+# Parts of the columns, of which each has at least one column: a crop has 8 or more.
+_N_BLOCKS = 8
 
 
 def crop_graph(preprocessing: Preprocessing) -> Any:
@@ -130,24 +132,43 @@ def _nearest(writer: GraphWriter, pixels: str, axis: int, plan: _Plan) -> str:
 
 
 def _weighted(writer: GraphWriter, pixels: str, axis: int, plan: _Plan, interpolation: str) -> str:
-    """Resize and crop one axis of pixels by a matrix of integer weights."""
+    """Resize and crop one axis of pixels by matrices of integer weights."""
     index, weights, unit = _weights(writer, plan, interpolation)
-    # The pixels that the crop needs.
-    first = writer.add("ReduceMin", index)
-    stop = writer.add("Add", writer.add("ReduceMax", index), [1])
-    first, stop = (writer.add("Reshape", name, [1]) for name in (first, stop))
-    pixels = _float(writer, writer.add("Slice", pixels, first, stop, [axis]))
-    length = writer.add("Sub", stop, first)
-    zero = import_onnx().numpy_helper.from_array(np.zeros(1, np.float32))
-    shape = writer.add("Concat", plan.count, length, axis=0)
-    empty = writer.add("ConstantOfShape", shape, value=zero)
-    index = writer.add("Sub", index, first)
     # Two products of small integers, because larger ones are not exact in float32.
     high = writer.add("Floor", writer.add("Div", weights, np.full(1, 256.0)))
     low = writer.add("Sub", weights, writer.add("Mul", high, np.full(1, 256.0)))
+    parts = [index, _float(writer, high), _float(writer, low)]
+    # Most weights of a matrix are zero, so a matrix for each part of the columns computes less.
+    # The rows are few by then.
+    n_blocks = _N_BLOCKS if axis == 3 else 1
+    levels = []
+    for number in range(n_blocks):
+        start, stop = (
+            writer.add("Div", writer.add("Mul", plan.count, [end]), [n_blocks])
+            for end in (number, number + 1)
+        )
+        index, high, low = (writer.add("Slice", part, start, stop, [0]) for part in parts)
+        levels.append(_product(writer, pixels, axis, index, high, low, unit))
+    return levels[0] if n_blocks == 1 else writer.add("Concat", *levels, axis=axis)
+
+
+def _product(
+    writer: GraphWriter, pixels: str, axis: int, index: str, high: str, low: str, unit: str
+) -> str:
+    """Compute resized rows or columns, of which each is a mean of the rows or columns `index`.
+
+    A weight is 256 times its `high` part plus its `low` part.
+    """
+    first = writer.add("Reshape", writer.add("ReduceMin", index), [1])
+    stop = writer.add("Add", writer.add("Reshape", writer.add("ReduceMax", index), [1]), [1])
+    pixels = _float(writer, writer.add("Slice", pixels, first, stop, [axis]))
+    count = writer.add("Shape", index, end=1)
+    shape = writer.add("Concat", count, writer.add("Sub", stop, first), axis=0)
+    zero = import_onnx().numpy_helper.from_array(np.zeros(1, np.float32))
+    empty = writer.add("ConstantOfShape", shape, value=zero)
+    index = writer.add("Sub", index, first)
     products = []
     for part in (high, low):
-        part = _float(writer, part)
         matrix = writer.add("ScatterElements", empty, index, part, axis=1, reduction="add")
         if axis == 3:
             factors = [pixels, writer.add("Transpose", matrix, perm=[1, 0])]
