@@ -1,9 +1,8 @@
 """Resizing and cropping in ONNX, with exactly the pixels of torch on a CPU.
 
 ONNX has an operator for it, but one in a hundred of its pixels differs by a level, and that changed
-probabilities of small networks by more than 0.001. So resizing is written as two matrix products, with the
-integer weights of torch's `interpolate`: `_compute_index_ranges_int16_weights` in
-aten/src/ATen/native/cpu/UpSampleKernel.cpp.
+probabilities of small networks by more than 0.001. So resizing is written as matrix products, with
+the integer weights of torch's `interpolate` (aten/src/ATen/native/cpu/UpSampleKernel.cpp).
 
 Shapes: N images of h x w pixels, H x W after the crop, T pixels that a resized one is a mean of.
 """

@@ -63,6 +63,18 @@ def pipeline():
     return make_pipeline(extractor(), StandardScaler(), LogisticRegression()).fit(X, Y)
 
 
+@pytest.fixture(scope="module")
+def exported(pipeline, tmp_path_factory):
+    """Return the pipeline's file and the result of its export."""
+    path = tmp_path_factory.mktemp("exported") / "folder" / "model.onnx"
+    return path, export_onnx(pipeline, path)
+
+
+@pytest.fixture(scope="module")
+def graph_bytes(classifier):
+    return onnx_export.build_graph(classifier).SerializeToString()
+
+
 def assert_equal_predictions(model, path):
     outputs = run_examples(path)
     assert list(outputs) in (["probabilities", "label"], ["label", "probabilities"])
@@ -74,11 +86,15 @@ def assert_equal_predictions(model, path):
 
 
 @pytest.mark.parametrize(
-    "parameters",
-    [{}, {"unfreeze": (0, 1)}, {"unfreeze": "all", "image_size": (20, 31)}],
-    ids=str,
+    ("parameters", "y"),
+    [
+        ({}, Y),
+        ({}, TWO),
+        ({"unfreeze": (0, 1)}, Y),
+        ({"unfreeze": "all", "image_size": (20, 31)}, Y == "dog"),
+    ],
+    ids=["staged", "two classes", "last block", "all blocks, boolean, of its own size"],
 )
-@pytest.mark.parametrize("y", [Y, TWO], ids=["three classes", "two classes"])
 def test_file_predicts_as_the_classifier(parameters, y, tmp_path):
     model = make_classifier(**parameters).fit(X, y)
     result = export_onnx(model, tmp_path / "model.onnx", images=EXAMPLES)
@@ -90,15 +106,15 @@ def test_file_predicts_as_the_classifier(parameters, y, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "steps",
+    ("steps", "y"),
     [
-        [LogisticRegression()],
-        [StandardScaler(), Normalizer(), LogisticRegression()],
-        [MinMaxScaler(), PCA(4), RandomForestClassifier(10, random_state=0)],
+        ([LogisticRegression()], TWO),
+        ([StandardScaler(), Normalizer(), LogisticRegression()], Y),
+        ([MinMaxScaler(), PCA(4), RandomForestClassifier(10, random_state=0)], Y),
+        ([RandomForestClassifier(10, random_state=0)], np.arange(60) % 2),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("y", [Y, TWO, np.arange(60) % 2], ids=["three", "two", "integers"])
 def test_file_predicts_as_the_pipeline(steps, y, tmp_path):
     model = make_pipeline(extractor(), *steps).fit(X, y)
     export_onnx(model, tmp_path / "model.onnx")
@@ -143,22 +159,22 @@ def test_file_embeds_as_the_model(model, tmp_path):
     outputs = run_examples(tmp_path / "model.onnx")
     expected = model.transform(EXAMPLES)
     assert list(outputs) == ["embeddings"]
+    metadata = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(metadata["classes"]) is None
     assert abs(outputs["embeddings"] - expected).max() <= 1e-5 * abs(expected).max()
 
 
-def test_batch_gives_what_its_images_give(pipeline, tmp_path):
-    export_onnx(pipeline, tmp_path / "model.onnx")
+def test_batch_gives_what_its_images_give(exported):
     batch = images(7, 40)
-    together = run(tmp_path / "model.onnx", [batch])
-    apart = run(tmp_path / "model.onnx", [image[None] for image in batch])
+    together = run(exported[0], [batch])
+    apart = run(exported[0], [image[None] for image in batch])
     np.testing.assert_allclose(together["probabilities"], apart["probabilities"], atol=1e-6)
     assert together["label"].tolist() == apart["label"].tolist()
     assert len(set(together["probabilities"][:, 0])) == 7
 
 
-def test_inputs_and_outputs_have_names_types_and_shapes(pipeline, tmp_path):
-    export_onnx(pipeline, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+def test_inputs_and_outputs_have_names_types_and_shapes(exported):
+    session = onnxruntime.InferenceSession(exported[0])
     (images_input,) = session.get_inputs()
     assert (images_input.name, images_input.type) == ("images", "tensor(uint8)")
     assert images_input.shape == ["N", "height", "width", 3]
@@ -167,9 +183,8 @@ def test_inputs_and_outputs_have_names_types_and_shapes(pipeline, tmp_path):
     assert outputs["label"] == ("tensor(string)", ["N"])
 
 
-def test_metadata_hold_classes_and_preprocessing(classifier, tmp_path):
-    export_onnx(classifier, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+def test_metadata_hold_classes_and_preprocessing(classifier, graph_bytes):
+    session = onnxruntime.InferenceSession(graph_bytes)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["cat", "dog", "owl"]
     (preprocessing,) = json.loads(metadata["preprocessing"])
@@ -180,20 +195,14 @@ def test_metadata_hold_classes_and_preprocessing(classifier, tmp_path):
     assert session.get_modelmeta().producer_name == "sktransfer"
 
 
-def test_metadata_of_an_extractor_hold_no_classes(tmp_path):
-    export_onnx(extractor().fit(X), tmp_path / "model.onnx")
-    metadata = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
-    assert json.loads(metadata["classes"]) is None
-
-
 def test_images_of_the_comparison_can_be_files(pipeline, tmp_path):
     paths = save_images(images(4, 50), tmp_path / "images")
     assert export_onnx(pipeline, tmp_path / "model.onnx", images=paths).n_images == 4
 
 
-def test_result_shows_file_size_and_difference(pipeline, tmp_path):
-    result = export_onnx(pipeline, tmp_path / "folder" / "model.onnx")
-    assert result.n_bytes == (tmp_path / "folder" / "model.onnx").stat().st_size
+def test_result_shows_file_size_and_difference(exported):
+    path, result = exported
+    assert result.n_bytes == path.stat().st_size
     assert 0 < result.max_difference < 1e-5
     assert result.n_images == 12
     assert re.fullmatch(
@@ -233,15 +242,11 @@ def wrong_operator(graph):
 )
 @pytest.mark.parametrize("has_old_file", [False, True])
 def test_wrong_graph_is_not_written(
-    classifier, tmp_path, monkeypatch, break_graph, message, has_old_file
+    classifier, graph_bytes, tmp_path, monkeypatch, break_graph, message, has_old_file
 ):
-    def build_wrong(model):
-        graph = build_graph(model)
-        break_graph(graph)
-        return graph
-
-    build_graph = onnx_export.build_graph
-    monkeypatch.setattr(onnx_export, "build_graph", build_wrong)
+    graph = onnx.load_from_string(graph_bytes)
+    break_graph(graph)
+    monkeypatch.setattr(onnx_export, "build_graph", lambda model: graph)
     if has_old_file:
         (tmp_path / "model.onnx").write_text("old")
     with pytest.raises(ExportError, match=message):
@@ -263,15 +268,22 @@ def test_interrupted_writing_leaves_the_old_file(pipeline, tmp_path, monkeypatch
     assert (tmp_path / "model.onnx").read_text() == "old"
 
 
-def test_classes_that_tie_may_differ(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("gap", "is_tie"), [(0.0, True), (1e-4, True), (0.01, False)])
+def test_label_may_only_differ_if_classes_tie(gap, is_tie):
     """Equal probabilities have no order that an export could keep."""
-    model = make_pipeline(extractor(), StandardScaler(), LogisticRegression()).fit(X, Y)
+    model = make_pipeline(extractor(), LogisticRegression(C=1e-6)).fit(X, Y)
     model[-1].coef_[:] = 0
-    model[-1].intercept_[:] = [0, 0, 1e-7]
-    predicted = set(model.predict(EXAMPLES))
-    result = export_onnx(model, tmp_path / "model.onnx")
-    assert result.max_difference < 1e-6
-    assert len(predicted) == 1
+    model[-1].intercept_[:] = np.log([0.4 + gap, 0.4, 0.2])
+    outputs = {
+        "probabilities": model.predict_proba(EXAMPLES).astype(np.float32),
+        "label": np.repeat("dog", len(EXAMPLES)),
+    }
+    assert set(model.predict(EXAMPLES)) == {"cat"}
+    if is_tie:
+        assert onnx_export._compare(model, EXAMPLES, outputs) < 1e-6
+    else:
+        with pytest.raises(ExportError, match="predicts 'dog' for image 0, but expected 'cat'"):
+            onnx_export._compare(model, EXAMPLES, outputs)
 
 
 class BranchingTiny(Tiny):
