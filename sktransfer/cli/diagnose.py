@@ -223,8 +223,6 @@ def _pairs(report: LeakReport, first: Any, second: Any) -> list[dict[str, Any]]:
 
 
 def _format_pairs(report: LeakReport, pairs: list[dict[str, Any]]) -> str:
-    from sktransfer.utils.tables import text_table
-
     lines = [report.summary[0]]
     if n_across := int(report.across.sum()):
         lines.append(
@@ -234,19 +232,24 @@ def _format_pairs(report: LeakReport, pairs: list[dict[str, Any]]) -> str:
     if n_conflicts := int(report.conflicts.sum()):
         lines.append(f"{counted(n_conflicts, 'pair')} with different labels.")
     if pairs:
-        rows = [
-            [
-                pair["kind"],
-                f"{pair['cosine']:.3f}",
-                "across" if pair["across"] else "",
-                "differ" if pair["conflict"] else "",
-                pair["first"],
-                pair["second"],
-            ]
-            for pair in pairs[:_MAX_PAIRS]
-        ]
-        header = ["kind", "cosine", "split", "labels", "image", "its copy"]
-        lines += ["", text_table(header, rows, left=[0, 2, 3, 4, 5])]
+        lines += ["", _pair_table(pairs[:_MAX_PAIRS])]
     if len(pairs) > _MAX_PAIRS:
         lines.append(f"and {len(pairs) - _MAX_PAIRS:,} more; --json lists all of them")
     return "\n".join(lines) + "\n"
+
+
+def _pair_table(pairs: list[dict[str, Any]]) -> str:
+    """Format pairs as a table, without columns that have no entries."""
+    from sktransfer.utils.tables import text_table
+
+    columns = {
+        "kind": [pair["kind"] for pair in pairs],
+        "cosine": [f"{pair['cosine']:.3f}" for pair in pairs],
+        "split": ["across" if pair["across"] else "" for pair in pairs],
+        "labels": ["differ" if pair["conflict"] else "" for pair in pairs],
+        "image": [pair["first"] for pair in pairs],
+        "its copy": [pair["second"] for pair in pairs],
+    }
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    left = [i for i, title in enumerate(columns) if title != "cosine"]
+    return text_table(list(columns), list(zip(*columns.values(), strict=True)), left)

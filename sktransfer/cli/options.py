@@ -17,7 +17,7 @@ Function = Callable[..., Any]
 PATH = click.Path(path_type=Path)
 
 
-class _ImageSize(click.ParamType[Any]):
+class _ImageSize(click.ParamType):
     """The `image_size` of estimators: "auto", a number, or height and width as in 192x256."""
 
     name = "size"

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,7 +94,8 @@ def import_pyarrow() -> Any:
 
 def print_text(text: str) -> None:
     """Print a result to standard output; names of files need not be UTF-8."""
-    click.echo(encode(text), nl=False)
+    # A stream that replaces standard output, such as a StringIO, may take text only.
+    click.echo(encode(text) if hasattr(sys.stdout, "buffer") else text, nl=False)
 
 
 def print_json(result: Any) -> None:

@@ -31,7 +31,7 @@ class _Sets(NamedTuple):
 @click.command(
     epilog=options.example(
         "sktransfer train photos -o pets.skt",
-        "sktransfer train labels.csv --split-column fold --strategy frozen -o pets.skt",
+        "sktransfer train labels.csv --split-column part --strategy full -o pets.skt",
     )
 )
 @options.data_argument
