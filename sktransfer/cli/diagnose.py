@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sktransfer.cli import options
 from sktransfer.cli.inputs import (
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from sktransfer.diagnostics.strategy import StrategyReport
 
 _MAX_PAIRS = 20
+# Options that `recommend` shares with `train`.
+_OF_TRAIN = (
+    *("backbone", "image_size", "groups", "path_column", "label_column", "split_column"),
+    *("cache", "seed"),
+)
 
 
 @click.command(epilog=options.example("sktransfer recommend photos"))
@@ -66,11 +72,25 @@ def recommend(
             groups=load_groups(groups, images.data, data),
             random_state=seed,
         )
-    command = f"sktransfer train {shlex.quote(str(data))} -o model.skt"
+    command = f"sktransfer train {' '.join(_given(['data', *_OF_TRAIN]))} -o model.skt"
     if as_json:
         print_json(_strategy_as_dict(report, command))
     else:
         print_text(f"{report}\n\nTo train it: {command}\n")
+
+
+def _given(names: Sequence[str]) -> list[str]:
+    """Return parameters of the current command as they were given, for another command."""
+    context = click.get_current_context()
+    words = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = context.params[name]
+            text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            option = [parameter.opts[-1]] if isinstance(parameter, click.Option) else []
+            words += [*option, shlex.quote(text)]
+    return words
 
 
 def _strategy_as_dict(report: StrategyReport, command: str) -> dict[str, Any]:

@@ -9,17 +9,18 @@ import click
 
 from sktransfer.cli import options
 from sktransfer.cli.inputs import load_images, make_extractor
-from sktransfer.cli.messages import Notes, broken_images
+from sktransfer.cli.messages import Notes, broken_images, listed
 from sktransfer.cli.outputs import check_output, import_pyarrow, replacing, write_table
 
 SUFFIXES = (".parquet", ".npy")
 
 
 @click.command(
+    options_metavar="-o FILE [OPTIONS]",
     epilog=options.example(
         "sktransfer embed photos -o photos.parquet",
         "sktransfer embed photos -o photos.npy --backbone resnet50",
-    )
+    ),
 )
 @options.images_argument
 @options.output_option("A .parquet or .npy file, which is replaced if it exists.", required=True)
@@ -76,8 +77,8 @@ def _readable(errors: list[Any], n_images: int, notes: Notes) -> Any:
         error = ImageError.of(errors)
         for each in error.errors:
             readable[each.row] = False
-        if not readable.any():
-            raise error
         text, problems = broken_images(error)
+        if not readable.any():
+            raise ValueError(listed("no image can be read", problems))
         notes.list(f"{text}, left out", problems)
     return readable

@@ -35,8 +35,9 @@ _MAX_CONFUSIONS = 10
 @options.column_options
 @click.option(
     "--split",
+    metavar="NAME",
     type=click.Choice([*SPLITS, "all"]),
-    help="Images to score if there are such folders.  [default: test, else val, else all]",
+    help="Images to score: train, val, test or all.  [default: test, else val, else all]",
 )
 @options.skip_broken_option
 @options.cache_option

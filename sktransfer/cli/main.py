@@ -76,7 +76,9 @@ class _Group(click.Group):
             except (click.exceptions.Exit, click.Abort, BrokenPipeError):
                 raise
             except EXPECTED_ERRORS as error:
-                raise Failure(describe(error)) from error
+                command = self.commands[str(ctx.invoked_subcommand)]
+                can_skip = any(option.name == "skip_broken" for option in command.params)
+                raise Failure(describe(error, can_skip)) from error
 
 
 @click.group(

@@ -102,12 +102,20 @@ def listed(text: str, items: Sequence[str]) -> str:
     return "\n  ".join([f"{text}{first}:", *items[:MAX_LISTED]])
 
 
-def describe(error: BaseException) -> str:
-    """Return the message of an error: one line, or a line for each of the first broken images."""
+def describe(error: BaseException, can_skip: bool) -> str:
+    """Return the message of an error: one line, or a line for each of the first broken images.
+
+    Parameters
+    ----------
+    error : Exception
+    can_skip : bool
+        Whether the command has the option `--skip-broken`.
+    """
     from sktransfer.utils.errors import ImageError
 
     if isinstance(error, ImageError):
-        return listed(*broken_images(error))
+        text, problems = broken_images(error)
+        return listed(f"{text} (see --skip-broken)" if can_skip else text, problems)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

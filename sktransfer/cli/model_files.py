@@ -14,7 +14,10 @@ from sktransfer.cli.messages import Notes
 from sktransfer.cli.outputs import check_output, print_json, print_text, replacing
 
 
-@click.command(epilog=options.example("sktransfer export pets.skt -o pets.onnx"))
+@click.command(
+    options_metavar="-o FILE [OPTIONS]",
+    epilog=options.example("sktransfer export pets.skt -o pets.onnx"),
+)
 @options.model_argument
 @options.output_option("An .onnx file, which is replaced if it exists.", required=True)
 @options.notes_option

@@ -44,7 +44,7 @@ backbone_option = click.option(
     metavar="NAME",
     default="efficientnet_lite0",
     show_default=True,
-    help="Pretrained network; see sktransfer backbones.",
+    help="Pretrained network.",
 )
 image_size_option = click.option(
     "--image-size",
@@ -59,16 +59,15 @@ groups_option = click.option(
     "--groups",
     metavar="CSV",
     type=PATH,
-    help="Table with the columns path and group. Images of a group, such as those of one patient, "
-    "are never on both sides of a split.",
+    help="Table with the columns path and group. No split divides a group, such as the images of "
+    "one patient.",
 )
 cache_option = click.option(
     "--cache",
     metavar="FOLDER",
     envvar=CACHE.name,
     default="auto",
-    help=f"Folder that keeps embeddings for later commands, also ${CACHE.name}. By default, "
-    "they are deleted at the end.",
+    help=f"Folder that keeps embeddings for later commands; also ${CACHE.name}.",
 )
 skip_broken_option = click.option(
     "--skip-broken",
@@ -85,13 +84,13 @@ def column_options(function: Function) -> Function:
         "--path-column",
         metavar="NAME",
         default="path",
-        help="Column of the paths in a table.  [default: path]",
+        help="Column of paths in a table.  [default: path]",
     )
     @click.option(
         "--label-column",
         metavar="NAME",
         default="label",
-        help="Column of the labels.  [default: label]",
+        help="Column of labels.  [default: label]",
     )
     @click.option("--split-column", metavar="NAME", help="Column that says train, val or test.")
     @functools.wraps(function)

@@ -10,7 +10,7 @@ import click
 
 from sktransfer.cli import options
 from sktransfer.cli.inputs import load_images, load_model, set_options
-from sktransfer.cli.messages import Notes, broken_images
+from sktransfer.cli.messages import Notes, broken_images, listed
 from sktransfer.cli.outputs import (
     Table,
     as_csv,
@@ -108,9 +108,11 @@ def predict_probabilities(
         except ImageError as error:
             broken = {each.row for each in error.errors}
             rows = [row for row in rows if row not in broken]
-            if not skip_broken or not rows or None in broken:
+            if not skip_broken or None in broken:
                 raise
             text, problems = broken_images(error)
+            if not rows:
+                raise ValueError(listed("no image can be read", problems)) from error
             notes.list(f"{text}, left out", problems)
         return rows, classifier.predict_proba([paths[row] for row in rows])
 

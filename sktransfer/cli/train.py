@@ -29,20 +29,21 @@ class _Sets(NamedTuple):
 
 
 @click.command(
+    options_metavar="-o FILE [OPTIONS]",
     epilog=options.example(
         "sktransfer train photos -o pets.skt",
         "sktransfer train labels.csv --split-column part --strategy full -o pets.skt",
-    )
+    ),
 )
 @options.data_argument
 @options.output_option("The model, which is replaced if it exists.", required=True)
 @click.option(
     "--strategy",
+    metavar="NAME",
     type=click.Choice(STRATEGIES),
     default="auto",
-    show_default=True,
-    help="What is trained: a linear classifier only, also the last blocks, or all blocks. auto "
-    "decides it from the images.",
+    help="frozen trains a linear classifier, staged also the last blocks, full all blocks, and "
+    "auto decides it from the images.  [default: auto]",
 )
 @options.backbone_option
 @options.image_size_option

@@ -11,7 +11,8 @@ def test_recommendation_is_printed_with_the_command(photos):
     result = run("recommend", photos, *SMALL)
     assert "images, " in result.stdout
     assert "24 images in 3 classes" in result.stdout
-    assert result.stdout.endswith(f"To train it: sktransfer train {photos} -o model.skt\n")
+    command = f"sktransfer train {photos} --image-size 32 -o model.skt"
+    assert result.stdout.endswith(f"To train it: {command}\n")
 
 
 def test_recommendation_as_json(photos):
@@ -21,6 +22,12 @@ def test_recommendation_as_json(photos):
     assert printed["image_size"] == [32, 32]
     assert 0 <= printed["measured"]["accuracy"] <= 1
     assert printed["estimated_seconds"] > 0
+
+
+def test_command_has_the_options_that_were_given(photos):
+    command = f"sktransfer train {photos} --image-size 32x48 --seed 5 -o model.skt"
+    arguments = ["--image-size", "32x48", "--seed", "5", "--json", "--quiet"]
+    assert json.loads(run("recommend", photos, *arguments).stdout)["command"] == command
 
 
 def test_only_training_images_are_measured(tmp_path):

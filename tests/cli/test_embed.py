@@ -44,14 +44,14 @@ def test_broken_images_fail_or_are_left_out(tmp_path):
     folder = save_classes(tmp_path / "photos", n=2)
     broken = save_broken(folder / "cat" / "broken.png")
     result = run("embed", folder, "-o", tmp_path / "x.npy", *SMALL, code=1)
-    assert f"sktransfer: 1 image cannot be read: {broken}: " in result.stderr
+    assert f"sktransfer: 1 image cannot be read (see --skip-broken): {broken}: " in result.stderr
     assert not (tmp_path / "x.npy").exists()
     result = run("embed", folder, "-o", tmp_path / "x.npy", *SMALL, "--skip-broken")
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
     assert len(np.load(tmp_path / "x.npy")) == 6
     assert f"1 image cannot be read, left out: {broken}: " in result.stderr
     arguments = [broken, "-o", tmp_path / "x.npy", *SMALL, "--skip-broken"]
-    assert "1 image cannot be read: " in run("embed", *arguments, code=1).stderr
+    assert "no image can be read: " in run("embed", *arguments, code=1).stderr
 
 
 def test_embeddings_are_kept_in_the_cache(photos, tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_files_that_are_no_images_are_named(model, photos, tmp_path):
     assert f"the extension of an image: {folder / 'notes.txt'}" in result.stderr
     result = run("predict", model, folder / "notes.txt", code=1)
     assert result.stderr.splitlines()[-1].startswith(
-        f"sktransfer: 1 image cannot be read: {folder / 'notes.txt'}: "
+        f"sktransfer: 1 image cannot be read (see --skip-broken): {folder / 'notes.txt'}: "
     )
 
 
@@ -78,14 +78,16 @@ def test_broken_images_are_left_out_on_request(model, tmp_path):
     folder = save_classes(tmp_path / "new", n=2)
     broken = [save_broken(folder / name / "broken.png") for name in ("cat", "owl")]
     result = run("predict", model, folder, code=1)
-    assert "sktransfer: 2 images cannot be read:\n" in result.stderr
+    assert "sktransfer: 2 images cannot be read (see --skip-broken):\n" in result.stderr
     assert result.stdout == ""
     result = run("predict", model, folder, "--skip-broken")
     paths = [row["path"] for row in rows_of(result.stdout)]
     assert paths == [path for path in paths_below(folder) if Path(path).name != "broken.png"]
     assert "2 images cannot be read, left out:\n" in result.stderr
     assert all(str(path) in result.stderr for path in broken)
-    assert "cannot be read" in run("predict", model, broken[0], "--skip-broken", code=1).stderr
+    assert (
+        "no image can be read" in run("predict", model, broken[0], "--skip-broken", code=1).stderr
+    )
 
 
 def test_missing_files_are_named_before_the_model_is_loaded(model, photos):

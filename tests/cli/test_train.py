@@ -133,7 +133,7 @@ def test_broken_images_are_listed_without_a_traceback(photos, tmp_path):
         save_broken(root / "cat" / f"broken{number:02}.png")
     result = run("train", root, "-o", tmp_path / "m.skt", *QUICK, code=1)
     problems = result.stderr[result.stderr.index("sktransfer: ") :].splitlines()
-    assert problems[0] == "sktransfer: 12 images cannot be read; the first 10:"
+    assert problems[0] == "sktransfer: 12 images cannot be read (see --skip-broken); the first 10:"
     assert len(problems) == 11
     assert problems[1].startswith(f"  {root / 'cat' / 'broken00.png'}: ")
     assert not (tmp_path / "m.skt").exists()
