@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from typing import Any
 
 import click
@@ -19,7 +20,14 @@ from sktransfer.cli.diagnose import leaks, rank, recommend
 from sktransfer.cli.embed import embed
 from sktransfer.cli.evaluate import evaluate
 from sktransfer.cli.library import backbones, cache
-from sktransfer.cli.messages import EXPECTED_ERRORS, Failure, Interruption, describe, show_warning
+from sktransfer.cli.messages import (
+    EXPECTED_ERRORS,
+    Failure,
+    Interruption,
+    PlainLines,
+    describe,
+    show_warning,
+)
 from sktransfer.cli.model_files import export, show
 from sktransfer.cli.predict import predict
 from sktransfer.cli.train import train
@@ -64,7 +72,9 @@ class _Group(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with warnings.catch_warnings():
+        # A terminal draws the bars itself.
+        stderr = sys.stderr if sys.stderr.isatty() else PlainLines(sys.stderr)
+        with warnings.catch_warnings(), redirect_stderr(stderr):
             if not sys.warnoptions:
                 warnings.simplefilter("always", UserWarning)
             warnings.showwarning = show_warning

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,54 @@ import click
 EXPECTED_ERRORS = (OSError, ValueError, ImportError, ArithmeticError, RuntimeError, MemoryError)
 
 MAX_LISTED = 10
+_SECONDS_BETWEEN_BARS = 10.0
+_CURSOR_UP = "\x1b[A"
+
+
+class PlainLines:
+    r"""A stream for bars where nobody is watching: lines, at most one in ten seconds.
+
+    A terminal overwrites a bar with its next state; in a file, each state would stay.
+
+    Parameters
+    ----------
+    stream : text stream
+        Standard error. Everything but bars is passed on unchanged.
+
+    Examples
+    --------
+    >>> import io
+    >>> stream = io.StringIO()
+    >>> lines = PlainLines(stream)
+    >>> for text in ("Training ...\n", "\r 0%", "\n", "\x1b[A", "Trained\n"):
+    ...     _ = lines.write(text)
+    >>> stream.getvalue()
+    'Training ...\nTrained\n'
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._last_bar = time.monotonic()
+        self._in_line = False
+
+    def write(self, text: str) -> int:
+        """Write a text; a bar begins with a carriage return."""
+        if text.startswith("\r"):
+            self._write_bar(text.strip())
+        # Between bars there are only line breaks and moves of the cursor.
+        elif self._in_line or text.replace(_CURSOR_UP, "").strip("\n"):
+            self._stream.write(text)
+            self._in_line = not text.endswith("\n")
+        return len(text)
+
+    def _write_bar(self, bar: str) -> None:
+        now = time.monotonic()
+        if bar and now - self._last_bar >= _SECONDS_BETWEEN_BARS:
+            self._stream.write(f"{bar}\n")
+            self._last_bar = now
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Failure(click.ClickException):
@@ -48,8 +95,8 @@ class Notes:
 
     @property
     def verbose(self) -> int:
-        """`verbose` of estimators: 1, which draws bars, if a person is watching."""
-        return int(not self.quiet and sys.stderr.isatty())
+        """`verbose` of estimators: 1, which draws bars, or 0."""
+        return int(not self.quiet)
 
     def __call__(self, text: str) -> None:
         """Print a line."""

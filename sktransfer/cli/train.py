@@ -186,8 +186,6 @@ def _tell_sets(sets: _Sets, notes: Notes) -> None:
 
 
 def _tell_fit(classifier: Any, seconds: float, notes: Notes) -> None:
-    if classifier.decision_.parameters and not notes.verbose:  # else it is above the bars
-        notes(f"Decided: {classifier.decision_}")
     stages = ", ".join(
         f"{stage['stage']} ({counted(stage['epochs'], 'epoch')})" if stage["epochs"] else "head"
         for stage in classifier.stages_

@@ -6,15 +6,17 @@ import sys
 import time
 import warnings
 
+import click
 import pytest
 from cli_helpers import run, save_classes
 from click.shell_completion import ShellComplete
 from helpers import finish_python, start_python
 
 from sktransfer import __version__
-from sktransfer.cli import library
+from sktransfer.cli import library, messages
 from sktransfer.cli.main import SECTIONS, cli, main
 from sktransfer.cli.messages import Notes
+from sktransfer.utils.progress import progress_bar
 
 COMMANDS = [command.name for commands in SECTIONS.values() for command in commands]
 
@@ -162,7 +164,8 @@ def test_interrupted_process_ends_with_130(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "sktransfer: interrupted; no file was written\n"
+    assert errors.splitlines()[-1] == "sktransfer: interrupted; no file was written"
+    assert "Traceback" not in errors
     assert not (tmp_path / "m.skt").exists()
 
 
@@ -192,8 +195,30 @@ def test_warnings_are_one_line(monkeypatch, capsys):
     assert warnings.showwarning is showwarning
 
 
-def test_bars_are_drawn_on_terminals_only(monkeypatch):
-    assert Notes(quiet=False).verbose == 0
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bars_become_lines_where_there_is_no_terminal(is_terminal, monkeypatch, capsys):
+    def embed(*arguments, **options):
+        click.echo("Embedding 3 images ...", err=True)
+        with progress_bar(640, verbose=1, description="Embedding") as bar:
+            for _ in range(10):
+                clock[0] += 4
+                bar.update(64)
+                bar.refresh()
+
+    clock = [0.0]
+    monkeypatch.setattr(messages.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(library.backbones, "callback", embed)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: is_terminal)
+    assert main(["backbones"]) == 0
+    errors = capsys.readouterr().err
+    assert errors.startswith("Embedding 3 images ...\n")
+    assert ("\r" in errors) is is_terminal
+    if not is_terminal:
+        shares = re.findall(r"^Embedding: +(\d+)%.* (\d+)/640 \[.*image/s\]\n", errors, re.M)
+        assert shares == [("30", "192"), ("60", "384"), ("90", "576")]
+        assert errors.count("\n") == 4
+
+
+def test_quiet_commands_draw_no_bars():
     assert Notes(quiet=False).verbose == 1
     assert Notes(quiet=True).verbose == 0
