@@ -21,8 +21,7 @@ from sktransfer.cli import options
     metavar="DIR",
     type=options.PATH,
     default="demo-output",
-    show_default=True,
-    help="Folder in which the figure is saved.",
+    help="Folder of the figure.  [default: demo-output]",
 )
 @options.backbone_option
 @click.option("--jobs", metavar="N", type=int, help="Worker processes of the search.")

@@ -76,6 +76,7 @@ def recommend(
     if as_json:
         print_json(_strategy_as_dict(report, command))
     else:
+        report.estimator_.set_params(verbose=0)  # only this command draws bars
         print_text(f"{report}\n\nTo train it: {command}\n")
 
 
@@ -268,7 +269,7 @@ def _pair_table(pairs: list[dict[str, Any]]) -> str:
         "split": ["across" if pair["across"] else "" for pair in pairs],
         "labels": ["differ" if pair["conflict"] else "" for pair in pairs],
         "image": [pair["first"] for pair in pairs],
-        "its copy": [pair["second"] for pair in pairs],
+        "other image": [pair["second"] for pair in pairs],
     }
     columns = {title: cells for title, cells in columns.items() if any(cells)}
     left = [i for i, title in enumerate(columns) if title != "cosine"]

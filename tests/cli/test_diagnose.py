@@ -11,6 +11,7 @@ def test_recommendation_is_printed_with_the_command(photos):
     result = run("recommend", photos, *SMALL)
     assert "images, " in result.stdout
     assert "24 images in 3 classes" in result.stdout
+    assert "verbose" not in result.stdout
     command = f"sktransfer train {photos} --image-size 32 -o model.skt"
     assert result.stdout.endswith(f"To train it: {command}\n")
 
