@@ -10,6 +10,8 @@ Data
     load_image_folder, find_leaks, AugmentationDisplay, resolve_augmentation
 Choice of a model
     list_backbones, rank_backbones, recommend_strategy, estimate_cost
+Fitted models in files
+    save, load
 Cached embeddings
     EmbeddingStore, session_store
 
@@ -21,37 +23,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sktransfer._version import __version__
-from sktransfer.backbones.catalogue import list_backbones
-from sktransfer.data.folders import load_image_folder
-from sktransfer.extractor import PretrainedFeatureExtractor
-from sktransfer.inspection.augmentation_display import AugmentationDisplay
-from sktransfer.store.session import session_store
-from sktransfer.store.store import EmbeddingStore
-from sktransfer.transforms.augmentation import resolve_augmentation
-from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import ImageError, WeightsNotFoundError
 
 if TYPE_CHECKING:
+    from sktransfer.backbones.catalogue import list_backbones
     from sktransfer.classifier import FineTunedImageClassifier
+    from sktransfer.data.folders import load_image_folder
     from sktransfer.diagnostics.cost import Cost, estimate_cost
     from sktransfer.diagnostics.leaks import LeakReport, find_leaks
     from sktransfer.diagnostics.ranking import BackboneRanking, rank_backbones
     from sktransfer.diagnostics.strategy import StrategyReport, recommend_strategy
+    from sktransfer.export.loading import load
+    from sktransfer.export.saving import save
+    from sktransfer.extractor import PretrainedFeatureExtractor
+    from sktransfer.inspection.augmentation_display import AugmentationDisplay
     from sktransfer.self_training import SelfTrainedImageClassifier
+    from sktransfer.store.session import session_store
+    from sktransfer.store.store import EmbeddingStore
+    from sktransfer.transforms.augmentation import resolve_augmentation
+    from sktransfer.transforms.preprocessing import Preprocessing
+    from sktransfer.utils.errors import ImageError, ModelFileError, WeightsNotFoundError
 
-# Modules that need skorch or scikit-learn's model selection are imported on first use, to keep
-# `import sktransfer` fast.
+# Modules are imported on first use: `import sktransfer` is fast, and the command line reads a saved
+# model without torch.
 _IMPORTED_ON_USE = {
+    "AugmentationDisplay": "sktransfer.inspection.augmentation_display",
     "BackboneRanking": "sktransfer.diagnostics.ranking",
     "Cost": "sktransfer.diagnostics.cost",
+    "EmbeddingStore": "sktransfer.store.store",
     "FineTunedImageClassifier": "sktransfer.classifier",
+    "ImageError": "sktransfer.utils.errors",
     "LeakReport": "sktransfer.diagnostics.leaks",
+    "ModelFileError": "sktransfer.utils.errors",
+    "Preprocessing": "sktransfer.transforms.preprocessing",
+    "PretrainedFeatureExtractor": "sktransfer.extractor",
     "SelfTrainedImageClassifier": "sktransfer.self_training",
     "StrategyReport": "sktransfer.diagnostics.strategy",
+    "WeightsNotFoundError": "sktransfer.utils.errors",
     "estimate_cost": "sktransfer.diagnostics.cost",
     "find_leaks": "sktransfer.diagnostics.leaks",
+    "list_backbones": "sktransfer.backbones.catalogue",
+    "load": "sktransfer.export.loading",
+    "load_image_folder": "sktransfer.data.folders",
     "rank_backbones": "sktransfer.diagnostics.ranking",
     "recommend_strategy": "sktransfer.diagnostics.strategy",
+    "resolve_augmentation": "sktransfer.transforms.augmentation",
+    "save": "sktransfer.export.saving",
+    "session_store": "sktransfer.store.session",
 }
 
 __all__ = [
@@ -62,6 +79,7 @@ __all__ = [
     "FineTunedImageClassifier",
     "ImageError",
     "LeakReport",
+    "ModelFileError",
     "Preprocessing",
     "PretrainedFeatureExtractor",
     "SelfTrainedImageClassifier",
@@ -71,17 +89,20 @@ __all__ = [
     "estimate_cost",
     "find_leaks",
     "list_backbones",
+    "load",
     "load_image_folder",
     "rank_backbones",
     "recommend_strategy",
     "resolve_augmentation",
+    "save",
     "session_store",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _IMPORTED_ON_USE:
-        return getattr(importlib.import_module(_IMPORTED_ON_USE[name]), name)
+        value = globals()[name] = getattr(importlib.import_module(_IMPORTED_ON_USE[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -216,7 +216,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         size = backbone.image_size_for(self.image_size, images)
         views = Views(images, backbone.preprocessing.with_image_size(size))
         self.batch_norm_ = self._adapt(backbone, views)
-        self._plan = _Plan(
+        self._plan = ExtractionPlan(
             source=BackboneSource(
                 self.backbone, self.weights, size, self.batch_norm_, backbone.digest
             ),
@@ -341,7 +341,7 @@ def check_extractor(extractor: PretrainedFeatureExtractor) -> Backbone:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class ExtractionPlan:
     """What to compute, as decided in `fit`; without the network, so that pickles stay small."""
 
     source: BackboneSource
@@ -354,6 +354,7 @@ class _Plan:
         return Recipe(backbone, preprocessing, self.layers, self.pooling, precision)
 
     def feature_names(self, widths: list[int]) -> np.ndarray:
+        """Return the names of the columns; `widths` are the numbers of columns of the layers."""
         backbone = self.source.load()
         names = []
         for layer, width in zip(self.layers, widths, strict=True):

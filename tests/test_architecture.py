@@ -30,6 +30,7 @@ LAYERS = [
     "extractor",
     "classifier",
     "self_training",
+    "export",
     "diagnostics",
     "inspection",
     "cli",

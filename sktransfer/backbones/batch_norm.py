@@ -46,7 +46,7 @@ def check_batch_norm(backbone: Backbone) -> None:
 def with_batch_norm(backbone: Backbone, state: BatchNormState) -> Backbone:
     """Return a copy of a backbone with other BatchNorm statistics."""
     statistics = to_tensors(state.statistics)
-    digest = digest_tensors(statistics.items(), backbone.digest.hex())
+    digest = digest_tensors(sorted(statistics.items()), backbone.digest.hex())
 
     def make() -> Backbone:
         block_list = copy.deepcopy(backbone.block_list)

@@ -15,6 +15,7 @@ from torch import nn
 
 from sktransfer.backbones.blocks import BlockList
 from sktransfer.backbones.frozen import freeze
+from sktransfer.backbones.saved import SavedWeights
 from sktransfer.backbones.sources import (
     LoadedNetwork,
     describe_code,
@@ -136,6 +137,8 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
     ['stem', 'block0', 'block1']
     """
     limit_threads_after_fork()
+    if isinstance(weights, SavedWeights):
+        return _load_saved(backbone, weights)
     weights = _check_weights(backbone, weights)
     if isinstance(backbone, str):
         return _load_named(backbone, *_stamp(weights))
@@ -147,8 +150,7 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
             )
         return backbone.as_backbone()
     loaded = load_user_network(backbone, weights)
-    described = [*describe_code(loaded.model), repr(astuple(loaded.preprocessing))]
-    digest = digest_tensors(loaded.model.state_dict().items(), *described)
+    digest = _digest_of_user_network(loaded)
 
     def assemble() -> Backbone:
         copied = loaded._replace(model=copy.deepcopy(loaded.model).cpu())
@@ -156,6 +158,28 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
         return replace(_assemble(copied, digest, build), from_library=False)
 
     return keep_backbone(digest, assemble)
+
+
+def _load_saved(backbone: Any, weights: SavedWeights) -> Backbone:
+    """Build a network with saved weights, once per process."""
+
+    def load() -> Backbone:
+        loaded = weights.fill(backbone)
+        is_named = isinstance(backbone, str)
+        digest = (
+            digest_tensors(loaded.model.state_dict().items(), backbone)
+            if is_named
+            else _digest_of_user_network(loaded)
+        )
+        assembled = _assemble(loaded, digest, lambda: weights.fill(backbone).model)
+        return replace(assembled, from_library=is_named)
+
+    return keep_backbone((weights.fingerprint, backbone), load)
+
+
+def _digest_of_user_network(loaded: LoadedNetwork) -> bytes:
+    described = [*describe_code(loaded.model), repr(astuple(loaded.preprocessing))]
+    return digest_tensors(loaded.model.state_dict().items(), *described)
 
 
 # Backbones that this process keeps in memory, so that clones, folds and estimators share one copy.

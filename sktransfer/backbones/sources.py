@@ -6,14 +6,19 @@ import copy
 import inspect
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from sktransfer.backbones.efficientnet_lite import LITE_VARIANTS, efficientnet_lite, weights_path
+from sktransfer.backbones.efficientnet_lite import (
+    LITE_VARIANTS,
+    efficientnet_lite,
+    load_strictly,
+    weights_path,
+)
 from sktransfer.backbones.torchvision_blocks import (
     build_torchvision,
     list_torchvision,
@@ -76,6 +81,32 @@ def load_named(name: str, weights: str | None) -> LoadedNetwork:
         f"Got backbone={name!r}, but expected one of list_backbones() or {prefixed}"
         f"{did_you_mean(name, list_names())}"
     )
+
+
+def build_named(name: str, state: Mapping[str, Tensor], *, pretrained: bool) -> nn.Module:
+    """Build a network by its name, with the weights of a state dict.
+
+    Parameters
+    ----------
+    name : str
+        As for `load_named`.
+    state : mapping of str to Tensor
+        The network uses its tensors without a copy if it can.
+    pretrained : bool
+        Whether the weights are those that the name's preprocessing belongs to.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the state dict is that of another network.
+    """
+    if pretrained and name in LITE_VARIANTS:
+        return efficientnet_lite(name, state)
+    if pretrained and name in list_torchvision():
+        return build_torchvision(name, state_dict=state)
+    model = load_named(name, None).model
+    load_strictly(model, state, name)
+    return model
 
 
 def list_names() -> list[str]:

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from sktransfer.utils.errors import WeightsNotFoundError
 
@@ -94,6 +94,25 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return the content of a `.safetensors` file."""
+    return save({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()})
+
+
+def tensors_of_bytes(content: bytes) -> dict[str, torch.Tensor]:
+    """Return the tensors in the content of a `.safetensors` file.
+
+    Raises
+    ------
+    ValueError
+        If it is not one.
+    """
+    try:
+        return load(content)
+    except Exception as error:  # SafetensorError, and KeyError for an unknown dtype
+        raise ValueError(f"it has no tensors in the format safetensors ({error})") from error
 
 
 def hub_path(url: str) -> Path:

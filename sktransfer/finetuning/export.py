@@ -44,7 +44,10 @@ def tuned_backbone(
     """
     backbone = source.load()
     digest = digest_tensors(
-        tuned.items(), backbone.digest.hex(), repr(astuple(preprocessing)), repr(list(classes))
+        sorted(tuned.items()),
+        backbone.digest.hex(),
+        repr(astuple(preprocessing)),
+        repr(list(classes)),
     )
 
     def make() -> Backbone:

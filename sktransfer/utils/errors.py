@@ -112,6 +112,31 @@ class WeightsNotFoundError(FileNotFoundError):
     """Pretrained weights are not on this machine and cannot be downloaded."""
 
 
+class ModelFileError(ValueError):
+    """A file is not a saved model that can be loaded.
+
+    Parameters
+    ----------
+    path : path
+    problem : str
+        What is wrong with it, and what to do if anything can be done.
+
+    Examples
+    --------
+    >>> raise ModelFileError("birds.skt", "it is damaged")
+    Traceback (most recent call last):
+        ...
+    sktransfer.utils.errors.ModelFileError: Got 'birds.skt', but it is damaged
+    """
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"Got {os.fspath(path)!r}, but {problem}")
+        self.path, self.problem = os.fspath(path), problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.path, self.problem)
+
+
 class EngineError(RuntimeError):
     """An engine that cannot run a network."""
 
