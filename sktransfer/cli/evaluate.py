@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sktransfer.cli import options
-from sktransfer.cli.inputs import load_data, load_model, set_options, take
+from sktransfer.cli.inputs import load_classifier, load_data, take
 from sktransfer.cli.messages import Notes, counted, listed
 from sktransfer.cli.outputs import print_json, print_text
 from sktransfer.cli.predict import predict_probabilities
@@ -61,7 +61,7 @@ def evaluate(
     above them, or a CSV table with the columns path and label.
     """
     images = _choose_split(load_data(data, columns, notes), split, data, notes)
-    classifier = set_options(load_model(model, notes), cache=cache)
+    classifier = load_classifier(model, cache, notes)
     scores = score(classifier, images, skip_broken, notes)
     if as_json:
         print_json(scores)

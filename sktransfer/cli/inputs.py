@@ -159,6 +159,14 @@ def load_model(path: Path, notes: Notes) -> Any:
     return set_options(sktransfer.load(path), verbose=notes.verbose)
 
 
+def load_classifier(path: Path, cache: str, notes: Notes) -> Any:
+    """Load a classifier that shows its progress and keeps embeddings in `cache`."""
+    model = load_model(path, notes)
+    if not hasattr(model, "predict_proba"):
+        raise ValueError(f"expected a classifier, but {str(path)!r} is a {type(model).__name__}")
+    return set_options(model, cache=cache)
+
+
 def set_options(model: Any, **options: Any) -> Any:
     """Set options of all estimators of this package in a model, such as those of a pipeline."""
     from sktransfer.embedding.workers import SharedEstimator

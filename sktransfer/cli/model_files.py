@@ -12,6 +12,9 @@ from sktransfer.cli import options
 from sktransfer.cli.inputs import check_exists, load_model
 from sktransfer.cli.messages import Notes
 from sktransfer.cli.outputs import check_output, print_json, print_text, replacing
+from sktransfer.utils.tables import format_bytes, text_table
+
+_MAX_ENTRIES = 10
 
 
 @click.command(
@@ -31,7 +34,7 @@ def export(model: Path, output: Path, notes: Notes) -> None:
         sktransfer.export_onnx(classifier, path)
 
 
-@click.command(epilog=options.example("sktransfer show pets.skt", "sktransfer show pets.onnx"))
+@click.command(epilog=options.example("sktransfer show pets.skt"))
 @click.argument("file", metavar="FILE", type=options.PATH)
 @options.json_option
 def show(file: Path, as_json: bool) -> None:
@@ -47,28 +50,48 @@ def show(file: Path, as_json: bool) -> None:
 
 
 def _lines(summary: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Format nested dicts: a name and its value in a line, aligned."""
-    width = max((len(_words(key)) for key in summary), default=0)
+    """Format nested dicts: a name and its value in a line, aligned; lists of dicts as tables."""
+    simple = [key for key, value in summary.items() if not _is_nested(value)]
+    width = max((len(_words(key)) for key in simple), default=0)
     for key, value in summary.items():
-        name = _words(key)
-        if isinstance(value, Mapping) and value:
-            yield f"{indent}{name}"
-            yield from _lines(value, f"{indent}  ")
-        elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
-            yield f"{indent}{name}"
-            for entry in value:
-                yield f"{indent}  {_one_line(entry)}"
+        if value is None or value == {}:
+            continue
+        if not _is_nested(value):
+            text = format_bytes(value) if key == "bytes" else _text(value)
+            yield f"{indent}{_words(key):<{width}}  {text}".rstrip()
+            continue
+        yield f"{indent}{_words(key)}"
+        below = f"{indent}  "
+        if isinstance(value, Mapping):
+            yield from _lines(value, below)
+        elif any(_is_nested(entry) for row in value for entry in row.values()):
+            for row in value:
+                yield from _lines(row, below)
         else:
-            yield f"{indent}{name:<{width}}  {_one_line(value)}".rstrip()
+            names = list(dict.fromkeys(name for row in value for name in row))
+            cells = [[_text(row.get(name)) or "-" for name in names] for row in value]
+            table = text_table(list(map(_words, names)), cells, left=[0])
+            yield from (f"{below}{line}" for line in table.splitlines())
+
+
+def _is_nested(value: Any) -> bool:
+    """Return whether a value is a dict with entries, or a list of dicts."""
+    rows = value if isinstance(value, list | tuple) else [value]
+    return bool(value) and all(isinstance(row, Mapping) for row in rows)
 
 
 def _words(key: object) -> str:
     return str(key).replace("_", " ").strip()
 
 
-def _one_line(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_words(key)} {_one_line(entry)}" for key, entry in value.items())
+def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(_one_line, value))
+        more = f", ... ({len(value):,})" if len(value) > _MAX_ENTRIES else ""
+        return ", ".join(map(_text, value[:_MAX_ENTRIES])) + more
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "" if value is None else str(value)

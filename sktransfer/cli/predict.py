@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sktransfer.cli import options
-from sktransfer.cli.inputs import load_images, load_model, set_options
+from sktransfer.cli.inputs import load_classifier, load_images
 from sktransfer.cli.messages import Notes, broken_images, listed
 from sktransfer.cli.outputs import (
     Table,
@@ -62,7 +62,7 @@ def predict(
         if output.suffix.lower() == ".parquet":
             import_pyarrow()
     paths = load_images(images, notes)
-    classifier = set_options(load_model(model, notes), cache=cache)
+    classifier = load_classifier(model, cache, notes)
     rows, values = predict_probabilities(classifier, paths, skip_broken, notes)
     table = _table([paths[row] for row in rows], values, classifier.classes_, probabilities)
     if output is not None:

@@ -165,8 +165,6 @@ def _fit(classifier: Any, sets: _Sets) -> None:
 def _save(classifier: Any, output: Path, notes: Notes) -> None:
     import sktransfer
 
-    # Settings of this run that another machine need not have.
-    classifier.set_params(cache="auto", verbose=0)
     with replacing(output, notes) as path:
         sktransfer.save(classifier, path)
 

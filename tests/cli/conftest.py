@@ -1,27 +1,5 @@
-import pickle
-
 import pytest
 from cli_helpers import QUICK, run, save_classes
-
-import sktransfer
-
-
-def _save(model, path):
-    path.write_bytes(pickle.dumps(model))
-
-
-def _load(path, *, backbone=None):
-    return pickle.loads(path.read_bytes())
-
-
-@pytest.fixture(autouse=True, scope="session")
-def stand_ins():
-    """Stand-ins for functions that are being written, where they are missing."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, function in {"save": _save, "load": _load}.items():
-            if name not in sktransfer.__all__:
-                patch.setattr(sktransfer, name, function, raising=False)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import click
 import pytest
 from cli_helpers import run, save_classes
 from click.shell_completion import ShellComplete
-from helpers import finish_python, start_python
 
 from sktransfer import __version__
 from sktransfer.cli import library, messages
@@ -28,6 +27,12 @@ def call(arguments, **options):
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=120, **options
     )
+
+
+def python(script):
+    """Run a script in a new process, and return what it prints."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 def test_commands_are_the_documented_ones():
@@ -79,7 +84,6 @@ def test_exit_statuses(arguments, status, capsys):
 
 
 def test_help_and_version_import_nothing_heavy():
-    """Of the rest of the package, `start_python` imports nothing."""
     script = """
 import sys
 from sktransfer.cli.main import main
@@ -87,7 +91,17 @@ for arguments in (["--help"], ["--version"], ["train", "--help"]):
     assert main(arguments) == 0
 print(sorted({"torch", "numpy", "sklearn", "PIL"} & set(sys.modules)))
 """
-    assert finish_python(start_python(script)).splitlines()[-1] == "[]"
+    assert python(script).splitlines()[-1] == "[]"
+
+
+def test_show_does_without_torch(model):
+    script = f"""
+import sys
+from sktransfer.cli.main import main
+assert main(["show", {str(model)!r}]) == 0
+print("torch" in sys.modules)
+"""
+    assert python(script).splitlines()[-1] == "False"
 
 
 def test_subcommands_and_options_are_completed():

@@ -6,7 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from cli_helpers import paths_below, run, save_broken, save_classes
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
+import sktransfer
+from sktransfer import PretrainedFeatureExtractor
 from sktransfer.utils import errors
 
 
@@ -109,6 +113,27 @@ def test_missing_model_is_one_line(photos, tmp_path):
     assert result.stderr == f"sktransfer: there is no model '{tmp_path / 'm.skt'}'\n"
     result = run("predict", tmp_path, photos, code=1)
     assert "expected a model, but" in result.stderr
+
+
+def test_files_that_hold_no_classifier_are_one_line(photos, tmp_path):
+    path = tmp_path / "model.skt"
+    path.write_bytes(b"no model")
+    result = run("predict", path, photos, code=1)
+    assert result.stderr.startswith(f"sktransfer: Got '{path}', but ")
+    assert result.stderr.count("\n") == 1
+    sktransfer.save(PretrainedFeatureExtractor(image_size=32).fit(paths_below(photos)), path)
+    result = run("predict", path, photos, code=1)
+    message = f"expected a classifier, but '{path}' is a PretrainedFeatureExtractor"
+    assert result.stderr == f"sktransfer: {message}\n"
+
+
+def test_pipeline_of_python_predicts(photos, tmp_path):
+    images = paths_below(photos)
+    pipeline = make_pipeline(PretrainedFeatureExtractor(image_size=32), LogisticRegression())
+    pipeline.fit(images, [path.split("/")[-2] for path in images])
+    sktransfer.save(pipeline, tmp_path / "pipeline.skt")
+    rows = rows_of(run("predict", tmp_path / "pipeline.skt", photos / "owl").stdout)
+    assert {row["label"] for row in rows} == {"owl"}
 
 
 def test_an_image_given_twice_is_predicted_once(model, photos):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,10 +211,10 @@ def test_failed_save_leaves_an_existing_model_as_it_was(photos, tmp_path, monkey
     output.write_bytes(b"earlier model")
 
     def fail(model, path):
-        path.write_bytes(b"half")
+        Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(sktransfer, "save", fail, raising=False)
+    monkeypatch.setattr(sktransfer, "save", fail)
     result = run("train", photos, "-o", output, *QUICK, code=1)
     assert "No space left on device" in result.stderr
     assert output.read_bytes() == b"earlier model"
