@@ -38,10 +38,10 @@ def evaluate(folder):
     bunch = load_image_folder(folder)
     print(bunch.DESCR)
 
-    counts = np.bincount(bunch.target)
+    names, counts = np.unique(bunch.labels, return_counts=True)
     smallest = counts.min()
     if smallest < 2:
-        name = bunch.target_names[counts.argmin()]
+        name = str(names[counts.argmin()])
         raise SystemExit(
             f"The class {name!r} has a single image, but cross-validation needs at least two per "
             "class."
@@ -58,7 +58,7 @@ def evaluate(folder):
     pipeline = make_pipeline(
         PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression(C=0.03, max_iter=2000)
     )
-    y = np.asarray(bunch.target_names)[bunch.target[readable]]
+    y = bunch.labels[readable]
     predicted = cross_val_predict(pipeline, bunch.data[readable], y, cv=folds)
     print()
     print(classification_report(y, predicted, zero_division=0))

@@ -7,7 +7,7 @@ Estimators
     PretrainedFeatureExtractor (images to embeddings), FineTunedImageClassifier,
     SelfTrainedImageClassifier (labels in one domain, images in another)
 Data
-    load_image_folder, find_leaks, AugmentationDisplay, resolve_augmentation
+    load_image_folder, load_image_table, find_leaks, AugmentationDisplay, resolve_augmentation
 Choice of a model
     list_backbones, rank_backbones, recommend_strategy, estimate_cost
 Fitted models in files
@@ -27,7 +27,7 @@ from sktransfer._version import __version__
 if TYPE_CHECKING:
     from sktransfer.backbones.catalogue import list_backbones
     from sktransfer.classifier import FineTunedImageClassifier
-    from sktransfer.data.folders import load_image_folder
+    from sktransfer.data.folders import load_image_folder, load_image_table
     from sktransfer.diagnostics.cost import Cost, estimate_cost
     from sktransfer.diagnostics.leaks import LeakReport, find_leaks
     from sktransfer.diagnostics.ranking import BackboneRanking, rank_backbones
@@ -64,6 +64,7 @@ _IMPORTED_ON_USE = {
     "list_backbones": "sktransfer.backbones.catalogue",
     "load": "sktransfer.export.loading",
     "load_image_folder": "sktransfer.data.folders",
+    "load_image_table": "sktransfer.data.folders",
     "rank_backbones": "sktransfer.diagnostics.ranking",
     "recommend_strategy": "sktransfer.diagnostics.strategy",
     "resolve_augmentation": "sktransfer.transforms.augmentation",
@@ -91,6 +92,7 @@ __all__ = [
     "list_backbones",
     "load",
     "load_image_folder",
+    "load_image_table",
     "rank_backbones",
     "recommend_strategy",
     "resolve_augmentation",

@@ -6,11 +6,18 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils import Tags
 
 from sktransfer.data.images import Images
-from sktransfer.data.labels import EncodedLabels, check_labels, check_not_missing
+from sktransfer.data.labels import (
+    EncodedLabels,
+    check_labels,
+    check_not_missing,
+    check_one_per_image,
+)
 from sktransfer.finetuning.estimator import FineTunedEstimator
+from sktransfer.finetuning.fit_data import FitData
 from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.utils.progress import CallbackSupport, with_callbacks
 
@@ -126,6 +133,14 @@ default="auto"
         As in `PretrainedFeatureExtractor`, but with another default.
     image_shape, pixel_range, background, device, engine, precision, n_jobs, cache
         As in `PretrainedFeatureExtractor`.
+    on_error : {"raise", "skip"}, default="raise"
+        What to do with images that cannot be read, in `X` and in `X_val`. `"raise"` raises one
+        `ImageError` that names all of them. With `"skip"`, `fit` trains on the others exactly as if
+        it had got only these, adds the broken ones to `errors_`, and warns; it raises an error if
+        no image of a class is left. `predict_proba`, `decision_function` and `transform` return
+        rows of NaN for broken images and warn, as `PretrainedFeatureExtractor` does with
+        `on_error="nan"`. `score` leaves them out and warns. `predict` raises the `ImageError`,
+        because there is no label for them.
     callbacks : list of skorch callbacks or None, default=None
         Called in every stage that trains blocks.
     random_state : int, RandomState or None, default=None
@@ -151,6 +166,10 @@ default="auto"
         One dict per stage: trained blocks, boundary, number of trained parameters, number of
         epochs, the best epoch, its loss and accuracy on the validation images, seconds, and the
         head's `C`.
+    errors_ : list of ImageError
+        The broken images that `fit` left out with `on_error="skip"`, by row of `X`, each with its
+        `row`, `source` and `reason`. Those of `X_val` follow: their `argument` is `"X_val"`, and
+        their row is one of `X_val`. Predictions do not change it.
     interrupted_ : bool
         Whether the fit was interrupted from the keyboard.
     net_ : skorch.NeuralNet
@@ -234,6 +253,7 @@ default="auto"
         precision: str = "auto",
         n_jobs: int | None = None,
         cache: Any = "auto",
+        on_error: str = "raise",
         callbacks: Any = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -270,6 +290,7 @@ default="auto"
         self.precision = precision
         self.n_jobs = n_jobs
         self.cache = cache
+        self.on_error = on_error
         self.callbacks = callbacks
         self.random_state = random_state
         self.verbose = verbose
@@ -314,13 +335,14 @@ default="auto"
             If parameters, images, labels or domains are invalid, or if labels are missing; before
             training starts.
         ImageError
-            If images cannot be read. All others are embedded first, and their embeddings stay in
-            the store. The error names the first ten rows and files, and its `errors` are all.
+            If images cannot be read and `on_error="raise"`. All others are embedded first, and
+            their embeddings stay in the store. The error names the first ten rows and files, and
+            its `errors` are all.
         FloatingPointError
             If the loss is not finite and, without validation images, there are no earlier weights
             to restore.
         """
-        return self._fit(X, y, sample_weight, sample_domain, X_val, y_val)
+        return self._fit(FitData(X, y, sample_weight, sample_domain, X_val, y_val))
 
     def _encode(
         self, images: Images, y: Any, sample_weight: Any, sample_domain: Any
@@ -343,6 +365,12 @@ default="auto"
         -------
         ndarray of shape (N,)
             Values of `classes_`.
+
+        Raises
+        ------
+        ImageError
+            If images cannot be read, whatever `on_error` is; names all of them. To predict the
+            others, leave out the rows of NaN that `predict_proba` returns with `on_error="skip"`.
         """
         outputs = self._outputs(X)
         return self._task.predict(outputs)
@@ -353,9 +381,10 @@ default="auto"
         Returns
         -------
         ndarray of shape (N, K)
-            float32; columns in the order of `classes_`.
+            float32; columns in the order of `classes_`. With `on_error="skip"`, the rows of images
+            that cannot be read are NaN.
         """
-        outputs = self._outputs(X)
+        outputs = self._outputs(X, self.on_error)
         return self._task.predict_proba(outputs)
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -364,14 +393,32 @@ default="auto"
         Returns
         -------
         ndarray of shape (N, K), or (N,) for two classes
-            float32; for two classes, the log-odds of the second one.
+            float32; for two classes, the log-odds of the second one. With `on_error="skip"`, the
+            rows of images that cannot be read are NaN.
         """
-        outputs = self._outputs(X)
+        outputs = self._outputs(X, self.on_error)
         return self._task.decision_function(outputs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the accuracy on images and their labels, 0-1; labels must not be missing."""
-        return super().score(X, check_not_missing(y), sample_weight)
+        """Return the accuracy on images and their labels, 0-1; labels must not be missing.
+
+        Raises
+        ------
+        ImageError
+            If images cannot be read and `on_error="raise"`, or if no image can be read.
+        """
+        y = check_not_missing(y)
+        if self.on_error == "raise":
+            return super().score(X, y, sample_weight)
+        check_one_per_image("y", y, X)
+        outputs = self._outputs(X, self.on_error)
+        readable = np.flatnonzero(~np.isnan(outputs).any(axis=1))
+        if not len(readable):
+            self.predict(X)  # raises an error that names the images
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight)[readable]
+        predicted = self._task.predict(outputs[readable])
+        return float(accuracy_score(y[readable], predicted, sample_weight=sample_weight))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

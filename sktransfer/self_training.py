@@ -21,6 +21,7 @@ from sklearn.utils.validation import (
     has_fit_parameter,
 )
 
+from sktransfer.data.images import as_images, learn_pixel_range
 from sktransfer.data.labels import (
     check_class_labels,
     check_not_missing,
@@ -28,7 +29,9 @@ from sktransfer.data.labels import (
     labels_of_rows,
     split_domains,
 )
+from sktransfer.transforms.loader import find_broken
 from sktransfer.utils.errors import ImageError, check_number
+from sktransfer.utils.runtime import resolve_threads
 
 
 class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
@@ -125,6 +128,8 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
             If a share is out of range, `sample_domain` is invalid, or labels are missing.
         TypeError
             If the classifier has no `predict_proba`.
+        ImageError
+            If images cannot be read; names all broken files of `X`.
         """
         if y is None:
             raise ValueError(
@@ -141,6 +146,10 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
                 "measures its confidence; wrap it in a sklearn.calibration.CalibratedClassifierCV"
             )
         self.pseudo_rows_ = np.empty(0, int)
+        with _all_broken_in_errors(X):
+            return self._fit_all(X, y, sample_domain)
+
+    def _fit_all(self, X: Any, y: Any, sample_domain: Any) -> SelfTrainedImageClassifier:
         if sample_domain is None:
             check_not_missing(y)
             self._set_estimators([clone(self.estimator).fit(X, y)])
@@ -160,9 +169,14 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
                 break
             with _rows_in_errors(target):
                 probabilities = self.predict_proba(_safe_indexing(X, target))
+            # Those of broken images are NaN if the classifier leaves these out.
+            readable = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+            if not len(readable):
+                break
+            probabilities = probabilities[readable]
             codes = probabilities.argmax(axis=1)
             confident = _most_confident(probabilities.max(axis=1), codes, share)
-            self.pseudo_rows_ = target[confident]
+            self.pseudo_rows_ = target[readable[confident]]
             self.pseudo_labels_ = self.classes_[codes[confident]]
             self.estimators_.append(self._fit(X, labels, target))
         return self
@@ -188,12 +202,24 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
                 setattr(self, name, getattr(estimators[0], name))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predict the label of each image, ndarray of shape (N,)."""
+        """Predict the label of each image, ndarray of shape (N,).
+
+        Raises
+        ------
+        ImageError
+            If images cannot be read, also if the classifiers have `on_error="skip"`.
+        """
         check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)
+        if np.isnan(probabilities).any():
+            self.estimators_[0].predict(X)  # raises an error that names the images
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Predict the mean class probabilities of the classifiers, ndarray of shape (N, K)."""
+        """Predict the mean class probabilities of the classifiers, ndarray of shape (N, K).
+
+        If the classifiers have `on_error="skip"`, the rows of images that cannot be read are NaN.
+        """
         check_is_fitted(self)
         return np.mean([fitted.predict_proba(X) for fitted in self.estimators_], axis=0)
 
@@ -231,6 +257,21 @@ def _warn_if_domains_are_lost(estimator: Any) -> None:
 
 
 @contextlib.contextmanager
+def _all_broken_in_errors(X: Any) -> Iterator[None]:
+    """Add all other broken files of `X` to an `ImageError`: the fits read some after others."""
+    try:
+        yield
+    except ImageError as error:
+        broken: list[ImageError] = []
+        # Rows of numbers, whose shape is not known here, cannot be images, but are no files either.
+        with contextlib.suppress(TypeError, ValueError):
+            images = as_images(X, pixel_range=learn_pixel_range(X))
+            files = [row for row in range(len(images)) if images.path(row) is not None]
+            broken = find_broken([images.take(files)], resolve_threads(None))
+        raise ImageError.of([error, *broken]) from error
+
+
+@contextlib.contextmanager
 def _rows_in_errors(rows: np.ndarray) -> Iterator[None]:
     """Replace the rows of an `ImageError`, positions in `rows`, with the rows of the user's `X`."""
     try:
@@ -241,6 +282,7 @@ def _rows_in_errors(rows: np.ndarray) -> Iterator[None]:
                 error.reason,
                 None if error.row is None else int(rows[error.row]),
                 error.source,
+                argument=error.argument,
             )
             for error in several.errors
         ) from several

@@ -37,7 +37,7 @@ def test_scoring_monitor_scores_the_classifier_after_each_epoch(averaging):
 @pytest.mark.filterwarnings("ignore:The training loss of the stage:UserWarning")
 def test_scoring_monitor_scores_the_best_epoch_of_a_stage():
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
-    settings = {"lr": 10.0, "early_stopping": True, "max_epochs": 3}
+    settings = {"lr": 10.0, "early_stopping": True, "max_epochs": 3, "averaging": 1.0}
     fitted = classifier(**settings).set_callbacks(monitor).fit(X, y)
     scores = {row["task_id_path"]: row["neg_log_loss"] for row in monitor.get_logs().data}
     assert fitted.stages_[1]["best_epoch"] == 0, "the rate is too high to learn anything"

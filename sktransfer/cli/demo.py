@@ -94,7 +94,7 @@ def run_demo(
         f"Best C = {search.best_params_['classify__C']:g}: accuracy {search.best_score_:.3f} in "
         f"cross-validation, {accuracy:.3f} on the {len(X_test)} held-out images"
     )
-    print(f"Figure: {_draw(search, data, X_test, y_test, predicted, output)}")
+    print(f"Figure: {_draw(search, X_test, y_test, predicted, output)}")
     return accuracy
 
 
@@ -105,7 +105,7 @@ def _load(images: Path | None) -> Bunch:
         title = "scans of handwritten digits, 8 x 8, that come with scikit-learn"
         return Bunch(
             data=list(digits.images),
-            target=digits.target,
+            labels=np.array(names)[digits.target],
             target_names=names,
             split=None,
             title=title,
@@ -115,15 +115,15 @@ def _load(images: Path | None) -> Bunch:
 
 def _split(data: Bunch) -> tuple[Any, Any, Any, Any]:
     """Split by the folders train and test if they exist, else hold out a quarter of the images."""
-    X, y = np.asarray(data.data, dtype=object), np.asarray(data.target)
+    X, y = np.asarray(data.data, dtype=object), data.labels
     if data.split is not None and {"train", "test"} <= set(data.split):
         train, test = data.split != "test", data.split == "test"
         return list(X[train]), list(X[test]), y[train], y[test]
-    counts = np.bincount(y)
+    names, counts = np.unique(y, return_counts=True)
     smallest = int(counts.argmin())
     if counts[smallest] < 2 * _N_FOLDS:
         raise ValueError(
-            f"Got {counts[smallest]} images of the class {data.target_names[smallest]!r}, but the "
+            f"Got {counts[smallest]} images of the class {names.tolist()[smallest]!r}, but the "
             f"demo needs {2 * _N_FOLDS} of each class to hold some out and for {_N_FOLDS}-fold "
             "cross-validation; add images, or leave the class out"
         )
@@ -154,12 +154,11 @@ def _title(names: list[str], probability: float) -> str:
     return title if len(title) <= _MAX_TITLE else title.replace(" → ", " →\n")
 
 
-def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path) -> Path:
+def _draw(search: Any, X: Any, y: Any, predicted: Any, output: Path) -> Path:
     """Draw the confusion matrix, and the images with the lowest probability of the true class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = np.asarray(data.target_names)
     figure = Figure(figsize=(15, 7.5), layout="constrained")
     subfigures: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = subfigures
@@ -167,7 +166,7 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
     left.suptitle(f"{accuracy:.1%} accuracy on {len(y)} held-out images", fontsize=15)
     axes = left.subplots()
     ConfusionMatrixDisplay.from_predictions(
-        names[y], names[predicted], ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45
+        y, predicted, ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45
     )
 
     probabilities = search.predict_proba(X)
@@ -182,8 +181,8 @@ def _draw(search: Any, data: Bunch, X: Any, y: Any, predicted: Any, output: Path
             row = hardest[rank]
             wrong = predicted[row] != y[row]
             axes.imshow(images[rank])
-            named = [y[row], predicted[row]] if wrong else [y[row]]
-            title = _title([names[number] for number in named], probabilities[row].max())
+            names = [y[row], predicted[row]] if wrong else [y[row]]
+            title = _title(names, probabilities[row].max())
             axes.set_title(title, color="tab:red" if wrong else "black", fontsize=8)
     output.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(output / "result.png")

@@ -1,7 +1,8 @@
-"""Paths and labels from folders of images, without decoding them."""
+"""Paths and labels from folders and tables of images, without decoding them."""
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import unicodedata
@@ -10,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from sklearn.utils import Bunch
 
-from sktransfer.utils.errors import check_bool, check_choice
+from sktransfer.data.items import is_missing
+from sktransfer.utils.errors import check_bool, check_choice, did_you_mean, import_optional
 
 IMAGE_EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
@@ -478,7 +480,7 @@ def _warn_about_names(scan: _Scan, root: Path) -> None:
             f"All class folders in {str(root)!r} ({classes}) have the same subfolders, {listed}. "
             f"{remedy}"
         )
-    _warn_about_similar(names)
+    _warn_about_similar(names, stacklevel=5)
     for name in names:
         if len(scan.spellings[name]) > 1:
             _warn_caller(
@@ -487,7 +489,7 @@ def _warn_about_names(scan: _Scan, root: Path) -> None:
             )
 
 
-def _warn_about_similar(names: list[str]) -> None:
+def _warn_about_similar(names: list[str], stacklevel: int) -> None:
     """Warn of classes that differ only by capitalization, spaces and separators."""
     similar: dict[str, list[str]] = {}
     for name in names:
@@ -498,8 +500,8 @@ def _warn_about_similar(names: list[str]) -> None:
         if len(group) > 1:
             _warn_caller(
                 f"The classes {', '.join(map(repr, group))} differ only by capitalization, spaces "
-                "or separators. If they are one class, give their folders the same name.",
-                stacklevel=5,
+                "or separators. If they are one class, give them the same name.",
+                stacklevel=stacklevel,
             )
 
 
@@ -509,20 +511,303 @@ def _warn_caller(message: str, stacklevel: int = 4) -> None:
 
 def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
     rows = sorted(row for row in scan.images if split in (None, row[2]))
-    target_names = sorted({name for name, _, _ in scan.images})
+    names, paths, splits = (list(column) for column in zip(*rows, strict=True))
+    return _labeled_paths(
+        paths,
+        names,
+        None if splits[0] is None else splits,
+        sorted({name for name, _, _ in scan.images}),
+        f"{len(paths)} images below {root}",
+        ignored=[path for path, file_split in scan.ignored if split in (None, file_split)],
+    )
+
+
+def _labeled_paths(
+    paths: list[str],
+    labels: list[str],
+    splits: list[str] | None,
+    target_names: list[str],
+    title: str,
+    **others: Any,
+) -> Bunch:
+    """Build the result of a function that loads paths and the names of their classes."""
     position = {name: index for index, name in enumerate(target_names)}
-    labels = np.array([name for name, _, _ in rows])
-    data = np.array([path for _, path, _ in rows], dtype=object)
-    target = np.array([position[name] for name, _, _ in rows], dtype=np.int64)
+    data = np.array(paths, dtype=object)
+    target = np.array([position[name] for name in labels], dtype=np.int64)
     counts = np.bincount(target, minlength=len(target_names))
     lines = [f"{name}: {count}" for name, count in zip(target_names, counts, strict=True)]
     return Bunch(
         data=data,
         filenames=data,
         target=target,
-        labels=labels,
+        labels=np.array(labels),
         target_names=target_names,
-        split=None if rows[0][2] is None else np.array([row[2] for row in rows]),
-        ignored=[path for path, file_split in scan.ignored if split in (None, file_split)],
-        DESCR=f"{len(data)} images below {root}\n\n" + "\n".join(lines),
+        split=None if splits is None else np.array(splits),
+        **others,
+        DESCR=f"{title}\n\n" + "\n".join(lines),
     )
+
+
+# Tables
+
+# Delimiters of CSV files; which of them a file has follows from its header.
+_DELIMITERS = (",", ";", "\t")
+_CSV, _PARQUET = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
+# Column that is used as the split if there is one.
+_SPLIT_COLUMN = "split"
+_MAX_NAMED_ROWS = 10
+
+
+def load_image_table(
+    path: str | os.PathLike[str],
+    *,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> Bunch:
+    r"""Load paths and labels of images from a table with a row for each image.
+
+    No image is opened, but all files must exist.
+
+    Parameters
+    ----------
+    path : path
+        A CSV file in UTF-8 with a header, delimited by commas, semicolons or tabs, or a Parquet
+        file, for which pyarrow must be installed (``pip install 'sktransfer[parquet]'``). A leading
+        `~` is the home folder.
+    path_column, label_column : str
+        Names of the columns of image paths and of labels. Labels become strings.
+    split_column : str or None
+        Name of the column that says which split an image is in; None is "split" if there is such a
+        column. The usual names, such as "training", "valid" and "dev", become "train", "val" and
+        "test"; others stay as they are.
+    root : path or None
+        The folder that the paths are relative to; None is the folder of the table. Absolute paths
+        stay as they are.
+
+    Returns
+    -------
+    Bunch
+        As from `load_image_folder`, with N images, in the order of the table:
+
+        data, filenames : ndarray of shape (N,), object
+            Paths, starting with `root`.
+        target : ndarray of shape (N,), int64
+            Index into `target_names`.
+        labels : ndarray of shape (N,), str
+            Label of each image, without spaces around it; Unicode is normalized (NFC).
+        target_names : list of str
+            The labels that occur, sorted.
+        split : ndarray of shape (N,), str, or None
+            Split of each image, if there is such a column.
+        DESCR : str
+            Number of images of each class.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the table or images are missing; names the first ten images and counts all.
+    ValueError
+        If the table is neither CSV nor Parquet, has no rows or not the columns, if cells are empty,
+        or if a path occurs more than once; names the first ten rows.
+    ImportError
+        If pyarrow is needed and missing.
+
+    Warns
+    -----
+    UserWarning
+        If labels differ only by capitalization, spaces or separators.
+
+    See Also
+    --------
+    load_image_folder : Load a folder that has one folder for each class.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("tom.png", "rex.png"):
+    ...         Image.new("RGB", (8, 8)).save(Path(folder, name))
+    ...     table = Path(folder, "pets.csv")
+    ...     _ = table.write_text("path,label,split\ntom.png,cat,train\nrex.png,dog,test\n")
+    ...     bunch = load_image_table(table)
+    >>> bunch.labels, bunch.split
+    (array(['cat', 'dog'], dtype='<U3'), array(['train', 'test'], dtype='<U5'))
+    >>> [Path(path).name for path in bunch.data]
+    ['tom.png', 'rex.png']
+    """
+    table = _check_table(path)
+    columns = [path_column, label_column, *([split_column] if split_column is not None else [])]
+    for name in columns:
+        if not isinstance(name, str):
+            raise TypeError(f"Got {name!r} as the name of a column, but expected a string")
+    read = _read_csv if table.suffix.lower() in _CSV else _read_parquet
+    cells = read(table, columns)
+    if not next(iter(cells.values())):
+        raise ValueError(f"Got {str(table)!r}, which has no rows; expected one for each image")
+    for name, values in cells.items():
+        _check_filled(values, name, table)
+    folder = table.parent if root is None else Path(root).expanduser()
+    paths = [str(folder / value) for value in cells[path_column]]
+    labels = [unicodedata.normalize("NFC", label.strip()) for label in cells[label_column]]
+    _check_files(paths, folder)
+    _check_unique(paths, labels)
+    names = sorted(set(labels))
+    _warn_about_similar(names, stacklevel=4)
+    splits = cells.get(split_column or _SPLIT_COLUMN)
+    if splits is not None:
+        splits = [_split_of_name(split) or split.strip() for split in splits]
+    return _labeled_paths(paths, labels, splits, names, f"{len(paths)} images of {table}")
+
+
+def _check_table(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise TypeError(f"Got path={path!r}, but expected the path of a CSV or Parquet file")
+    table = Path(path) if os.path.exists(path) else Path(path).expanduser()
+    if table.is_dir():
+        raise ValueError(
+            f"Got path={str(table)!r}, a folder, but expected a CSV or Parquet file; for a folder "
+            "with one folder for each class, use load_image_folder"
+        )
+    if not table.exists():
+        raise FileNotFoundError(
+            f"Got path={str(table)!r}, but there is no such file. Relative paths are resolved from "
+            f"{os.getcwd()}."
+        )
+    if table.suffix.lower() not in (*_CSV, *_PARQUET):
+        raise ValueError(
+            f"Got path={str(table)!r}, but expected a file whose name ends in "
+            f"{', '.join((*_CSV, *_PARQUET))}; save the table as one of these"
+        )
+    return table
+
+
+def _read_csv(table: Path, columns: list[str]) -> dict[str, list[str]]:
+    """Read columns of a CSV file, and the column of the split if there is one."""
+    try:
+        # Excel writes a byte order mark.
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            rows = csv.reader(file, delimiter=_delimiter(header, columns))
+            names = [name.strip() for name in next(rows, [])]
+            wanted = _check_columns(columns, names, table)
+            records = [(rows.line_num, row) for row in rows if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"Got {str(table)!r}, which is not CSV in UTF-8 ({error}); save it as such"
+        ) from error
+    long = [line for line, row in records if len(row) > len(names)]
+    if long:
+        raise ValueError(
+            f"Got {len(long):,} rows with more cells than the {len(names)} columns of "
+            f"{str(table)!r}, the first in line {long[0]}; quote cells that contain the delimiter"
+        )
+    indices = {name: names.index(name) for name in wanted}
+    return {
+        name: [row[index] if index < len(row) else "" for _, row in records]
+        for name, index in indices.items()
+    }
+
+
+def _delimiter(header: str, columns: list[str]) -> str:
+    r"""Return the delimiter with which a header has the most of the columns.
+
+    Examples
+    --------
+    >>> _delimiter("file;label\n", ["file", "label"])
+    ';'
+    """
+
+    def count(delimiter: str) -> int:
+        names = {name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])}
+        return len(names.intersection(columns))
+
+    return max(_DELIMITERS, key=count)
+
+
+def _read_parquet(table: Path, columns: list[str]) -> dict[str, list[str]]:
+    """Read columns of a Parquet file, and the column of the split if there is one."""
+    parquet = import_optional("pyarrow.parquet", extra="parquet", purpose="a Parquet file")
+    try:
+        names = parquet.read_schema(table).names
+    except ValueError as error:  # pyarrow's ArrowInvalid
+        raise ValueError(f"Got {str(table)!r}, which is not a Parquet file: {error}") from error
+    wanted = _check_columns(columns, names, table)
+    cells = parquet.read_table(table, columns=wanted).to_pydict()
+    for value in cells[columns[0]]:
+        if value is not None and not isinstance(value, str):
+            raise TypeError(
+                f"Got {type(value).__name__} in the column {columns[0]!r} of {str(table)!r}, but "
+                "expected paths as strings"
+            )
+    return {
+        name: ["" if is_missing(value) else str(value) for value in values]
+        for name, values in cells.items()
+    }
+
+
+def _check_columns(columns: list[str], names: list[str], table: Path) -> list[str]:
+    """Return the columns to read; raise a ValueError if some are missing, or occur twice."""
+    present = ", ".join(map(repr, names)) or "none"
+    for column in columns:
+        if column not in names:
+            raise ValueError(
+                f"Got the column {column!r}, but the columns of {str(table)!r} are {present}"
+                f"{did_you_mean(column, names)}; pass path_column=, label_column= or split_column="
+            )
+    wanted = [*columns, *([_SPLIT_COLUMN] if _SPLIT_COLUMN in names else [])]
+    wanted = list(dict.fromkeys(wanted if len(columns) < 3 else columns))
+    for column in wanted:
+        if names.count(column) > 1:
+            raise ValueError(
+                f"Got several columns {column!r} in {str(table)!r}; rename all but one"
+            )
+    return wanted
+
+
+def _check_filled(values: list[str], column: str, table: Path) -> None:
+    empty = [row for row, value in enumerate(values) if not value.strip()]
+    if empty:
+        listed = ", ".join(map(str, empty[:_MAX_NAMED_ROWS]))
+        more = ", ..." if len(empty) > _MAX_NAMED_ROWS else ""
+        raise ValueError(
+            f"Got {len(empty):,} empty {'cell' if len(empty) == 1 else 'cells'} in the column "
+            f"{column!r} of {str(table)!r}, in row {listed}{more} (the first row after the header "
+            "is 0); fill them, or leave the rows out"
+        )
+
+
+def _check_files(paths: list[str], folder: Path) -> None:
+    missing = [(row, path) for row, path in enumerate(paths) if not os.path.isfile(path)]
+    if missing:
+        lines = [f"row {row} ({path})" for row, path in missing]
+        raise FileNotFoundError(
+            f"Got {len(missing):,} of {len(paths):,} paths of which there is no file"
+            f"{_list_lines(lines)}\nRelative paths are resolved from {str(folder)!r}; pass another "
+            "folder as root=, or leave the rows out."
+        )
+
+
+def _check_unique(paths: list[str], labels: list[str]) -> None:
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        rows.setdefault(os.path.abspath(path), []).append(row)
+    lines = [
+        f"rows {', '.join(map(str, same))} ({paths[same[0]]}, labeled "
+        f"{', '.join(repr(labels[row]) for row in same)})"
+        for same in rows.values()
+        if len(same) > 1
+    ]
+    if lines:
+        raise ValueError(
+            f"Got {len(lines):,} {'path' if len(lines) == 1 else 'paths'} more than once"
+            f"{_list_lines(lines)}\nKeep one row, with one label, of each image."
+        )
+
+
+def _list_lines(lines: list[str]) -> str:
+    first = f"; the first {_MAX_NAMED_ROWS}" if len(lines) > _MAX_NAMED_ROWS else ""
+    return "\n".join([f"{first}:", *(f"- {line}" for line in lines[:_MAX_NAMED_ROWS])])

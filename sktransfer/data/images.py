@@ -6,6 +6,7 @@ Shapes: N images of H x W pixels with C channels.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import math
 import os
@@ -70,7 +71,12 @@ class Images(Sequence[np.ndarray]):
         Color on which transparency is composited.
     rows : ndarray of int or None
         Indices of these images in `source`; None means all.
+    argument : str
+        Name of the argument that `source` was passed as, for errors; empty for `X`.
     """
+
+    # Pickles from before this attribute do not have it.
+    argument = ""
 
     def __init__(
         self,
@@ -80,12 +86,14 @@ class Images(Sequence[np.ndarray]):
         pixel_range: PixelRange | None = None,
         background: Color = WHITE,
         rows: np.ndarray | None = None,
+        argument: str = "",
     ) -> None:
         self.source = source
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.background = background
         self.rows = rows
+        self.argument = argument
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
@@ -228,8 +236,25 @@ class Images(Sequence[np.ndarray]):
             image_shape=self.image_shape,
             pixel_range=self.pixel_range,
             background=self.background,
-            rows=(np.arange(len(self)) if self.rows is None else self.rows)[chosen],
+            rows=self.origins[chosen],
+            argument=self.argument,
         )
+
+    def of_argument(self, argument: str) -> Images:
+        """Return the same images, whose errors name an argument other than `X`."""
+        named = copy.copy(self)
+        named.argument = argument
+        return named
+
+    @property
+    def origins(self) -> np.ndarray:
+        """Rows of these images in the container that they came in, which errors name."""
+        return np.arange(len(self.source)) if self.rows is None else self.rows
+
+    def without(self, error: ImageError) -> np.ndarray:
+        """Return the positions of the images that an error does not name."""
+        named = [broken.row for broken in error.errors if broken.argument == self.argument]
+        return np.flatnonzero(~np.isin(self.origins, [row for row in named if row is not None]))
 
     def sample(self, count: int) -> Images:
         """Select at most `count` images, evenly spaced."""
@@ -257,7 +282,9 @@ class Images(Sequence[np.ndarray]):
             return function(image, self.pixel_range, self.background)
         except ImageError as error:
             source = self.describe(row) if item is None else describe(item)
-            raise ImageError(error.reason, self._origin(row), source) from error.__cause__
+            raise ImageError(
+                error.reason, self._origin(row), source, argument=self.argument
+            ) from error.__cause__
 
 
 def as_images(
@@ -317,6 +344,7 @@ def as_images(
             pixel_range=X.pixel_range or limits,
             background=color if X.background == WHITE else X.background,
             rows=X.rows,
+            argument=X.argument,
         )
     return _checked(source_of(X), shape, limits, color)
 

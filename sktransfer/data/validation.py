@@ -26,7 +26,13 @@ from sktransfer.data.items import has_signature, looks_like_image
 
 
 def check_images(
-    estimator: BaseEstimator, X: Any, *, reset: bool, y: Any = None, sample_weight: Any = None
+    estimator: BaseEstimator,
+    X: Any,
+    *,
+    reset: bool,
+    y: Any = None,
+    sample_weight: Any = None,
+    rows: np.ndarray | None = None,
 ) -> Images:
     """Validate `X` and convert it to images; in `fit`, learn its columns and its pixel range.
 
@@ -42,6 +48,9 @@ def check_images(
         Labels; only whether they were swapped with `X` is checked.
     sample_weight : array-like of shape (N,), float or None
         Images whose weight is 0 do not count for the pixel range.
+    rows : ndarray of int or None
+        Rows of `X` to use, to which `y` and `sample_weight` belong; None means all. Nothing is
+        learned from the others but columns.
 
     Raises
     ------
@@ -56,6 +65,7 @@ def check_images(
     check_not_swapped(X, y)
     background = resolve_background(estimator.background)
     images = _resolve(estimator, X, reset)
+    images = images if rows is None else images.take(rows)
     if reset:
         estimator.pixel_range_ = _pixel_range(estimator, images, sample_weight)
     images = as_images(images, pixel_range=estimator.pixel_range_, background=background)

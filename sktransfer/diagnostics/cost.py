@@ -29,6 +29,7 @@ from sklearn.utils.validation import _num_samples
 from sktransfer.adaptation.batch_norm import MAX_MATCHED_IMAGES
 from sktransfer.backbones.loading import load_backbone
 from sktransfer.classifier import FineTunedImageClassifier
+from sktransfer.data.images import Images
 from sktransfer.data.labels import (
     as_labels,
     check_class_labels,
@@ -63,8 +64,10 @@ from sktransfer.finetuning.task import UNLABELED, ClassificationTask
 from sktransfer.finetuning.train_stage import make_net
 from sktransfer.store.session import resolve_store
 from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.loader import find_broken
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import seeded
 from sktransfer.utils.tables import format_bytes, format_seconds
 
@@ -152,6 +155,9 @@ def estimate_cost(
         If the cost of the estimator cannot be counted, or `cv` is an iterator.
     ValueError
         If a parameter is invalid, or labels are missing.
+    ImageError
+        If images that are timed cannot be read, unless the estimator's `on_error` leaves them out;
+        names all broken images of `X`.
 
     Examples
     --------
@@ -225,6 +231,7 @@ class _Part:
         else:
             self.backbone = check_extractor(estimator)
         self._images = check_images(clone(estimator), X, reset=True)
+        self._leaves_out_broken = estimator.on_error != "raise"
         names = self.backbone.block_list.names
         self.end = len(names)
         size = self.backbone.image_size_for(estimator.image_size, self._images)
@@ -258,6 +265,7 @@ class _Part:
             key = ("cosine", recipe.digest)
             if key not in self._times:
                 rows = _some_of_each(codes)
+                rows = rows[self._readable(self._images.take(rows))]
                 values, *_ = embed(
                     Views(self._images.take(rows), preprocessing), recipe, self.compute
                 )
@@ -379,7 +387,25 @@ class _Part:
         """The images that are timed: evenly spaced in `X`, and augmented if the fit augments."""
         on_cpu = self.compute.device.type == "cpu"
         timed = self._images.sample(_N_TIMED_ON_CPU if on_cpu else _N_TIMED_ON_ACCELERATOR)
+        timed = timed.take(self._readable(timed))
         return Views(timed, self.network.preprocessing, self.augmentation, only=1)
+
+    def _readable(self, sample: Images) -> np.ndarray:
+        """Return the positions of the images of a sample that can be read.
+
+        Raises
+        ------
+        ImageError
+            If there are none, or if the fit would raise an error; names all broken images of `X`.
+        """
+        threads = self.compute.threads
+        broken = find_broken([sample], threads)
+        if not broken:
+            return np.arange(len(sample))
+        readable = sample.without(broken[0])
+        if not len(readable) or not self._leaves_out_broken:
+            raise ImageError.of(find_broken([self._images], threads))
+        return readable
 
     def _embedding(self, boundary: int | None) -> float:
         """Measure the seconds per image from the file to a boundary."""

@@ -27,7 +27,7 @@ from sktransfer.embedding.duplicates import (
 )
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import ImageError
+from sktransfer.utils.errors import ImageError, list_errors
 from sktransfer.utils.runtime import resolve_threads
 from sktransfer.utils.tables import Html, html_image, html_list, html_table, text_table
 
@@ -235,7 +235,7 @@ def find_leaks(
     Warns
     -----
     UserWarning
-        If images cannot be read; they are left out.
+        If images cannot be read; they are left out. Names the first ten.
 
     Notes
     -----
@@ -273,18 +273,19 @@ StratifiedGroupKFold, which keeps such images together.
         splits = check_splits(cv, n_images, _stratified(y), groups)
     second_y = y if X_test is None else _check_labels("y_test", y_test, X_test, extractor)
     extractor.fit(X)
-    first, errors = _embed(extractor, X), list(extractor.errors_)
-    second = None if X_test is None else _embed(extractor, X_test)
-    if second is not None:
+    first, errors = _embed(extractor, read_images(extractor, X)), list(extractor.errors_)
+    second = None
+    if X_test is not None:
+        second = _embed(extractor, read_images(extractor, X_test).of_argument("X_test"))
         errors += extractor.errors_
     threads = resolve_threads(extractor.n_jobs)
     report = compare(first, second, y, second_y, splits=splits, groups=groups, threads=threads)
     if len(report.unreadable):
-        start = "" if second is None else f" (X_test begins at row {len(first.images)})"
-        reason = f"The first: {errors[0]}" if errors else "Their embeddings are NaN"
+        start = "" if second is None else f" (those of X_test begin at {len(first.images)})"
+        reasons = list_errors(errors) if errors else ". Their embeddings are NaN"
         warnings.warn(
-            f"Got {_count(len(report.unreadable), 'image')} that cannot be read, in rows "
-            f"{report.unreadable[:10].tolist()}{start}; they are left out of the report. {reason}",
+            f"Got {_count(len(report.unreadable), 'image')} that cannot be read; the report leaves "
+            f"them out, and its attribute unreadable lists all of their rows{start}{reasons}",
             stacklevel=2,
         )
     return report
@@ -337,8 +338,8 @@ def _check_labels(
     return as_labels(y)[0]
 
 
-def _embed(extractor: PretrainedFeatureExtractor, X: Any) -> EmbeddedImages:
-    return EmbeddedImages(read_images(extractor, X), extractor.transform(X))
+def _embed(extractor: PretrainedFeatureExtractor, images: Images) -> EmbeddedImages:
+    return EmbeddedImages(images, extractor.transform(images))
 
 
 def _kinds(pairs: Pairs, images: tuple[Images, Images]) -> np.ndarray:

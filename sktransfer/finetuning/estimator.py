@@ -5,7 +5,6 @@ Shapes: N images, D features, K outputs.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable
@@ -33,26 +32,30 @@ from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.decision import FitDecision, with_decision
 from sktransfer.finetuning.export import save_weights, tuned_backbone
 from sktransfer.finetuning.fine_tuning import FineTuning, TunedState
+from sktransfer.finetuning.fit_data import FitData, check_enough_left, warn_of_nan, warn_of_skipped
 from sktransfer.finetuning.fit_inputs import (
     check_parameters,
+    draw_seed,
     load_fit_backbone,
     make_decision,
     resolve_checkpoint,
     resolve_target,
     resolve_validation,
     train_and_valid,
+    uses_target,
 )
 from sktransfer.finetuning.plan import make_plan
 from sktransfer.finetuning.schedule import HEAD
 from sktransfer.finetuning.task import Task
 from sktransfer.finetuning.train_stage import make_net, restore_history
-from sktransfer.finetuning.training_set import TrainingSet, duplicates_in_errors, find_broken
+from sktransfer.finetuning.training_set import TrainingSet, duplicates_in_errors
 from sktransfer.transforms.augmentation import resolve_augmentation
+from sktransfer.transforms.loader import find_broken
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 from sktransfer.utils.progress import FitProgress
-from sktransfer.utils.runtime import resolve_device
+from sktransfer.utils.runtime import resolve_device, resolve_threads
 
 # A fit computes at least two views of each image; the engine is chosen for as many, before it is
 # decided how many there are.
@@ -72,6 +75,9 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
     temperature_: float
     preprocessing_: Preprocessing
     batch_norm_: BatchNormState | None
+    errors_: list[ImageError]
+    # Pickles from before this parameter do not have it.
+    on_error: str = "raise"
     _source: BackboneSource
     _task: Task
     _boundary: int
@@ -86,51 +92,92 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
     ) -> tuple[EncodedLabels, Task]:
         """Validate the targets of `fit`; return them encoded, and their task."""
 
-    def _fit(
-        self, X: Any, y: Any, sample_weight: Any, sample_domain: Any, X_val: Any, y_val: Any
-    ) -> Any:
+    def _fit(self, data: FitData) -> Any:
         check_parameters(self)
-        images = check_images(self, X, reset=True, y=y, sample_weight=sample_weight)
-        labels, self._task = self._encode(images, y, sample_weight, sample_domain)
-        # Rows of another X_val would be mistaken for those of X.
-        with duplicates_in_errors(images) if X_val is None else contextlib.nullcontext():
-            return self._train(X, y, images, labels, sample_weight, sample_domain, X_val, y_val)
+        seed = draw_seed(self.random_state)
+        all_images, all_labels = images, labels = self._check_data(data)
+        while True:
+            valid = resolve_validation(self, data.X_val, data.y_val, self._task, data.rows_val)
+            try:
+                with duplicates_in_errors(images):
+                    self._train(data, images, labels, valid, seed)
+                break
+            except ImageError as error:
+                if self.on_error == "raise":
+                    raise
+                # The fit begins again, so that it does not differ from one on the other images.
+                # It finds their embeddings in the store.
+                data = data.without(error, images, valid.images if valid else None)
+                check_enough_left(data, all_labels, uses_target=uses_target(self))
+                images, labels = self._check_data(data)
+        self.errors_ = list(data.errors)
+        warn_of_skipped(data, len(all_images))
+        return self
+
+    def _check_data(self, data: FitData) -> tuple[Images, EncodedLabels]:
+        """Check the images of `X` that are used, and encode their labels."""
+        y, sample_weight = data.used("y"), data.used("sample_weight")
+        images = check_images(
+            self, data.X, reset=True, y=y, sample_weight=sample_weight, rows=data.rows
+        )
+        labels, self._task = self._encode(images, y, sample_weight, data.used("sample_domain"))
+        return images, labels
 
     def _train(
         self,
-        X: Any,
-        y: Any,
+        data: FitData,
         images: Images,
         labels: EncodedLabels,
-        sample_weight: Any,
-        sample_domain: Any,
-        X_val: Any,
-        y_val: Any,
-    ) -> Any:
+        valid: TrainingSet | None,
+        seed: int,
+    ) -> None:
         """Train on checked images and encoded labels."""
-        labeled, target = TrainingSet.of(images, labels), resolve_target(self, images, labels)
+        threads = resolve_threads(self.n_jobs)
+        try:
+            labeled, target = TrainingSet.of(images, labels), resolve_target(self, images, labels)
+            fit = self._prepare(labeled, target, valid, seed)
+        except ImageError as error:  # until here, some of the images are read only
+            sets = [images.take(labels.rows)]
+            sets += [images.take(labels.target)] if uses_target(self) else []
+            sets += [valid.images] if valid else []
+            raise ImageError.of([error, *find_broken(sets, threads)]) from error
+        with self._progress(data, labels, len(fit.stages)) as progress:
+            if self.decision_.parameters:
+                progress.note(f"{type(self).__name__}: {self.decision_}")
+            net, self.stages_ = fit.run(progress)
+        self.interrupted_ = fit.interrupted
+        self.averaging_, self.temperature_ = fit.averaging.share, 1 / fit.averaging.factor
+        self._net, self._tuned = net, fit.tuned_state(net)
+        if target is not None and self.batch_norm == "adapt":
+            try:
+                self._adapt(labeled.images, target.images)
+            except ImageError as error:  # of many images, some are read only
+                raise ImageError.of([error, *find_broken([target.images], threads)]) from error
+
+    def _prepare(
+        self,
+        labeled: TrainingSet,
+        target: TrainingSet | None,
+        valid: TrainingSet | None,
+        seed: int,
+    ) -> FineTuning:
+        """Load the backbone, decide what is trained, and hold out validation images."""
         backbone, self._source = load_fit_backbone(self, labeled, target)
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing_of(backbone)
-        valid = resolve_validation(self, X_val, y_val, self._task)
         compute = ComputeConfig.of(self).for_job(
             _MIN_PASSES * len(labeled.y), from_library=backbone.from_library
         )
-        try:
-            self.decision_ = make_decision(
-                self, backbone, self.preprocessing_, labeled, self._task, compute, self.verbose
-            )
-        except ImageError as error:  # a decision reads some of the images only
-            sets = (labeled, valid, target)
-            broken = find_broken(sets, self.preprocessing_, compute.threads)
-            raise ImageError.of([error, *broken]) from error
+        self.decision_ = make_decision(
+            self, backbone, self.preprocessing_, labeled, self._task, compute, self.verbose
+        )
         options = with_decision(self, self.decision_)
-        checkpoint, seed = resolve_checkpoint(options, backbone, labeled, target, valid)
+        checkpoint, seed = resolve_checkpoint(options, seed, backbone, labeled, target, valid)
         train, valid = train_and_valid(options, labeled, valid, seed, self._task)
         augmentation = resolve_augmentation(options.augment)
         plan = make_plan(options, backbone.block_list.names, augmentation)
         self._boundary = plan.stages[-1].boundary
-        fit = FineTuning(
+        return FineTuning(
             options,
             self._network(backbone),
             self._task,
@@ -143,21 +190,18 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             seed=seed,
             checkpoint=checkpoint,
         )
-        if sample_domain is not None:  # callbacks can only score labeled images
-            X, y = (partial(_safe_indexing, values, labels.rows) for values in (X, y))
+
+    def _progress(self, data: FitData, labels: EncodedLabels, n_stages: int) -> FitProgress:
+        """Build the progress of the fit, with the data that callbacks can score."""
+        X, y, sample_weight = data.X, data.y, data.sample_weight
+        if data.sample_domain is not None or data.rows is not None:
+            rows = labels.rows if data.rows is None else data.rows[labels.rows]
+            X, y = (partial(_safe_indexing, values, rows) for values in (X, y))
             sample_weight = None if sample_weight is None else labels.sample_weight
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        shown = {"n_stages": len(plan.stages), "verbose": self.verbose}
-        with FitProgress(self, X=X, y=y, metadata=metadata, **shown) as progress:
-            if self.decision_.parameters:
-                progress.note(f"{type(self).__name__}: {self.decision_}")
-            net, self.stages_ = fit.run(progress)
-        self.interrupted_ = fit.interrupted
-        self.averaging_, self.temperature_ = fit.averaging.share, 1 / fit.averaging.factor
-        self._net, self._tuned = net, fit.tuned_state(net)
-        if target is not None and self.batch_norm == "adapt":
-            self._adapt(labeled.images, target.images)
-        return self
+        return FitProgress(
+            self, n_stages=n_stages, verbose=self.verbose, X=X, y=y, metadata=metadata
+        )
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed images with the tuned network: the penultimate vectors.
@@ -165,10 +209,10 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         Returns
         -------
         ndarray of shape (N, D)
-            float32.
+            float32. With `on_error="skip"`, the rows of images that cannot be read are NaN.
         """
         check_is_fitted(self)
-        return self._apply(X, self.net_.module_.embed)
+        return self._apply(X, self.net_.module_.embed, self._n_features_out, self.on_error)
 
     @property
     def net_(self) -> Any:
@@ -250,14 +294,28 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self._tuned = replace(self._tuned, weights=weights)
         self.net_.module_.restore(to_tensors({**statistics, **weights}))
 
-    def _outputs(self, X: Any) -> np.ndarray:
+    def _outputs(self, X: Any, on_error: str = "raise") -> np.ndarray:
         check_is_fitted(self)
-        return self._apply(X, self.net_.module_)
+        return self._apply(X, self.net_.module_, self._task.n_outputs, on_error)
 
-    def _apply(self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+    def _apply(
+        self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor], width: int, on_error: str
+    ) -> np.ndarray:
+        """Compute outputs (N, width); with `on_error="skip"`, those of broken images are NaN."""
         images = check_images(self, X, reset=False)
-        network = self._network(self._source.load())
-        return network.apply(images, layer, ComputeConfig.of(self), self.verbose)
+        network, compute = self._network(self._source.load()), ComputeConfig.of(self)
+        apply = partial(network.apply, layer=layer, compute=compute, verbose=self.verbose)
+        if on_error == "raise":
+            return apply(images)
+        try:
+            return apply(images)
+        except ImageError as error:
+            readable = images.without(error)
+            outputs = np.full((len(images), width), np.nan, np.float32)
+            if len(readable):
+                outputs[readable] = apply(images.take(readable))
+            warn_of_nan(error.errors, len(images))
+            return outputs
 
     def _network(self, backbone: Backbone) -> Network:
         return Network(

@@ -57,8 +57,9 @@ from sktransfer.finetuning.train_stage import (
     save_run,
     train_stage,
 )
-from sktransfer.finetuning.training_set import TrainingSet, find_broken
+from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.transforms.augmentation import Augmentation
+from sktransfer.transforms.loader import find_broken
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 from sktransfer.utils.progress import FitProgress, TrialProgress
@@ -360,7 +361,8 @@ class FineTuning:
                 return train_stage(net, state, config, epochs)
             except ImageError as error:  # an epoch reads some of the images only
                 sets = (self.train, self.valid, self.target)
-                broken = find_broken(sets, self.network.preprocessing, self.compute.threads)
+                images = (part.images for part in sets if part is not None)
+                broken = find_broken(images, self.compute.threads)
                 raise ImageError.of([error, *broken]) from error
 
     def _reconstruction(self, net: Any) -> Callable[[], dict[str, Any]]:

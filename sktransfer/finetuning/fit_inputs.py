@@ -34,6 +34,7 @@ from sktransfer.finetuning.decision import (
     needs_embeddings,
     sample_rows,
 )
+from sktransfer.finetuning.fit_data import X_VAL
 from sktransfer.finetuning.plan import held_out_fraction
 from sktransfer.finetuning.schedule import resolve_stages
 from sktransfer.finetuning.task import Task
@@ -93,6 +94,7 @@ _NOT_IN_DIGEST = {
     "engine",
     "image_shape",
     "n_jobs",
+    "on_error",
     "pixel_range",
     "random_state",
     "verbose",
@@ -109,6 +111,7 @@ def check_parameters(estimator: Any) -> None:
         If a parameter has a value that it cannot have.
     """
     check_choice("batch_norm", estimator.batch_norm, ["frozen", "adapt", "train"])
+    check_choice("on_error", estimator.on_error, ["raise", "skip"])
     if not (
         isinstance(estimator.early_stopping, bool | np.bool_) or is_auto(estimator.early_stopping)
     ):
@@ -187,8 +190,10 @@ def draw_seed(random_state: Any) -> int:
     return int(random_state)
 
 
-def resolve_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> TrainingSet | None:
-    """Resolve the validation images given to `fit`, if any.
+def resolve_validation(
+    estimator: Any, X_val: Any, y_val: Any, task: Task, rows: np.ndarray | None = None
+) -> TrainingSet | None:
+    """Resolve the validation images given to `fit`, if any; `rows` are used, None means all.
 
     Raises
     ------
@@ -199,10 +204,11 @@ def resolve_validation(estimator: Any, X_val: Any, y_val: Any, task: Task) -> Tr
         raise ValueError("Got only one of X_val and y_val; pass both or neither")
     if X_val is None:
         return None
-    images = check_images(estimator, X_val, reset=False)
+    images = check_images(estimator, X_val, reset=False).of_argument(X_VAL)
     check_one_per_image("y_val", y_val, images)
     ones = np.ones(len(images))
-    return TrainingSet(images, task.encode(y_val), ones, ones)
+    valid = TrainingSet(images, task.encode(y_val), ones, ones)
+    return valid if rows is None else valid.take(rows)
 
 
 def train_and_valid(
@@ -223,18 +229,20 @@ def resolve_target(estimator: Any, images: Images, labels: EncodedLabels) -> Tra
     ValueError
         If there are none for `domain_adversarial`.
     """
-    weight = estimator.domain_adversarial
     if not len(labels.target):
-        if not weight:
+        if not estimator.domain_adversarial:
             return None
         raise ValueError(
-            f"Got domain_adversarial={weight:g}, but no images of a target domain; pass "
-            "sample_domain to fit, positive for labeled images of the source and negative for "
-            "unlabeled images of the target, or set domain_adversarial=0"
+            f"Got domain_adversarial={estimator.domain_adversarial:g}, but no images of a target "
+            "domain; pass sample_domain to fit, positive for labeled images of the source and "
+            "negative for unlabeled images of the target, or set domain_adversarial=0"
         )
-    if weight or estimator.batch_norm == "adapt":
-        return TrainingSet.unlabeled(images, labels.target)
-    return None
+    return TrainingSet.unlabeled(images, labels.target) if uses_target(estimator) else None
+
+
+def uses_target(estimator: Any) -> bool:
+    """Return whether a fit reads the images of a target domain."""
+    return bool(estimator.domain_adversarial) or estimator.batch_norm == "adapt"
 
 
 def load_fit_backbone(
@@ -293,14 +301,13 @@ def make_decision(
 
 
 def resolve_checkpoint(
-    estimator: Any, backbone: Backbone, *image_sets: TrainingSet | None
+    estimator: Any, seed: int, backbone: Backbone, *image_sets: TrainingSet | None
 ) -> tuple[Path | None, int]:
     """Return the file of a fit in its `checkpoint_dir`, and the seed to use.
 
     The file's name depends on parameters and data. A resumed fit without a `random_state` takes
-    the seed that it drew at its start.
+    the seed that it drew at its start, instead of the one it has drawn now.
     """
-    seed = draw_seed(estimator.random_state)
     if estimator.checkpoint_dir is None:
         return None, seed
     parameters = estimator.get_params(deep=False)

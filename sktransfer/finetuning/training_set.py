@@ -9,8 +9,7 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +17,7 @@ import numpy as np
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
 from sktransfer.finetuning.task import Task
-from sktransfer.transforms.loader import ImageErrors, ImageReader
-from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
-
-# Number of images in a batch that are read to find broken ones.
-_READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -107,37 +100,24 @@ class TrainingSet:
         return digest.hexdigest()
 
 
-def find_broken(
-    image_sets: Iterable[TrainingSet | None], preprocessing: Preprocessing, threads: int
-) -> list[ImageError]:
-    """Read the images of all sets; return the errors of those sets that have broken ones."""
-    broken: list[ImageError] = []
-    for images in image_sets:
-        if images is not None:
-            reader = ImageReader(Views(images.images, preprocessing), threads, ImageErrors("raise"))
-            try:
-                deque(reader.batches(range(len(images.y)), _READ_AT_ONCE), maxlen=0)
-            except ImageError as error:
-                broken.append(error)
-    return broken
-
-
 @contextlib.contextmanager
 def duplicates_in_errors(images: Images) -> Iterator[None]:
     """Add the rows with the same content to an `ImageError`: a fit merges them."""
     try:
         yield
     except ImageError as error:
+        broken = {one.row: one.reason for one in error.errors if one.argument == images.argument}
+        origins = images.origins.tolist()
         reasons: dict[bytes, str] = {}
-        for broken in error.errors:
-            if broken.row is not None:
+        for position, row in enumerate(origins):
+            if row in broken:
                 with contextlib.suppress(ImageError):
-                    reasons[images.order_key(broken.row)] = broken.reason
+                    reasons[images.order_key(position)] = broken[row]
         duplicates = []
-        for row in range(len(images)):
+        for position, row in enumerate(origins):
             with contextlib.suppress(ImageError):
-                if reason := reasons.get(images.order_key(row)):
-                    duplicates.append(ImageError(reason, row, images.describe(row)))
+                if reason := reasons.get(images.order_key(position)):
+                    duplicates.append(ImageError(reason, row, images.describe(position)))
         raise ImageError.of([error, *duplicates]) from error
 
 

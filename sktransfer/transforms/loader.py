@@ -14,11 +14,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from sktransfer.data.images import Images
+from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
 
 # Batches that are read ahead of the one in use.
 _BATCHES_AHEAD = 3
+# Images in a batch that are only read to find broken ones.
+_READ_AT_ONCE = 16
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -62,7 +66,10 @@ class ImageErrors:
         for row, key in zip(rows, keys, strict=True):
             if key in broken and row not in self._errors:
                 self._errors[row] = ImageError(
-                    broken[key].reason, views.origin(row), broken[key].source
+                    broken[key].reason,
+                    views.origin(row),
+                    broken[key].source,
+                    argument=views.images.argument,
                 )
 
     def sorted(self) -> list[ImageError]:
@@ -172,6 +179,18 @@ class ImageReader:
 
 _Batch = tuple[list[tuple[int, Future[None]]], torch.Tensor]
 _Mapped = tuple[list[int], np.ndarray | None, dict[int, ImageError]]
+
+
+def find_broken(image_sets: Iterable[Images], threads: int) -> list[ImageError]:
+    """Read all images of some sets; return an error for each set that has broken ones."""
+    broken: list[ImageError] = []
+    for images in image_sets:
+        reader = ImageReader(Views(images, Preprocessing()), threads, ImageErrors("raise"))
+        try:
+            deque(reader.batches(range(len(images)), _READ_AT_ONCE), maxlen=0)
+        except ImageError as error:
+            broken.append(error)
+    return broken
 
 
 @contextmanager

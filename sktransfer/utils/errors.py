@@ -7,7 +7,7 @@ import importlib
 import math
 import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +33,8 @@ class ImageError(ValueError):
         Short description of the first item: a path, `"bytes"`, `"array of shape (0, 0)"`.
     others : tuple of ImageError
         The other broken images, one error each.
+    argument : str
+        Name of the argument that the row belongs to, such as `"X_val"`; empty for `X`.
 
     Attributes
     ----------
@@ -46,12 +48,14 @@ class ImageError(ValueError):
         row: int | None = None,
         source: str = "",
         others: tuple[ImageError, ...] = (),
+        argument: str = "",
     ) -> None:
-        super().__init__(reason, row, source, others)
+        super().__init__(reason, row, source, others, argument)
         self.reason = reason
         self.row = row
         self.source = source
         self.others = others
+        self.argument = argument
 
     @classmethod
     def of(cls, errors: Iterable[ImageError]) -> ImageError:
@@ -70,17 +74,21 @@ class ImageError(ValueError):
         """
         # Several views of an image have the same row and the same problem.
         unique = {
-            (error.row, error.source): error for several in errors for error in several.errors
+            (error.argument, error.row, error.source): error
+            for several in errors
+            for error in several.errors
         }
         first, *others = sorted(
-            unique.values(), key=lambda error: math.inf if error.row is None else error.row
+            unique.values(),
+            key=lambda error: (error.argument, math.inf if error.row is None else error.row),
         )
-        return cls(first.reason, first.row, first.source, tuple(others))
+        return cls(first.reason, first.row, first.source, tuple(others), first.argument)
 
     @property
     def errors(self) -> list[ImageError]:
         """All broken images, one error each."""
-        return [ImageError(self.reason, self.row, self.source), *self.others]
+        first = ImageError(self.reason, self.row, self.source, argument=self.argument)
+        return [first, *self.others]
 
     def __repr__(self) -> str:
         first = f"{type(self).__name__}({str(self.errors[0])!r}"
@@ -91,21 +99,32 @@ class ImageError(ValueError):
         if self.others:
             return self._list()
         where = "Image" if self.row is None else f"Image in row {self.row}"
+        where += f" of {self.argument}" if self.argument else ""
         source = f" ({self.source})" if self.source else ""
         return f"{where}{source}: {self.reason}"
 
     def _list(self) -> str:
-        errors = self.errors
-        first = f"; the first {_MAX_NAMED_IMAGES}" if len(errors) > _MAX_NAMED_IMAGES else ""
-        lines = [f"- {error}" for error in errors[:_MAX_NAMED_IMAGES]]
         return "\n".join(
             [
-                f"Got {len(errors):,} images that cannot be read{first}:",
-                *lines,
+                f"Got {len(self.errors):,} images that cannot be read{list_errors(self.errors)}",
                 "Fix the cause, or leave these images out. `error.errors` lists all of them. Rows "
                 "count the images that this call got, such as those of one fold.",
             ]
         )
+
+
+def list_errors(errors: Sequence[ImageError]) -> str:
+    """Return the first ten errors as the end of a message, one a line.
+
+    Examples
+    --------
+    >>> print("2 images" + list_errors([ImageError("Gone.", 2, "a"), ImageError("Gone.", 5, "b")]))
+    2 images:
+    - Image in row 2 (a): Gone.
+    - Image in row 5 (b): Gone.
+    """
+    first = f"; the first {_MAX_NAMED_IMAGES}" if len(errors) > _MAX_NAMED_IMAGES else ""
+    return "\n".join([f"{first}:", *(f"- {error}" for error in errors[:_MAX_NAMED_IMAGES])])
 
 
 class WeightsNotFoundError(FileNotFoundError):

@@ -149,7 +149,8 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
         tile(number).save(tmp_path / f"{number}.png")
     names = ["0.png", "broken.png", "1.png", "0.png"]
     with pytest.warns(
-        UserWarning, match=r"Got 1 image that cannot be read, in rows \[1\]; they are left"
+        UserWarning,
+        match=r"Got 1 image that cannot be read; the report leaves .*\n- Image in row 1 ",
     ):
         report = find_leaks([tmp_path / name for name in names])
     assert rows(report) == [(0, 3)]
@@ -162,11 +163,12 @@ def test_find_leaks_leaves_out_broken_images_with_a_warning(tmp_path):
 def test_find_leaks_warns_of_broken_images_in_the_second_set():
     floats = [np.asarray(image) / 255 for image in TILES[:3]]
     message = (
-        r"rows \[3, 4\] \(X_test begins at row 3\); they are left out of the report. The first"
+        r"\(those of X_test begin at 3\):\n- Image in row 0 of X_test \(.*\n- Image in row 1 of"
     )
     with pytest.warns(UserWarning, match=message):
         report = find_leaks(np.stack(floats), X_test=np.stack(TILES[:2]).astype(float))
     assert report.n_images == (3, 0)
+    assert report.unreadable.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize(
