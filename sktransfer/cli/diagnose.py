@@ -68,7 +68,7 @@ def recommend(
         report = recommend_strategy(
             images.data,
             images.labels,
-            extractor=make_extractor(backbone, image_size, cache, notes, default_size="auto"),
+            extractor=make_extractor(backbone, image_size or "auto", cache, notes),
             groups=load_groups(groups, images.data, data),
             random_state=seed,
         )

@@ -52,8 +52,7 @@ def embed(
     if is_table:
         import_pyarrow()
     paths = np.array(load_images(images, notes), dtype=object)
-    extractor = make_extractor(backbone, image_size, cache, notes)
-    extractor.set_params(on_error="nan" if skip_broken else "raise")
+    extractor = make_extractor(backbone, image_size, cache, notes, skip_broken=skip_broken)
     with notes.timed("Embedding", "Embedded", len(paths), f" with {backbone}"):
         embeddings = extractor.fit_transform(paths)
     readable = _readable(extractor.errors_, len(paths), notes)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sklearn.utils import Bunch
 
 
-def load_data(source: Path, columns: Mapping[str, str | None], notes: Notes) -> Bunch:
+def load_data(source: Path, columns: Mapping[str, Any], notes: Notes) -> Bunch:
     """Load the paths and labels of a folder of class folders, or of a table.
 
     Returns
@@ -135,7 +135,7 @@ def load_groups(table: Path | None, images: Iterable[str], root: Path) -> list[s
         rows = [(row["path"], row["group"]) for row in reader]
     groups = {
         os.path.realpath(folder / path): group
-        for folder in (Path(), root, table.parent)
+        for folder in (Path(), root if root.is_dir() else root.parent, table.parent)
         for path, group in rows
         if path and group
     }
@@ -168,20 +168,26 @@ def load_classifier(path: Path, cache: str, notes: Notes) -> Any:
 
 
 def set_options(model: Any, **options: Any) -> Any:
-    """Set options of all estimators of this package in a model, such as those of a pipeline."""
+    """Set options of all estimators of this package in a model that have them."""
     from sktransfer.embedding.workers import SharedEstimator
 
     for part in (model, *model.get_params(deep=True).values()):
         if isinstance(part, SharedEstimator):
-            part.set_params(**options)
+            own = part.get_params(deep=False)
+            part.set_params(**{name: value for name, value in options.items() if name in own})
     return model
 
 
 def make_extractor(
-    backbone: str, image_size: Any, cache: str, notes: Notes, default_size: str | None = None
+    backbone: str, image_size: Any, cache: str, notes: Notes, *, skip_broken: bool = False
 ) -> Any:
     """Build the extractor with which a command embeds images."""
     from sktransfer import PretrainedFeatureExtractor
 
-    size = default_size if image_size is None else image_size
-    return PretrainedFeatureExtractor(backbone, image_size=size, cache=cache, verbose=notes.verbose)
+    return PretrainedFeatureExtractor(
+        backbone,
+        image_size=image_size,
+        cache=cache,
+        on_error="nan" if skip_broken else "raise",
+        verbose=notes.verbose,
+    )

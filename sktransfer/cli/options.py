@@ -92,7 +92,11 @@ def column_options(function: Function) -> Function:
         default="label",
         help="Column of labels.  [default: label]",
     )
-    @click.option("--split-column", metavar="NAME", help="Column that says train, val or test.")
+    @click.option(
+        "--split-column",
+        metavar="NAME",
+        help="Column of train, val, test.  [default: split]",
+    )
     @functools.wraps(function)
     def run(
         *, path_column: str, label_column: str, split_column: str | None, **options: Any

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sktransfer.cli import options
-from sktransfer.cli.inputs import load_classifier, load_images
-from sktransfer.cli.messages import Notes, broken_images, listed
+from sktransfer.cli.inputs import load_classifier, load_images, set_options
+from sktransfer.cli.messages import Notes, broken_images, counted, listed
 from sktransfer.cli.outputs import (
     Table,
     as_csv,
@@ -99,12 +99,16 @@ def predict_probabilities(
     ImageError
         If images cannot be read and `skip_broken` is false, or if none can be read.
     """
+    import numpy as np
+
     from sktransfer.utils.errors import ImageError
 
+    # A model that was trained with --skip-broken would return rows of NaN.
+    set_options(classifier, on_error="raise")
     paths, rows = list(paths), list(range(len(paths)))
     with notes.timed(f"{verb}ing", f"{verb}ed", len(paths)):
         try:
-            return rows, classifier.predict_proba(paths)
+            probabilities = classifier.predict_proba(paths)
         except ImageError as error:
             broken = {each.row for each in error.errors}
             rows = [row for row in rows if row not in broken]
@@ -114,7 +118,11 @@ def predict_probabilities(
             if not rows:
                 raise ValueError(listed("no image can be read", problems)) from error
             notes.list(f"{text}, left out", problems)
-        return rows, classifier.predict_proba([paths[row] for row in rows])
+            probabilities = classifier.predict_proba([paths[row] for row in rows])
+    if np.isnan(probabilities).any():
+        unread = [paths[row] for row in np.flatnonzero(np.isnan(probabilities).any(axis=1))]
+        raise ValueError(listed(f"no probabilities of {counted(len(unread), 'image')}", unread))
+    return rows, probabilities
 
 
 def _table(

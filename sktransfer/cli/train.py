@@ -93,6 +93,8 @@ def train(
 
 def _split(data: Bunch, source: Path, groups: Path | None, seed: int, notes: Notes) -> _Sets:
     """Divide the images by their folders, and hold out groups if there are no images for val."""
+    import numpy as np
+
     group_of = load_groups(groups, data.data, source)
     if group_of is not None and data.split is not None:
         _warn_of_divided_groups(group_of, data.split)
@@ -101,6 +103,10 @@ def _split(data: Bunch, source: Path, groups: Path | None, seed: int, notes: Not
     else:
         parts = {name: take(data, data.split == name) for name in ("train", "val", "test")}
         filled = {name: part for name, part in parts.items() if len(part.data)}
+        others = ~np.isin(data.split, list(parts))
+        if others.any():
+            names = ", ".join(sorted(set(data.split[others])))
+            notes(f"Left out {counted(int(others.sum()), 'image')} of other splits: {names}")
         if "train" not in filled:
             raise ValueError(f"{source} has images for {', '.join(filled)}, but none for train")
         sets = _Sets(filled["train"], filled.get("val"), filled.get("test"))

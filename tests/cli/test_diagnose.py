@@ -121,13 +121,26 @@ def test_long_lists_of_leaks_are_cut(tmp_path, photos):
     assert len(json.loads(run("leaks", folder, "--json").stdout)["pairs"]) == 28
 
 
-def test_leaks_warns_of_broken_images_in_one_line(photos, tmp_path):
+def test_leaks_names_broken_images(photos, tmp_path):
     root = tmp_path / "photos"
     shutil.copytree(photos, root)
     save_broken(root / "cat" / "broken.png")
     result = run("leaks", root, "--quiet")
     assert result.stderr.startswith("sktransfer: warning: Got 1 image that cannot be read")
-    assert result.stderr.count("\n") == 1
+    assert str(root / "cat" / "broken.png") in result.stderr
+    assert ".py" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["recommend"], ["rank", "--backbones", "efficientnet_lite0"]]
+)
+def test_broken_images_are_named(arguments, photos, tmp_path):
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    broken = save_broken(root / "cat" / "broken.png")
+    arguments = [arguments[0], root, *arguments[1:], *SMALL]
+    message = f"sktransfer: 1 image cannot be read: {broken}: "
+    assert message in run(*arguments, code=1).stderr
 
 
 def test_missing_folders_are_one_line(photos, tmp_path):

@@ -140,17 +140,19 @@ def test_broken_images_are_listed_without_a_traceback(photos, tmp_path):
     assert not (tmp_path / "m.skt").exists()
 
 
-def test_skip_broken_reaches_the_classifier_only_if_given(monkeypatch):
-    passed = []
-
-    def record(self, **parameters):
-        passed.append(parameters)
-        return self
-
-    monkeypatch.setattr(FineTunedImageClassifier, "set_params", record)
-    _make_classifier("auto", "efficientnet_lite0", None, skip_broken=False)
-    _make_classifier("auto", "efficientnet_lite0", None, skip_broken=True)
-    assert passed == [{"on_error": "skip"}]
+def test_skip_broken_leaves_images_out(tmp_path):
+    root = save_splits(tmp_path / "splits")
+    broken = [save_broken(root / split / "cat" / "broken.png") for split in ("train", "test")]
+    arguments = ["train", root, "-o", tmp_path / "m.skt", *QUICK]
+    run(*arguments, code=1)
+    result = run(*arguments, "--skip-broken", "--json")
+    assert all(str(path) in result.stderr for path in broken)
+    assert json.loads(result.stdout)["test"]["images"] == 12
+    # The model that was saved leaves nothing out unless it is told to.
+    images = [root / "val" / "owl", broken[0]]
+    assert "1 image cannot be read" in run("predict", tmp_path / "m.skt", *images, code=1).stderr
+    result = run("predict", tmp_path / "m.skt", *images, "--skip-broken")
+    assert len(result.stdout.splitlines()) == 1 + 3
 
 
 def test_interruption_writes_nothing(photos, tmp_path, monkeypatch):
@@ -164,28 +166,29 @@ def test_interruption_writes_nothing(photos, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_table_of_images_gives_a_model(photos, tmp_path, monkeypatch):
-    """`load_image_table` gets the names of the columns, and its splits are used."""
-    from sklearn.utils import Bunch
-
-    from sktransfer.data import folders
-
+def test_table_of_images_gives_a_model(photos, tmp_path):
     images = paths_below(photos)
-    labels = [path.split("/")[-2] for path in images]
-    split = np.array(["train", "train", "train", "test"] * 6)
-    asked = []
-
-    def load_image_table(path, **columns):
-        asked.append((path.name, columns))
-        return Bunch(data=np.array(images, object), labels=np.array(labels), split=split)
-
-    monkeypatch.setattr(folders, "load_image_table", load_image_table, raising=False)
-    table = write_csv(tmp_path / "labels.csv", "file,animal,part", [])
+    parts = ["training", "training", "test", "spare"] * 6
+    rows = [(path, path.split("/")[-2], part) for path, part in zip(images, parts, strict=True)]
+    table = write_csv(tmp_path / "labels.csv", "file,animal,part", rows)
     columns = ["--path-column", "file", "--label-column", "animal", "--split-column", "part"]
     result = run("train", table, "-o", tmp_path / "m.skt", *QUICK, *columns)
-    names = {"path_column": "file", "label_column": "animal", "split_column": "part"}
-    assert asked == [("labels.csv", names)]
-    assert "18 training images, 6 test images" in result.stderr
+    assert "12 training images, 6 test images; 3 classes: cat, dog, owl\n" in result.stderr
+    assert "Left out 6 images of other splits: spare\n" in result.stderr
+    assert sktransfer.load(tmp_path / "m.skt").classes_.tolist() == ["cat", "dog", "owl"]
+    result = run("train", table, "-o", tmp_path / "m.skt", code=1)
+    assert "sktransfer: Got the column 'path', but the columns of" in result.stderr
+
+
+def test_groups_may_be_columns_of_the_table(photos, tmp_path, monkeypatch):
+    """Its paths are relative to its folder, wherever the command runs."""
+    names = [str(Path(path).relative_to(photos.parent)) for path in paths_below(photos)]
+    rows = [(name, name.split("/")[-2], str(row % 4)) for row, name in enumerate(names)]
+    table = write_csv(photos.parent / "labels.csv", "path,label,group", rows)
+    monkeypatch.chdir(tmp_path)
+    result = run("train", table, "-o", "m.skt", *QUICK, "--groups", table)
+    assert "18 training images, 6 validation images; 3 classes" in result.stderr
+    table.unlink()
 
 
 def test_folder_without_training_images_is_rejected(tmp_path):
