@@ -127,11 +127,10 @@ class _Reader:
         model = kind(source.backbone, weights=node["network"]["weights"], **parameters)
         _set_attributes(model, node["attributes"])
         model.preprocessing_ = _decode_preprocessing(node["preprocessing"])
-        model.batch_norm_ = source.batch_norm
+        model.batch_norm_, model.errors_ = source.batch_norm, []
         if isinstance(model, PretrainedFeatureExtractor):
             pooling = _check_type(node["pooling"], str, None)
             model._plan = ExtractionPlan(source, decode(node["layers"]), pooling)
-            model.errors_ = []
             return model
         model._source, model._net = source, None
         model._task = ClassificationTask(model.classes_)
