@@ -10,10 +10,10 @@ Data
     load_image_folder, load_image_table, find_leaks, AugmentationDisplay, resolve_augmentation
 Choice of a model
     list_backbones, rank_backbones, recommend_strategy, estimate_cost
-Fitted models in files
-    save, load
 Cached embeddings
     EmbeddingStore, session_store
+Fitted models in files
+    save, load, export_onnx, register_onnx_converter, to_module (a torch module)
 
 X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
 docs/architecture.md describes how the package is built.
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from sktransfer.diagnostics.leaks import LeakReport, find_leaks
     from sktransfer.diagnostics.ranking import BackboneRanking, rank_backbones
     from sktransfer.diagnostics.strategy import StrategyReport, recommend_strategy
+    from sktransfer.export.converter import register_onnx_converter
     from sktransfer.export.loading import load
+    from sktransfer.export.module import to_module
+    from sktransfer.export.onnx import OnnxExport, export_onnx
     from sktransfer.export.saving import save
     from sktransfer.extractor import PretrainedFeatureExtractor
     from sktransfer.inspection.augmentation_display import AugmentationDisplay
@@ -54,12 +57,14 @@ _IMPORTED_ON_USE = {
     "ImageError": "sktransfer.utils.errors",
     "LeakReport": "sktransfer.diagnostics.leaks",
     "ModelFileError": "sktransfer.utils.errors",
+    "OnnxExport": "sktransfer.export.onnx",
     "Preprocessing": "sktransfer.transforms.preprocessing",
     "PretrainedFeatureExtractor": "sktransfer.extractor",
     "SelfTrainedImageClassifier": "sktransfer.self_training",
     "StrategyReport": "sktransfer.diagnostics.strategy",
     "WeightsNotFoundError": "sktransfer.utils.errors",
     "estimate_cost": "sktransfer.diagnostics.cost",
+    "export_onnx": "sktransfer.export.onnx",
     "find_leaks": "sktransfer.diagnostics.leaks",
     "list_backbones": "sktransfer.backbones.catalogue",
     "load": "sktransfer.export.loading",
@@ -67,9 +72,11 @@ _IMPORTED_ON_USE = {
     "load_image_table": "sktransfer.data.folders",
     "rank_backbones": "sktransfer.diagnostics.ranking",
     "recommend_strategy": "sktransfer.diagnostics.strategy",
+    "register_onnx_converter": "sktransfer.export.converter",
     "resolve_augmentation": "sktransfer.transforms.augmentation",
     "save": "sktransfer.export.saving",
     "session_store": "sktransfer.store.session",
+    "to_module": "sktransfer.export.module",
 }
 
 __all__ = [
@@ -81,6 +88,7 @@ __all__ = [
     "ImageError",
     "LeakReport",
     "ModelFileError",
+    "OnnxExport",
     "Preprocessing",
     "PretrainedFeatureExtractor",
     "SelfTrainedImageClassifier",
@@ -88,6 +96,7 @@ __all__ = [
     "WeightsNotFoundError",
     "__version__",
     "estimate_cost",
+    "export_onnx",
     "find_leaks",
     "list_backbones",
     "load",
@@ -95,9 +104,11 @@ __all__ = [
     "load_image_table",
     "rank_backbones",
     "recommend_strategy",
+    "register_onnx_converter",
     "resolve_augmentation",
     "save",
     "session_store",
+    "to_module",
 ]
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from sktransfer.data.images import Images
 from sktransfer.data.labels import (
@@ -16,9 +18,11 @@ from sktransfer.data.labels import (
     check_not_missing,
     check_one_per_image,
 )
+from sktransfer.embedding.image_module import ImageModule
 from sktransfer.finetuning.estimator import FineTunedEstimator
 from sktransfer.finetuning.fit_data import FitData
 from sktransfer.finetuning.task import ClassificationTask
+from sktransfer.utils.errors import check_choice
 from sktransfer.utils.progress import CallbackSupport, with_callbacks
 
 
@@ -398,6 +402,34 @@ default="auto"
         """
         outputs = self._outputs(X, self.on_error)
         return self._task.decision_function(outputs)
+
+    def to_module(self, output: str = "probabilities") -> ImageModule:
+        """Return the fitted classifier as one torch module, from images to probabilities.
+
+        Parameters
+        ----------
+        output : {"probabilities", "logits", "embeddings"}, default="probabilities"
+            What the module computes: the results of `predict_proba`, logits, or the results of
+            `transform`.
+
+        Returns
+        -------
+        nn.Module
+            Maps images, uint8 (N, 3, height, width) of any one size, to probabilities (N, K),
+            float32. It is a copy, frozen, on the CPU, and computes in float32. Its attribute
+            `classes` is `classes_`.
+
+        See Also
+        --------
+        to_module : The same for pipelines and `SelfTrainedImageClassifier`.
+        """
+        check_is_fitted(self)
+        check_choice("output", output, ["probabilities", "logits", "embeddings"])
+        *network, head = self._modules()
+        if output == "embeddings":
+            return ImageModule(self.preprocessing_, *network)
+        last = [nn.Softmax(dim=1)] if output == "probabilities" else []
+        return ImageModule(self.preprocessing_, *network, head, *last, classes=self.classes_)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the accuracy on images and their labels, 0-1; labels must not be missing.

@@ -21,6 +21,7 @@ from sktransfer.data.images import Images
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig, check_shared_parameters
 from sktransfer.embedding.embed import embed, engine_name
+from sktransfer.embedding.image_module import ImageModule
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.embedding.workers import SharedEstimator
 from sktransfer.engines.batch_size import MAX_BATCH_SIZE
@@ -264,6 +265,31 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
             verbose=self.verbose,
         )
         return embeddings
+
+    def to_module(self) -> ImageModule:
+        """Return the fitted extractor as one torch module, from images to embeddings.
+
+        Returns
+        -------
+        nn.Module
+            Maps images, uint8 (N, 3, height, width) of any one size, to embeddings (N, D), float32.
+            It is a copy, frozen, on the CPU, and computes in float32.
+
+        See Also
+        --------
+        to_module : The same for classifiers and pipelines.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_sample_images
+        >>> images = load_sample_images().images
+        >>> module = PretrainedFeatureExtractor().fit(images).to_module()
+        >>> module(torch.tensor(images[0]).permute(2, 0, 1)[None]).shape
+        torch.Size([1, 1280])
+        """
+        check_is_fitted(self)
+        recipe = self._plan.recipe(self._plan.source.load(), torch.float32)
+        return ImageModule(recipe.preprocessing, recipe.prefix())
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the column names of the embeddings.

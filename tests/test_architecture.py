@@ -75,6 +75,13 @@ OWNERS = {
     r"import skorch|from skorch": {"finetuning/train_stage"},
     r"sklearn\.callback": {"utils/progress"},
     r"tqdm": {"utils/progress"},
+    r"import_onnx|onnxruntime": {
+        "export/converter",
+        "export/onnx",
+        "export/onnx_graph",
+        "export/onnx_writing",
+        "export/resize",
+    },
 }
 
 

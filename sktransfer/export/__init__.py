@@ -1,1 +1,1 @@
-"""Fitted models in files: saving, loading, and what is inside."""
+"""Fitted models as files and as torch modules: saving, loading, ONNX."""

@@ -17,6 +17,7 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from sktransfer.adaptation.batch_norm import match_batch_norm
 from sktransfer.backbones.batch_norm import BatchNormState
@@ -27,10 +28,11 @@ from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
+from sktransfer.embedding.recipe import recipe_at
 from sktransfer.embedding.workers import SharedEstimator
 from sktransfer.finetuning.cut_network import Network
 from sktransfer.finetuning.decision import FitDecision, with_decision
-from sktransfer.finetuning.export import save_weights, tuned_backbone
+from sktransfer.finetuning.export import save_weights, tuned_backbone, tuned_parts
 from sktransfer.finetuning.fine_tuning import FineTuning, TunedState
 from sktransfer.finetuning.fit_data import FitData, check_enough_left, warn_of_nan, warn_of_skipped
 from sktransfer.finetuning.fit_inputs import (
@@ -297,6 +299,14 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
     def _outputs(self, X: Any, on_error: str = "raise") -> np.ndarray:
         check_is_fitted(self)
         return self._apply(X, self.net_.module_, self._task.n_outputs, on_error)
+
+    def _modules(self) -> list[nn.Module]:
+        """Return modules that map normalized images to outputs; the last one is the head."""
+        frozen, dtype = self._source.load(), "float32"
+        if self._boundary:
+            recipe = recipe_at(frozen, self.preprocessing_, self._boundary, torch.float32)
+            dtype = recipe.dtype
+        return tuned_parts(self.as_backbone(), self._boundary, dtype)
 
     def _apply(
         self, X: Any, layer: Callable[[torch.Tensor], torch.Tensor], width: int, on_error: str

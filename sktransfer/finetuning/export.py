@@ -13,7 +13,7 @@ from dataclasses import astuple, replace
 import torch
 from torch import nn
 
-from sktransfer.backbones.frozen import freeze
+from sktransfer.backbones.frozen import FrozenSpan, freeze
 from sktransfer.backbones.loading import Backbone, keep_backbone
 from sktransfer.backbones.source import BackboneSource
 from sktransfer.backbones.torchvision_blocks import split_into_blocks
@@ -69,6 +69,42 @@ def tuned_backbone(
         )
 
     return keep_backbone(digest, make)
+
+
+class Float16(nn.Module):
+    """Round to float16, as activations are stored; the result is float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Round activations."""
+        return x.to(torch.float16).to(torch.float32)
+
+
+def tuned_parts(backbone: Backbone, boundary: int, dtype: str) -> list[nn.Module]:
+    """Split a tuned network into modules that compute what a fitted estimator computes on a CPU.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        From `tuned_backbone`.
+    boundary : int
+        Number of blocks that were frozen.
+    dtype : {"float16", "float32"}
+        Of the activations at the boundary.
+
+    Returns
+    -------
+    list of nn.Module
+        In order, they map normalized images to logits. The last one maps penultimate vectors to
+        logits.
+    """
+    block_list = backbone.block_list
+    end = len(block_list.blocks)
+    parts: list[nn.Module] = [FrozenSpan(block_list, 0, boundary)] if 0 < boundary < end else []
+    if parts and dtype == "float16":
+        parts.append(Float16())
+    start = boundary if parts else 0
+    head = list(block_list.logits.children())[-1]
+    return [*parts, FrozenSpan(block_list, start, end), head]
 
 
 def save_weights(backbone: Backbone, path: str | os.PathLike[str]) -> None:

@@ -25,7 +25,7 @@ _MIN_SIDE, _MAX_SIDE = 8, 8192
 
 # An image whose long side is more than this many times its short side is cropped before it is
 # resized: the ends would be cropped away anyway, and resizing them could fill the memory.
-_MAX_ASPECT_RATIO = 4
+MAX_ASPECT_RATIO = 4
 
 
 def check_image_size(image_size: Any, *, options: tuple[str, ...] = ()) -> None:
@@ -232,7 +232,7 @@ class Preprocessing:
 
     def cuts_strip(self, size: tuple[int, int]) -> bool:
         """Return whether an image of `size` (height, width) is cropped before it is resized."""
-        return isinstance(self.resize, int) and max(size) > _MAX_ASPECT_RATIO * min(size)
+        return isinstance(self.resize, int) and max(size) > MAX_ASPECT_RATIO * min(size)
 
     def _cut_strip(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
@@ -241,7 +241,7 @@ class Preprocessing:
         assert isinstance(self.resize, int)
         short = min(height, width)
         kept_length = math.ceil(2 * short * max(self.crop) / self.resize)
-        kept_length = max(_MAX_ASPECT_RATIO * short, kept_length)
+        kept_length = max(MAX_ASPECT_RATIO * short, kept_length)
         top, left = max(0, (height - kept_length) // 2), max(0, (width - kept_length) // 2)
         return image[:, top : top + kept_length, left : left + kept_length]
 

@@ -160,6 +160,10 @@ class EngineError(RuntimeError):
     """An engine that cannot run a network."""
 
 
+class ExportError(RuntimeError):
+    """A model that cannot be exported, or whose export computes something else."""
+
+
 def did_you_mean(name: object, options: Iterable[str]) -> str:
     """Suggest the closest of `options`; return an empty string if none is close.
 

@@ -1,0 +1,409 @@
+"""An exported file computes what the model computes, or is not written."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from export_helpers import EXAMPLES
+from helpers import BOTH, DOMAIN, Tiny, X, Y, domain_labels, images, make_classifier, save_images
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.datasets import load_sample_images
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
+
+from sktransfer import (
+    FineTunedImageClassifier,
+    PretrainedFeatureExtractor,
+    SelfTrainedImageClassifier,
+    export_onnx,
+)
+from sktransfer.export import onnx as onnx_export
+from sktransfer.utils.errors import ExportError
+
+TWO = np.where(Y == "cat", "cat", "other")
+
+
+def extractor(**parameters):
+    return PretrainedFeatureExtractor(Tiny, **{"cache": None, **parameters})
+
+
+def run(path, batches):
+    """Run a file on batches (N, H, W, 3); return its outputs by name."""
+    session = onnxruntime.InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    rows = [session.run(names, {"images": batch}) for batch in batches]
+    return dict(zip(names, map(np.concatenate, zip(*rows, strict=True)), strict=True))
+
+
+def run_examples(path):
+    return run(path, [image[None] for image in EXAMPLES])
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return make_classifier().fit(X, Y)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return make_pipeline(extractor(), StandardScaler(), LogisticRegression()).fit(X, Y)
+
+
+@pytest.fixture(scope="module")
+def exported(pipeline, tmp_path_factory):
+    """Return the pipeline's file and the result of its export."""
+    path = tmp_path_factory.mktemp("exported") / "folder" / "model.onnx"
+    return path, export_onnx(pipeline, path)
+
+
+@pytest.fixture(scope="module")
+def graph_bytes(classifier):
+    return onnx_export.build_graph(classifier).SerializeToString()
+
+
+def assert_equal_predictions(model, path):
+    outputs = run_examples(path)
+    assert list(outputs) in (["probabilities", "label"], ["label", "probabilities"])
+    expected = model.predict_proba(EXAMPLES)
+    assert outputs["probabilities"].dtype == np.float32
+    # float16 at the boundary of a classifier multiplies differences in rounding.
+    np.testing.assert_allclose(outputs["probabilities"], expected, atol=2e-4)
+    assert outputs["label"].tolist() == model.predict(EXAMPLES).tolist()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "y"),
+    [
+        ({}, Y),
+        ({}, TWO),
+        ({"unfreeze": (0, 1)}, Y),
+        ({"unfreeze": "all", "image_size": (20, 31)}, Y == "dog"),
+    ],
+    ids=["staged", "two classes", "last block", "all blocks, boolean, of its own size"],
+)
+def test_file_predicts_as_the_classifier(parameters, y, tmp_path):
+    model = make_classifier(**parameters).fit(X, y)
+    result = export_onnx(model, tmp_path / "model.onnx", images=EXAMPLES)
+    assert_equal_predictions(model, tmp_path / "model.onnx")
+    assert (result.n_images, result.path) == (len(EXAMPLES), tmp_path / "model.onnx")
+    found = run_examples(tmp_path / "model.onnx")["probabilities"]
+    difference = abs(found - model.predict_proba(EXAMPLES)).max()
+    assert result.max_difference == pytest.approx(difference, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "y"),
+    [
+        ([LogisticRegression()], TWO),
+        ([StandardScaler(), Normalizer(), LogisticRegression()], Y),
+        ([MinMaxScaler(), PCA(4), RandomForestClassifier(10, random_state=0)], Y),
+        ([RandomForestClassifier(10, random_state=0)], np.arange(60) % 2),
+    ],
+    ids=str,
+)
+def test_file_predicts_as_the_pipeline(steps, y, tmp_path):
+    model = make_pipeline(extractor(), *steps).fit(X, y)
+    export_onnx(model, tmp_path / "model.onnx")
+    assert_equal_predictions(model, tmp_path / "model.onnx")
+
+
+def test_tuned_network_at_the_start_of_a_pipeline(tmp_path):
+    tuned = FrozenEstimator(make_classifier(unfreeze=(0, 1)).fit(X, Y))
+    model = make_pipeline(tuned, StandardScaler(), LogisticRegression()).fit(X, TWO)
+    export_onnx(model, tmp_path / "model.onnx")
+    assert_equal_predictions(model, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [make_classifier(unfreeze=(0, 1)), make_pipeline(extractor(), LogisticRegression())],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_self_training_is_the_mean_of_its_classifiers(estimator, tmp_path):
+    model = SelfTrainedImageClassifier(estimator, shares=[0.5])
+    model.fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
+    export_onnx(model, tmp_path / "model.onnx")
+    assert_equal_predictions(model, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    contents = [each.raw_data for each in graph.initializer if len(each.raw_data) > 100]
+    assert len(set(contents)) == len(contents)  # frozen weights are stored once
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        extractor(),
+        extractor(layer=["0", "1"], pooling="avgmax"),
+        make_pipeline(extractor(), StandardScaler()),
+        make_pipeline(extractor(), "passthrough"),
+        make_pipeline(extractor(), StandardScaler(), PCA(3)),
+    ],
+    ids=str,
+)
+def test_file_embeds_as_the_model(model, tmp_path):
+    export_onnx(model.fit(X), tmp_path / "model.onnx")
+    outputs = run_examples(tmp_path / "model.onnx")
+    expected = model.transform(EXAMPLES)
+    assert list(outputs) == ["embeddings"]
+    metadata = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(metadata["classes"]) is None
+    assert abs(outputs["embeddings"] - expected).max() <= 1e-5 * abs(expected).max()
+
+
+def test_batch_gives_what_its_images_give(exported):
+    batch = images(7, 40)
+    together = run(exported[0], [batch])
+    apart = run(exported[0], [image[None] for image in batch])
+    np.testing.assert_allclose(together["probabilities"], apart["probabilities"], atol=1e-6)
+    assert together["label"].tolist() == apart["label"].tolist()
+    assert len(set(together["probabilities"][:, 0])) == 7
+
+
+def test_inputs_and_outputs_have_names_types_and_shapes(exported):
+    session = onnxruntime.InferenceSession(exported[0])
+    (images_input,) = session.get_inputs()
+    assert (images_input.name, images_input.type) == ("images", "tensor(uint8)")
+    assert images_input.shape == ["N", "height", "width", 3]
+    outputs = {output.name: (output.type, output.shape) for output in session.get_outputs()}
+    assert outputs["probabilities"] == ("tensor(float)", ["N", 3])
+    assert outputs["label"] == ("tensor(string)", ["N"])
+
+
+def test_metadata_hold_classes_and_preprocessing(classifier, graph_bytes):
+    session = onnxruntime.InferenceSession(graph_bytes)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == ["cat", "dog", "owl"]
+    (preprocessing,) = json.loads(metadata["preprocessing"])
+    fitted = classifier.preprocessing_
+    assert preprocessing["crop"] == list(fitted.crop)
+    assert preprocessing["interpolation"] == fitted.interpolation
+    assert preprocessing["mean"] == pytest.approx(fitted.mean)
+    assert session.get_modelmeta().producer_name == "sktransfer"
+
+
+def test_images_of_the_comparison_can_be_files(pipeline, tmp_path):
+    paths = save_images(images(4, 50), tmp_path / "images")
+    assert export_onnx(pipeline, tmp_path / "model.onnx", images=paths).n_images == 4
+
+
+def test_result_shows_file_size_and_difference(exported):
+    path, result = exported
+    assert result.n_bytes == path.stat().st_size
+    assert 0 < result.max_difference < 1e-5
+    assert result.n_images == 12
+    assert re.fullmatch(
+        r"OnnxExport\('.*model\.onnx', \d\.\d MB, largest difference \d\.\de-\d\d on 12 images\)",
+        repr(result),
+    )
+
+
+def change_constants(graph, name, change):
+    """Change all constants of a graph whose name contains a text."""
+    changed = [each for each in graph.graph.initializer if name in each.name]
+    assert changed
+    for constant in changed:
+        array = onnx.numpy_helper.to_array(constant)
+        constant.CopyFrom(onnx.numpy_helper.from_array(change(array), constant.name))
+
+
+def wrong_weights(graph):
+    change_constants(graph, "network.0.std", lambda std: std * np.float32(1.5))
+
+
+def wrong_classes(graph):
+    change_constants(graph, "label.", lambda classes: classes[::-1].copy())
+
+
+def wrong_operator(graph):
+    graph.graph.node[-1].op_type = "NoSuchOperator"
+
+
+@pytest.mark.parametrize(
+    ("break_graph", "message"),
+    [
+        (wrong_weights, r"Got an ONNX graph whose probabilities differ by .* from predict_proba"),
+        (wrong_classes, r"Got an ONNX graph that predicts '.*' for image \d+, but expected '.*'"),
+        (wrong_operator, "ONNX Runtime cannot run the exported graph"),
+    ],
+)
+@pytest.mark.parametrize("has_old_file", [False, True])
+def test_wrong_graph_is_not_written(
+    classifier, graph_bytes, tmp_path, monkeypatch, break_graph, message, has_old_file
+):
+    graph = onnx.load_from_string(graph_bytes)
+    break_graph(graph)
+    monkeypatch.setattr(onnx_export, "build_graph", lambda model: graph)
+    if has_old_file:
+        (tmp_path / "model.onnx").write_text("old")
+    with pytest.raises(ExportError, match=message):
+        export_onnx(classifier, tmp_path / "model.onnx")
+    if has_old_file:
+        assert (tmp_path / "model.onnx").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == has_old_file
+
+
+def test_interrupted_writing_leaves_the_old_file(pipeline, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    (tmp_path / "model.onnx").write_text("old")
+    monkeypatch.setattr(onnx_export.os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        export_onnx(pipeline, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "old"
+
+
+@pytest.mark.parametrize(("gap", "is_tie"), [(0.0, True), (1e-4, True), (0.01, False)])
+def test_label_may_only_differ_if_classes_tie(gap, is_tie):
+    """Equal probabilities have no order that an export could keep."""
+    model = make_pipeline(extractor(), LogisticRegression(C=1e-6)).fit(X, Y)
+    model[-1].coef_[:] = 0
+    model[-1].intercept_[:] = np.log([0.4 + gap, 0.4, 0.2])
+    outputs = {
+        "probabilities": model.predict_proba(EXAMPLES).astype(np.float32),
+        "label": np.repeat("dog", len(EXAMPLES)),
+    }
+    assert set(model.predict(EXAMPLES)) == {"cat"}
+    if is_tie:
+        assert onnx_export._compare(model, EXAMPLES, outputs) < 1e-6
+    else:
+        with pytest.raises(ExportError, match="predicts 'dog' for image 0, but expected 'cat'"):
+            onnx_export._compare(model, EXAMPLES, outputs)
+
+
+class BranchingTiny(Tiny):
+    """Its computation depends on the values of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self[0] = Branching(self[0])
+
+
+class Branching(type(Tiny()[0])):
+    def forward(self, x):
+        return super().forward(x * 2 if float(x.sum()) > 1e9 else x)
+
+
+def test_network_that_torch_cannot_export_names_the_cause(tmp_path):
+    model = PretrainedFeatureExtractor(BranchingTiny, cache=None).fit(X)
+    with pytest.raises(ExportError, match=r"Got a network that torch cannot export \(\w+: .+\)"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Halved(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return X / 2
+
+
+def test_step_that_skl2onnx_does_not_know_is_named(tmp_path):
+    model = make_pipeline(extractor(), StandardScaler(), Halved(), LogisticRegression()).fit(X, Y)
+    message = r"steps 'standardscaler' .*, 'halved' \(Halved\), 'logisticregression' .*, which skl2"
+    with pytest.raises(ExportError, match=message):
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_pipeline_without_probabilities_raises_an_error(tmp_path):
+    model = make_pipeline(extractor(), RidgeClassifier()).fit(X, Y)
+    with pytest.raises(
+        TypeError, match=r"'ridgeclassifier', RidgeClassifier.*predict_proba or a t"
+    ):
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_other_models_raise_an_error(tmp_path):
+    with pytest.raises(TypeError, match="Got LogisticRegression, but expected a fitted Pretr"):
+        export_onnx(LogisticRegression(), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("model", [extractor(), make_classifier()], ids=["extractor", "classifier"])
+def test_model_must_be_fitted(model, tmp_path):
+    with pytest.raises(NotFittedError):
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_path_must_end_in_onnx(pipeline):
+    with pytest.raises(ValueError, match=r"Got path='model.pt', but expected .* '\.onnx'"):
+        export_onnx(pipeline, "model.pt")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript", "skl2onnx"])
+def test_missing_package_names_the_extra(pipeline, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"needs '{package}', which is not installed.*pip install 'sktransfer\[onnx\]'"
+    with pytest.raises(ImportError, match=message):
+        export_onnx(pipeline, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+def test_real_network_on_photographs(tmp_path):
+    photographs = load_sample_images().images
+    crops = [
+        np.ascontiguousarray(photograph[top : top + 320, left : left + 400])
+        for photograph in photographs
+        for top, left in itertools.product((0, 50, 107), (0, 120, 240))
+    ]
+    y = np.repeat(["china", "flower"], 9)
+    models = {
+        "pipeline": make_pipeline(
+            PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression()
+        ),
+        "classifier": FineTunedImageClassifier(unfreeze=(0, 1), max_epochs=1, random_state=0),
+    }
+    tested = [*photographs, *crops, photographs[0][:, :200], photographs[1][:60]]
+    for name, model in models.items():
+        path = tmp_path / f"{name}.onnx"
+        result = export_onnx(model.fit(crops, y), path, images=tested)
+        assert result.max_difference < 1e-3
+        outputs = run(path, [image[None] for image in tested])
+        expected = model.predict_proba(tested)
+        np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-3)
+        assert outputs["label"].tolist() == model.predict(tested).tolist()
+
+
+def node(script, folder):
+    """Run a script in Node.js, in a folder; return its output, or None if it fails."""
+    command = [shutil.which("node") or "node", "-e", script]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        return None
+    return None if done.returncode else done.stdout
+
+
+@pytest.mark.slow
+def test_node_snippet_of_the_page_predicts_as_the_model(tmp_path):
+    """Set NODE_PATH to a folder with the packages."""
+    if node("require('onnxruntime-node'); require('sharp')", tmp_path) is None:
+        pytest.skip("needs Node.js with onnxruntime-node and sharp")
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    (script,) = re.findall(r"```js\n(.*?)```", page.read_text(), re.DOTALL)
+    china, flower = load_sample_images().images
+    model = make_pipeline(PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression())
+    model.fit([china, flower, china[:200], flower[:200]], ["china", "flower"] * 2)
+    export_onnx(model, tmp_path / "model.onnx")
+    for photograph in (flower, china[:, :300]):
+        Image.fromarray(photograph).save(tmp_path / "flower.png")
+        label, values = node(script, tmp_path).strip().split(" ", 1)
+        assert label == model.predict([photograph])[0]
+        expected = model.predict_proba([photograph])[0]
+        np.testing.assert_allclose(json.loads(values), expected, atol=1e-5)
