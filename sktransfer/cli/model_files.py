@@ -10,7 +10,7 @@ import click
 
 from sktransfer.cli import options
 from sktransfer.cli.inputs import check_exists, load_model
-from sktransfer.cli.messages import Notes
+from sktransfer.cli.messages import Notes, counted
 from sktransfer.cli.outputs import check_output, print_json, print_text, replacing
 from sktransfer.utils.tables import format_bytes, text_table
 
@@ -25,20 +25,27 @@ _MAX_ENTRIES = 10
 @options.output_option("An .onnx file, which is replaced if it exists.", required=True)
 @options.notes_option
 def export(model: Path, output: Path, notes: Notes) -> None:
-    """Export a model to ONNX, for programs without Python."""
+    """Export a model to ONNX, for programs without Python.
+
+    The file takes an image and returns its label and probabilities. It is compared with the model
+    before it is written.
+    """
     import sktransfer
 
     check_output(output, (".onnx",), [model])
     classifier = load_model(model, notes)
+    notes("Exporting, and comparing the file with the model ...")
     with replacing(output, notes) as path:
-        sktransfer.export_onnx(classifier, path)
+        exported = sktransfer.export_onnx(classifier, path)
+    images = counted(exported.n_images, "image")
+    notes(f"Largest difference from the model: {exported.max_difference:.1e} on {images}")
 
 
 @click.command(epilog=options.example("sktransfer show pets.skt"))
 @click.argument("file", metavar="FILE", type=options.PATH)
 @options.json_option
 def show(file: Path, as_json: bool) -> None:
-    """Show what the file of a model contains, without loading it."""
+    """Show what a saved model contains, without loading it."""
     from sktransfer.export.show import read_summary
 
     check_exists(file, "file")

@@ -1,24 +1,28 @@
 import json
 import re
 
+import numpy as np
+import onnxruntime
 from cli_helpers import run
+from PIL import Image
 
-import sktransfer
 from sktransfer.export import show as export_show
 
 
-def test_export_writes_the_model(model, tmp_path, monkeypatch):
-    exported = []
-
-    def export_onnx(classifier, path):
-        exported.append(classifier.classes_.tolist())
-        path.write_bytes(b"onnx")
-
-    monkeypatch.setattr(sktransfer, "export_onnx", export_onnx, raising=False)
+def test_export_writes_a_model_that_predicts_the_same(model, photos, tmp_path):
     result = run("export", model, "-o", tmp_path / "m.onnx")
-    assert exported == [["cat", "dog", "owl"]]
-    assert (tmp_path / "m.onnx").read_bytes() == b"onnx"
-    assert (result.stdout, result.stderr) == ("", f"Wrote {tmp_path / 'm.onnx'} (4 bytes)\n")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    image = sorted((photos / "owl").iterdir())[0]
+    with Image.open(image) as opened:
+        label = session.run(["label"], {"images": np.asarray(opened.convert("RGB"))[None]})[0]
+    assert label.tolist() == ["owl"]
+    assert result.stdout == ""
+    assert f"Wrote {tmp_path / 'm.onnx'}" in result.stderr
+    assert re.search(r"Largest difference from the model: \S+ on 12 images\n", result.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_export_checks_the_name_of_the_file(model, tmp_path):
     result = run("export", model, "-o", tmp_path / "m.bin", code=2)
     assert "expected a file that ends in .onnx" in result.stderr
 
