@@ -13,7 +13,7 @@ import click
 from sktransfer.cli import options
 from sktransfer.cli.evaluate import format_scores, score
 from sktransfer.cli.inputs import load_data, load_groups, take
-from sktransfer.cli.messages import Notes, counted
+from sktransfer.cli.messages import Notes, broken_images, counted, listed, show_warning
 from sktransfer.cli.outputs import check_output, print_json, print_text, replacing
 
 if TYPE_CHECKING:
@@ -158,14 +158,21 @@ def _make_classifier(strategy: str, backbone: str, image_size: Any, skip_broken:
 
 
 def _fit(classifier: Any, sets: _Sets) -> None:
+    from sktransfer.utils.errors import ImageError
+
     validation = {}
     if sets.val is not None:
         validation = {"X_val": sets.val.data, "y_val": sets.val.labels}
     with warnings.catch_warnings():
+        # These are told below, in the words of the command line.
         warnings.filterwarnings("ignore", "The fit was interrupted", UserWarning)
+        warnings.filterwarnings("ignore", "Left out .* cannot be read", UserWarning)
         classifier.fit(sets.train.data, sets.train.labels, **validation)
     if classifier.interrupted_:  # the fit ends early instead of raising it
         raise KeyboardInterrupt
+    if classifier.errors_:
+        text, problems = broken_images(ImageError.of(classifier.errors_))
+        show_warning(listed(f"{text}, left out", problems))
 
 
 def _save(classifier: Any, output: Path, notes: Notes) -> None:

@@ -147,6 +147,9 @@ def test_skip_broken_leaves_images_out(tmp_path):
     run(*arguments, code=1)
     result = run(*arguments, "--skip-broken", "--json")
     assert all(str(path) in result.stderr for path in broken)
+    message = f"sktransfer: warning: 1 image cannot be read, left out: {broken[0]}: "
+    assert message in result.stderr
+    assert "errors_" not in result.stderr
     assert json.loads(result.stdout)["test"]["images"] == 12
     # The model that was saved leaves nothing out unless it is told to.
     images = [root / "val" / "owl", broken[0]]
@@ -157,7 +160,7 @@ def test_skip_broken_leaves_images_out(tmp_path):
 
 def test_interruption_writes_nothing(photos, tmp_path, monkeypatch):
     def interrupted(self, *arguments, **options):
-        self.interrupted_ = True
+        self.interrupted_, self.errors_ = True, []
         return self
 
     monkeypatch.setattr(FineTunedImageClassifier, "fit", interrupted)
