@@ -190,6 +190,32 @@ def load_image_folder(
     return (bunch.data, bunch.target) if return_X_y else bunch
 
 
+def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """List the images anywhere below a folder, whatever its subfolders are.
+
+    Hidden files and folders are skipped, links are followed, and no file is opened.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    images : list of str
+        Sorted paths with an image extension, starting with `folder` as given.
+    ignored : list of str
+        Sorted paths of the other files.
+
+    Raises
+    ------
+    OSError
+        If `folder` is not a folder that can be read.
+    """
+    files = sorted(_files_below(Path(folder)))
+    images = [path for path in files if path.lower().endswith(IMAGE_EXTENSIONS)]
+    return images, [path for path in files if not path.lower().endswith(IMAGE_EXTENSIONS)]
+
+
 # Scanning
 
 
@@ -246,7 +272,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _files_below(folder: Path) -> Iterator[str]:
     """Yield all files below a folder; follow links, but visit no folder twice and no parent."""
-    parent = folder.parent.resolve()
+    # The parent of "." and of "a/.." is known only from the absolute path.
+    parent = Path(os.path.abspath(folder)).parent.resolve()
     visited = {parent, *parent.parents}
     pending = [folder]
     while pending:

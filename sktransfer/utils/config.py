@@ -47,5 +47,10 @@ SESSION = Variable(
     "",
     "Directory of the session store; the package sets it for the processes that it starts.",
 )
+CACHE = Variable(
+    "SKTRANSFER_CACHE",
+    "auto",
+    "Folder in which the command line keeps embeddings, as with --cache; auto deletes them.",
+)
 
-VARIABLES = (TUNE_MALLOC, DEVICE_JPEG, SESSION)
+VARIABLES = (TUNE_MALLOC, DEVICE_JPEG, SESSION, CACHE)

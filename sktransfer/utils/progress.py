@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import multiprocessing
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,9 +146,9 @@ class FitProgress:
             bar.total = bar.n = bar.n or bar.total
 
     def note(self, text: str) -> None:
-        """Print a line above the bars, if the fit draws any."""
+        """Print a line above the bars, if the fit draws any, and to standard error like them."""
         if self.drawn:
-            tqdm.write(text)
+            tqdm.write(text, file=sys.stderr)
 
     @contextlib.contextmanager
     def _run(self, task: Any) -> Iterator[None]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sktransfer.data.folders import load_image_folder
+from sktransfer.data.folders import list_images, load_image_folder
 
 
 @pytest.fixture
@@ -625,3 +625,20 @@ def test_link_to_itself_is_no_folder(make):
     os.symlink("loop", root / "loop")
     with pytest.warns(UserWarning, match=r"Ignored 1 file.*loop"):
         assert load_image_folder(root).target_names == ["cat", "dog"]
+
+
+def test_images_are_listed_whatever_the_subfolders_are(make, monkeypatch):
+    root = make("b.PNG", "train/cat/a.jpg", "train/notes.txt", ".hidden/c.png", "d")
+    images, ignored = list_images(root)
+    assert images == [str(root / "b.PNG"), str(root / "train" / "cat" / "a.jpg")]
+    assert ignored == [str(root / "d"), str(root / "train" / "notes.txt")]
+    for here in (root, root / "train"):
+        monkeypatch.chdir(here)
+        relative = os.path.relpath(root)
+        names = [os.path.abspath(path) for path in list_images(relative)[0]]
+        assert names == [os.path.realpath(path) for path in images]
+
+
+def test_only_folders_are_listed(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        list_images(tmp_path / "missing")

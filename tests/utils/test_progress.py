@@ -499,3 +499,11 @@ def test_stage_without_epochs_shows_its_metrics(capfd):
     (bar,) = bars(capfd.readouterr().err)
     assert "1/1" in bar
     assert bar.endswith("step/s, valid_acc=0.875, trainable=5.1K]")
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_notes_are_printed_beside_the_bars(verbose, capsys):
+    """Standard output is for the results of a script."""
+    with FitProgress(Staged(), n_stages=1, verbose=verbose) as fit:
+        fit.note("decided")
+    assert capsys.readouterr() == ("", "decided\n" * verbose)

@@ -1,0 +1,193 @@
+"""Inputs of commands: folders and tables of labeled images, lists of images, models."""
+
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sktransfer.cli.messages import Notes, counted, listed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from sklearn.utils import Bunch
+
+
+def load_data(source: Path, columns: Mapping[str, Any], notes: Notes) -> Bunch:
+    """Load the paths and labels of a folder of class folders, or of a table.
+
+    Returns
+    -------
+    Bunch
+        `data` are paths, `labels` strings, and `split` is None or "train", "val" or "test" for
+        each image, all ndarrays of shape (N,).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder or table.
+    ValueError
+        If it has no labeled images.
+    """
+    from sktransfer.data import folders
+
+    check_exists(source, "folder or table")
+    if not source.is_dir():
+        return folders.load_image_table(source, **columns)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Ignored .* file", UserWarning)
+        bunch = folders.load_image_folder(source, labels="names")
+    tell_ignored(bunch.ignored, notes)
+    return bunch
+
+
+def take(data: Bunch, rows: np.ndarray) -> Bunch:
+    """Return the images in some rows (a mask or numbers) as a Bunch of the same fields."""
+    from sklearn.utils import Bunch
+
+    split = None if data.split is None else data.split[rows]
+    return Bunch(data=data.data[rows], labels=data.labels[rows], split=split)
+
+
+def training_images(data: Bunch, notes: Notes) -> Bunch:
+    """Return the images of the training folders; all images if there are no such folders."""
+    if data.split is None or "train" not in data.split:
+        return data
+    train = take(data, data.split == "train")
+    if len(train.data) < len(data.data):
+        notes(f"Using the {counted(len(train.data), 'image')} for training.")
+    return train
+
+
+def load_images(paths: Sequence[Path], notes: Notes) -> list[str]:
+    """List the images of files and folders; folders are searched with all of their subfolders.
+
+    A file is an image whatever its name: one that cannot be read is an error later.
+
+    Raises
+    ------
+    FileNotFoundError
+        If files are missing.
+    ValueError
+        If there are no images.
+    """
+    from sktransfer.data.folders import list_images
+
+    missing = [str(path) for path in paths if not os.path.lexists(path)]
+    if missing:
+        raise FileNotFoundError(listed(f"{counted(len(missing), 'path')} not found", missing))
+    images, ignored = [], list[str]()
+    for path in paths:
+        if path.is_dir():
+            in_folder, others = list_images(path)
+            images += in_folder
+            ignored += others
+        else:
+            images.append(str(path))
+    tell_ignored(ignored, notes)
+    if not images:
+        raise ValueError(f"no images in {', '.join(map(str, paths[:3]))}")
+    return list(dict.fromkeys(images))
+
+
+def tell_ignored(files: Sequence[str], notes: Notes) -> None:
+    """Say which files of a folder are not used."""
+    if files:
+        text = "outside class folders, or without the extension of an image"
+        notes.list(f"Left out {counted(len(files), 'file')} {text}", files)
+
+
+def check_exists(path: Path, what: str) -> None:
+    """Raise a FileNotFoundError if a path does not exist."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {what} {str(path)!r}")
+
+
+def load_groups(table: Path | None, images: Iterable[str], root: Path) -> list[str] | None:
+    """Read the group of each image from a table with the columns path and group.
+
+    Parameters
+    ----------
+    table : Path or None
+        Paths in it are relative to its folder, to `root`, or to the current folder. None has no
+        groups.
+    images : iterable of str
+        Paths of the images.
+    root : Path
+        Folder of the images, or their table.
+
+    Raises
+    ------
+    ValueError
+        If a column or the group of an image is missing.
+    """
+    if table is None:
+        return None
+    check_exists(table, "table of groups")
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"path", "group"} <= set(reader.fieldnames or ()):
+            names = ", ".join(reader.fieldnames or ()) or "none"
+            raise ValueError(f"{table} needs the columns path and group, but its columns: {names}")
+        rows = [(row["path"], row["group"]) for row in reader]
+    groups = {
+        os.path.realpath(folder / path): group
+        for folder in (Path(), root if root.is_dir() else root.parent, table.parent)
+        for path, group in rows
+        if path and group
+    }
+    images = list(images)
+    found = [groups.get(os.path.realpath(path)) for path in images]
+    missing = [path for path, group in zip(images, found, strict=True) if group is None]
+    if missing:
+        raise ValueError(
+            listed(f"{table} has no group for {counted(len(missing), 'image')}", missing)
+        )
+    return [str(group) for group in found]
+
+
+def load_model(path: Path, notes: Notes) -> Any:
+    """Load a model that `sktransfer train` or `sktransfer.save` wrote."""
+    import sktransfer
+
+    check_exists(path, "model")
+    if path.is_dir():
+        raise IsADirectoryError(f"expected a model, but {str(path)!r} is a folder")
+    return set_options(sktransfer.load(path), verbose=notes.verbose)
+
+
+def load_classifier(path: Path, cache: str, notes: Notes) -> Any:
+    """Load a classifier that shows its progress and keeps embeddings in `cache`."""
+    model = load_model(path, notes)
+    if not hasattr(model, "predict_proba"):
+        raise ValueError(f"expected a classifier, but {str(path)!r} is a {type(model).__name__}")
+    return set_options(model, cache=cache)
+
+
+def set_options(model: Any, **options: Any) -> Any:
+    """Set options of all estimators of this package in a model that have them."""
+    from sktransfer.embedding.workers import SharedEstimator
+
+    for part in (model, *model.get_params(deep=True).values()):
+        if isinstance(part, SharedEstimator):
+            own = part.get_params(deep=False)
+            part.set_params(**{name: value for name, value in options.items() if name in own})
+    return model
+
+
+def make_extractor(
+    backbone: str, image_size: Any, cache: str, notes: Notes, *, skip_broken: bool = False
+) -> Any:
+    """Build the extractor with which a command embeds images."""
+    from sktransfer import PretrainedFeatureExtractor
+
+    return PretrainedFeatureExtractor(
+        backbone,
+        image_size=image_size,
+        cache=cache,
+        on_error="nan" if skip_broken else "raise",
+        verbose=notes.verbose,
+    )

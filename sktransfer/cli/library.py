@@ -1,0 +1,84 @@
+"""`sktransfer backbones` and `cache`: what is on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sktransfer.cli import options
+from sktransfer.cli.messages import Notes, counted
+from sktransfer.cli.outputs import print_json, print_text
+from sktransfer.utils.config import CACHE
+
+
+@click.command(epilog=options.example("sktransfer backbones resnet"))
+@click.argument("contains", default="")
+@options.json_option
+def backbones(contains: str, as_json: bool) -> None:
+    """List pretrained networks, or those with a text in the name."""
+    from sktransfer import list_backbones
+
+    table = list_backbones(contains)
+    if not table:
+        raise ValueError(
+            f"no backbone has {contains!r} in its name; list all with: sktransfer backbones"
+        )
+    if as_json:
+        print_json([row._asdict() for row in table])
+    else:
+        print_text(f"{table}\n")
+
+
+_cache_option = click.option(
+    "--cache",
+    metavar="FOLDER",
+    type=options.PATH,
+    envvar=CACHE.name,
+    required=True,
+    help=f"The folder; also ${CACHE.name}.",
+)
+
+
+@click.group(
+    epilog=options.example(
+        f"export {CACHE.name}=~/.cache/sktransfer",
+        "sktransfer cache info",
+    )
+)
+def cache() -> None:
+    """Show or clear a folder of embeddings, kept with --cache."""
+
+
+@cache.command(epilog=options.example("sktransfer cache info --cache embeddings"))
+@_cache_option
+@options.json_option
+def info(cache: Path, as_json: bool) -> None:
+    """Show the number and size of the embeddings in a folder."""
+    contents = _open(cache).info()
+    if as_json:
+        print_json(dataclasses.asdict(contents))
+    else:
+        print_text(f"{contents}\n")
+
+
+@cache.command(epilog=options.example("sktransfer cache clear --cache embeddings"))
+@_cache_option
+@options.notes_option
+def clear(cache: Path, notes: Notes) -> None:
+    """Remove the embeddings; later commands compute them again."""
+    store = _open(cache)
+    n_images = sum(table.images for table in store.info().tables)
+    store.clear()
+    notes(f"Removed {counted(n_images, 'embedding')} from {cache}")
+
+
+def _open(folder: Path) -> Any:
+    from sktransfer.store.store import EmbeddingStore
+
+    store = EmbeddingStore(folder)
+    if not store.directory.joinpath("embeddings.sqlite").is_file():
+        raise FileNotFoundError(f"there are no embeddings in {str(folder)!r}")
+    return store

@@ -1,0 +1,44 @@
+import json
+
+from cli_helpers import run
+
+import sktransfer
+
+
+def test_backbones_lists_matching_networks():
+    printed = run("backbones", "lite").stdout
+    assert "efficientnet_lite0       4.7 M    0.41      1280" in printed
+    assert len(printed.splitlines()) == 4
+
+
+def test_backbones_prints_json():
+    printed = json.loads(run("backbones", "lite", "--json").stdout)
+    assert printed == [row._asdict() for row in sktransfer.list_backbones("lite")]
+
+
+def test_backbones_fails_without_a_match():
+    result = run("backbones", "zzz", code=1)
+    message = "no backbone has 'zzz' in its name; list all with: sktransfer backbones"
+    assert (result.stdout, result.stderr) == ("", f"sktransfer: {message}\n")
+
+
+def test_cache_is_shown_and_cleared(photos, tmp_path):
+    cache = tmp_path / "cache"
+    arguments = ["--image-size", "32", "--cache", cache, "--quiet"]
+    run("embed", photos, "-o", tmp_path / "x.npy", *arguments)
+    printed = json.loads(run("cache", "info", "--cache", cache, "--json").stdout)
+    assert printed["directory"] == str(cache.resolve())
+    assert printed["computed"] == 24
+    assert [table["images"] for table in printed["tables"]] == [24]
+    result = run("cache", "clear", "--cache", cache)
+    assert (result.stdout, result.stderr) == ("", f"Removed 24 embeddings from {cache}\n")
+    assert json.loads(run("cache", "info", "--cache", cache, "--json").stdout)["tables"] == []
+
+
+def test_cache_needs_a_folder_of_embeddings(tmp_path, monkeypatch):
+    monkeypatch.delenv("SKTRANSFER_CACHE", raising=False)
+    for command in ("info", "clear"):
+        assert "Missing option '--cache'" in run("cache", command, code=2).stderr
+        result = run("cache", command, "--cache", tmp_path, code=1)
+        assert result.stderr == f"sktransfer: there are no embeddings in '{tmp_path}'\n"
+    assert list(tmp_path.iterdir()) == []

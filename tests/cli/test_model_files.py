@@ -1,0 +1,92 @@
+import json
+import re
+
+import numpy as np
+import onnxruntime
+from cli_helpers import run
+from PIL import Image
+
+from sktransfer.export import show as export_show
+
+
+def test_export_writes_a_model_that_predicts_the_same(model, photos, tmp_path):
+    result = run("export", model, "-o", tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    image = sorted((photos / "owl").iterdir())[0]
+    with Image.open(image) as opened:
+        label = session.run(["label"], {"images": np.asarray(opened.convert("RGB"))[None]})[0]
+    assert label.tolist() == ["owl"]
+    assert result.stdout == ""
+    assert f"Wrote {tmp_path / 'm.onnx'}" in result.stderr
+    assert re.search(r"Largest difference from the model: \S+ on 12 images\n", result.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_export_checks_the_name_of_the_file(model, tmp_path):
+    result = run("export", model, "-o", tmp_path / "m.bin", code=2)
+    assert "expected a file that ends in .onnx" in result.stderr
+
+
+SUMMARY = {
+    "model": "FineTunedImageClassifier",
+    "classes": ["cat", "dog"],
+    "networks": [
+        {
+            "backbone": "resnet18",
+            "adapted_batch_norm": False,
+            "preprocessing": {"crop": (224, 192), "mean": (0.48512345,)},
+            "strategy": None,
+            "stages": [
+                {"stage": "head", "trainable": 3843, "valid_acc": None},
+                {"stage": "all", "trainable": 1200000, "valid_acc": 0.98765},
+            ],
+        }
+    ],
+    "bytes": 12_345_678,
+    "versions": {},
+    "labels": [str(number) for number in range(1000)],
+}
+
+
+def test_summary_is_printed_as_text(tmp_path, monkeypatch):
+    path = tmp_path / "m.skt"
+    path.touch()
+    monkeypatch.setattr(export_show, "read_summary", lambda path: SUMMARY)
+    assert run("show", path).stdout == (
+        "model     FineTunedImageClassifier\n"
+        "classes   cat, dog\n"
+        "networks\n"
+        "  backbone            resnet18\n"
+        "  adapted batch norm  no\n"
+        "  preprocessing\n"
+        "    crop  224, 192\n"
+        "    mean  0.4851\n"
+        "  stages\n"
+        "    stage  trainable  valid acc\n"
+        "    head       3,843          -\n"
+        "    all    1,200,000     0.9877\n"
+        "bytes     12 MB\n"
+        "labels    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (1,000)\n"
+    )
+
+
+def test_show_reads_a_model_of_train(model):
+    printed = json.loads(run("show", model, "--json").stdout)
+    assert printed["model"] == "FineTunedImageClassifier"
+    assert printed["classes"] == ["cat", "dog", "owl"]
+    assert printed["networks"][0]["backbone"] == "efficientnet_lite0"
+    text = run("show", model).stdout
+    assert re.search(r"^classes +cat, dog, owl$", text, re.M)
+    assert re.search(r"^ +backbone +efficientnet_lite0$", text, re.M)
+
+
+def test_file_that_is_no_model_is_one_line(tmp_path):
+    (tmp_path / "m.skt").write_bytes(b"no model")
+    result = run("show", tmp_path / "m.skt", code=1)
+    assert result.stderr.startswith(f"sktransfer: Got '{tmp_path / 'm.skt'}', but ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_missing_file_is_one_line(tmp_path):
+    result = run("show", tmp_path / "m.skt", code=1)
+    assert result.stderr.count("\n") == 1
