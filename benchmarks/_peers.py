@@ -23,7 +23,7 @@ from torch import nn
 
 from sktransfer.data.decoding import decode
 
-PEERS = ["embetter>=0.9", "fastai>=2.8,<2.9", "timm>=1.0.9"]
+PEERS = ["embetter>=0.9", "fastai>=2.8,<2.9", "timm>=1.0.9", "mlxtend", "scikit-image>=0.25"]
 FOLDER = ROOT / "benchmarks/.peers"
 
 
@@ -114,7 +114,8 @@ class FastaiPeer:
 
     Images are `side` pixels large, and mirrored at random if `mirrored`. With `fast=True`, tensors
     are channels last and the BatchNorm layers of the frozen body are not trained. If they are
-    trained, gradients run through the whole body while it is frozen.
+    trained, gradients run through the whole body while it is frozen. Batches have 32 images, or a
+    quarter of them if there are fewer than 128, since fastai drops the last batch of an epoch.
     """
 
     def __init__(self, fast: bool, side: int = 224, *, mirrored: bool = True) -> None:
@@ -149,7 +150,7 @@ class FastaiPeer:
                 *aug_transforms(size=self.side, do_flip=self.mirrored),
                 Normalize.from_stats(MEAN, STD),
             ],
-        ).dataloaders(paths, bs=32, num_workers=0)
+        ).dataloaders(paths, bs=min(32, len(paths) // 4), num_workers=0)
         self.learner = vision_learner(dls, lite0_body, normalize=False, **self.settings)
         with self.learner.no_bar(), self.learner.no_logging():
             self.learner.fine_tune(5, freeze_epochs=3)

@@ -9,7 +9,8 @@ default  FineTunedImageClassifier() with its defaults
 probe    a logistic regression on frozen embeddings of unit length (C=30)
 loop     a plain torch loop: 10 epochs of Adam at 1e-3 for the head, then 10 at 1e-4 for the head
          and the last three stages; random augmentation, frozen BatchNorm
-fastai   fastai's vision_learner and fine_tune(5, freeze_epochs=3) with its fastest settings
+fastai   fastai's vision_learner and fine_tune(5, freeze_epochs=3) with its fastest settings, in
+         smaller batches if there are few images
 pixels   a logistic regression on the pixels, on digits only
 
 Development sets are those on which defaults were chosen; the others only test them. Each fit has

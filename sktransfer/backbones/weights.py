@@ -17,6 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load, load_file, save, save_file
 
 from sktransfer.utils.errors import WeightsNotFoundError
+from sktransfer.utils.files import complete_file
 
 # Long enough for a DNS lookup and one round trip, short enough not to look like a hang.
 REACH_SECONDS = 0.8
@@ -84,21 +85,18 @@ def save_state_dict(state: Mapping[str, torch.Tensor], path: str | os.PathLike[s
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"Got the path {str(path)!r}, but expected one that ends in .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        # safetensors refuses tensors that share memory or are not contiguous.
-        copies = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
-        save_file(copies, unfinished)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with complete_file(path) as unfinished:
+        save_file(_copies(state), unfinished)
 
 
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Return the content of a `.safetensors` file."""
-    return save({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()})
+    return save(_copies(tensors))
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy tensors: safetensors refuses those that share memory or are not contiguous."""
+    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def tensors_of_bytes(content: bytes) -> dict[str, torch.Tensor]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sktransfer.utils.errors import ModelFileError
+from sktransfer.utils.files import complete_file
 
 FORMAT, VERSION = "sktransfer model", 1
 DESCRIPTION, TENSORS = "model.json", "weights.safetensors"
@@ -74,25 +74,18 @@ def write_archive(
         If the file cannot be written.
     """
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     head = {"format": FORMAT, "version": VERSION, **description, "sha256": digests}
     text = json.dumps(head, indent=1, allow_nan=False, ensure_ascii=False).encode()
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("x+b") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, content in {DESCRIPTION: text, **parts}.items():
-                    archive.writestr(zipfile.ZipInfo(name, _DATE), content)
-                archive.comment = _COMMENT + b"0" * _DIGITS
-            file.seek(-_DIGITS, os.SEEK_END)
-            digest = _digest_of_rest(file, file.tell())
-            file.seek(-_DIGITS, os.SEEK_END)
-            file.write(digest)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with complete_file(path) as unfinished, unfinished.open("w+b") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in {DESCRIPTION: text, **parts}.items():
+                archive.writestr(zipfile.ZipInfo(name, _DATE), content)
+            archive.comment = _COMMENT + b"0" * _DIGITS
+        file.seek(-_DIGITS, os.SEEK_END)
+        digest = _digest_of_rest(file, file.tell())
+        file.seek(-_DIGITS, os.SEEK_END)
+        file.write(digest)
 
 
 def read_archive(path: str | os.PathLike[str], *, description_only: bool = False) -> Archive:

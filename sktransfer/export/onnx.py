@@ -22,6 +22,7 @@ from sktransfer.self_training import SelfTrainedImageClassifier
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ExportError
+from sktransfer.utils.files import complete_file
 
 # Maximum difference between a probability of the graph and of the model. Embeddings are compared
 # in multiples of their largest value.
@@ -140,7 +141,8 @@ def export_onnx(model: Any, path: str | os.PathLike[str], *, images: Any = None)
         views = Views(check_images(estimator, images, reset=False), estimator.preprocessing_)
         pixels = [views.pixels(row)[0] for row in range(len(views))]
     max_difference = _compare(model, images, _run(content, pixels))
-    _write(path, content)
+    with complete_file(path) as unfinished:
+        unfinished.write_bytes(content)
     return OnnxExport(path, len(content), max_difference, len(pixels))
 
 
@@ -233,15 +235,3 @@ def _checked(values: np.ndarray, expected: np.ndarray, name: str, method: str) -
             "written. On a GPU, set precision='float32' before the export"
         )
     return float(differences[row])
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file, so that it is complete whenever it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
