@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "ranking": [],
     "domain_shift": [],
     "industrial": [],
+    "export": [],
 }
 
 
