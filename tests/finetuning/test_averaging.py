@@ -311,11 +311,12 @@ def test_resumed_fit_is_averaged_as_an_undisturbed_fit(tmp_path):
 
 def test_bars_show_the_decision_and_the_check(capsys):
     quiet = classifier(unfreeze="auto", max_epochs=1, verbose=0).fit(X, Y)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
     classifier(unfreeze=(0, 1), lr="auto", max_epochs=1, verbose=1).fit(X, Y)
     shown = capsys.readouterr()
-    assert shown.out == "FineTunedImageClassifier: lr=0.001 (20 images per class).\n"
+    assert "FineTunedImageClassifier: lr=0.001 (20 images per class).\n" in shown.err
     assert "held-out check: last block" in shown.err
+    assert not shown.out
     assert quiet.decision_.parameters == {"unfreeze": (0, "all")}
 
 
