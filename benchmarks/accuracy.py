@@ -210,7 +210,9 @@ def run(case: Case, variant: str) -> dict[str, Any]:
 def tabulate(fits: list[dict]) -> list[dict[str, Any]]:
     """Average the draws of each data set and size."""
     rows = []
-    for name, size in dict.fromkeys((fit["name"], fit["size"]) for fit in fits):
+    names = [PHOTOGRAPHS, SCANS, *SETS]
+    cases = {(fit["name"], fit["size"]) for fit in fits}
+    for name, size in sorted(cases, key=lambda case: (names.index(case[0]), case[1])):
         row: dict[str, Any] = {"name": name, "size": size, "development": is_development(name)}
         for variant in VARIANTS:
             chosen = [
@@ -291,16 +293,16 @@ def judge(rows: list[dict]) -> tuple[dict[str, Any], list[str]]:
 
 def print_table(rows: list[dict]) -> None:
     cell = "{accuracy:.3f} {log_loss:.3f} {calibration_error:.3f} {seconds:.0f}s"
-    print(f"{'':28}{'size':>5}" + "".join(f"{name:>22}" for name in VARIANTS))
+    print(f"{'':28}{'size':>5}" + "".join(f"{name:>25}" for name in VARIANTS))
     for row in rows:
         mark = "*" if row["development"] else " "
         cells = [cell.format(**row[name]) if name in row else "-" for name in VARIANTS]
-        print(f"{mark}{row['name']:27}{row['size']:>5}" + "".join(f"{cell:>22}" for cell in cells))
+        print(f"{mark}{row['name']:27}{row['size']:>5}" + "".join(f"{cell:>25}" for cell in cells))
     print("accuracy, log loss, calibration error, seconds; * chose defaults")
 
 
 def main() -> None:
-    names = [*SETS, SCANS, PHOTOGRAPHS]
+    names = [PHOTOGRAPHS, SCANS, *SETS]
     parser = command_line(__doc__)
     parser.add_argument("--sets", help="separated by semicolons; default: all")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="default: %(default)s")
