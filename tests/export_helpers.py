@@ -2,10 +2,46 @@
 
 import numpy as np
 import torch
-from helpers import images, smooth_image
+from helpers import Tiny, Y, images, smooth_image
+
+from sktransfer import PretrainedFeatureExtractor
+from sktransfer.transforms.preprocessing import Preprocessing
 
 # Square, wide, tall and very long; enlarged, reduced, and smaller than the crop of `Tiny`.
 SIZES = [(64, 80), (20, 20), (16, 16), (1, 200), (200, 1), (9, 7), (41, 300), (333, 40), (121, 160)]
+
+PREPROCESSINGS = {
+    "bilinear": Preprocessing(),
+    "bicubic": Preprocessing(interpolation="bicubic"),
+    "nearest": Preprocessing(interpolation="nearest"),
+    "odd crop": Preprocessing(51, (37, 40)),
+    "a pair": Preprocessing((48, 60), (48, 60), "bicubic"),
+    "no margin": Preprocessing(64, (64, 64)),
+    "enlarged twice": Preprocessing(200, (224, 224)),
+    "enlarged twice, bicubic": Preprocessing(200, (224, 180), "bicubic"),
+}
+# Enlarged and reduced, cut first or not, of odd and even sizes, as large as the crop or the resize.
+RESIZED_SIZES = [
+    (427, 640),
+    (301, 300),
+    (64, 80),
+    (90, 350),
+    (33, 41),
+    (1, 200),
+    (200, 1),
+    (1, 1),
+    (31, 500),
+    (500, 30),
+    (256, 256),
+    (224, 224),
+    (255, 257),
+]
+
+TWO = np.where(Y == "cat", "cat", "other")
+
+
+def extractor(**parameters):
+    return PretrainedFeatureExtractor(Tiny, **{"cache": None, **parameters})
 
 
 def _noise(height, width, seed):

@@ -19,7 +19,7 @@ from sktransfer.backbones.source import BackboneSource
 from sktransfer.backbones.weights import tensors_of_bytes, to_arrays
 from sktransfer.export.archive import TENSORS, Archive, read_archive
 from sktransfer.export.encoding import decode
-from sktransfer.export.schema import SAVED_VALUES, TYPES, attributes_of, is_finite, is_one_of
+from sktransfer.export.schema import SAVED_VALUES, TYPES, attributes_of, is_one_of, not_finite
 from sktransfer.extractor import ExtractionPlan, PretrainedFeatureExtractor
 from sktransfer.finetuning.decision import FitDecision
 from sktransfer.finetuning.fine_tuning import TunedState
@@ -85,8 +85,7 @@ class _Reader:
             tensors = tensors_of_bytes(archive.parts.get(TENSORS, b""))
         except ValueError as error:
             raise ModelFileError(archive.path, str(error)) from error
-        bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
-        if bad:
+        if bad := not_finite(tensors):
             raise ModelFileError(
                 archive.path, f"its tensor {bad[0]!r} has values that are not finite"
             )

@@ -28,10 +28,10 @@ from sktransfer.backbones.loading import Backbone
 from sktransfer.backbones.saved import SavedWeights
 from sktransfer.backbones.source import BackboneSource
 from sktransfer.backbones.torchvision_blocks import weights_name
-from sktransfer.backbones.weights import tensors_to_bytes, to_arrays, to_tensors
+from sktransfer.backbones.weights import tensors_to_bytes, to_tensors
 from sktransfer.export.archive import TENSORS, write_archive
 from sktransfer.export.encoding import encode
-from sktransfer.export.schema import ATTRIBUTES, SAVED_VALUES, attributes_of, is_finite, is_one_of
+from sktransfer.export.schema import ATTRIBUTES, SAVED_VALUES, attributes_of, is_one_of, not_finite
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.self_training import SelfTrainedImageClassifier
 from sktransfer.utils.errors import import_optional
@@ -152,7 +152,9 @@ class _Writer:
             "network": self._encode_network(model._source),
             "decision": encode(decision),
             "history": encode(model._tuned.history),
-            "tuned": self._add_tensors(f"tuned {len(self._groups)}", model._tuned.weights),
+            "tuned": self._add_tensors(
+                f"tuned {len(self._groups)}", to_tensors(model._tuned.weights)
+            ),
         }
 
     def _encode_parameters(self, model: Any) -> dict[str, Any]:
@@ -188,7 +190,7 @@ class _Writer:
         }
         if source.batch_norm is not None:
             name = f"statistics {len(self._groups)}"
-            node["batch_norm"] = self._add_tensors(name, source.batch_norm.statistics)
+            node["batch_norm"] = self._add_tensors(name, to_tensors(source.batch_norm.statistics))
         if self.standalone and not isinstance(source.backbone, BaseEstimator):
             node["saved"] = self._encode_weights(backbone)
         return node
@@ -210,7 +212,7 @@ class _Writer:
         """Encode all weights of a network, once for all estimators that have it."""
         name = f"network {backbone.digest.hex()}"
         if name not in self._groups:
-            self._add_tensors(name, to_arrays(backbone.build().state_dict()))
+            self._add_tensors(name, backbone.build().state_dict())
         return {
             "tensors": name,
             "preprocessing": encode(asdict(backbone.preprocessing)),
@@ -218,10 +220,8 @@ class _Writer:
             "pretrained": backbone.pretrained,
         }
 
-    def _add_tensors(self, group: str, arrays: Mapping[str, np.ndarray]) -> str:
-        tensors = to_tensors(dict(arrays))
-        bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
-        if bad:
+    def _add_tensors(self, group: str, tensors: Mapping[str, torch.Tensor]) -> str:
+        if bad := not_finite(tensors):
             raise ValueError(
                 f"Got weights that are not finite in {', '.join(bad[:3])}; the fit has diverged, "
                 "so fit again with a lower lr"

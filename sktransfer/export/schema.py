@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ def is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
     return (value is None or isinstance(value, str)) and value in options
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Return whether all values are finite; whole numbers are."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of tensors that have values that are not finite."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from export_helpers import EXAMPLES, batch_of, largest_difference
+from export_helpers import EXAMPLES, TWO, batch_of, extractor, largest_difference
 from helpers import (
     BOTH,
     DOMAIN,
@@ -26,12 +26,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from sktransfer import PretrainedFeatureExtractor, SelfTrainedImageClassifier, to_module
-
-TWO = np.where(Y == "cat", "cat", "other")
-
-
-def extractor(**parameters):
-    return PretrainedFeatureExtractor(Tiny, **{"cache": None, **parameters})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from export_helpers import EXAMPLES
+from export_helpers import EXAMPLES, TWO, extractor
 from helpers import BOTH, DOMAIN, Tiny, X, Y, domain_labels, images, make_classifier, save_images
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -33,12 +33,6 @@ from sktransfer import (
 )
 from sktransfer.export import onnx as onnx_export
 from sktransfer.utils.errors import ExportError
-
-TWO = np.where(Y == "cat", "cat", "other")
-
-
-def extractor(**parameters):
-    return PretrainedFeatureExtractor(Tiny, **{"cache": None, **parameters})
 
 
 def run(path, batches):

@@ -5,25 +5,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from export_helpers import PREPROCESSINGS, RESIZED_SIZES
 from helpers import images, smooth_image
 
 from sktransfer.export.resize import crop_graph
 from sktransfer.transforms import modules
 from sktransfer.transforms.modules import ResizeAndCrop
 from sktransfer.transforms.preprocessing import Preprocessing
-
-PREPROCESSINGS = {
-    "bilinear": Preprocessing(),
-    "bicubic": Preprocessing(interpolation="bicubic"),
-    "nearest": Preprocessing(interpolation="nearest"),
-    "odd crop": Preprocessing(51, (37, 40)),
-    "a pair": Preprocessing((48, 60), (48, 60), "bicubic"),
-    "no margin": Preprocessing(64, (64, 64)),
-    "enlarged twice": Preprocessing(200, (224, 224)),
-    "enlarged twice, bicubic": Preprocessing(200, (224, 180), "bicubic"),
-}
-SIZES = [(427, 640), (301, 300), (64, 80), (90, 350), (33, 41), (1, 200), (200, 1), (1, 1)]
-SIZES += [(31, 500), (500, 30), (256, 256), (224, 224), (255, 257)]
 
 
 def session(preprocessing):
@@ -37,7 +25,7 @@ def test_crops_are_those_of_the_module(preprocessing, monkeypatch):
     # As on all CPUs but old ones.
     monkeypatch.setattr(modules, "_resizes_integers", lambda *arguments: True)
     crop, module = session(preprocessing), ResizeAndCrop(preprocessing)
-    for seed, (height, width) in enumerate(SIZES):
+    for seed, (height, width) in enumerate(RESIZED_SIZES):
         noise = images(1, max(height, width), seed)[:, :height, :width]
         smooth = smooth_image(height, width, seed).permute(1, 2, 0)[None].numpy()
         for batch in (noise, smooth):

@@ -2,38 +2,12 @@
 
 import pytest
 import torch
+from export_helpers import PREPROCESSINGS, RESIZED_SIZES
 from helpers import images, smooth_image
 
 from sktransfer.transforms import modules
 from sktransfer.transforms.modules import Normalize, ResizeAndCrop
 from sktransfer.transforms.preprocessing import Preprocessing
-
-PREPROCESSINGS = {
-    "bilinear": Preprocessing(),
-    "bicubic": Preprocessing(interpolation="bicubic"),
-    "nearest": Preprocessing(interpolation="nearest"),
-    "odd crop": Preprocessing(51, (37, 40)),
-    "a pair": Preprocessing((48, 60), (48, 60), "bicubic"),
-    "no margin": Preprocessing(64, (64, 64)),
-    "enlarged twice": Preprocessing(200, (224, 224)),
-    "enlarged twice, bicubic": Preprocessing(200, (224, 180), "bicubic"),
-}
-# Enlarged and reduced, cut first or not, of odd and even sizes, as large as the crop or the resize.
-SIZES = [
-    (427, 640),
-    (301, 300),
-    (64, 80),
-    (90, 350),
-    (33, 41),
-    (1, 200),
-    (200, 1),
-    (1, 1),
-    (31, 500),
-    (500, 30),
-    (256, 256),
-    (224, 224),
-    (255, 257),
-]
 
 
 def noise(size, seed=0):
@@ -41,7 +15,7 @@ def noise(size, seed=0):
 
 
 @pytest.mark.parametrize("preprocessing", PREPROCESSINGS.values(), ids=PREPROCESSINGS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", RESIZED_SIZES)
 def test_pixels_are_those_of_the_preprocessing(preprocessing, size):
     image = noise(size)
     found = ResizeAndCrop(preprocessing)(image.permute(2, 0, 1)[None])
@@ -78,7 +52,7 @@ def test_exported_program_takes_all_sizes(name):
     program = torch.export.export(
         module, (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
     ).module()
-    for size in SIZES:
+    for size in RESIZED_SIZES:
         image = noise(size).permute(2, 0, 1)[None]
         assert torch.equal(program(image), module(image)), size
 
