@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
-
-from torch import nn
 
 from sktransfer.backbones.batch_norm import BatchNormState, with_batch_norm
 from sktransfer.backbones.loading import Backbone, load_backbone
@@ -59,18 +56,3 @@ class BackboneSource:
     def preprocessing_of(self, backbone: Backbone) -> Preprocessing:
         """Return the preprocessing for the loaded backbone."""
         return backbone.preprocessing.with_image_size(self.image_size)
-
-
-def check_savable(backbone: Any) -> None:
-    """Raise a TypeError if skops saves a module; to be called in the `__getstate__` of estimators.
-
-    skops cannot save tensors, but does not say so. A pickle may hold a module, and pickle calls
-    `__getstate__` too, so the caller decides.
-    """
-    caller = sys._getframe(2).f_globals.get("__name__", "")
-    if isinstance(backbone, nn.Module) and caller.startswith("skops."):
-        raise TypeError(
-            f"Got a {type(backbone).__name__} as backbone, but skops cannot save a torch module. "
-            "Pass a class or function that builds it, with the path of its weights as weights, or "
-            "save the estimator with pickle or joblib"
-        )

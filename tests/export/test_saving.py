@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -17,6 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from skorch.callbacks import Callback
+from torch.optim import SGD
+from torchvision.transforms import v2
 
 from sktransfer import (
     FineTunedImageClassifier,
@@ -52,6 +56,21 @@ def tiny(backbone=Tiny, **parameters):
     return classifier(backbone, unfreeze=(0, 1, 2), n_views=1, **parameters)
 
 
+def with_code():
+    """Fit a classifier with functions and classes that no other process can import."""
+
+    class LocalSGD(SGD):
+        pass
+
+    class Locked(Callback):
+        def __init__(self):
+            self.lock = threading.Lock()  # cannot even be copied
+
+    flip = v2.Compose([v2.Lambda(lambda image: image.flip(-1))])
+    code = {"augment": flip, "optimizer": LocalSGD, "callbacks": [Locked()]}
+    return classifier(n_views=1, **code).fit(X, Y)
+
+
 def domains(estimator):
     return estimator.fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
 
@@ -83,6 +102,7 @@ MODELS = {
     "frozen classifier": lambda: pipeline(FrozenEstimator(classifier().fit(X, Y))).fit(X, Y),
     "classifier as backbone": lambda: extractor(classifier().fit(X, Y)).fit(X),
     "frozen backbone": lambda: extractor(FrozenEstimator(classifier().fit(X, Y))).fit(X),
+    "classifier with code": with_code,
     "tuned twice": lambda: classifier(classifier().fit(X, Y)).fit(X, Y == "cat"),
 }
 
@@ -225,7 +245,9 @@ np.save(sys.argv[3], method(X))
 """
 
 
-@pytest.mark.parametrize("name", ["extractor", "classifier", "pipeline", "self-trained"])
+@pytest.mark.parametrize(
+    "name", ["extractor", "classifier", "pipeline", "self-trained", "classifier with code"]
+)
 def test_fresh_process_without_network_predicts_the_same(fitted, name, tmp_path):
     model = fitted(name)
     save(model, tmp_path / "model.skt")
