@@ -15,6 +15,13 @@ from sktransfer.finetuning.decision import REASONS, STRATEGIES
 from sktransfer.utils.errors import import_optional
 from sktransfer.utils.tables import counted, format_bytes, format_seconds
 
+_CLASSIFIER, _SELF_TRAINED = "FineTunedImageClassifier", "SelfTrainedImageClassifier"
+_EXTRACTOR = "PretrainedFeatureExtractor"
+# Parts of models for which a file needs no skops.
+_WITHOUT_SKOPS = {
+    *(_CLASSIFIER, _SELF_TRAINED, _EXTRACTOR),
+    *("Pipeline", "FrozenEstimator", "passthrough", "None"),
+}
 # A class with fewer training images is named as a limitation.
 _FEW = 10
 # So is a largest class with this many times the training images of the smallest.
@@ -29,8 +36,6 @@ _NOT_OF_THE_MODEL = {
 _SPECIAL = re.compile(r"([\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_]))")
 _EVALUATION_KEYS = {"split", "images", "correct", "accuracy", "interval", "classes", "confusion"}
 _REMEDY = "pass what `sktransfer evaluate MODEL DIR --json` prints"
-_CLASSIFIER, _SELF_TRAINED = "FineTunedImageClassifier", "SelfTrainedImageClassifier"
-_EXTRACTOR = "PretrainedFeatureExtractor"
 
 
 def make_card(
@@ -39,7 +44,7 @@ def make_card(
     evaluation: str | PathLike[str] | Mapping[str, Any] | None = None,
     license_id: str | None = None,
 ) -> str:
-    """Build a model card: a description of a model in Markdown, as hubs of models show it.
+    r"""Build a model card: a description of a model in Markdown, as hubs of models show it.
 
     It has what the model knows about itself: how to load it, training images, network, training,
     preprocessing, limitations and versions. Facts that it does not have are left out. The metadata
@@ -83,7 +88,7 @@ def make_card(
     ...     image_shape=(8, 8), image_size=32, unfreeze=0, augment=None
     ... )
     >>> card = make_card(classifier.fit(X[:60], y[:60]), license_id="mit")
-    >>> print(card.partition("## How to use")[0])
+    >>> print(card.partition("\n## How to use")[0])
     ---
     library_name: sktransfer
     pipeline_tag: image-classification
@@ -103,8 +108,7 @@ def make_card(
     summary = read_summary(model) if is_file else summarize(describe_model(model))
     scores = None if evaluation is None else _read_evaluation(evaluation, summary["classes"])
     title = Path(model).stem if is_file else type(model).__name__
-    card = _Card(card_class, _escape(title))
-    card.add_text("", _introduction(summary))
+    card = _Card(card_class, _escape(title), _introduction(summary))
     _add_usage(card, summary, Path(model).name if is_file else "model.skt")
     if scores is not None:
         _add_evaluation(card, scores, summary["classes"])
@@ -130,21 +134,22 @@ def import_card_class() -> Any:
 class _Card:
     """A card of skops: a title, and sections below it. Empty sections are left out."""
 
-    def __init__(self, card_class: Any, title: str) -> None:
-        self._title = title.replace("/", "\\/")  # skops separates the levels of sections by it
+    def __init__(self, card_class: Any, title: str, text: str) -> None:
         self._card = card_class(None, template=None, model_diagram=False)
+        # skops divides the names of sections at slashes, and shows them unless they have a title.
+        self._card.add(Card=text)
+        self._card.select("Card").title = title
 
     def add_text(self, section: str, text: str) -> None:
-        """Add a section; without a name, text below the title."""
+        """Add a section of text."""
         if text:
-            self._card.add(**{f"{self._title}/{section}" if section else self._title: text})
+            self._card.add(**{f"Card/{section}": text})
 
     def add_table(self, section: str, table: Mapping[str, Sequence[Any]], text: str = "") -> None:
         """Add a section with a table, which is folded if it is long."""
         n_rows = len(next(iter(table.values())))
-        name = f"{self._title}/{section}"
+        name = f"Card/{section}"
         self._card.add_table(description=text, folded=n_rows > _MAX_ROWS, **{name: table})
-        # skops shows all levels as the title.
         self._card.select(name).title = section.rpartition("/")[2]
 
     def render(self) -> str:
@@ -160,7 +165,7 @@ def _front_matter(
     lines += [f"pipeline_tag: {task}"] if task else []
     lines += ["tags:", *([f"- {task}"] if task else []), "- transfer-learning"]
     if license_id is not None:
-        if not isinstance(license_id, str) or not license_id.strip() or "\n" in license_id:
+        if not isinstance(license_id, str) or len(license_id.strip().splitlines()) != 1:
             raise ValueError(
                 f"Got the license {license_id!r}, but expected a name such as mit or apache-2.0"
             )
@@ -214,16 +219,7 @@ def _add_usage(card: _Card, summary: Mapping[str, Any], file: str) -> None:
 
 def _requirement(summary: Mapping[str, Any]) -> str:
     """Return what pip installs so that the file can be loaded."""
-    ours = {
-        "Pipeline",
-        "FrozenEstimator",
-        "passthrough",
-        "None",
-        _CLASSIFIER,
-        _SELF_TRAINED,
-        _EXTRACTOR,
-    }
-    extras = ["skops"] if {*re.findall(r"\w+", summary["model"])} - ours else []
+    extras = ["skops"] if {*re.findall(r"\w+", summary["model"])} - _WITHOUT_SKOPS else []
     is_timm = any(network["backbone"].startswith("timm:") for network in summary["networks"])
     extras += ["timm"] if is_timm else []
     return f'"sktransfer[{",".join(extras)}]"' if extras else "sktransfer"
@@ -275,10 +271,12 @@ def _add_evaluation(card: _Card, scores: Mapping[str, Any], classes: Sequence[An
     }
     card.add_table("Evaluation", table, text)
     labels, counts = scores["confusion"]["labels"], scores["confusion"]["counts"]
-    if len(labels) <= _MAX_MATRIX:
-        matrix = {"True class": [_escape(label) for label in labels]}
-        for label, column in zip(labels, zip(*counts, strict=True), strict=True):
-            matrix[f"Predicted {_escape(label)}"] = [f"{count:,}" for count in column]
+    shown = [_escape(label) for label in labels]
+    # Columns need different names, which spaces may not tell apart.
+    if len({*shown}) == len(labels) <= _MAX_MATRIX:
+        matrix = {"True class": shown}
+        for label, column in zip(shown, zip(*counts, strict=True), strict=True):
+            matrix[f"Predicted {label}"] = [f"{count:,}" for count in column]
         card.add_table("Evaluation/Confusion matrix", matrix)
 
 
@@ -349,7 +347,7 @@ def _network_rows(network: Mapping[str, Any]) -> dict[str, str | None]:
         "Backbone": _escape(network["backbone"]),
         # A path is one of the machine that saved the model.
         "Weights": "random" if weights is None else _escape(PureWindowsPath(weights).name),
-        "Digest of the weights": f"`{network['digest']}`",
+        "Digest of the backbone": f"`{network['digest']}`",
         "BatchNorm": "adapted statistics" if network["adapted_batch_norm"] else None,
         "Layers": _layers(network),
         "Pooling": network.get("pooling"),
@@ -373,7 +371,6 @@ def _add_stages(card: _Card, section: str, stages: Sequence[Mapping[str, Any]]) 
         "Trained parameters": [f"{stage['trainable']:,}" for stage in stages],
         # The head is fitted by an optimizer that has no epochs.
         "Epochs": [f"{stage['epochs']:,}" if stage["epochs"] else "-" for stage in stages],
-        "Best epoch": [f"{stage['best_epoch']:,}" if stage["epochs"] else "-" for stage in stages],
         "Time": [format_seconds(stage["seconds"]) for stage in stages],
     }
     for title, key in (("Validation loss", "valid_loss"), ("Validation accuracy", "valid_acc")):
@@ -381,7 +378,9 @@ def _add_stages(card: _Card, section: str, stages: Sequence[Mapping[str, Any]]) 
         if any(value is not None for value in values):
             columns[title] = ["-" if value is None else f"{value:.3f}" for value in values]
     text = ""
-    if "Validation accuracy" in columns:
+    if "Validation loss" in columns:
+        best = [f"{stage['best_epoch']:,}" if stage["epochs"] else "-" for stage in stages]
+        columns["Best epoch"] = best
         text = "Validation images choose the best epoch, so their accuracy is optimistic."
     card.add_table(section, columns, text)
 
@@ -444,8 +443,9 @@ def _limits_of_training(classes: Sequence[Any], counts: Sequence[int] | None) ->
     lines = []
     few = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < _FEW]
     if few:
+        has = "has" if len(few) == 1 else "have"
         lines.append(
-            f"{counted(len(few), 'class')} with fewer than {_FEW} training images: {_names(few)}."
+            f"{counted(len(few), 'class')} {has} fewer than {_FEW} training images: {_names(few)}."
         )
     ratio = max(counts) / max(1, min(counts))
     if ratio >= _IMBALANCE:
@@ -480,8 +480,11 @@ def _limits_of_evaluation(classes: Sequence[Any], scores: Mapping[str, Any] | No
 def _add_versions(card: _Card, summary: Mapping[str, Any]) -> None:
     versions = summary["versions"]
     table = {"Package": list(versions), "Version": list(versions.values())}
-    size = f"The file has {format_bytes(summary['bytes'])}. " if "bytes" in summary else ""
-    card.add_table("Versions", table, f"{size}The model was saved with these versions.")
+    text = "The card was written with these versions."
+    if "bytes" in summary:
+        size = format_bytes(summary["bytes"])
+        text = f"The file has {size}. The model was saved with these versions."
+    card.add_table("Versions", table, text)
 
 
 def _escape(value: Any) -> str:

@@ -77,13 +77,15 @@ def test_network_and_training_are_those_of_the_model(classifier):
     assert parameters["augment"] == repr(classifier.decision_.parameters["augment"])
     assert not {"cache", "verbose", "device"} & parameters.keys()
     header, *stages = rows(section(card, "Training"))
-    assert header[-1] == "Validation accuracy"
+    assert header[-3:] == ["Validation loss", "Validation accuracy", "Best epoch"]
     expected = [
         [stage["stage"], f"{stage['trainable']:,}", str(stage["epochs"] or "-")]
         for stage in classifier.stages_
     ]
     assert [row[:3] for row in stages] == expected
-    assert stages[-1][-1] == f"{classifier.stages_[-1]['valid_acc']:.3f}"
+    best = classifier.stages_[-1]
+    values = [f"{best['valid_loss']:.3f}", f"{best['valid_acc']:.3f}", str(best["best_epoch"])]
+    assert stages[-1][-3:] == values
 
 
 def test_strategy_has_its_reason():
@@ -116,6 +118,7 @@ def test_files_of_earlier_releases_have_cards(saved):
     assert counted is ("pipeline" not in saved.stem)
     assert ("pip install sktransfer\n" in card) is ("pipeline" not in saved.stem)
     assert ("looked up on the machine" in card) is ("classifier" not in saved.stem)
+    assert ("adapted statistics" in card) is ("classifier" in saved.stem)
 
 
 def test_code_of_the_card_loads_the_model(tmp_path, monkeypatch):
@@ -219,8 +222,10 @@ def test_limitations_follow_from_facts(classifier):
     two_owls = np.r_[np.flatnonzero(no_owls), np.flatnonzero(~no_owls)[:2]]
     uneven = make_classifier(max_epochs=1, early_stopping=False).fit(X[two_owls], Y[two_owls])
     text = limitations(uneven)
-    assert "1 class with fewer than 10 training images: owl (2)." in text
+    assert "1 class has fewer than 10 training images: owl (2)." in text
     assert "The largest class has 10 times as many training images as the smallest." in text
+    uneven.interrupted_ = True
+    assert "The training was interrupted before its end." in limitations(uneven)
     random = extractor("resnet18", weights=None, image_size=32).fit(X)
     assert limitations(random) == "- The network was not pretrained."
 
