@@ -34,10 +34,13 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     archive = read_archive(path, description_only=True)
     head = archive.description
     try:
+        summary = summarize(head)
+        versions = summary.pop("versions")
         return {
-            **summarize(head),
+            **summary,
             "standalone": bool(head["standalone"]),
             "bytes": archive.path.stat().st_size,
+            "versions": versions,
             "sha256": dict(head["sha256"]),
         }
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
