@@ -13,7 +13,8 @@ Choice of a model
 Cached embeddings
     EmbeddingStore, session_store
 Fitted models in files
-    save, load, export_onnx, register_onnx_converter, to_module (a torch module)
+    save, load, make_card (a model card), export_onnx, register_onnx_converter, to_module (a torch
+    module)
 
 X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
 docs/architecture.md describes how the package is built.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sktransfer.diagnostics.leaks import LeakReport, find_leaks
     from sktransfer.diagnostics.ranking import BackboneRanking, rank_backbones
     from sktransfer.diagnostics.strategy import StrategyReport, recommend_strategy
+    from sktransfer.export.card import make_card
     from sktransfer.export.converter import register_onnx_converter
     from sktransfer.export.loading import load
     from sktransfer.export.module import to_module
@@ -70,6 +72,7 @@ _IMPORTED_ON_USE = {
     "load": "sktransfer.export.loading",
     "load_image_folder": "sktransfer.data.folders",
     "load_image_table": "sktransfer.data.folders",
+    "make_card": "sktransfer.export.card",
     "rank_backbones": "sktransfer.diagnostics.ranking",
     "recommend_strategy": "sktransfer.diagnostics.strategy",
     "register_onnx_converter": "sktransfer.export.converter",
@@ -102,6 +105,7 @@ __all__ = [
     "load",
     "load_image_folder",
     "load_image_table",
+    "make_card",
     "rank_backbones",
     "recommend_strategy",
     "register_onnx_converter",

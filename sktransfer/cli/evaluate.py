@@ -60,26 +60,51 @@ def evaluate(
     DIR is a folder with one folder of images for each class, with or without train, val and test
     above them, or a CSV table with the columns path and label.
     """
-    images = _choose_split(load_data(data, columns, notes), split, data, notes)
-    classifier = load_classifier(model, cache, notes)
-    scores = score(classifier, images, skip_broken, notes)
+    scores = score_file(
+        model, data, columns, notes, split=split, skip_broken=skip_broken, cache=cache
+    )
     if as_json:
         print_json(scores)
     else:
         print_text(format_scores(scores))
 
 
-def _choose_split(data: Bunch, split: str | None, source: Path, notes: Notes) -> Bunch:
+def score_file(
+    model: Path,
+    data: Path,
+    columns: Mapping[str, str | None],
+    notes: Notes,
+    *,
+    split: str | None = None,
+    skip_broken: bool = False,
+    cache: str = "auto",
+) -> dict[str, Any]:
+    """Compute the scores of a saved model on the labeled images of a folder or table.
+
+    Returns
+    -------
+    dict
+        Those of `score`, and the `split` they are of: "train", "val", "test", "all", or None if
+        the images have no splits.
+    """
+    images, split = _choose_split(load_data(data, columns, notes), split, data, notes)
+    classifier = load_classifier(model, cache, notes)
+    return {"split": split, **score(classifier, images, skip_broken, notes)}
+
+
+def _choose_split(
+    data: Bunch, split: str | None, source: Path, notes: Notes
+) -> tuple[Bunch, str | None]:
     splits = [] if data.split is None else [name for name in SPLITS if name in set(data.split)]
     if split is None and splits:
         split = next((name for name in ("test", "val") if name in splits), "all")
         notes(f"Scoring the split {split}; --split chooses another one.")
     if split is None or split == "all":
-        return data
+        return data, split if splits else None
     if split not in splits:
         present = ", ".join(splits) or "none"
         raise ValueError(f"{source} has no images for the split {split}; its splits: {present}")
-    return take(data, data.split == split)
+    return take(data, data.split == split), split
 
 
 def score(classifier: Any, data: Bunch, skip_broken: bool, notes: Notes) -> dict[str, Any]:
@@ -89,7 +114,8 @@ def score(classifier: Any, data: Bunch, skip_broken: bool, notes: Notes) -> dict
     -------
     dict
         `images`, `correct`, `accuracy` (0-1) and its 95 % `interval`; `classes`, with `label`,
-        `images`, `precision` and `recall` (NaN if undefined) of each; and `confusion`, with
+        `images`, `precision` and `recall` of each (NaN if undefined) and their 95 % intervals
+        `precision_interval` and `recall_interval` (None if undefined); and `confusion`, with
         `labels` and the `counts` of predicted labels (columns) for each true label (rows).
 
     Raises
@@ -128,6 +154,8 @@ def score(classifier: Any, data: Bunch, skip_broken: bool, notes: Notes) -> dict
                 "images": int(n_true[row]),
                 "precision": _share(hits[row], n_predicted[row]),
                 "recall": _share(hits[row], n_true[row]),
+                "precision_interval": _interval(hits[row], n_predicted[row]),
+                "recall_interval": _interval(hits[row], n_true[row]),
             }
             for row, label in enumerate(labels)
         ],
@@ -137,6 +165,10 @@ def score(classifier: Any, data: Bunch, skip_broken: bool, notes: Notes) -> dict
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
+
+
+def _interval(part: int, whole: int) -> tuple[float, float] | None:
+    return wilson_interval(int(part), int(whole)) if whole else None
 
 
 def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:

@@ -28,12 +28,12 @@ from sktransfer.cli.messages import (
     describe,
     show_warning,
 )
-from sktransfer.cli.model_files import export, show
+from sktransfer.cli.model_files import card, export, show
 from sktransfer.cli.predict import predict
 from sktransfer.cli.train import train
 
 SECTIONS = {
-    "Models": (train, predict, evaluate, export, show),
+    "Models": (train, predict, evaluate, export, show, card),
     "Images": (recommend, rank, leaks, embed),
     "Other": (backbones, cache, demo),
 }

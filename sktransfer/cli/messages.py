@@ -9,6 +9,8 @@ from typing import IO, Any
 
 import click
 
+from sktransfer.utils.tables import counted as counted
+
 # Errors of users, data or the machine. Others are bugs, whose traceback is wanted.
 EXPECTED_ERRORS = (OSError, ValueError, ImportError, ArithmeticError, RuntimeError, MemoryError)
 
@@ -117,18 +119,6 @@ class Notes:
         seconds = max(time.perf_counter() - start, 1e-3)
         rate = n_images / seconds
         self(f"{past} {count} in {seconds:,.1f} s ({rate:,.{0 if rate >= 10 else 1}f} images/s)")
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number and a noun.
-
-    Examples
-    --------
-    >>> counted(1, "image"), counted(1200, "class")
-    ('1 image', '1,200 classes')
-    """
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def listed(text: str, items: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""`sktransfer export` and `show`: convert saved models, and say what a file holds."""
+"""`sktransfer export`, `show` and `card`: convert and describe saved models."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import click
 
 from sktransfer.cli import options
+from sktransfer.cli.evaluate import score_file
 from sktransfer.cli.inputs import check_exists, load_model
 from sktransfer.cli.messages import Notes, counted
-from sktransfer.cli.outputs import check_output, print_json, print_text, replacing
+from sktransfer.cli.outputs import check_output, encode, print_json, print_text, replacing
 from sktransfer.utils.tables import format_bytes, text_table
 
 _MAX_ENTRIES = 10
+# Of a table of labeled images.
+_COLUMNS = {"path_column": "path", "label_column": "label", "split_column": None}
 
 
 @click.command(
@@ -53,7 +56,63 @@ def show(file: Path, as_json: bool) -> None:
     if as_json:
         print_json(summary)
     else:
+        for network in summary["networks"]:
+            network.pop("parameters", None)  # some thirty lines
         print_text("\n".join(_lines(summary)) + "\n")
+
+
+@click.command(
+    epilog=options.example(
+        "sktransfer card pets.skt --data photos --license mit -o README.md",
+        "sktransfer card pets.skt --evaluation scores.json",
+    )
+)
+@options.model_argument
+@options.output_option("An .md file, which is replaced if it exists.")
+@click.option(
+    "--evaluation",
+    metavar="JSON",
+    type=options.PATH,
+    help="Scores to show: a file of evaluate --json.",
+)
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=options.PATH,
+    help="Labeled images to score, as evaluate does.",
+)
+@click.option("--license", "license_id", metavar="NAME", help="License, such as mit.")
+@options.notes_option
+def card(
+    model: Path,
+    output: Path | None,
+    evaluation: Path | None,
+    data: Path | None,
+    license_id: str | None,
+    notes: Notes,
+) -> None:
+    """Write a model card: a description of a model for its users.
+
+    It is in Markdown, with the metadata of the Hugging Face Hub, and has what the file knows:
+    classes, training images, network, training, preprocessing, limitations and versions.
+    """
+    from sktransfer.export.card import import_card_class, make_card
+
+    if evaluation is not None and data is not None:
+        raise click.UsageError("Got --evaluation and --data, but expected one of them at most.")
+    if output is not None:
+        check_output(output, (".md",), [path for path in (model, evaluation) if path is not None])
+    check_exists(model, "model")
+    import_card_class()  # before images are scored
+    scores: Any = evaluation
+    if data is not None:
+        scores = score_file(model, data, _COLUMNS, notes)
+    text = make_card(model, evaluation=scores, license_id=license_id)
+    if output is None:
+        print_text(text)
+        return
+    with replacing(output, notes) as path:
+        path.write_bytes(encode(text))
 
 
 def _lines(summary: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -61,7 +61,7 @@ def load(path: str | PathLike[str], *, backbone: Any = None, trusted: Sequence[s
         If it is not a saved model, is damaged, or was written by a later release; if its steps have
         types that are not trusted; or if its weights do not fit its network, or are not finite.
     ValueError
-        If `backbone` is missing, or is another network than the saved one.
+        If `backbone` is given, but no network of the model is a user's own.
     """
     archive = read_archive(path)
     reader = _Reader(archive, backbone, trusted)
@@ -73,6 +73,7 @@ def load(path: str | PathLike[str], *, backbone: Any = None, trusted: Sequence[s
         problem = f"its description is not that of a model ({type(error).__name__}: {error})"
         raise ModelFileError(path, problem) from error
     reader.check_used()
+    reader.check_own_is_used()
     return model
 
 
@@ -91,12 +92,26 @@ class _Reader:
             )
         self._tensors, self._unused = tensors, {*archive.parts} - {TENSORS} | {*tensors}
         self._saved: dict[str, SavedWeights] = {}
+        self._names: list[str] = []
+        self._needs_own = False
 
     def check_used(self) -> None:
         """Refuse content that no part of the model has asked for."""
         if self._unused:
             problem = f"it has content that does not belong to the model: {min(self._unused)!r}"
             raise ModelFileError(self._archive.path, problem)
+
+    def check_own_is_used(self) -> None:
+        """Refuse a user's network that no part of the model needs."""
+        if self._own is None or self._needs_own:
+            return
+        own = self._own
+        name = repr(own) if isinstance(own, str) else getattr(own, "__qualname__", None)
+        names = ", ".join(map(repr, dict.fromkeys(self._names))) or "none"
+        raise ValueError(
+            f"Got backbone={name or type(own).__name__}, but expected no backbone: load itself "
+            f"builds the networks of {str(self._archive.path)!r} ({names}); leave out backbone"
+        )
 
     def decode(self, node: dict[str, Any]) -> Any:
         """Decode an estimator, or a step of a pipeline."""
@@ -176,9 +191,11 @@ class _Reader:
 
     def _decode_backbone(self, encoded: Any) -> Any:
         if isinstance(encoded, str):
+            self._names.append(encoded)
             return encoded
         if "estimator" in encoded:
             return self.decode(encoded["estimator"])
+        self._needs_own = True
         if self._own is None:
             raise ModelFileError(
                 self._archive.path,

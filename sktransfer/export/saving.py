@@ -91,15 +91,29 @@ def save(model: Any, path: str | PathLike[str], *, standalone: bool = True) -> N
     True
     """
     writer = _Writer(standalone)
-    description = {
+    write_archive(path, _describe(model, writer), writer.parts())
+    for note in dict.fromkeys(writer.notes):
+        warnings.warn(note, stacklevel=2)
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """Return the description that the file of a fitted model would have.
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        If the model cannot be saved.
+    """
+    return _describe(model, _Writer(standalone=False))
+
+
+def _describe(model: Any, writer: _Writer) -> dict[str, Any]:
+    return {
         "model": writer.encode(model),
-        "standalone": standalone,
+        "standalone": writer.standalone,
         "classes": encode(getattr(model, "classes_", None)),
         "versions": {"sktransfer": __version__, "python": platform.python_version(), **_versions()},
     }
-    write_archive(path, description, writer.parts())
-    for note in dict.fromkeys(writer.notes):
-        warnings.warn(note, stacklevel=2)
 
 
 class _Writer:

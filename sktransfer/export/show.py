@@ -21,10 +21,8 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `"model"` (str, such as `"Pipeline(PretrainedFeatureExtractor, LogisticRegression)"`),
-        `"classes"` (list, or None), `"networks"` (one dict for each estimator of this package:
-        backbone, weights, preprocessing, what was trained and why, stages), `"standalone"` (bool),
-        `"bytes"` (int), `"versions"` (dict of str to str), `"sha256"` (dict of str to str).
+        The facts of `summarize`, `"standalone"` (bool), `"bytes"` (int) and `"sha256"` (dict of str
+        to str).
 
     Raises
     ------
@@ -36,18 +34,47 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     archive = read_archive(path, description_only=True)
     head = archive.description
     try:
+        summary = summarize(head)
+        versions = summary.pop("versions")
         return {
-            "model": _name(head["model"]),
-            "classes": _listed(decode(head["classes"])),
-            "networks": [_describe(node) for node in _estimators(head["model"])],
+            **summary,
             "standalone": bool(head["standalone"]),
             "bytes": archive.path.stat().st_size,
-            "versions": dict(head["versions"]),
+            "versions": versions,
             "sha256": dict(head["sha256"]),
         }
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         problem = f"its description is not that of a model ({type(error).__name__}: {error})"
         raise ModelFileError(archive.path, problem) from error
+
+
+def summarize(description: dict[str, Any]) -> dict[str, Any]:
+    """Summarize the description of a model.
+
+    Parameters
+    ----------
+    description : dict
+        As a file has it.
+
+    Returns
+    -------
+    dict
+        `"model"` (str, such as `"Pipeline(PretrainedFeatureExtractor, LogisticRegression)"`),
+        `"classes"` (list, or None), `"networks"` (one dict for each estimator of this package:
+        backbone, weights, preprocessing, parameters, training images, what was trained and why,
+        stages), `"versions"` (dict of str to str).
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError, RecursionError
+        If it does not describe a model.
+    """
+    return {
+        "model": _name(description["model"]),
+        "classes": _listed(decode(description["classes"])),
+        "networks": [_describe(node) for node in _estimators(description["model"])],
+        "versions": dict(description["versions"]),
+    }
 
 
 def _name(node: dict[str, Any]) -> str:
@@ -75,10 +102,13 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
     described = {
         "estimator": node["type"],
         "backbone": backbone,
+        "own_code": _own_code(network["backbone"]),
         "weights": network["weights"],
         "digest": network["digest"],
         "adapted_batch_norm": "batch_norm" in network,
         "preprocessing": decode(node["preprocessing"]),
+        "pixel_range": decode(attributes["pixel_range_"]),
+        "parameters": {name: decode(value) for name, value in node["parameters"].items()},
     }
     if "decision" not in node:
         return {**described, "layers": _listed(decode(node["layers"])), "pooling": node["pooling"]}
@@ -89,6 +119,9 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
         "decided": decision["parameters"],
         "strategy": decision["strategy"],
         "images_per_class": decision["images_per_class"],
+        "class_counts": decision.get("class_counts"),
+        "mean_interclass_cosine": decision["mean_interclass_cosine"],
+        "interrupted": attributes["interrupted_"],
         "averaging": attributes["averaging_"],
         "temperature": attributes["temperature_"],
         "stages": [
@@ -96,6 +129,16 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
             for stage in decode(attributes["stages_"])
         ],
     }
+
+
+def _own_code(backbone: Any) -> str | None:
+    """Return the name of a user's own network, which may be that of a tuned backbone."""
+    if not isinstance(backbone, dict):
+        return None
+    if "own" in backbone:
+        return str(backbone["own"])
+    nodes = _estimators(backbone["estimator"])
+    return next(filter(None, (_own_code(node["network"]["backbone"]) for node in nodes)), None)
 
 
 def _listed(values: Any) -> list[Any] | None:

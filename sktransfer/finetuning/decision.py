@@ -83,12 +83,16 @@ class FitDecision:
         Mean over the classes.
     mean_interclass_cosine : float or None
         Mean cosine between the embeddings of different classes; None if nothing depended on it.
+    class_counts : tuple of int or None
+        Number of training images of each class, in the order of the classes; None in models that
+        were saved before it was recorded.
     """
 
     parameters: Mapping[str, Any]
     strategy: str | None
     images_per_class: float
     mean_interclass_cosine: float | None
+    class_counts: tuple[int, ...] | None = None
 
     def describe(self) -> str:
         """Return the decided values, as they are written in a call."""
@@ -180,6 +184,7 @@ def decide_parameters(
         case.strategy if "unfreeze" in decided else None,
         float(counts.mean()),
         mean_interclass_cosine,
+        tuple(counts.tolist()),
     )
 
 

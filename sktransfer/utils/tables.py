@@ -32,6 +32,18 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
     )
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and a noun.
+
+    Examples
+    --------
+    >>> counted(1, "image"), counted(1200, "class")
+    ('1 image', '1,200 classes')
+    """
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def format_bytes(count: float) -> str:
     """Format a number of bytes with a unit of 1e3, 1e6, ... bytes.
 

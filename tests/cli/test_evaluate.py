@@ -40,9 +40,20 @@ def test_scores_count_wrong_labels(model, photos, tmp_path):
     result = run("evaluate", model, root, "--json")
     scores = json.loads(result.stdout)
     assert (scores["images"], scores["correct"]) == (24, 14)
+    assert scores["split"] is None
     assert scores["accuracy"] == pytest.approx(14 / 24)
     assert scores["interval"] == pytest.approx(wilson_interval(14, 24))
     by_label = {entry.pop("label"): entry for entry in scores["classes"]}
+    intervals = {
+        label: (entry.pop("precision_interval"), entry.pop("recall_interval"))
+        for label, entry in by_label.items()
+    }
+    assert intervals["cat"] == (
+        pytest.approx(wilson_interval(6, 8)),
+        pytest.approx(wilson_interval(6, 6)),
+    )
+    assert intervals["owl"] == (pytest.approx(wilson_interval(0, 8)), None)
+    assert intervals["swan"] == (None, pytest.approx(wilson_interval(0, 8)))
     assert by_label == {
         "cat": {"images": 6, "precision": 6 / 8, "recall": 1.0},
         "dog": {"images": 10, "precision": 1.0, "recall": 0.8},
@@ -62,6 +73,7 @@ def test_test_images_are_scored_unless_another_split_is_chosen(model, tmp_path):
     for split, count in counts.items():
         printed = run("evaluate", model, root, "--split", split, "--json").stdout
         assert json.loads(printed)["images"] == count
+        assert json.loads(printed)["split"] == split
     result = run("evaluate", model, root, "--json")
     assert json.loads(result.stdout)["images"] == 12
     assert "Scoring the split test; --split chooses another one.\n" in result.stderr

@@ -39,7 +39,7 @@ def test_commands_are_the_documented_ones():
     assert list(cli.commands) == COMMANDS
     assert set(COMMANDS) == {
         *("train", "predict", "evaluate", "embed", "recommend", "rank", "leaks", "export", "show"),
-        *("backbones", "cache", "demo"),
+        *("card", "backbones", "cache", "demo"),
     }
 
 

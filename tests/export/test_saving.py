@@ -182,6 +182,18 @@ def test_users_own_network_is_passed_again(make, standalone, tmp_path):
         load(path, backbone=OtherCode)
 
 
+@pytest.mark.parametrize("name", ["classifier", "classifier as backbone"])
+def test_network_that_the_file_does_not_need_is_refused(fitted, tmp_path, name):
+    save(fitted(name), tmp_path / "model.skt", standalone=False)
+    for own, shown in ((Tiny, "Tiny"), (Tiny(), "Tiny"), ("resnet18", "'resnet18'")):
+        message = (
+            f"Got backbone={shown}, but expected no backbone: load itself builds the networks of "
+            f"'{tmp_path / 'model.skt'}' ('{LITE}'); leave out backbone"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            load(tmp_path / "model.skt", backbone=own)
+
+
 def test_weights_of_a_network_are_saved_once(fitted, tmp_path):
     save(fitted("classifier"), tmp_path / "one.skt")
     save(fitted("self-trained"), tmp_path / "two.skt")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import X, Y
+from helpers import X, Y, make_classifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -37,6 +37,10 @@ def test_summary_of_a_classifier(tmp_path):
     assert network["decided"] == dict(model.decision_.parameters)
     assert network["strategy"] == model.decision_.strategy
     assert network["temperature"] == model.temperature_
+    assert network["class_counts"] == (20, 20, 20)
+    assert network["mean_interclass_cosine"] == model.decision_.mean_interclass_cosine
+    assert (network["pixel_range"], network["interrupted"]) == (None, False)
+    assert (network["parameters"]["max_epochs"], network["parameters"]["lr"]) == (1, "auto")
     assert [stage["stage"] for stage in network["stages"]] == [s["stage"] for s in model.stages_]
     json.dumps(summary)
 
@@ -63,6 +67,15 @@ def test_summary_lists_all_networks(tmp_path):
     (network,) = read_summary(tmp_path / "b.skt")["networks"]
     assert network["backbone"] == "tuned FineTunedImageClassifier"
     assert read_summary(tmp_path / "b.skt")["classes"] is None
+
+
+def test_summary_names_a_users_own_network(tmp_path):
+    classifier = make_classifier(unfreeze=0).fit(X, Y)
+    for model in (classifier, PretrainedFeatureExtractor(classifier, cache=None).fit(X)):
+        with pytest.warns(UserWarning, match="is not saved"):
+            save(model, tmp_path / "model.skt", standalone=False)
+        (network,) = read_summary(tmp_path / "model.skt")["networks"]
+        assert network["own_code"] == "helpers.Tiny"
 
 
 def test_damaged_file_has_no_summary(tmp_path):

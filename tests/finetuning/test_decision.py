@@ -256,5 +256,6 @@ def test_two_classes_and_a_class_with_one_image_are_decided():
     rows = np.r_[np.flatnonzero(two), np.flatnonzero(~two)[:1]]
     fitted = classifier(Small).fit(X[rows], Y[rows])
     assert fitted.decision_.images_per_class == pytest.approx(41 / 3)
+    assert fitted.decision_.class_counts == (20, 20, 1)
     assert fitted.classes_.tolist() == ["cat", "dog", "owl"]
     assert fitted.score(X[two], Y[two]) > 0.9
