@@ -558,6 +558,42 @@ accuracy on both data sets.
 """
 
 
+def export_section() -> str:
+    figures = load("export")
+    versions, sharp = figures["node"]["versions"], figures["node"]["sharp"]
+    runs = ["node", "web", "node_with_sharp"]
+    graphs = {name: v for name, v in figures.items() if name.endswith(("float32", "float16"))}
+    rows = [
+        [
+            name.replace("_", " "),
+            v["megabytes"],
+            v["max_difference"],
+            *(v[run]["max_difference"] for run in runs),
+        ]
+        for name, v in graphs.items()
+    ]
+    (n_images,) = {v["images"] for v in graphs.values()}
+    same = {v[run]["same_class"] for v in graphs.values() for run in runs}
+    head = ["model, type of the weights", "MB", "Python", "Node.js", "WebAssembly",
+            "Node.js, pixels of sharp"]  # fmt: skip
+    opaque, other = sharp["opaque"], sharp["translucent"]
+    return f"""## Exported models
+
+The table shows the largest difference between a probability of the exported model and of
+`predict_proba`, on the {n_images} photographs, in ONNX Runtime in Python and in JavaScript
+(`benchmarks/export.py --node`; onnxruntime-node and onnxruntime-web {versions["onnxruntime"]} in
+Node.js {versions["node"]}). The most probable class was the same on {min(same)} of the {n_images}
+photographs in the worst run. All runs but the last one read the same pixels.
+
+{table(head, rows)}
+
+sharp {versions["sharp"]} decoded {opaque["pixels_that_differ"]:,} of the {opaque["pixels"]:,}
+opaque pixels differently from `predict`. Of the {other["pixels"]:,} pixels that are not opaque,
+which are composited on white, {other["pixels_that_differ"]:,} differed, by at most
+{other["largest_difference"]} of 255 levels. That explains the last column.
+"""
+
+
 HEAD = """# Benchmarks
 
 All figures were measured on 2 cores of an AMD EPYC or an Intel Xeon, with torch {torch}. Compare
@@ -585,6 +621,7 @@ def main() -> None:
         domain_section(),
         corruptions_section(),
         int8_section(),
+        export_section(),
     ]
     results = [load(path.stem) for path in RESULTS.glob("*.json")]
     versions = {result["machine"]["torch"] for result in results if "machine" in result}

@@ -3,6 +3,9 @@
 This takes about five hours on two cores, on which nothing else should run. If a benchmark fails,
 the others still run. benchmarks/gpu.py measures the speed on a CUDA device.
 
+The last one, export, needs Node.js, and `npm install onnxruntime-node onnxruntime-web sharp` in the
+current folder.
+
     python benchmarks/run_all.py [--only embedding,search]
 """
 
@@ -32,7 +35,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "ranking": [],
     "domain_shift": [],
     "industrial": [],
-    "export": [],
+    "export": ["--node", "."],
 }
 
 

@@ -59,6 +59,39 @@ FIGURES = [
     ("docs/embed_once.md", "in shuffled order in {} s", "store_read read_seconds"),
     ("docs/input_formats.md", "was {} MB for 10,000", "growth sizes 10000 peak_mb"),
     ("docs/input_formats.md", "and {} MB for 100,000", "growth sizes 100000 peak_mb"),
+    ("docs/export.md", "was {} for a pipeline", "export pipeline_float32 max_difference"),
+    (
+        "docs/export.md",
+        "{} for `FineTunedImageClassifier()` and 6",
+        "export default_float32 max_difference",
+    ),
+    ("docs/export.md", "and {} for one with", "export own_size_float32 max_difference"),
+    (
+        "docs/export.md",
+        "difference was {} for the pipeline",
+        "export pipeline_float16 max_difference",
+    ),
+    (
+        "docs/export.md",
+        "{} for `FineTunedImageClassifier()` and 0",
+        "export default_float16 max_difference",
+    ),
+    ("docs/export.md", "and {} for the one with", "export own_size_float16 max_difference"),
+    (
+        "docs/export.md",
+        "within {} of `predict_proba`",
+        "export pipeline_float32 web max_difference",
+    ),
+    (
+        "docs/export.md",
+        "for the pipeline and {} for",
+        "export own_size_float32 web max_difference",
+    ),
+    (
+        "docs/export.md",
+        "by up to {}.",
+        "export own_size_float32 node_with_sharp max_difference",
+    ),
 ]
 
 METHODS = {
@@ -98,14 +131,16 @@ def page(name):
 
 def rounds_to(typed, value):
     """Return whether a value, rounded to the digits of a figure, equals it."""
-    unit = 10.0 ** -len(typed.partition(".")[2])
-    return abs(float(typed) - value) <= unit / 2 + 1e-9
+    digits, _, exponent = typed.partition("e")
+    scale = 10.0 ** int(exponent or 0)
+    unit = 10.0 ** -len(digits.partition(".")[2])
+    return abs(float(digits) - value / scale) <= unit / 2 + 1e-9
 
 
 @pytest.mark.parametrize(("name", "text", "path"), FIGURES)
 def test_figure_equals_the_benchmark_result(name, text, path):
     before, after = map(re.escape, text.split("{}"))
-    (typed,) = re.findall(before + r"(\d+(?:\.\d+)?)" + after, page(name))
+    (typed,) = re.findall(before + r"(\d+(?:\.\d+)?(?:e-\d+)?)" + after, page(name))
     assert rounds_to(typed, result(path)), (typed, result(path))
 
 

@@ -26,8 +26,15 @@ _COLUMNS = {"path_column": "path", "label_column": "label", "split_column": None
 )
 @options.model_argument
 @options.output_option("An .onnx file, which is replaced if it exists.", required=True)
+@click.option(
+    "--weight-dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How weights are stored; float16 halves the size of the file.",
+)
 @options.notes_option
-def export(model: Path, output: Path, notes: Notes) -> None:
+def export(model: Path, output: Path, weight_dtype: str, notes: Notes) -> None:
     """Export a model to ONNX, for programs without Python.
 
     The file takes an image and returns its label and probabilities. It is compared with the model
@@ -39,7 +46,7 @@ def export(model: Path, output: Path, notes: Notes) -> None:
     classifier = load_model(model, notes)
     notes("Exporting, and comparing the file with the model ...")
     with replacing(output, notes) as path:
-        exported = sktransfer.export_onnx(classifier, path)
+        exported = sktransfer.export_onnx(classifier, path, weight_dtype=weight_dtype)
     images = counted(exported.n_images, "image")
     notes(f"Largest difference from the model: {exported.max_difference:.1e} on {images}")
 

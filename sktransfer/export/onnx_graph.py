@@ -27,19 +27,22 @@ from sktransfer.export.onnx_writing import (
     joined,
     mean_graph,
     renamed,
+    with_half_weights,
     with_label,
 )
 from sktransfer.export.resize import crop_graph
 from sktransfer.utils.errors import ExportError
 
 
-def build_graph(model: Any) -> Any:
+def build_graph(model: Any, weight_dtype: str = "float32") -> Any:
     """Build the ONNX graph of a fitted model.
 
     Parameters
     ----------
     model : fitted estimator
         One that `export_onnx` accepts.
+    weight_dtype : {"float32", "float16"}
+        How the weights of networks are stored.
 
     Returns
     -------
@@ -54,7 +57,7 @@ def build_graph(model: Any) -> Any:
     ExportError
         If a part of it cannot be exported.
     """
-    builder = _Builder()
+    builder = _Builder(weight_dtype)
     graph = builder.build(model)
     graph.producer_name, graph.producer_version = "sktransfer", __version__
     for value in (*graph.graph.input, *graph.graph.output):
@@ -73,7 +76,8 @@ def build_graph(model: Any) -> Any:
 class _Builder:
     """Builds graphs, and collects the preprocessing of each network."""
 
-    def __init__(self) -> None:
+    def __init__(self, weight_dtype: str) -> None:
+        self.weight_dtype = weight_dtype
         self.preprocessings: list[dict[str, Any]] = []
 
     def build(self, model: Any) -> Any:
@@ -98,6 +102,8 @@ class _Builder:
         """Build the graph of images, uint8 (N, h, w, 3), to the output of a module."""
         self.preprocessings.append(asdict(module.preprocessing))
         network = _network_graph(module, output)
+        if self.weight_dtype == "float16":
+            network = with_half_weights(network)
         return joined({"crop": crop_graph(module.preprocessing), "network": network})
 
 

@@ -16,6 +16,8 @@ from sktransfer.utils.errors import import_optional
 # Resize has antialiasing from version 18 on.
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 _IR_VERSION = 10
+# Smaller constants, such as the mean and standard deviation of pixels, stay exact.
+_MIN_HALF_SIZE = 256
 
 
 def import_onnx(name: str = "onnx") -> ModuleType:
@@ -97,6 +99,42 @@ def mean_graph(members: list[Any]) -> Any:
     writer.add("Mean", *(value.name for value in means), output="probabilities")
     parts["mean"] = writer.graph(means, [output_of(members[0], "probabilities")])
     return _with_shared_constants(joined(parts))
+
+
+def with_half_weights(model: Any) -> Any:
+    """Store the kernels and matrices of a graph as float16, and cast them to float32 to compute.
+
+    ONNX Runtime casts them once, when it loads the file, and then runs the same operators as
+    without.
+    """
+    onnx = import_onnx()
+    constants, casts = list[Any](), list[Any]()
+    for constant in model.graph.initializer:
+        half = _as_half(onnx.numpy_helper.to_array(constant))
+        if half is None:
+            constants.append(constant)
+            continue
+        name = f"{constant.name}.half"
+        constants.append(onnx.numpy_helper.from_array(half, name))
+        to = onnx.TensorProto.FLOAT
+        casts.append(onnx.helper.make_node("Cast", [name], [constant.name], name, to=to))
+    graph = onnx.helper.make_graph(
+        [*casts, *model.graph.node],
+        model.graph.name,
+        model.graph.input,
+        model.graph.output,
+        constants,
+    )
+    return make_model(graph, {opset.domain: opset.version for opset in model.opset_import})
+
+
+def _as_half(values: np.ndarray) -> np.ndarray | None:
+    """Round weights to float16; None for what stays as it is."""
+    if values.dtype != np.float32 or values.ndim < 2 or values.size < _MIN_HALF_SIZE:
+        return None
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.isfinite(half).all() else None
 
 
 def output_of(model: Any, name: str) -> Any:

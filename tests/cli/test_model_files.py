@@ -3,6 +3,7 @@ import re
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 from cli_helpers import run, save_splits
 from PIL import Image
@@ -21,6 +22,14 @@ def test_export_writes_a_model_that_predicts_the_same(model, photos, tmp_path):
     assert f"Wrote {tmp_path / 'm.onnx'}" in result.stderr
     assert re.search(r"Largest difference from the model: \S+ on 12 images\n", result.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_export_stores_most_weights_as_float16_on_request(model, tmp_path):
+    run("export", model, "-o", tmp_path / "m.onnx", "--weight-dtype", "float16")
+    constants = onnx.load(tmp_path / "m.onnx").graph.initializer
+    halves = [each for each in constants if each.data_type == onnx.TensorProto.FLOAT16]
+    size = (tmp_path / "m.onnx").stat().st_size
+    assert sum(len(each.raw_data) for each in halves) > 0.9 * size
 
 
 def test_export_checks_the_name_of_the_file(model, tmp_path):

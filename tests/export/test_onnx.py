@@ -1,11 +1,16 @@
 """An exported file computes what the model computes, or is not written."""
 
+import functools
 import itertools
 import json
+import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +163,57 @@ def test_file_embeds_as_the_model(model, tmp_path):
     assert abs(outputs["embeddings"] - expected).max() <= 1e-5 * abs(expected).max()
 
 
+def halved(path):
+    """Return the names of the float16 constants of a file."""
+    graph = onnx.load(path).graph
+    return [each.name for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT16]
+
+
+HALF_MODELS = {
+    "classifier": (make_classifier(unfreeze=(0, 1)), Y),
+    "pipeline": (make_pipeline(extractor(), StandardScaler(), LogisticRegression()), Y),
+    "extractor": (extractor(), None),
+}
+
+
+@pytest.mark.parametrize("name", HALF_MODELS)
+def test_file_with_float16_weights_computes_as_one_with_rounded_weights(name, tmp_path):
+    model, y = HALF_MODELS[name]
+    export_onnx(model.fit(X, y), tmp_path / "float32.onnx")
+    result = export_onnx(model, tmp_path / "float16.onnx", weight_dtype="float16")
+    (weight,) = halved(tmp_path / "float16.onnx")  # the kernels of the second block
+    rounded = onnx.load(tmp_path / "float32.onnx")
+    change_constants(
+        rounded, weight.removesuffix(".half"), lambda w: w.astype(np.float16).astype(np.float32)
+    )
+    onnx.save(rounded, tmp_path / "rounded.onnx")
+    outputs, expected = (run_examples(tmp_path / f"{kind}.onnx") for kind in ("float16", "rounded"))
+    for output, values in expected.items():
+        assert outputs[output].dtype == values.dtype
+        assert outputs[output].tolist() == values.tolist()
+    assert 0 < result.max_difference < 1e-2
+
+
+def test_float16_weights_that_are_shared_are_stored_once(tmp_path):
+    model = SelfTrainedImageClassifier(make_pipeline(extractor(), LogisticRegression()), shares=[1])
+    model.fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
+    export_onnx(model, tmp_path / "model.onnx", weight_dtype="float16")
+    assert len(model.estimators_) > 1
+    assert len(halved(tmp_path / "model.onnx")) == 1
+
+
+def test_float16_weights_may_change_probabilities_more(classifier):
+    expected = classifier.predict_proba(EXAMPLES)
+    outputs = {"probabilities": expected + 5e-3, "label": classifier.predict(EXAMPLES)}
+    difference = onnx_export._compare(classifier, EXAMPLES, outputs, "float16")
+    assert difference == pytest.approx(5e-3)
+    with pytest.raises(ExportError, match=r"expected at most 0\.001; .*set precision='float32'"):
+        onnx_export._compare(classifier, EXAMPLES, outputs, "float32")
+    outputs["probabilities"] = expected + 0.02
+    with pytest.raises(ExportError, match=r"expected at most 0\.01; .*with weight_dtype='float32'"):
+        onnx_export._compare(classifier, EXAMPLES, outputs, "float16")
+
+
 def test_batch_gives_what_its_images_give(exported):
     batch = images(7, 40)
     together = run(exported[0], [batch])
@@ -240,7 +296,7 @@ def test_wrong_graph_is_not_written(
 ):
     graph = onnx.load_from_string(graph_bytes)
     break_graph(graph)
-    monkeypatch.setattr(onnx_export, "build_graph", lambda model: graph)
+    monkeypatch.setattr(onnx_export, "build_graph", lambda *_: graph)
     if has_old_file:
         (tmp_path / "model.onnx").write_text("old")
     with pytest.raises(ExportError, match=message):
@@ -274,10 +330,10 @@ def test_label_may_only_differ_if_classes_tie(gap, is_tie):
     }
     assert set(model.predict(EXAMPLES)) == {"cat"}
     if is_tie:
-        assert onnx_export._compare(model, EXAMPLES, outputs) < 1e-6
+        assert onnx_export._compare(model, EXAMPLES, outputs, "float32") < 1e-6
     else:
         with pytest.raises(ExportError, match="predicts 'dog' for image 0, but expected 'cat'"):
-            onnx_export._compare(model, EXAMPLES, outputs)
+            onnx_export._compare(model, EXAMPLES, outputs, "float32")
 
 
 class BranchingTiny(Tiny):
@@ -340,6 +396,12 @@ def test_path_must_end_in_onnx(pipeline):
         export_onnx(pipeline, "model.pt")
 
 
+def test_unknown_type_of_weights_raises_an_error(pipeline, tmp_path):
+    message = "Got weight_dtype='float61', but expected one of 'float32', 'float16'; did you mean"
+    with pytest.raises(ValueError, match=message):
+        export_onnx(pipeline, tmp_path / "model.onnx", weight_dtype="float61")
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript", "skl2onnx"])
 def test_missing_package_names_the_extra(pipeline, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
@@ -384,20 +446,86 @@ def node(script, folder):
     return None if done.returncode else done.stdout
 
 
+def photographs_and_model(path):
+    """Export a pipeline to a file; return it and two photographs."""
+    china, flower = load_sample_images().images
+    model = make_pipeline(PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression())
+    model.fit([china, flower, china[:200], flower[:200]], ["china", "flower"] * 2)
+    export_onnx(model, path)
+    return [flower, china[:, :300]], model
+
+
+def assert_same_answer(answer, photograph, model):
+    """Compare an answer of a snippet, "label [probabilities]", with the model."""
+    label, values = answer.strip().split(" ", 1)
+    assert label == model.predict([photograph])[0]
+    np.testing.assert_allclose(json.loads(values), model.predict_proba([photograph])[0], atol=1e-5)
+
+
+def snippet(language):
+    """Return the only block of a language on the page."""
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    (code,) = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    return code
+
+
 @pytest.mark.slow
 def test_node_snippet_of_the_page_predicts_as_the_model(tmp_path):
     """Set NODE_PATH to a folder with the packages."""
     if node("require('onnxruntime-node'); require('sharp')", tmp_path) is None:
         pytest.skip("needs Node.js with onnxruntime-node and sharp")
-    page = Path(__file__).parents[2] / "docs" / "export.md"
-    (script,) = re.findall(r"```js\n(.*?)```", page.read_text(), re.DOTALL)
-    china, flower = load_sample_images().images
-    model = make_pipeline(PretrainedFeatureExtractor(), StandardScaler(), LogisticRegression())
-    model.fit([china, flower, china[:200], flower[:200]], ["china", "flower"] * 2)
-    export_onnx(model, tmp_path / "model.onnx")
-    for photograph in (flower, china[:, :300]):
+    photographs, model = photographs_and_model(tmp_path / "model.onnx")
+    for photograph in photographs:
         Image.fromarray(photograph).save(tmp_path / "flower.png")
-        label, values = node(script, tmp_path).strip().split(" ", 1)
-        assert label == model.predict([photograph])[0]
-        expected = model.predict_proba([photograph])[0]
-        np.testing.assert_allclose(json.loads(values), expected, atol=1e-5)
+        assert_same_answer(node(snippet("js"), tmp_path), photograph, model)
+
+
+# Appended to a page: send its answer to the server.
+SENDER = """<script>
+  const answer = document.getElementById("answer");
+  const send = () => fetch("answer", { method: "POST", body: answer.textContent });
+  new MutationObserver(send).observe(answer, { childList: true });
+</script>"""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder, and puts what is posted into the queue of the server."""
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.answers.put(content.decode())
+        self.send_response(204)
+        self.end_headers()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serve a folder on this machine."""
+    handler = functools.partial(Handler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        running.answers = queue.Queue()
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.mark.slow
+def test_browser_snippet_of_the_page_predicts_as_the_model(tmp_path, server):
+    """Set NODE_PATH to a folder with the package."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    packages = Path(os.environ.get("NODE_PATH", "node_modules")).resolve()
+    if browser is None or not (packages / "onnxruntime-web").is_dir():
+        pytest.skip("needs Chromium and onnxruntime-web")
+    photographs, model = photographs_and_model(tmp_path / "model.onnx")
+    (tmp_path / "node_modules").symlink_to(packages)
+    (tmp_path / "index.html").write_text(snippet("html") + SENDER)
+    for number, photograph in enumerate(photographs):
+        Image.fromarray(photograph).save(tmp_path / "flower.png")
+        profile = tmp_path / f"profile{number}"  # without the cached image of another run
+        command = [browser, "--headless", "--no-sandbox", f"--user-data-dir={profile}"]
+        command.append(f"http://127.0.0.1:{server.server_port}/index.html")
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
+            try:
+                assert_same_answer(server.answers.get(timeout=120), photograph, model)
+            finally:
+                running.terminate()

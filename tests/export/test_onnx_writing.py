@@ -11,6 +11,7 @@ from sktransfer.export.onnx_writing import (
     mean_graph,
     output_of,
     renamed,
+    with_half_weights,
     with_label,
 )
 
@@ -78,3 +79,18 @@ def test_label_is_the_most_probable_class(classes):
     outputs = run(graph, images=np.array([[0.2, 0.8], [0.9, 0.1]], np.float32))
     assert outputs["label"].tolist() == classes[[1, 0]].tolist()
     assert output_of(graph, "label").type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_weights_beyond_float16_stay_as_they_are():
+    writer = GraphWriter()
+    for name, value in {"small": 0.1, "large": 1e5}.items():
+        writer.add("Identity", np.full((16, 16), value, np.float32), output=name)
+    outputs = [
+        onnx.helper.make_tensor_value_info(name, FLOAT, [16, 16]) for name in ("small", "large")
+    ]
+    graph = with_half_weights(writer.graph([], outputs))
+    types = [constant.data_type for constant in graph.graph.initializer]
+    assert sorted(types) == sorted([onnx.TensorProto.FLOAT16, FLOAT])
+    values = run(graph)
+    assert (values["small"] == np.float32(np.float16(0.1))).all()
+    assert (values["large"] == 1e5).all()
