@@ -20,6 +20,8 @@ from tqdm.auto import tqdm
 
 __all__ = ["CallbackSupport", "FitProgress", "StageProgress", "with_callbacks"]
 
+# A bar that counts epochs; how many of them are done in a second tells less than their metrics.
+_EPOCHS_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 # A bar that counts images is shown for at least this many.
 _MIN_IMAGES = 64
 
@@ -137,8 +139,12 @@ class FitProgress:
             max_subtasks=max_epochs or None,
         )
         task.metrics = plan
-        unit = "epoch" if max_epochs else "step"
-        bar = tqdm(desc=name, total=max_epochs or 1, unit=unit, disable=not self.drawn)
+        bar = tqdm(
+            desc=name,
+            total=max_epochs or 1,
+            bar_format=_EPOCHS_FORMAT,
+            disable=not self.drawn,
+        )
         with bar, self._run(task), contextlib.ExitStack() as epoch:
             bar.set_postfix_str(describe(plan))
             yield StageProgress(self, task, max_epochs, bar, epoch)
@@ -188,7 +194,8 @@ class TrialProgress:
         """Run a stage of at most `max_epochs` epochs; a stage in a single step has no bar."""
         title = f"{self._name}: {name}"
         hidden = not (self.drawn and max_epochs)
-        with tqdm(desc=title, total=max_epochs, unit="epoch", disable=hidden, leave=None) as bar:
+        options = {"bar_format": _EPOCHS_FORMAT, "disable": hidden, "leave": None}
+        with tqdm(desc=title, total=max_epochs, **options) as bar:
             self._bar = bar
             yield self
 
@@ -248,8 +255,8 @@ class StageProgress:
         self._fit._reconstruction = reconstruction
         self._open.close()
         self._bar.update()
-        trainable = self._task.metrics["trainable"]
-        self._bar.set_postfix_str(describe({**metrics, "trainable": trainable}))
+        # With the number of parameters too, the line would be cut in a terminal of 80 columns.
+        self._bar.set_postfix_str(describe(metrics) or describe(self._task.metrics))
         return self._fit.stop
 
 

@@ -354,10 +354,9 @@ def test_verbose_fit_shows_one_bar_per_stage(capfd):
     rates = "lr=0.001 to 0.0001"
     assert [re.sub(r"(?<=: ).*(\d/\d).*?(?=, [a-z])", r"\1", bar) for bar in bars(err)] == [
         "stage 0: 1/1, trainable=1]",
-        f"stage 1: 2/2, loss=0.5, valid_acc=0.6, {rates}, trainable=1.0K]",
-        f"stage 2: 3/3, loss=0.333, valid_acc=0.7, {rates}, trainable=1.0M]",
+        f"stage 1: 2/2, loss=0.5, valid_acc=0.6, {rates}]",
+        f"stage 2: 3/3, loss=0.333, valid_acc=0.7, {rates}]",
     ]
-    assert "epoch/s" in bars(err)[1]
 
 
 def test_bar_is_full_after_an_early_stop_but_not_after_a_failure(capfd):
@@ -498,7 +497,7 @@ def test_stage_without_epochs_shows_its_metrics(capfd):
     Solved().fit()
     (bar,) = bars(capfd.readouterr().err)
     assert "1/1" in bar
-    assert bar.endswith("step/s, valid_acc=0.875, trainable=5.1K]")
+    assert bar.endswith(", valid_acc=0.875]")
 
 
 @pytest.mark.parametrize("verbose", [0, 1])
