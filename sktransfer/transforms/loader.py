@@ -107,12 +107,16 @@ class ImageReader:
         return self.read(rows[start : start + batch_size] for start in starts)
 
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Yield the readable rows and the pixels of each of the given batches."""
-        with reading_pool(self._threads) as pool:
-            reads = (self._submit(pool, rows) for rows in batches)
-            for rows, pixels in ahead(reads, _BATCHES_AHEAD, self._finish):
-                if rows and not self._image_errors.failed:
-                    yield rows, pixels
+        """Yield the readable rows and the pixels of each of the given batches.
+
+        A single image is read on this thread, because starting another one would take longer.
+        """
+        reads = (
+            map(self._read_here, batches) if len(self._views) == 1 else self._read_ahead(batches)
+        )
+        for rows, pixels in reads:
+            if rows and not self._image_errors.failed:
+                yield rows, pixels
         self._image_errors.raise_all()
 
     def map(
@@ -128,28 +132,33 @@ class ImageReader:
         """
 
         def read_and_apply(rows: Sequence[int]) -> _Mapped:
-            pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
-            for slot, row in enumerate(rows):
-                try:
-                    self._read_into(pixels[slot], row)
-                except ImageError as error:
-                    errors[row] = error
-            readable = [slot for slot, row in enumerate(rows) if row not in errors]
-            pixels = pixels if not errors else pixels[readable]
-            needed = readable and not image_errors.failed
-            values = function(pixels) if needed else None
-            return [rows[slot] for slot in readable], values, errors
+            readable, pixels = self._read_here(rows)
+            needed = readable and not self._image_errors.failed
+            return readable, function(pixels) if needed else None
 
-        image_errors = self._image_errors
         threads = threads_per_core * self._threads
         with reading_pool(threads) as pool:
             futures = (pool.submit(read_and_apply, rows) for rows in batches)
-            for rows, values, errors in ahead(futures, 2 * threads, Future.result):
-                for row, error in errors.items():
-                    self._image_errors.add(row, error)
+            for rows, values in ahead(futures, 2 * threads, Future.result):
                 if values is not None and not self._image_errors.failed:
                     yield rows, values
         self._image_errors.raise_all()
+
+    def _read_here(self, rows: Sequence[int]) -> _Read:
+        """Read a batch on this thread."""
+        pixels, readable = self._empty(len(rows)), list[int]()
+        for slot, row in enumerate(rows):
+            try:
+                self._read_into(pixels[slot], row)
+                readable.append(slot)
+            except ImageError as error:
+                self._image_errors.add(row, error)
+        return self._readable(rows, pixels, readable)
+
+    def _read_ahead(self, batches: Iterable[Sequence[int]]) -> Iterator[_Read]:
+        with reading_pool(self._threads) as pool:
+            reads = (self._submit(pool, rows) for rows in batches)
+            yield from ahead(reads, _BATCHES_AHEAD, self._finish)
 
     def _submit(self, pool: ThreadPoolExecutor, rows: Sequence[int]) -> _Batch:
         pixels, slots = self._empty(len(rows)), enumerate(rows)
@@ -164,7 +173,7 @@ class ImageReader:
     def _read_into(self, slot: torch.Tensor, row: int) -> None:
         slot.copy_(self._views.prepare(row))
 
-    def _finish(self, batch: _Batch) -> tuple[list[int], torch.Tensor]:
+    def _finish(self, batch: _Batch) -> _Read:
         reads, pixels = batch
         readable = []
         for slot, (row, read) in enumerate(reads):
@@ -173,12 +182,16 @@ class ImageReader:
                 readable.append(slot)
             except ImageError as error:
                 self._image_errors.add(row, error)
-        pixels = pixels if len(readable) == len(reads) else pixels[readable]
-        return [reads[slot][0] for slot in readable], pixels
+        return self._readable([row for row, _ in reads], pixels, readable)
+
+    @staticmethod
+    def _readable(rows: Sequence[int], pixels: torch.Tensor, slots: list[int]) -> _Read:
+        return [rows[slot] for slot in slots], pixels if len(slots) == len(rows) else pixels[slots]
 
 
 _Batch = tuple[list[tuple[int, Future[None]]], torch.Tensor]
-_Mapped = tuple[list[int], np.ndarray | None, dict[int, ImageError]]
+_Read = tuple[list[int], torch.Tensor]
+_Mapped = tuple[list[int], np.ndarray | None]
 
 
 def find_broken(image_sets: Iterable[Images], threads: int) -> list[ImageError]:

@@ -212,3 +212,19 @@ def test_map_leaves_out_broken_images_or_raises():
     assert next(ending)[0] == [0, 1]
     with pytest.raises(ImageError, match=r"Image in row 5 \(nowhere\.png\)"):
         next(ending)
+
+
+def test_single_image_is_read_on_the_calling_thread(monkeypatch):
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", None)
+    ((rows, pixels),) = reader(images(1)).batches([0], 4)
+    assert rows == [0]
+    expected = reader(images(2)).batches
+    monkeypatch.undo()
+    assert torch.equal(pixels, next(iter(expected([0], 4)))[1])
+
+
+def test_single_broken_image_raises_its_error(monkeypatch):
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", None)
+    with pytest.raises(ImageError, match="nowhere.png"):
+        list(reader(Watched(1, broken=[0])).batches([0], 4))
+    assert not list(reader(Watched(1, broken=[0]), on_error="nan").batches([0], 4))
