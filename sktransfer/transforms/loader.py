@@ -132,28 +132,40 @@ class ImageReader:
         """
 
         def read_and_apply(rows: Sequence[int]) -> _Mapped:
-            readable, pixels = self._read_here(rows)
+            readable, pixels, errors = self._read_batch(rows)
             needed = readable and not self._image_errors.failed
-            return readable, function(pixels) if needed else None
+            return readable, function(pixels) if needed else None, errors
 
         threads = threads_per_core * self._threads
         with reading_pool(threads) as pool:
             futures = (pool.submit(read_and_apply, rows) for rows in batches)
-            for rows, values in ahead(futures, 2 * threads, Future.result):
+            for rows, values, errors in ahead(futures, 2 * threads, Future.result):
+                self._keep(errors)
                 if values is not None and not self._image_errors.failed:
                     yield rows, values
         self._image_errors.raise_all()
 
     def _read_here(self, rows: Sequence[int]) -> _Read:
-        """Read a batch on this thread."""
-        pixels, readable = self._empty(len(rows)), list[int]()
+        readable, pixels, errors = self._read_batch(rows)
+        self._keep(errors)
+        return readable, pixels
+
+    def _read_batch(
+        self, rows: Sequence[int]
+    ) -> tuple[list[int], torch.Tensor, dict[int, ImageError]]:
+        """Read a batch on this thread; return its readable rows, their pixels, and the errors."""
+        pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
         for slot, row in enumerate(rows):
             try:
                 self._read_into(pixels[slot], row)
-                readable.append(slot)
             except ImageError as error:
-                self._image_errors.add(row, error)
-        return self._readable(rows, pixels, readable)
+                errors[row] = error
+        readable = [slot for slot, row in enumerate(rows) if row not in errors]
+        return *self._readable(rows, pixels, readable), errors
+
+    def _keep(self, errors: dict[int, ImageError]) -> None:
+        for row, error in errors.items():
+            self._image_errors.add(row, error)
 
     def _read_ahead(self, batches: Iterable[Sequence[int]]) -> Iterator[_Read]:
         with reading_pool(self._threads) as pool:
@@ -191,7 +203,7 @@ class ImageReader:
 
 _Batch = tuple[list[tuple[int, Future[None]]], torch.Tensor]
 _Read = tuple[list[int], torch.Tensor]
-_Mapped = tuple[list[int], np.ndarray | None]
+_Mapped = tuple[list[int], np.ndarray | None, dict[int, ImageError]]
 
 
 def find_broken(image_sets: Iterable[Images], threads: int) -> list[ImageError]:

@@ -225,6 +225,6 @@ def test_single_image_is_read_on_the_calling_thread(monkeypatch):
 
 def test_single_broken_image_raises_its_error(monkeypatch):
     monkeypatch.setattr(reading, "ThreadPoolExecutor", None)
-    with pytest.raises(ImageError, match="nowhere.png"):
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
         list(reader(Watched(1, broken=[0])).batches([0], 4))
     assert not list(reader(Watched(1, broken=[0]), on_error="nan").batches([0], 4))
