@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "domain_shift": [],
     "industrial": [],
     "export": [],
+    "serving": [],
 }
 
 
