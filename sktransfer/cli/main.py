@@ -6,7 +6,6 @@ seconds to import: `sktransfer --help` and `sktransfer show` do without it.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -53,10 +52,6 @@ Exit status: 0 success, 1 failure, 2 invalid options or arguments, 130 interrupt
 Completion of subcommands and options in bash (zsh and fish: docs/command_line.md):
   eval "$(_{_PROGRAM.upper()}_COMPLETE=bash_source {_PROGRAM})"
 """
-
-
-# What OpenMP's threads do while they wait: the standard variable, GCC's and Intel's.
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 class _Group(click.Group):
@@ -125,7 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 for success, 1 for a failure, 2 for invalid options or arguments, 130
         after an interruption from the keyboard.
     """
-    _let_waiting_threads_sleep()
     given = None if arguments is None else list(arguments)
     try:
         status = cli.main(given, prog_name=_PROGRAM, standalone_mode=False)
@@ -136,14 +130,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Interruption().show()
         return Interruption.exit_code
     return status if isinstance(status, int) else 0
-
-
-def _let_waiting_threads_sleep() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the user has decided otherwise.
-
-    By default they spin. If another program uses the cores, spinning threads take the time of those
-    that they wait for, and a fit takes many times as long. OpenMP reads the setting when torch is
-    imported.
-    """
-    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -94,47 +94,6 @@ print(sorted({"torch", "numpy", "sklearn", "PIL"} & set(sys.modules)))
     assert python(script).splitlines()[-1] == "[]"
 
 
-WAITING = """
-import os, sys
-from sktransfer.cli.main import main
-main(["--version"])
-print(*(os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")))
-if "OMP_DISPLAY_ENV" in os.environ:
-    import torch  # GCC's OpenMP then displays its settings
-"""
-
-
-def waiting(monkeypatch, **variables):
-    """Run the command in a new process; return its settings and what OpenMP displays of them."""
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
-        monkeypatch.delenv(name, raising=False)
-    environment = {**os.environ, **variables}
-    command = [sys.executable, "-c", WAITING]
-    result = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment, timeout=120
-    )
-    return result.stdout.splitlines()[-1], result.stderr
-
-
-def test_threads_that_wait_for_others_sleep(monkeypatch):
-    settings, displayed = waiting(monkeypatch, OMP_DISPLAY_ENV="verbose")
-    assert settings == "PASSIVE None None"
-    spins = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", displayed)
-    assert set(spins) <= {"0"}  # empty with the OpenMP of another compiler
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "settings"),
-    [
-        ("OMP_WAIT_POLICY", "ACTIVE", "ACTIVE None None"),
-        ("GOMP_SPINCOUNT", "500", "None 500 None"),
-        ("KMP_BLOCKTIME", "200", "None None 200"),
-    ],
-)
-def test_waiting_as_the_user_has_set_it_stays(name, value, settings, monkeypatch):
-    assert waiting(monkeypatch, **{name: value})[0] == settings
-
-
 def test_show_does_without_torch(model):
     script = f"""
 import sys
