@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "domain_shift": [],
     "industrial": [],
     "export": ["--node", "."],
+    "serving": [],
 }
 
 

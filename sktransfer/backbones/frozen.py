@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from sktransfer.backbones.blocks import POSITIONS, BlockList
 from sktransfer.utils.errors import did_you_mean
@@ -90,6 +90,7 @@ class FrozenPrefix(nn.Module):
         return pool(x, self.pooling, self.layout, self.prefix_tokens)
 
 
+@fx.wrap  # fusion traces the blocks, and cannot trace what depends on the shape of a map
 def pool(
     x: torch.Tensor, pooling: str | None, layout: str = "NCHW", prefix_tokens: int = 0
 ) -> torch.Tensor:

@@ -222,11 +222,11 @@ _engines: MemoryCache[FrozenEngine] = MemoryCache(at_least=2)
 
 
 def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEngine:
-    prefix, from_library = recipe.prefix(), recipe.backbone.from_library
+    from_library = recipe.backbone.from_library
 
     def make() -> FrozenEngine:
         return create_engine(
-            prefix,
+            recipe.prefix(),
             recipe.preprocessing,
             engine=engine,
             device=device,
@@ -236,7 +236,7 @@ def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEng
         )
 
     def n_bytes(engine: FrozenEngine) -> int:
-        return sum(tensor.nbytes for tensor in prefix.state_dict().values())
+        return sum(tensor.nbytes for tensor in recipe.prefix().state_dict().values())
 
     return _engines.get((recipe.digest, from_library, engine, device), make, n_bytes, device)
 

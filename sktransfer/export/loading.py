@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -19,7 +20,14 @@ from sktransfer.backbones.source import BackboneSource
 from sktransfer.backbones.weights import tensors_of_bytes, to_arrays
 from sktransfer.export.archive import TENSORS, Archive, read_archive
 from sktransfer.export.encoding import decode
-from sktransfer.export.schema import SAVED_VALUES, TYPES, attributes_of, is_one_of, not_finite
+from sktransfer.export.schema import (
+    ATTRIBUTES,
+    SAVED_VALUES,
+    TYPES,
+    attributes_of,
+    is_one_of,
+    not_finite,
+)
 from sktransfer.extractor import ExtractionPlan, PretrainedFeatureExtractor
 from sktransfer.finetuning.decision import FitDecision
 from sktransfer.finetuning.fine_tuning import TunedState
@@ -28,13 +36,26 @@ from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import ClassificationTask
 from sktransfer.self_training import SelfTrainedImageClassifier
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import ModelFileError, WeightsNotFoundError, import_optional
+from sktransfer.utils.errors import (
+    ModelFileError,
+    WeightsNotFoundError,
+    check_bool,
+    import_optional,
+)
 
 # Sides of images that a network can get, in pixels.
 _MAX_SIDE = 2**14
+# Side of the image that warms a model up, in pixels.
+_BLANK_SIDE = 64
 
 
-def load(path: str | PathLike[str], *, backbone: Any = None, trusted: Sequence[str] = ()) -> Any:
+def load(
+    path: str | PathLike[str],
+    *,
+    backbone: Any = None,
+    trusted: Sequence[str] = (),
+    warm_up: bool = False,
+) -> Any:
     """Load a model that `save` has written. No code of the file is run, and nothing is extracted.
 
     Parameters
@@ -46,12 +67,17 @@ def load(path: str | PathLike[str], *, backbone: Any = None, trusted: Sequence[s
     trusted : list of str, default=()
         Types outside of scikit-learn, NumPy and SciPy that steps of a pipeline may have, such as
         `"mypackage.MyScaler"`. Loading imports them.
+    warm_up : bool, default=False
+        Whether each network also runs a blank image, so that the first request takes no longer than
+        the later ones. The engine is built for requests of one image: with `engine="auto"`, that is
+        torch.
 
     Returns
     -------
     estimator
-        It computes on the GPU if there is one, shows no progress, and caches embeddings in the
-        session store.
+        It computes on the GPU if there is one, shows no progress, and caches no embeddings
+        (`cache=None`): requests are rarely repeated, and those of one image would wait for the
+        store.
 
     Raises
     ------
@@ -63,6 +89,7 @@ def load(path: str | PathLike[str], *, backbone: Any = None, trusted: Sequence[s
     ValueError
         If `backbone` is given, but no network of the model is a user's own.
     """
+    check_bool("warm_up", warm_up)
     archive = read_archive(path)
     reader = _Reader(archive, backbone, trusted)
     try:
@@ -74,7 +101,21 @@ def load(path: str | PathLike[str], *, backbone: Any = None, trusted: Sequence[s
         raise ModelFileError(path, problem) from error
     reader.check_used()
     reader.check_own_is_used()
+    if warm_up:
+        _warm_up(model)
     return model
+
+
+def _warm_up(model: Any) -> None:
+    """Run a blank image through the networks of a model."""
+    if isinstance(model, Pipeline):
+        for _, step in model.steps:
+            _warm_up(step)
+    elif isinstance(model, FrozenEstimator):
+        _warm_up(model.estimator)
+    elif type(model) in ATTRIBUTES:
+        run = model.predict if hasattr(model, "predict") else model.transform
+        run([np.zeros((_BLANK_SIDE, _BLANK_SIDE, 3), np.uint8)])
 
 
 class _Reader:
@@ -137,6 +178,7 @@ class _Reader:
         for name, options in SAVED_VALUES.items():
             if name in parameters and not is_one_of(parameters[name], options):
                 raise ValueError(f"{name}={parameters[name]!r}")
+        parameters["cache"] = None
         source = self._decode_network(node["network"])
         model = kind(source.backbone, weights=node["network"]["weights"], **parameters)
         _set_attributes(model, node["attributes"])

@@ -83,7 +83,7 @@ def save(model: Any, path: str | PathLike[str], *, standalone: bool = True) -> N
     >>> from sklearn.datasets import load_sample_images
     >>> from sktransfer import PretrainedFeatureExtractor, load, save
     >>> images = load_sample_images().images
-    >>> extractor = PretrainedFeatureExtractor().fit(images)
+    >>> extractor = PretrainedFeatureExtractor(cache=None).fit(images)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(extractor, Path(folder, "embed.skt"))
     ...     loaded = load(Path(folder, "embed.skt"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -135,6 +135,8 @@ class Network:
             If images are broken; names all of them.
         """
         compute = compute.for_job(len(images), from_library=self.backbone.from_library)
+        if len(images) == 1:
+            compute = replace(compute, store=None)  # which has embeddings of padded batches
         blocks = self._frozen_on_device(compute, len(images))
         if blocks is not None:
             return self._apply_on_device(images, blocks, layer, compute)
@@ -220,8 +222,9 @@ class Network:
             compute,
             n_images=n_images,
             verbose=verbose,
-            # A stored embedding must not depend on the batch that it was computed in.
-            pad_batches=compute.store is not None,
+            # Predictions do not depend on the store or on the other images. A single image, such as
+            # that of a request, is not padded: it would take several times as long.
+            pad_batches=n_images > 1,
         )
         for start in range(0, len(values), 4 * size):
             yield torch.from_numpy(values[start : start + 4 * size])

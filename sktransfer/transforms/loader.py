@@ -5,6 +5,8 @@ Shapes: N images of H x W pixels.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -107,12 +109,16 @@ class ImageReader:
         return self.read(rows[start : start + batch_size] for start in starts)
 
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Yield the readable rows and the pixels of each of the given batches."""
-        with reading_pool(self._threads) as pool:
-            reads = (self._submit(pool, rows) for rows in batches)
-            for rows, pixels in ahead(reads, _BATCHES_AHEAD, self._finish):
-                if rows and not self._image_errors.failed:
-                    yield rows, pixels
+        """Yield the readable rows and the pixels of each of the given batches.
+
+        A single image is read on this thread, because starting another one would take longer.
+        """
+        reads = (
+            map(self._read_here, batches) if len(self._views) == 1 else self._read_ahead(batches)
+        )
+        for rows, pixels in reads:
+            if rows and not self._image_errors.failed:
+                yield rows, pixels
         self._image_errors.raise_all()
 
     def map(
@@ -128,28 +134,45 @@ class ImageReader:
         """
 
         def read_and_apply(rows: Sequence[int]) -> _Mapped:
-            pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
-            for slot, row in enumerate(rows):
-                try:
-                    self._read_into(pixels[slot], row)
-                except ImageError as error:
-                    errors[row] = error
-            readable = [slot for slot, row in enumerate(rows) if row not in errors]
-            pixels = pixels if not errors else pixels[readable]
-            needed = readable and not image_errors.failed
-            values = function(pixels) if needed else None
-            return [rows[slot] for slot in readable], values, errors
+            readable, pixels, errors = self._read_batch(rows)
+            needed = readable and not self._image_errors.failed
+            return readable, function(pixels) if needed else None, errors
 
-        image_errors = self._image_errors
         threads = threads_per_core * self._threads
         with reading_pool(threads) as pool:
             futures = (pool.submit(read_and_apply, rows) for rows in batches)
             for rows, values, errors in ahead(futures, 2 * threads, Future.result):
-                for row, error in errors.items():
-                    self._image_errors.add(row, error)
+                self._keep(errors)
                 if values is not None and not self._image_errors.failed:
                     yield rows, values
         self._image_errors.raise_all()
+
+    def _read_here(self, rows: Sequence[int]) -> _Read:
+        readable, pixels, errors = self._read_batch(rows)
+        self._keep(errors)
+        return readable, pixels
+
+    def _read_batch(
+        self, rows: Sequence[int]
+    ) -> tuple[list[int], torch.Tensor, dict[int, ImageError]]:
+        """Read a batch on this thread; return its readable rows, their pixels, and the errors."""
+        pixels, errors = self._empty(len(rows)), dict[int, ImageError]()
+        for slot, row in enumerate(rows):
+            try:
+                self._read_into(pixels[slot], row)
+            except ImageError as error:
+                errors[row] = error
+        readable = [slot for slot, row in enumerate(rows) if row not in errors]
+        return *self._readable(rows, pixels, readable), errors
+
+    def _keep(self, errors: dict[int, ImageError]) -> None:
+        for row, error in errors.items():
+            self._image_errors.add(row, error)
+
+    def _read_ahead(self, batches: Iterable[Sequence[int]]) -> Iterator[_Read]:
+        with reading_pool(self._threads) as pool:
+            reads = (self._submit(pool, rows) for rows in batches)
+            yield from ahead(reads, _BATCHES_AHEAD, self._finish)
 
     def _submit(self, pool: ThreadPoolExecutor, rows: Sequence[int]) -> _Batch:
         pixels, slots = self._empty(len(rows)), enumerate(rows)
@@ -164,7 +187,7 @@ class ImageReader:
     def _read_into(self, slot: torch.Tensor, row: int) -> None:
         slot.copy_(self._views.prepare(row))
 
-    def _finish(self, batch: _Batch) -> tuple[list[int], torch.Tensor]:
+    def _finish(self, batch: _Batch) -> _Read:
         reads, pixels = batch
         readable = []
         for slot, (row, read) in enumerate(reads):
@@ -173,11 +196,15 @@ class ImageReader:
                 readable.append(slot)
             except ImageError as error:
                 self._image_errors.add(row, error)
-        pixels = pixels if len(readable) == len(reads) else pixels[readable]
-        return [reads[slot][0] for slot in readable], pixels
+        return self._readable([row for row, _ in reads], pixels, readable)
+
+    @staticmethod
+    def _readable(rows: Sequence[int], pixels: torch.Tensor, slots: list[int]) -> _Read:
+        return [rows[slot] for slot in slots], pixels if len(slots) == len(rows) else pixels[slots]
 
 
 _Batch = tuple[list[tuple[int, Future[None]]], torch.Tensor]
+_Read = tuple[list[int], torch.Tensor]
 _Mapped = tuple[list[int], np.ndarray | None, dict[int, ImageError]]
 
 
@@ -193,16 +220,47 @@ def find_broken(image_sets: Iterable[Images], threads: int) -> list[ImageError]:
     return broken
 
 
+class _TorchThreads:
+    """The number of torch's threads before the first of the pools that are open was opened.
+
+    The threads of a pool set torch's number to 1, which is then the number of every new thread: one
+    that opens another pool at the same time, such as that of a request, must not take it for its
+    own.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the pools that are open."""
+        self._lock, self._n_open, self._number = threading.Lock(), 0, 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._n_open:
+                self._number = torch.get_num_threads()
+            self._n_open += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_open -= 1
+            torch.set_num_threads(self._number)
+
+
+_torch_threads = _TorchThreads()
+if hasattr(os, "register_at_fork"):  # a fork has none of the threads that will leave
+    os.register_at_fork(after_in_child=_torch_threads.reset)
+
+
 @contextmanager
 def reading_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Open a pool of threads, on each of which torch uses no further threads."""
-    torch_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "sktransfer-read", torch.set_num_threads, (1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(torch_threads)  # the pool changed the default of new threads
+    with _torch_threads:
+        pool = ThreadPoolExecutor(threads, "sktransfer-read", torch.set_num_threads, (1,))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def ahead(

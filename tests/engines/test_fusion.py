@@ -148,6 +148,16 @@ def test_torch_engine_fuses_a_copy_of_the_prefix(monkeypatch):
     assert "_FusedConv2d" not in kinds(prefix)
 
 
+@pytest.mark.parametrize("pooling", ["avg", "max", "avgmax", None])
+def test_torch_engine_fuses_a_prefix_that_ends_after_a_block(pooling):
+    prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())), layers=("1",), pooling=pooling)
+    engine = TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)
+    assert "_FusedConv2d" in kinds(engine._prefix)
+    batch = noise((16, 16))
+    expected = prefix(Tiny.preprocessing.normalize(batch)).numpy()
+    np.testing.assert_allclose(engine.run(batch), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_torch_engine_does_not_fuse_user_modules_or_mixed_precision(precision):
     prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))

@@ -140,6 +140,15 @@ def test_loaded_model_predicts_the_same(fitted, name, standalone, tmp_path):
     assert_same(loaded, model, TEST / 255 if name == "extractor of floats" else TEST)
 
 
+@pytest.mark.parametrize("n", [1, 3, 5])
+@pytest.mark.parametrize("name", ["classifier", "extractor"])
+def test_few_images_are_predicted_the_same(fitted, name, n, tmp_path):
+    """A fitted model pads their batch for the store, which a loaded one does not use."""
+    model = fitted(name)
+    save(model, tmp_path / "model.skt")
+    assert_same(load(tmp_path / "model.skt"), model, images(n, seed=50 + n))
+
+
 @pytest.mark.parametrize(
     "name", ["classifier", "self-trained", "pipeline", "classifier as backbone"]
 )
@@ -236,8 +245,9 @@ def test_code_and_folders_of_this_machine_are_left_out(tmp_path):
     save(model.fit(X, Y), tmp_path / "model.skt")
     loaded = load(tmp_path / "model.skt")
     default = FineTunedImageClassifier()
-    for name in (*settings, "cache", "checkpoint_dir"):
+    for name in (*settings, "checkpoint_dir"):
         assert getattr(loaded, name) == getattr(default, name)
+    assert loaded.cache is None
     assert_same(loaded, model)
 
 

@@ -1,5 +1,6 @@
+import os
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from helpers import images
 
 from sktransfer.data.images import as_images
 from sktransfer.transforms import loader as reading
-from sktransfer.transforms.loader import ImageErrors, ImageReader
+from sktransfer.transforms.loader import ImageErrors, ImageReader, reading_pool
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
@@ -212,3 +213,55 @@ def test_map_leaves_out_broken_images_or_raises():
     assert next(ending)[0] == [0, 1]
     with pytest.raises(ImageError, match=r"Image in row 5 \(nowhere\.png\)"):
         next(ending)
+
+
+def test_single_image_is_read_on_the_calling_thread(monkeypatch):
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", None)
+    ((rows, pixels),) = reader(images(1)).batches([0], 4)
+    assert rows == [0]
+    expected = reader(images(2)).batches
+    monkeypatch.undo()
+    assert torch.equal(pixels, next(iter(expected([0], 4)))[1])
+
+
+def test_single_broken_image_raises_its_error(monkeypatch):
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", None)
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
+        list(reader(Watched(1, broken=[0])).batches([0], 4))
+    assert not list(reader(Watched(1, broken=[0]), on_error="nan").batches([0], 4))
+
+
+def test_pools_at_the_same_time_leave_torch_its_threads():
+    """As when a server reads the images of several requests, each on a new thread."""
+
+    def on_new_thread(function):
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(function).result()
+
+    def read():
+        with reading_pool(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with reading_pool(1) as pool:
+            pool.submit(read).result()
+            on_new_thread(read)
+        on_new_thread(read)
+        assert on_new_thread(torch.get_num_threads) == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_fork_while_images_are_read_has_its_own_threads():
+    with reading_pool(1):
+        child = os.fork()
+        if not child:
+            torch.set_num_threads(1)
+            with reading_pool(1) as pool:
+                pool.submit(int).result()
+            os._exit(torch.get_num_threads())
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
