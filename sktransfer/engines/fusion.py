@@ -34,9 +34,8 @@ def fuse(network: nn.Module) -> nn.Module:
     Returns
     -------
     network : Module
-        Run it in inference mode, and run a first batch before several threads use it. All other
-        batches must have the height and width of the first one, and are fastest with the same
-        number of images. It is `network` itself if nothing can be fused.
+        Run it in inference mode. All batches must have the height and width of the first one, and
+        are fastest with the same number of images. It is `network` itself if nothing can be fused.
 
     Raises
     ------
@@ -133,22 +132,33 @@ def _only_user(node: Any) -> Any:
 
 
 class _FusedConv2d(nn.Module):
-    """A convolution and an activation in one pass; the first map fixes the size of all maps."""
+    """A convolution and an activation in one pass; the first map fixes the size of all maps.
+
+    oneDNN chooses the order of the weights by the number of threads, and by the number of images if
+    several threads share them. In another order, it would reorder them in every call, which takes
+    many times as long as the convolution.
+    """
 
     def __init__(self, conv: nn.Conv2d, activation: _Activation) -> None:
         super().__init__()
         self.conv, self.activation = conv, activation
-        self.weight: torch.Tensor | None = None
+        # By threads and images; the last two that were needed.
+        self.weights: dict[tuple[int, int], torch.Tensor] = {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.weight is None:
-            self._prepare(x)
+        threads = torch.get_num_threads()
+        key = threads, len(x) if threads > 1 else 0
+        weight = self.weights.get(key)
+        if weight is None:
+            weight = self._reorder(x)
+            # Replaced as a whole, because other threads read it.
+            self.weights = {**dict([*self.weights.items()][-1:]), key: weight}
         return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.conv.bias, *self.geometry, *self.activation
+            x, weight, self.conv.bias, *self.geometry, *self.activation
         )
 
-    def _prepare(self, x: torch.Tensor) -> None:
-        """Reorder the weights for maps of the size of `x`."""
+    def _reorder(self, x: torch.Tensor) -> torch.Tensor:
+        """Reorder the weights for maps like `x`."""
         conv, weight, padding = self.conv, self.conv.weight, self.conv.padding
         if isinstance(conv, SameConv2d):
             height, width = conv.zeros(x)
@@ -157,6 +167,4 @@ class _FusedConv2d(nn.Module):
             weight = nn.functional.pad(weight, [width % 2, 0, height % 2, 0])
             padding = ((height + 1) // 2, (width + 1) // 2)
         self.geometry = (padding, conv.stride, conv.dilation, conv.groups)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, *self.geometry, list(x.shape)
-        )
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(x.shape))

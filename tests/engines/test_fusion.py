@@ -184,3 +184,20 @@ def test_torch_engine_rejects_a_fusion_that_computes_something_else(monkeypatch)
     monkeypatch.setattr(torch_engine, "fuse", lambda network: wrong)
     prefix = FrozenPrefix(split_into_blocks(freeze(Tiny())))
     assert TorchEngine(prefix, Tiny.preprocessing, CPU, torch.float32)._prefix is prefix
+
+
+def test_weights_are_reordered_for_each_number_of_threads_once():
+    """oneDNN would reorder them in every call if they had the order of other threads."""
+    network = freeze(seeded(nn.Sequential(nn.Conv2d(256, 64, 1), nn.ReLU())))
+    fused, before = fuse(network), torch.get_num_threads()
+    (conv,) = [module for module in fused.modules() if hasattr(module, "weights")]
+    reordered, reorder = [], conv._reorder
+    conv._reorder = lambda x: reordered.append((torch.get_num_threads(), len(x))) or reorder(x)
+    try:
+        for threads, count in [(1, 4), (1, 2), (3, 2), (3, 1), (3, 1), (1, 4), (3, 1), (1, 1)]:
+            torch.set_num_threads(threads)
+            assert_same(network, maps(count, 256, 9, 9), fused=fused)
+            assert len(conv.weights) <= 2
+    finally:
+        torch.set_num_threads(before)
+    assert reordered == [(1, 4), (3, 2), (3, 1), (1, 4)]
