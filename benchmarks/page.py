@@ -594,6 +594,37 @@ which are composited on white, {other["pixels_that_differ"]:,} differed, by at m
 """
 
 
+def serving_section() -> str:
+    figures = load("serving")
+    models = {
+        "classifier": "`FineTunedImageClassifier`, 288 x 288",
+        "pipeline": "linear classifier on embeddings, 224 x 224",
+    }
+    rows = []
+    for key, name in models.items():
+        v = figures[key]
+        rows.append(
+            [
+                name,
+                f"{v['latency']['request_p50_ms']:.1f} ({v['latency']['request_p95_ms']:.1f})",
+                f"{v['latency']['forward_p50_ms']:.1f} ({v['latency']['forward_p95_ms']:.1f})",
+                *(f"{1000 * v[run]['first_seconds']:.0f}" for run in ("first", "first_warm")),
+                f"{v['latency']['requests_per_second']:.0f}",
+                *(f"{v['memory'][key]:.0f}" for key in ("warm_mb", "end_mb")),
+            ]
+        )
+    head = ["model", "request, ms", "plain forward, ms", "first request, ms", "after `warm_up`, ms",
+            "requests/s, 16 threads", "MB after 1,000", f"after {figures['requests']:,}"]  # fmt: skip
+    return f"""## Serving
+
+`benchmarks/serving.py` loads a saved model and predicts one image at a time, as a server does.
+Times are medians, with the 95th percentile in parentheses. The plain forward is the same resize and
+the same network in torch (eager, inference mode, channels last), without the linear classifier.
+
+{table(head, rows)}
+"""
+
+
 HEAD = """# Benchmarks
 
 All figures were measured on 2 cores of an AMD EPYC or an Intel Xeon, with torch {torch}. Compare
@@ -622,6 +653,7 @@ def main() -> None:
         corruptions_section(),
         int8_section(),
         export_section(),
+        serving_section(),
     ]
     results = [load(path.stem) for path in RESULTS.glob("*.json")]
     versions = {result["machine"]["torch"] for result in results if "machine" in result}
