@@ -613,8 +613,9 @@ def serving_section() -> str:
                 *(f"{v['memory'][key]:.0f}" for key in ("warm_mb", "end_mb")),
             ]
         )
+    last = f"after {figures['requests']:,}"
     head = ["model", "request, ms", "plain forward, ms", "first request, ms", "after `warm_up`, ms",
-            "requests/s, 16 threads", "MB after 1,000", f"after {figures['requests']:,}"]  # fmt: skip
+            "requests/s, 16 threads", "MB after 1,000", last]  # fmt: skip
     return f"""## Serving
 
 `benchmarks/serving.py` loads a saved model and predicts one image at a time, as a server does.

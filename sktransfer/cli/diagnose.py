@@ -20,8 +20,9 @@ from sktransfer.cli.inputs import (
     make_extractor,
     training_images,
 )
-from sktransfer.cli.messages import Notes, counted
+from sktransfer.cli.messages import Notes
 from sktransfer.cli.outputs import print_json, print_text, records
+from sktransfer.utils.tables import counted, text_table
 
 if TYPE_CHECKING:
     from sktransfer.diagnostics.leaks import LeakReport

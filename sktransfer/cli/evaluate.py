@@ -12,7 +12,7 @@ import click
 
 from sktransfer.cli import options
 from sktransfer.cli.inputs import load_classifier, load_data, take
-from sktransfer.cli.messages import Notes, counted, listed
+from sktransfer.cli.messages import Notes, listed
 from sktransfer.cli.outputs import print_json, print_text
 from sktransfer.cli.predict import predict_probabilities
 
@@ -203,7 +203,7 @@ def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
 
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `score` as text."""
-    from sktransfer.utils.tables import text_table
+    from sktransfer.utils.tables import counted, text_table
 
     low, high = scores["interval"]
     rows = [

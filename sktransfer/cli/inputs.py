@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sktransfer.cli.messages import Notes, counted, listed
+from sktransfer.cli.messages import Notes, listed
+from sktransfer.utils.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np

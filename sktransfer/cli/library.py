@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from sktransfer.cli import options
-from sktransfer.cli.messages import Notes, counted
+from sktransfer.cli.messages import Notes
 from sktransfer.cli.outputs import print_json, print_text
 from sktransfer.utils.config import CACHE
+from sktransfer.utils.tables import counted
 
 
 @click.command(epilog=options.example("sktransfer backbones resnet"))

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from sktransfer.utils.tables import counted as counted
+from sktransfer.utils.tables import counted
 
 # Errors of users, data or the machine. Others are bugs, whose traceback is wanted.
 EXPECTED_ERRORS = (OSError, ValueError, ImportError, ArithmeticError, RuntimeError, MemoryError)

@@ -11,9 +11,9 @@ import click
 from sktransfer.cli import options
 from sktransfer.cli.evaluate import score_file
 from sktransfer.cli.inputs import check_exists, load_model
-from sktransfer.cli.messages import Notes, counted
+from sktransfer.cli.messages import Notes
 from sktransfer.cli.outputs import check_output, encode, print_json, print_text, replacing
-from sktransfer.utils.tables import format_bytes, text_table
+from sktransfer.utils.tables import counted, format_bytes, text_table
 
 _MAX_ENTRIES = 10
 # Of a table of labeled images.

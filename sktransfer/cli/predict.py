@@ -10,7 +10,7 @@ import click
 
 from sktransfer.cli import options
 from sktransfer.cli.inputs import load_classifier, load_images, set_options
-from sktransfer.cli.messages import Notes, broken_images, counted, listed
+from sktransfer.cli.messages import Notes, broken_images, listed
 from sktransfer.cli.outputs import (
     Table,
     as_csv,
@@ -21,6 +21,7 @@ from sktransfer.cli.outputs import (
     records,
     write_table,
 )
+from sktransfer.utils.tables import counted
 
 if TYPE_CHECKING:
     import numpy as np

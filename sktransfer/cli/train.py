@@ -13,8 +13,9 @@ import click
 from sktransfer.cli import options
 from sktransfer.cli.evaluate import format_scores, score
 from sktransfer.cli.inputs import load_data, load_groups, take
-from sktransfer.cli.messages import Notes, broken_images, counted, listed, show_warning
+from sktransfer.cli.messages import Notes, broken_images, listed, show_warning
 from sktransfer.cli.outputs import check_output, print_json, print_text, replacing
+from sktransfer.utils.tables import counted
 
 if TYPE_CHECKING:
     from sklearn.utils import Bunch
