@@ -262,8 +262,6 @@ def _format_pairs(report: LeakReport, pairs: list[dict[str, Any]]) -> str:
 
 def _pair_table(pairs: list[dict[str, Any]]) -> str:
     """Format pairs as a table, without columns that have no entries."""
-    from sktransfer.utils.tables import text_table
-
     columns = {
         "kind": [pair["kind"] for pair in pairs],
         "cosine": [f"{pair['cosine']:.3f}" for pair in pairs],
