@@ -72,8 +72,9 @@ class _Group(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        # A terminal draws the bars itself.
-        stderr = sys.stderr if sys.stderr.isatty() else PlainLines(sys.stderr)
+        stderr = sys.stderr  # None if it is closed
+        if stderr is not None and not stderr.isatty():  # a terminal draws the bars itself
+            stderr = PlainLines(stderr)
         with warnings.catch_warnings(), redirect_stderr(stderr):
             if not sys.warnoptions:
                 warnings.simplefilter("always", UserWarning)

@@ -142,7 +142,7 @@ class _FusedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, activation: _Activation) -> None:
         super().__init__()
         self.conv, self.activation = conv, activation
-        # By threads and images; the last two that were needed.
+        # By threads and images; the last four that were needed.
         self.weights: dict[tuple[int, int], torch.Tensor] = {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ class _FusedConv2d(nn.Module):
         if weight is None:
             weight = self._reorder(x)
             # Replaced as a whole, because other threads read it.
-            self.weights = {**dict([*self.weights.items()][-1:]), key: weight}
+            self.weights = {**dict([*self.weights.items()][-3:]), key: weight}
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, self.conv.bias, *self.geometry, *self.activation
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PureWindowsPath
 from typing import Any
+
+import numpy as np
 
 from sktransfer.export.saving import describe_model
 from sktransfer.export.show import read_summary, summarize
@@ -234,12 +237,14 @@ def _read_evaluation(
     if isinstance(evaluation, str | PathLike):
         try:
             scores = json.loads(Path(evaluation).expanduser().read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Got {source}, which is not JSON; {_REMEDY}") from error
     if not isinstance(scores, Mapping) or not scores.keys() >= _EVALUATION_KEYS:
         keys = set(scores) if isinstance(scores, Mapping) else set()
         missing = ", ".join(sorted(_EVALUATION_KEYS - keys))
         raise ValueError(f"Got {source} without {missing}; {_REMEDY}")
+    if not _are_scores(scores):
+        raise ValueError(f"Got {source} with values that no evaluation has; {_REMEDY}")
     scored = scores["confusion"]["labels"]
     unknown = [str(name) for name in classes or () if str(name) not in scored]
     if classes is None or unknown:
@@ -249,6 +254,34 @@ def _read_evaluation(
             "evaluate this model"
         )
     return scores
+
+
+def _are_scores(scores: Mapping[str, Any]) -> bool:
+    """Return whether scores have the right types, and agree with their confusion matrix."""
+    try:
+        labels, rows = scores["confusion"]["labels"], scores["classes"]
+        counts = np.array(scores["confusion"]["counts"])
+        n_images, n_correct = counts.sum(), np.trace(counts)
+        intervals = [scores["interval"]]
+        for row in rows:
+            for name in ("precision", "recall"):
+                if row[f"{name}_interval"] is not None:
+                    intervals.append((row[f"{name}_interval"][0], row[name]))
+                    intervals.append((row[name], row[f"{name}_interval"][1]))
+        return bool(
+            counts.dtype.kind == "i"
+            and counts.min() >= 0
+            and counts.shape == (len(labels), len(labels))
+            and all(isinstance(label, str) for label in labels)
+            and [row["label"] for row in rows] == list(labels)
+            and [row["images"] for row in rows] == counts.sum(axis=1).tolist()
+            and (scores["images"], scores["correct"]) == (n_images, n_correct)
+            and math.isclose(scores["accuracy"], n_correct / n_images, abs_tol=1e-6)
+            and all(0 <= low <= high <= 1 for low, high in intervals)
+            and scores["split"] in (None, "all", "train", "val", "test")
+        )
+    except (KeyError, IndexError, TypeError, ValueError):
+        return False
 
 
 def _add_evaluation(card: _Card, scores: Mapping[str, Any], classes: Sequence[Any]) -> None:

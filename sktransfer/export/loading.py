@@ -87,14 +87,22 @@ def load(
         If it is not a saved model, is damaged, or was written by a later release; if its steps have
         types that are not trusted; or if its weights do not fit its network, or are not finite.
     ValueError
-        If `backbone` is given, but no network of the model is a user's own.
+        If `backbone` is given, but no network of the model is a user's own; or if it cannot be
+        built.
+    TypeError
+        If `trusted` is not a list of names.
     """
     check_bool("warm_up", warm_up)
+    if not isinstance(trusted, list | tuple | set) or not all(isinstance(t, str) for t in trusted):
+        raise TypeError(
+            f"Got trusted={trusted!r}, but expected a list of names of types, such as "
+            "['mypackage.MyScaler']"
+        )
     archive = read_archive(path)
     reader = _Reader(archive, backbone, trusted)
     try:
         model = reader.decode(archive.description["model"])
-    except (ModelFileError, WeightsNotFoundError, ImportError):
+    except (ModelFileError, WeightsNotFoundError, ImportError, _ArgumentError):
         raise
     except Exception as error:  # whatever a description that nobody has written by hand leads to
         problem = f"its description is not that of a model ({type(error).__name__}: {error})"
@@ -116,6 +124,10 @@ def _warm_up(model: Any) -> None:
     elif type(model) in ATTRIBUTES:
         run = model.predict if hasattr(model, "predict") else model.transform
         run([np.zeros((_BLANK_SIDE, _BLANK_SIDE, 3), np.uint8)])
+
+
+class _ArgumentError(ValueError):
+    """The file is right, but an argument of `load` is not."""
 
 
 class _Reader:
@@ -229,6 +241,13 @@ class _Reader:
             source.load()
         except ValueError as error:  # other weights, or the code of another module
             raise ModelFileError(self._archive.path, f"its network differs. {error}") from error
+        except Exception as error:
+            if self._own is None or source.backbone is not self._own:
+                raise
+            raise _ArgumentError(
+                f"Got backbone={self._own!r}, which cannot be built ({type(error).__name__}: "
+                f"{error}); pass the network with which the model was fitted"
+            ) from error
         return source
 
     def _decode_backbone(self, encoded: Any) -> Any:

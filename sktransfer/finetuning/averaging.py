@@ -46,6 +46,17 @@ class Averaging(NamedTuple):
     share: float
     factor: float
 
+    def describe(self) -> str:
+        """Return the share and the temperature.
+
+        Examples
+        --------
+        >>> Averaging(0.75, 0.8).describe()
+        '75% of the tuned weights, 25% of those before tuning; temperature 1.25'
+        """
+        before = f", {1 - self.share:.0%} of those before tuning" if self.share < 1 else ""
+        return f"{self.share:.0%} of the tuned weights{before}; temperature {1 / self.factor:.2f}"
+
 
 # The tuned weights as they are.
 TUNED = Averaging(1.0, 1.0)

@@ -103,7 +103,8 @@ class FitDecision:
         if self.mean_interclass_cosine is not None:
             facts.append(f"cosine between classes {self.mean_interclass_cosine:.2f}")
         reason = f" {REASONS[self.strategy]}" if self.strategy else ""
-        return f"{self.describe()} ({', '.join(facts)}).{reason}"
+        decided = self.describe() or "Nothing was decided: all values were given"
+        return f"{decided} ({', '.join(facts)}).{reason}"
 
 
 def decide(images_per_class: float, mean_interclass_cosine: float, pretrained: bool) -> Decision:

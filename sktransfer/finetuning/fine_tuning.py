@@ -199,6 +199,7 @@ class FineTuning:
                 tuned.restore(TUNED)
                 state.averaging = (self.averaging.share, self.averaging.factor)
                 save_run(self.checkpoint, net, state, self.saved_parts)
+                progress.note(f"Averaging: {self.averaging.describe()}")
         tuned.restore(self.averaging)
 
     def _choose_averaging(self, tuned: Tuned, progress: FitProgress | TrialProgress) -> Averaging:

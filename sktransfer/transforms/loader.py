@@ -148,6 +148,7 @@ class ImageReader:
         self._image_errors.raise_all()
 
     def _read_here(self, rows: Sequence[int]) -> _Read:
+        _torch_threads.restore()
         readable, pixels, errors = self._read_batch(rows)
         self._keep(errors)
         return readable, pixels
@@ -220,43 +221,63 @@ def find_broken(image_sets: Iterable[Images], threads: int) -> list[ImageError]:
     return broken
 
 
-class _TorchThreads:
-    """The number of torch's threads before the first of the pools that are open was opened.
+class _TorchThreads(threading.local):
+    """The numbers of torch's threads, while pools of readers are open.
 
-    The threads of a pool set torch's number to 1, which is then the number of every new thread: one
-    that opens another pool at the same time, such as that of a request, must not take it for its
-    own.
+    The threads of a pool set torch's number to 1, which is then the number of every new thread too.
+    One whose first work is a request at such a time must not keep it.
     """
 
-    def __init__(self) -> None:
-        self.reset()
+    _lock, _n_open, _before, _generation = threading.Lock(), 0, 1, 0
+    # Of each thread.
+    _is_reader = _is_known = False
 
-    def reset(self) -> None:
-        """Forget the pools that are open."""
-        self._lock, self._n_open, self._number = threading.Lock(), 0, 1
+    @classmethod
+    def reset(cls) -> None:
+        """Forget the pools that are open; in a fork, none of their threads is left."""
+        cls._lock, cls._n_open, cls._generation = threading.Lock(), 0, cls._generation + 1
 
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._n_open:
-                self._number = torch.get_num_threads()
-            self._n_open += 1
+    def become_reader(self) -> None:
+        """Use one thread of torch's on this thread."""
+        self._is_reader = self._is_known = True
+        torch.set_num_threads(1)
 
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._n_open -= 1
-            torch.set_num_threads(self._number)
+    def restore(self) -> None:
+        """Give this thread the number from before the pools, if it may have that of a reader."""
+        cls = type(self)
+        if not self._is_known and cls._n_open:
+            torch.set_num_threads(cls._before)
+        self._is_known = True
+
+    @contextmanager
+    def pool(self) -> Iterator[None]:
+        """Keep the number of this thread while it has a pool."""
+        cls = type(self)
+        with cls._lock:
+            self.restore()
+            own, generation = torch.get_num_threads(), cls._generation
+            if not cls._n_open:
+                cls._before = own
+            cls._n_open += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                if generation == cls._generation:
+                    cls._n_open -= 1
+                torch.set_num_threads(own)
 
 
 _torch_threads = _TorchThreads()
-if hasattr(os, "register_at_fork"):  # a fork has none of the threads that will leave
-    os.register_at_fork(after_in_child=_torch_threads.reset)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_TorchThreads.reset)
 
 
 @contextmanager
 def reading_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Open a pool of threads, on each of which torch uses no further threads."""
-    with _torch_threads:
-        pool = ThreadPoolExecutor(threads, "sktransfer-read", torch.set_num_threads, (1,))
+    with _torch_threads.pool():
+        pool = ThreadPoolExecutor(threads, "sktransfer-read", _torch_threads.become_reader)
         try:
             yield pool
         finally:

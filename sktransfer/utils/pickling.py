@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import textwrap
 import warnings
 from collections.abc import Mapping
 from types import FrameType, FunctionType, SimpleNamespace
@@ -14,18 +13,25 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-# Parts of the names of modules that copy estimators, hash them or send them to processes of this
-# program, and of modules that save the code of functions and classes.
-_UNCHECKED = {
+# Modules, and those in them, that copy estimators, hash them or send them to processes of this
+# program, or that save the code of functions and classes.
+_UNCHECKED = (
     "copy",
     "multiprocessing",
+    "multiprocess",
+    "concurrent.futures",
+    "joblib.externals",  # loky and cloudpickle
+    "joblib.pool",
+    "joblib.hashing",
     "loky",
-    "pool",  # of joblib
-    "hashing",  # of joblib
     "distributed",  # tries pickle first, and then cloudpickle
+    "dask",
+    "ray",
     "cloudpickle",
+    "pyspark",
     "dill",
-}
+)
+_MAX_REPR = 80
 _OF_PICKLE = {__name__, "pickle", "copyreg"}
 # Subclasses may call those of our classes.
 _METHODS = {"__getstate__", "__reduce__", "__reduce_ex__"}
@@ -50,7 +56,7 @@ def check_other_programs_can_load(parameters: Mapping[str, Any]) -> None:
         If a parameter has a function or class of `__main__`.
     """
     saver = _saving_module(sys._getframe(1))
-    if not _UNCHECKED.isdisjoint(saver.split(".")):
+    if any(saver == name or saver.startswith(f"{name}.") for name in _UNCHECKED):
         return
     if saver.startswith("skops."):
         _check_no_module(parameters["backbone"])
@@ -97,7 +103,11 @@ def _check_code(parameter: str, value: Any) -> None:
 
 
 def _got(parameter: str, value: Any) -> str:
-    return f"Got {textwrap.shorten(f'{parameter}={value!r}', 100)}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of the user's class
+        text = f"a {type(value).__name__}"
+    return f"Got {parameter}={text if len(text) <= _MAX_REPR else text[:_MAX_REPR] + '...'}"
 
 
 def _remedy(parameter: str, code: list[str]) -> str:
@@ -147,7 +157,7 @@ def _has_name(code: FunctionType | type) -> bool:
 
     Examples
     --------
-    >>> _has_name(textwrap.shorten), _has_name(lambda: None)
+    >>> _has_name(_listed), _has_name(lambda: None)
     (True, False)
     """
     found: Any = sys.modules.get(code.__module__)

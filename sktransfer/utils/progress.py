@@ -199,6 +199,9 @@ class TrialProgress:
             self._bar = bar
             yield self
 
+    def note(self, text: str) -> None:
+        """Print nothing."""
+
     def begin(self) -> None:
         """Begin an epoch."""
 

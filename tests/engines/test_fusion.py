@@ -194,10 +194,10 @@ def test_weights_are_reordered_for_each_number_of_threads_once():
     reordered, reorder = [], conv._reorder
     conv._reorder = lambda x: reordered.append((torch.get_num_threads(), len(x))) or reorder(x)
     try:
-        for threads, count in [(1, 4), (1, 2), (3, 2), (3, 1), (3, 1), (1, 4), (3, 1), (1, 1)]:
+        for threads, count in [(1, 4), (1, 2), *((3, n) for n in (2, 1, 1, 3, 4, 2)), (1, 1)]:
             torch.set_num_threads(threads)
             assert_same(network, maps(count, 256, 9, 9), fused=fused)
-            assert len(conv.weights) <= 2
+            assert len(conv.weights) <= 4
     finally:
         torch.set_num_threads(before)
-    assert reordered == [(1, 4), (3, 2), (3, 1), (1, 4)]
+    assert reordered == [(1, 4), (3, 2), (3, 1), (3, 3), (3, 4), (1, 1)]

@@ -291,6 +291,7 @@ def test_path_of_weights_stays_private(tmp_path):
     ("content", "message"),
     [
         (b"accuracy 1.000", "which is not JSON; pass what `sktransfer evaluate MODEL DIR --json`"),
+        (b"[" * 100_000, "which is not JSON"),
         (b"[1]", "without accuracy, classes, confusion, correct, images, interval, split; pass"),
         (b'{"accuracy": 1}', "without classes, confusion, correct, images, interval, split; pass"),
     ],
@@ -300,6 +301,30 @@ def test_other_content_of_an_evaluation_is_an_error(classifier, tmp_path, conten
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^Got {re.escape(repr(str(path)))}.*{message}"):
         make_card(classifier, evaluation=path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"confusion": {}},
+        {"confusion": {"labels": list("abc"), "counts": [[1, 2, 3]]}},
+        {"interval": None},
+        {"interval": (0.9, 0.1)},
+        {"accuracy": None},
+        {"accuracy": 3},
+        {"accuracy": float("nan")},
+        {"classes": []},
+        {"classes": [1]},
+        {"images": "x"},
+        {"images": -1},
+        {"correct": 10**9},
+        {"split": "test\n# Good"},
+    ],
+)
+def test_values_that_no_evaluation_has_are_an_error(classifier, change):
+    message = r"^Got an evaluation with values that no evaluation has; pass what `sktransfer eval"
+    with pytest.raises(ValueError, match=message):
+        make_card(classifier, evaluation={**evaluation(classifier), **change})
 
 
 def test_evaluation_of_another_model_is_an_error(classifier):

@@ -330,3 +330,16 @@ def test_types_outside_of_scikit_learn_must_be_trusted(tmp_path):
     with pytest.raises(ModelFileError, match=re.escape(f"types that are not trusted: {types}")):
         load(path)
     assert_same(load(path, trusted=types), model)
+
+
+def test_errors_of_arguments_do_not_blame_the_file(tmp_path):
+    def broken():
+        raise RuntimeError("no memory")
+
+    with pytest.warns(UserWarning, match="is not saved"):
+        save(extractor(Tiny).fit(X), tmp_path / "model.skt")
+    with pytest.raises(ValueError, match=r"^Got backbone=.*cannot be built \(RuntimeError: no "):
+        load(tmp_path / "model.skt", backbone=broken)
+    for trusted in (None, "mypackage.MyScaler", [3]):
+        with pytest.raises(TypeError, match=r"^Got trusted=.*expected a list of names of types"):
+            load(tmp_path / "model.skt", backbone=Tiny, trusted=trusted)

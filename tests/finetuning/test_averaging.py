@@ -1,5 +1,7 @@
 """The tuned weights are averaged with those before, and calibrated, on held-out images."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -316,6 +318,7 @@ def test_bars_show_the_decision_and_the_check(capsys):
     shown = capsys.readouterr()
     assert "FineTunedImageClassifier: lr=0.001 (20 images per class).\n" in shown.err
     assert "held-out check: last block" in shown.err
+    assert re.search(r"\nAveraging: \d+% of the tuned weights.*; temperature \d\.\d\d\n", shown.err)
     assert not shown.out
     assert quiet.decision_.parameters == {"unfreeze": (0, "all")}
 

@@ -9,6 +9,7 @@ from torch import nn
 from sktransfer import FineTunedImageClassifier
 from sktransfer.finetuning import decision as room
 from sktransfer.finetuning.decision import (
+    FitDecision,
     count_last_blocks,
     decide_parameters,
     mean_interclass_cosine,
@@ -259,3 +260,8 @@ def test_two_classes_and_a_class_with_one_image_are_decided():
     assert fitted.decision_.class_counts == (20, 20, 1)
     assert fitted.classes_.tolist() == ["cat", "dog", "owl"]
     assert fitted.score(X[two], Y[two]) > 0.9
+
+
+def test_fit_that_decides_nothing_says_so():
+    decision = FitDecision({}, None, 27.75, None)
+    assert str(decision) == "Nothing was decided: all values were given (27.8 images per class)."

@@ -265,3 +265,69 @@ def test_fork_while_images_are_read_has_its_own_threads():
             os._exit(torch.get_num_threads())
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_new_thread_does_not_keep_the_number_of_readers():
+    before, reader_done, seen = torch.get_num_threads(), threading.Event(), []
+    one = ImageReader(Views(as_images(images(1)), PREPROCESSING), 1, ImageErrors("raise"))
+
+    def request():
+        list(one.read([[0]]))  # a single image, without a pool
+        seen.append(torch.get_num_threads())
+        reader_done.set()
+
+    torch.set_num_threads(3)
+    try:
+        with reading_pool(1) as pool:
+            pool.submit(int).result()
+            threading.Thread(target=request).start()
+            assert reader_done.wait(30)
+        assert seen == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_keep_their_own_number():
+    def own(number):
+        torch.set_num_threads(number)
+        with reading_pool(1) as pool:
+            pool.submit(int).result()
+            with ThreadPoolExecutor(1) as other:
+                other.submit(nested).result()
+        return torch.get_num_threads()
+
+    def nested():
+        with reading_pool(1) as pool:
+            return pool.submit(read_within).result()
+
+    def read_within():
+        with reading_pool(1) as pool:
+            pool.submit(int).result()
+        assert torch.get_num_threads() == 1, "this is a reader"
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            assert [executor.submit(own, number).result() for number in (1, 3, 2)] == [1, 3, 2]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_fork_that_ends_the_reading_of_its_parent_has_its_own_threads():
+    def reading():
+        with reading_pool(1):
+            yield
+
+    generator = reading()
+    next(generator)
+    child = os.fork()
+    if not child:
+        generator.close()
+        torch.set_num_threads(2)
+        with reading_pool(1) as pool:
+            pool.submit(int).result()
+        os._exit(torch.get_num_threads())
+    generator.close()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 2

@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 import threading
+import types
 import warnings
 
 import cloudpickle
@@ -227,3 +228,37 @@ def test_search_with_workers_takes_a_lambda():
     assert search.best_estimator_.augment is search.estimator.augment
     with pytest.raises(pickle.PicklingError, match=r"Got augment=<function .*<lambda> at"):
         pickle.dumps(search)
+
+
+class Wordy:
+    """It cannot be pickled, and has a repr without a space."""
+
+    def __init__(self, text):
+        self.function, self.text = lambda image: image, text
+
+    def __repr__(self):
+        if not self.text:
+            raise ValueError("no repr")
+        return self.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("W" * 200, "Got augment=WWW"), ("", "Got augment=a Wordy")]
+)
+def test_parameter_is_named_whatever_its_repr(text, shown):
+    with pytest.raises(pickle.PicklingError, match=f"^{shown}"):
+        pickle.dumps(FineTunedImageClassifier(augment=Wordy(text)))
+
+
+@pytest.mark.parametrize("module", ["mypackage.distributed", "mypackage.pool", "copying"])
+def test_modules_of_users_with_names_like_those_of_libraries_are_checked(module):
+    user = types.ModuleType(module)
+    exec("import pickle\ndef save(estimator): return pickle.dumps(estimator)", user.__dict__)
+    with pytest.raises(pickle.PicklingError, match=r"^Got augment=.*<lambda>"):
+        user.save(FineTunedImageClassifier(augment=lambda image: image))
+
+
+def test_hashing_of_dask_is_no_saving(of_main, recwarn):
+    tokenize = pytest.importorskip("dask.base").tokenize
+    tokenize(PretrainedFeatureExtractor(of_main))
+    assert not [w for w in recwarn if "can load this file" in str(w.message)]
