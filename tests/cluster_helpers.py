@@ -38,6 +38,7 @@ class LogsLoads(TransformerMixin, BaseEstimator):
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        time.sleep(0.1)  # another thread may begin to load
         with open(self.log, "a") as file:
             file.write(f"{os.getpid()}\n")
 

@@ -144,6 +144,14 @@ def test_on_error_of_the_model_has_no_effect(on_error, table_and_broken):
     assert model.steps[0][1].on_error == on_error
 
 
+def test_classifier_that_skips_broken_images_gives_errors_and_no_warning(table_and_broken):
+    table, broken = table_and_broken
+    model = make_classifier(on_error="skip").fit(X, Y)
+    result = remote_model(model, "predict", probability=True).run(list(table["path"]))
+    np.testing.assert_array_equal(result["probability"].is_null(), broken)
+    np.testing.assert_array_equal(result["error"].is_valid(), broken)
+
+
 def test_error_without_a_row_is_raised(monkeypatch):
     def transform(self, X):
         raise ImageError("Gone.")
