@@ -7,16 +7,35 @@ import numpy as np
 import pytest
 import torch
 from cluster_helpers import LogsLoads, files, loads, make_extractor, make_pipeline_for
-from helpers import NAMES, CountingTiny, Tiny, X, Y, counted, encoded, images, make_classifier
+from helpers import (
+    BOTH,
+    DOMAIN,
+    NAMES,
+    CountingTiny,
+    Tiny,
+    X,
+    Y,
+    counted,
+    domain_labels,
+    encoded,
+    images,
+    make_classifier,
+)
 from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor, save
+from sktransfer import (
+    FineTunedImageClassifier,
+    PretrainedFeatureExtractor,
+    SelfTrainedImageClassifier,
+    save,
+)
 from sktransfer.integrations.rows import remote_model
 from sktransfer.utils.errors import ImageError
 
@@ -106,6 +125,16 @@ def test_probabilities_of_a_pipeline_run_the_network_once(log):
     np.testing.assert_allclose(
         embeddings(result["probability"]), model.predict_proba(X[:9]), rtol=1e-6
     )
+
+
+def test_self_trained_and_frozen_models_predict_as_they_do_themselves():
+    model = SelfTrainedImageClassifier(make_classifier(unfreeze=0), shares=(0.5,))
+    model.fit(BOTH, domain_labels("?"), sample_domain=DOMAIN)
+    for fitted in (model, FrozenEstimator(model.estimators_[0])):
+        result = remote_model(fitted, "predict", probability=True).run([*png(X[:3]), b""])
+        assert result["prediction"].to_pylist() == [*fitted.predict(X[:3]), None]
+        expected = fitted.predict_proba(X[:3])
+        np.testing.assert_allclose(embeddings(result["probability"]), expected, rtol=1e-6)
 
 
 def test_regressor_predicts_numbers():
