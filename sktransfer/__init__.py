@@ -15,6 +15,8 @@ Cached embeddings
 Fitted models in files
     save, load, make_card (a model card), export_onnx, register_onnx_converter, to_module (a torch
     module)
+Clusters
+    embed and predict of sktransfer.integrations.dask and sktransfer.integrations.ray
 
 X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
 docs/architecture.md describes how the package is built.

@@ -33,6 +33,7 @@ LAYERS = [
     "export",
     "diagnostics",
     "inspection",
+    "integrations",
     "cli",
     "__main__",
     "__init__",

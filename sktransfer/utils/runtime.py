@@ -79,7 +79,20 @@ def tune_malloc() -> None:
     library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
+@contextlib.contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Let torch use a number of threads of the CPU; None leaves it as it is."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
+
+
+def resolve_device(device: str | torch.device, worker: int | None = None) -> torch.device:
     """Resolve the device in the process that uses it.
 
     Parameters
@@ -88,6 +101,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         `"auto"` is a CUDA device if available, else Apple's MPS, else the CPU. Workers of a
         parallel search are spread over the visible CUDA devices. A process that was forked from one
         that uses CUDA cannot use it, so there it is the CPU.
+    worker : int or None
+        Index of this worker; None is that in the name of a process of joblib or multiprocessing.
 
     Raises
     ------
@@ -101,7 +116,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """
     if isinstance(device, str) and device == "auto":
         if torch.cuda.is_available() and not _is_forked_from_cuda():
-            return torch.device("cuda", _worker_number() % torch.cuda.device_count())
+            number = _worker_number() if worker is None else worker
+            return torch.device("cuda", number % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     names = ("auto", "cpu", "cuda", "cuda:0", "mps")
     gpu = "mps" if torch.backends.mps.is_available() else "cuda"
@@ -253,7 +269,8 @@ def resolve_threads(n_jobs: int | None, device: torch.device | None = None) -> i
         worker = multiprocessing.parent_process() is not None
         on_cpu = device is None or device.type == "cpu"
         return 1 if worker and on_cpu else torch.get_num_threads()
-    return max(1, joblib.effective_n_jobs(int(n_jobs)))
+    # joblib would return 1 in a worker of Dask, which must start no processes, but may use threads.
+    return int(n_jobs) if n_jobs > 0 else max(1, joblib.effective_n_jobs(int(n_jobs)))
 
 
 def _worker_number() -> int:

@@ -11,6 +11,7 @@ from sktransfer.utils.runtime import (
     resolve_device,
     resolve_precision,
     resolve_threads,
+    torch_threads,
     training_precision,
 )
 
@@ -52,6 +53,7 @@ def test_auto_device_spreads_workers_over_the_gpus(machine, monkeypatch):
         monkeypatch.setattr(multiprocessing, "current_process", lambda process=process: process)
         indices.append(resolve_device("auto").index)
     assert indices == [0, 1, 0, 0]
+    assert [resolve_device("auto", worker).index for worker in (0, 1, 5)] == [0, 1, 1]
 
 
 def test_fork_of_a_process_that_uses_cuda_uses_the_cpu(machine, monkeypatch):
@@ -103,6 +105,21 @@ def test_resolve_threads_counts_like_torch_and_joblib(monkeypatch):
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     assert resolve_threads(None) == resolve_threads(None, CPU) == 1
     assert resolve_threads(None, CUDA) == 4  # decodes images for the device
+
+
+def test_a_number_of_threads_holds_where_joblib_starts_no_processes(monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    with pytest.warns(UserWarning, match="n_jobs"):
+        assert resolve_threads(-1) == 1
+    assert resolve_threads(3) == 3
+
+
+def test_torch_threads_are_set_and_restored():
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with torch_threads(None):
+        assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("n_jobs", [0, "all", 1.5, True, 10**9, float("nan"), [1], np.float64(2)])

@@ -1,0 +1,1 @@
+"""Columns of images on clusters: Dask and Ray."""

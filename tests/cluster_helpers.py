@@ -1,0 +1,96 @@
+"""Models that log what worker processes do, and images for them."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+from helpers import Counter, Tiny, X, images, save_images
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from sktransfer import PretrainedFeatureExtractor
+
+N_IMAGES = 48
+
+
+class SlowTiny(Tiny):
+    """Logs the process of each batch of images, and takes a while for it."""
+
+    def __init__(self, log):
+        super().__init__()
+        self[0] = SlowCounter(self[0], log, n_workers=1)
+
+
+class SlowCounter(Counter):
+    def forward(self, x):
+        time.sleep(0.2)
+        return super().forward(x)
+
+
+class LogsLoads(TransformerMixin, BaseEstimator):
+    """A step that changes nothing, and logs each process that unpickles it."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        time.sleep(0.1)  # another thread may begin to load
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+
+def make_extractor(backbone=Tiny, **parameters):
+    return PretrainedFeatureExtractor(backbone, **{"cache": None, **parameters}).fit(X[:2])
+
+
+def make_pipeline_for(y, **parameters):
+    """Fit an extractor and a logistic regression on the images of `helpers`."""
+    extractor = PretrainedFeatureExtractor(Tiny, cache=None, **parameters)
+    return make_pipeline(extractor, LogisticRegression()).fit(X, y)
+
+
+def files(folder, n=N_IMAGES):
+    """Save images; return a table of their paths and numbers, in which three rows are broken."""
+    paths = save_images(images(n, side=24), folder)
+    broken = [1, 2, n - 3]
+    for row in broken[:2]:
+        with open(paths[row], "wb") as file:
+            file.write(b"no image")
+    os.unlink(paths[broken[2]])
+    table = pd.DataFrame({"path": paths, "number": np.arange(n) + 100})
+    return table, np.isin(np.arange(n), broken)
+
+
+def kill_worker(log):
+    """Kill a process that has computed images, as soon as two have."""
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        processes = {line.split()[1].partition("-")[0] for line in _lines(log)}
+        if len(processes) > 1:
+            os.kill(int(min(processes)), signal.SIGKILL)
+            return
+        time.sleep(0.02)
+    raise TimeoutError("two workers have not computed any images")
+
+
+def loads(log):
+    """Return how often each process has loaded a model, by its id."""
+    lines = _lines(log)
+    return {int(process): lines.count(process) for process in lines}
+
+
+def _lines(log):
+    return log.read_text().splitlines() if log.exists() else []
