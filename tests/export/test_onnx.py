@@ -1,6 +1,7 @@
 """An exported file computes what the model computes, or is not written."""
 
 import functools
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -478,6 +480,26 @@ def test_node_snippet_of_the_page_predicts_as_the_model(tmp_path):
     for photograph in photographs:
         Image.fromarray(photograph).save(tmp_path / "flower.png")
         assert_same_answer(node(snippet("js"), tmp_path), photograph, model)
+
+
+def test_python_server_of_the_page_predicts_transparent_images_as_the_model(pipeline, tmp_path):
+    export_onnx(pipeline, tmp_path / "model.onnx")
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    (code,) = re.findall(r"```python\n(import io\n.*?def app.*?)```", page.read_text(), re.DOTALL)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = {"onnxruntime": SimpleNamespace(InferenceSession=lambda _: session), "np": np}
+    exec(code, names)
+    for mode in ("RGBA", "LA", "P"):
+        image = Image.fromarray(X[0]).convert("RGBA")
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        file = io.BytesIO()
+        image.convert(mode).save(file, "PNG")
+        body = file.getvalue()
+        environ = {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": len(body)}
+        answer = json.loads(names["app"](environ, lambda *_: None)[0])
+        (expected,) = pipeline.predict_proba([body])
+        assert list(answer) == [*map(str, pipeline.classes_)]
+        np.testing.assert_allclose([*answer.values()], expected, atol=1e-3)
 
 
 # Appended to a page: send its answer to the server.
