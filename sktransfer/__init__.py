@@ -16,8 +16,8 @@ Fitted models in files
     save, load, make_card (a model card), export_onnx, register_onnx_converter, to_module (a torch
     module)
 
-X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
-docs/architecture.md describes how the package is built.
+X can be paths, URLs, PIL images, arrays, tensors, bytes or a column of a table. The guide is in
+docs/; docs/architecture.md describes how the package is built.
 """
 
 import importlib

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -136,6 +137,7 @@ class RemoteFiles:
     def __init__(self) -> None:
         self._versions: dict[RemoteFile, RemoteVersion | ImageError] = {}
         self._started: dict[RemoteFile, Future[bytes]] = {}
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[RemoteFiles], tuple[()]]:
         return RemoteFiles, ()  # Another process, or a later one, asks again.
@@ -152,22 +154,22 @@ class RemoteFiles:
         ImportError
             If fsspec, or its package for the protocol, is missing.
         """
-        if file not in self._versions:
-            unknown = [one for one in dict.fromkeys([file, *others()]) if not self.knows(one)]
-            if len(unknown) == 1:  # Starting a thread would take longer.
-                self._versions[file] = _version_or_error(file)
-            else:
-                with ThreadPoolExecutor(_MAX_REQUESTS, "sktransfer-metadata") as pool:
-                    found = pool.map(_version_or_error, unknown)
-                    self._versions.update(zip(unknown, found, strict=True))
-        version = self._versions[file]
+        with self._lock:
+            if file not in self._versions:
+                unknown = [one for one in {file, *others()} if one not in self._versions]
+                self._request_versions(unknown)
+            version = self._versions[file]
         if isinstance(version, ImageError):
             raise ImageError(version.reason) from version.__cause__
         return version
 
-    def knows(self, file: RemoteFile) -> bool:
-        """Return whether the version of a file has been requested."""
-        return file in self._versions
+    def _request_versions(self, files: list[RemoteFile]) -> None:
+        if len(files) == 1:  # Starting a thread would take longer.
+            self._versions[files[0]] = _version_or_error(files[0])
+            return
+        with ThreadPoolExecutor(_MAX_REQUESTS, "sktransfer-metadata") as pool:
+            found = pool.map(_version_or_error, files)
+            self._versions.update(zip(files, found, strict=True))
 
     def read(self, file: RemoteFile) -> bytes:
         """Read a file, or wait for it if that has been started.
@@ -251,14 +253,14 @@ def _read(file: RemoteFile, size: int | None) -> bytes:
 
 def _retried(file: RemoteFile, request: Callable[[Any, str, dict[str, float]], _Result]) -> _Result:
     """Call a function of filesystem, path and time-out; repeat it if its error may pass."""
-    filesystem, path = _filesystem(file)
-    # Only asynchronous filesystems can be interrupted.
-    limits = {"timeout": _TIMEOUT} if filesystem.async_impl else {}
     attempt = 0
     while True:
         try:
+            filesystem, path = _filesystem(file)
+            # Only asynchronous filesystems can be interrupted.
+            limits = {"timeout": _TIMEOUT} if filesystem.async_impl else {}
             return request(filesystem, path, limits)
-        except (ImportError, MemoryError):
+        except (ImageError, ImportError, MemoryError):
             raise
         except Exception as error:  # Each filesystem has errors of its own.
             attempt += 1
@@ -284,13 +286,11 @@ def _filesystem(file: RemoteFile) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         if "Protocol not known" not in str(error):
-            raise ImageError(f"Got a URL that cannot be opened: {_text(error, file)}.") from error
+            raise
         raise ImageError(
             f"Got a URL of {scheme}://, a protocol that fsspec does not know. Correct it, or pass "
             "the image as bytes."
         ) from error
-    except Exception as error:  # such as a host that cannot be reached
-        raise ImageError(_why(error, file)[0]) from error
 
 
 def _why(error: Exception, file: RemoteFile) -> tuple[str, bool]:

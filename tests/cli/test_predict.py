@@ -42,7 +42,7 @@ def test_images_at_urls_have_the_predictions_of_files(model, photos, tmp_path):
     assert [row | {"path": ""} for row in of_urls] == [row | {"path": ""} for row in of_files]
     labels = [Path(path).parent.name for path in paths]
     table = write_csv(tmp_path / "urls.csv", "path,label", zip(urls, labels, strict=True))
-    assert json.loads(run("evaluate", model, table, "--json").stdout)["n_images"] == len(urls)
+    assert json.loads(run("evaluate", model, table, "--json").stdout)["images"] == len(urls)
     filesystem.rm(str(photos), recursive=True)
 
 

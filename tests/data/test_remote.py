@@ -323,6 +323,15 @@ def test_metadata_is_requested_once_and_in_parallel(server, urls):
     assert server.count("GET") == 0
 
 
+def test_metadata_is_requested_once_if_images_are_hashed_on_threads(server, urls, store):
+    X = [*images(62), *urls]  # in two parts, each for a thread
+    extractor = PretrainedFeatureExtractor(Tiny(), cache=store, n_jobs=4).fit(X)
+    server.requests.clear()
+    server.delays = dict.fromkeys(server.objects, 0.2)
+    extractor.transform(X)
+    assert server.count("HEAD") == len(urls)
+
+
 # Reading
 
 
@@ -349,8 +358,9 @@ def test_views_of_an_image_read_it_once(server, urls):
 
 
 def test_dropped_connection_is_tried_again(server, urls, files, quick):
+    extractor = PretrainedFeatureExtractor(Tiny(), cache=None).fit(urls)
     server.drops["/2.png"] = 2
-    assert (embed(urls) == embed(files)).all()
+    assert (extractor.transform(urls) == embed(files)).all()
     assert server.drops["/2.png"] == 0
 
 
@@ -522,6 +532,19 @@ def test_changed_object_of_s3_has_another_key_even_if_it_was_listed(bucket):
     client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
     client.put_object(Bucket="images", Key="changing.png", Body=CONTENTS[1])
     assert keys([url]) != before
+
+
+def test_missing_credentials_of_s3_are_errors(bucket, monkeypatch):
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(ImageError, match=r"Access was refused\. Check your credentials"):
+        as_images([f"{bucket}/0.png"])[0]
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_missing_key_and_bucket_of_s3_are_errors(bucket):
