@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers import Tiny, colored_images, encoded, images, make_classifier
+from helpers import Items, Tiny, colored_images, encoded, images, make_classifier
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import cross_val_score
@@ -170,6 +170,7 @@ def test_urls_have_the_embeddings_of_files_in_all_containers(memory, files):
         pa.array(memory),
         [{"bytes": None, "path": url} for url in memory],
         [(url, 0) for url in memory],
+        Items(memory),
         [memory[0], *files[1:3], CONTENTS[3], *memory[4:]],
     ]
     for container in containers:
