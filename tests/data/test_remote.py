@@ -294,6 +294,7 @@ def test_changed_object_is_embedded_anew(server, urls, store, tags):
     changed = embed(urls, cache=store)
     assert (changed[0] != first[0]).any()
     assert (changed[1:] == first[1:]).all()
+    assert store.info().computed == len(urls) + 1
 
 
 def test_content_is_hashed_if_the_server_says_nothing(server, urls):
@@ -515,6 +516,14 @@ def bucket():
     server.stop()
 
 
+def client(version="s3v4"):
+    import boto3
+    from botocore.config import Config
+
+    config = Config(signature_version=version)
+    return boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], config=config)
+
+
 def test_s3_gives_the_embeddings_of_files(bucket, files, store):
     urls = [f"{bucket}/{row}.png" for row in range(len(CONTENTS))]
     assert (embed(urls) == embed(files)).all()
@@ -528,11 +537,26 @@ def test_changed_object_of_s3_has_another_key_even_if_it_was_listed(bucket):
     url = f"{bucket}/changing.png"
     before = keys([url])
     assert keys([url]) == before
-    import boto3
-
-    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-    client.put_object(Bucket="images", Key="changing.png", Body=CONTENTS[1])
+    client().put_object(Bucket="images", Key="changing.png", Body=CONTENTS[1])
     assert keys([url]) != before
+
+
+@pytest.mark.parametrize("version", ["s3", "s3v4"])
+def test_newly_signed_urls_of_s3_find_the_stored_embeddings(bucket, files, store, version):
+    pytest.importorskip("aiohttp")
+    first, second = (
+        [
+            client(version).generate_presigned_url(
+                "get_object", {"Bucket": "images", "Key": f"{row}.png"}, ExpiresIn=seconds
+            )
+            for row in range(len(files))
+        ]
+        for seconds in (600, 900)
+    )
+    assert not set(first) & set(second)
+    assert (embed(first, cache=store) == embed(files)).all()
+    assert (embed(second, cache=store) == embed(files)).all()
+    assert (store.info().computed, store.info().read) == (len(files), len(files))
 
 
 def test_missing_credentials_of_s3_are_errors(bucket, monkeypatch):
