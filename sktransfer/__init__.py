@@ -18,8 +18,8 @@ Fitted models in files
 Clusters
     embed and predict of sktransfer.integrations.dask and sktransfer.integrations.ray
 
-X can be paths, PIL images, arrays, tensors, bytes or a column of a table. The guide is in docs/;
-docs/architecture.md describes how the package is built.
+X can be paths, URLs, PIL images, arrays, tensors, bytes or a column of a table. The guide is in
+docs/; docs/architecture.md describes how the package is built.
 """
 
 import importlib

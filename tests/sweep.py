@@ -250,8 +250,9 @@ def container_table(images: list[np.ndarray], paths: list[str]) -> dict[str, Cal
         "an image": lambda: images[0],
         "None": lambda: None,
         "empty list": list,
-        "addresses": lambda: ["https://example.org/cat.jpg"] * 4,
-        "file addresses": lambda: [f"file://{path}" for path in paths],
+        "URLs": lambda: in_memory(paths),
+        "URLs of files": lambda: [f"file://{path}" for path in paths],
+        "a missing URL": lambda: [*in_memory(paths[:3]), "memory://nowhere.png"],
         "a missing file": lambda: [*paths[:3], "nowhere.png"],
     }
     optional = {
@@ -277,6 +278,15 @@ def read_only(array: np.ndarray) -> np.ndarray:
     array = array.copy()
     array.flags.writeable = False
     return array
+
+
+def in_memory(paths: list[str]) -> list[str]:
+    """Copy files to fsspec's filesystem in memory; return their URLs."""
+    import fsspec
+
+    for path in paths:
+        fsspec.filesystem("memory").pipe_file(path, Path(path).read_bytes())
+    return [f"memory://{path}" for path in paths]
 
 
 def object_array(items: list[Any]) -> np.ndarray:

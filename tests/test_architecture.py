@@ -76,6 +76,7 @@ OWNERS = {
     r"import skorch|from skorch": {"finetuning/train_stage"},
     r"sklearn\.callback": {"utils/progress"},
     r"tqdm": {"utils/progress"},
+    r"fsspec": {"data/remote"},
     r"import_onnx|onnxruntime": {
         "export/converter",
         "export/onnx",

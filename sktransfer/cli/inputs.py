@@ -64,7 +64,7 @@ def training_images(data: Bunch, notes: Notes) -> Bunch:
 
 
 def load_images(paths: Sequence[Path], notes: Notes) -> list[str]:
-    """List the images of files and folders; folders are searched with all of their subfolders.
+    """List the images of files, URLs and folders; folders are searched with their subfolders.
 
     A file is an image whatever its name: one that cannot be read is an error later.
 
@@ -76,8 +76,11 @@ def load_images(paths: Sequence[Path], notes: Notes) -> list[str]:
         If there are no images.
     """
     from sktransfer.data.folders import list_images
+    from sktransfer.data.remote import as_remote_file
 
-    missing = [str(path) for path in paths if not os.path.lexists(path)]
+    absent = [path for path in paths if not os.path.lexists(path)]
+    urls = {path: file.url for path in absent if (file := as_remote_file(str(path)))}
+    missing = [str(path) for path in absent if path not in urls]
     if missing:
         raise FileNotFoundError(listed(f"{counted(len(missing), 'path')} not found", missing))
     images, ignored = [], list[str]()
@@ -87,7 +90,7 @@ def load_images(paths: Sequence[Path], notes: Notes) -> list[str]:
             images += in_folder
             ignored += others
         else:
-            images.append(str(path))
+            images.append(urls.get(path, str(path)))
     tell_ignored(ignored, notes)
     if not images:
         raise ValueError(f"no images in {', '.join(map(str, paths[:3]))}")

@@ -27,6 +27,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from sktransfer.data import formats
 from sktransfer.data.formats import Samples
 from sktransfer.data.jpeg import plain_header
+from sktransfer.data.remote import RemoteVersion
 from sktransfer.utils.errors import ImageError
 
 PixelRange = tuple[float, float]
@@ -598,13 +599,13 @@ def _head(raw: RawImage) -> bytes:
 
 
 def fingerprint(
-    raw: RawImage, pixel_range: PixelRange | None = None, background: Color = WHITE
+    raw: RawImage | RemoteVersion, pixel_range: PixelRange | None = None, background: Color = WHITE
 ) -> bytes:
     """Compute a digest that identifies the content of an image in a cache.
 
-    A file is identified by its absolute path, size and modification time, without being opened;
-    any other image by its content. The pixel range is included if there is one and the image may
-    not be 8-bit, and the background if it is not white.
+    A file is identified by its absolute path, size and modification time, without being opened, a
+    file at a URL by its version, and any other image by its content. The pixel range is included if
+    there is one and the image may not be 8-bit, and the background if it is not white.
 
     Returns
     -------
@@ -625,6 +626,8 @@ def fingerprint(
         return _digest(*_pil_content(raw, ranges, settings))
     if isinstance(raw, str):
         return _digest((*_file_identity(raw), *ranges, *settings))
+    if isinstance(raw, RemoteVersion):
+        return _digest(("url", *raw, *ranges, *settings))
     return _digest(("encoded", *ranges, *settings), bytes(raw))
 
 

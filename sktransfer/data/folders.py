@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sktransfer.data.items import is_missing
+from sktransfer.data.remote import as_remote_file
 from sktransfer.utils.errors import check_bool, check_choice, did_you_mean, import_optional
 
 IMAGE_EXTENSIONS = (
@@ -568,7 +569,7 @@ def load_image_table(
 ) -> Bunch:
     r"""Load paths and labels of images from a table with a row for each image.
 
-    No image is opened, but all files must exist.
+    No image is opened, but all files must exist; URLs are not checked.
 
     Parameters
     ----------
@@ -584,7 +585,7 @@ def load_image_table(
         "test"; others stay as they are.
     root : path or None
         The folder that the paths are relative to; None is the folder of the table. Absolute paths
-        stay as they are.
+        and URLs stay as they are.
 
     Returns
     -------
@@ -592,7 +593,7 @@ def load_image_table(
         As from `load_image_folder`, with N images, in the order of the table:
 
         data, filenames : ndarray of shape (N,), object
-            Paths, starting with `root`.
+            Paths, starting with `root`, and URLs.
         target : ndarray of shape (N,), int64
             Index into `target_names`.
         labels : ndarray of shape (N,), str
@@ -650,7 +651,9 @@ def load_image_table(
     for name, values in cells.items():
         _check_filled(values, name, table)
     folder = table.parent if root is None else Path(root).expanduser()
-    paths = [str(folder / value) for value in cells[path_column]]
+    paths = [
+        value if as_remote_file(value) else str(folder / value) for value in cells[path_column]
+    ]
     labels = [unicodedata.normalize("NFC", label.strip()) for label in cells[label_column]]
     _check_files(paths, folder)
     _check_unique(paths, labels)
@@ -781,7 +784,11 @@ def _check_filled(values: list[str], column: str, table: Path) -> None:
 
 
 def _check_files(paths: list[str], folder: Path) -> None:
-    missing = [(row, path) for row, path in enumerate(paths) if not os.path.isfile(path)]
+    missing = [
+        (row, path)
+        for row, path in enumerate(paths)
+        if not (as_remote_file(path) or os.path.isfile(path))
+    ]
     if missing:
         lines = [f"row {row} ({path})" for row, path in missing]
         raise FileNotFoundError(
@@ -794,7 +801,8 @@ def _check_files(paths: list[str], folder: Path) -> None:
 def _check_unique(paths: list[str], labels: list[str]) -> None:
     rows: dict[str, list[int]] = {}
     for row, path in enumerate(paths):
-        rows.setdefault(os.path.abspath(path), []).append(row)
+        file = as_remote_file(path)
+        rows.setdefault(file.name if file else os.path.abspath(path), []).append(row)
     lines = [
         f"rows {', '.join(map(str, same))} ({paths[same[0]]}, labeled "
         f"{', '.join(repr(labels[row]) for row in same)})"

@@ -31,7 +31,8 @@ from sktransfer.data.decoding import (
     RawImage,
     resolve_background,
 )
-from sktransfer.data.items import as_array, describe, path_of, resolve
+from sktransfer.data.items import as_array, describe, path_of, remote_file_of, resolve
+from sktransfer.data.remote import RemoteFile, RemoteFiles, RemoteVersion
 from sktransfer.utils.errors import ImageError
 
 # Items of a lazily read dataset, and files, from which the pixel range is learned.
@@ -48,6 +49,8 @@ _Result = TypeVar("_Result")
 # Digests of images on their background, by fingerprint: a search looks at the same ones in every
 # fit. A few bytes for at most 64 images of a set, so their number is not limited.
 _appearances: dict[bytes, bytes] = {}
+# Properties of images at URLs, by function and fingerprint, for the same reason.
+_known_properties: dict[tuple[str, bytes], Any] = {}
 
 
 class Images(Sequence[np.ndarray]):
@@ -73,6 +76,8 @@ class Images(Sequence[np.ndarray]):
         Indices of these images in `source`; None means all.
     argument : str
         Name of the argument that `source` was passed as, for errors; empty for `X`.
+    remote : RemoteFiles or None
+        Reads the images at URLs; None is a new one.
     """
 
     # Pickles from before this attribute do not have it.
@@ -87,6 +92,7 @@ class Images(Sequence[np.ndarray]):
         background: Color = WHITE,
         rows: np.ndarray | None = None,
         argument: str = "",
+        remote: RemoteFiles | None = None,
     ) -> None:
         self.source = source
         self.image_shape = image_shape
@@ -94,6 +100,7 @@ class Images(Sequence[np.ndarray]):
         self.background = background
         self.rows = rows
         self.argument = argument
+        self.remote = RemoteFiles() if remote is None else remote
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
@@ -149,8 +156,16 @@ class Images(Sequence[np.ndarray]):
         """
         if isinstance(self.source, DatasetSource):
             return None
+
+        def read(image: RawImage, *_: Any) -> PlainJpeg | None:
+            jpeg = decoding.plain_jpeg(image, side)
+            file = self.remote_file(row) if jpeg is None else None
+            if file is not None and isinstance(image, bytes):
+                self.remote.keep(file, image)  # for `decode`
+            return jpeg
+
         with contextlib.suppress(ImageError):
-            return self._apply(lambda image, *_: decoding.plain_jpeg(image, side), row)
+            return self._apply(read, row)
         return None
 
     def stack(self) -> tuple[np.ndarray | torch.Tensor, bool] | None:
@@ -180,8 +195,9 @@ class Images(Sequence[np.ndarray]):
         """Compute a digest that identifies the content of one image in a cache.
 
         A file is identified by its absolute path, size and modification time, without being opened;
-        any other image by its content. The pixel range is included if there is one and the image
-        may not be 8-bit, and the background if it is not white.
+        a file at a URL by its name, ETag (or time) and size, which are requested in parallel for
+        all images at once; any other image by its content. The pixel range is included if there is
+        one and the image may not be 8-bit, and the background if it is not white.
 
         Returns
         -------
@@ -192,15 +208,21 @@ class Images(Sequence[np.ndarray]):
         ImageError
             If a file is missing or an item is not an image.
         """
-        return self._apply(decoding.fingerprint, row)
+
+        def versioned(file: RemoteFile) -> RemoteVersion:
+            return self.remote.version(file, partial(self._remote_files, range(len(self))))
+
+        return self._apply(decoding.fingerprint, row, versioned)
 
     def order_key(self, row: int) -> bytes:
-        """Return a key for sorting images: the path, or else the content.
+        """Return a key for sorting images: the path, the name of a URL, or else the content.
 
         Items of a dataset keep their order, since their content would have to be read.
         """
         if isinstance(self.source, DatasetSource):
             return self._origin(row).to_bytes(8, "big")
+        if (file := self.remote_file(row)) is not None:
+            return os.fsencode(file.name)
         item = self._apply(lambda image, *_: image, row)
         return (
             os.fsencode(os.path.abspath(item)) if isinstance(item, str) else self.fingerprint(row)
@@ -209,11 +231,13 @@ class Images(Sequence[np.ndarray]):
     def mostly_at_least(self, side: int) -> bool:
         """Estimate from a sample whether the shorter side of most images is at least `side`."""
         sample, n_large = self.sample(_N_IMAGES_FOR_SIZE), 0
-        for row in range(len(sample)):
-            try:
-                n_large += min(sample.decode(row, side).shape[:2]) >= side
-            except ImageError:  # reported when the image is decoded for use
-                continue
+        with sample.fetching() as start:
+            start(range(len(sample)))
+            for row in range(len(sample)):
+                try:
+                    n_large += min(sample.decode(row, side).shape[:2]) >= side
+                except ImageError:  # reported when the image is decoded for use
+                    continue
         return 2 * n_large > len(sample)
 
     def describe(self, row: int) -> str:
@@ -238,6 +262,7 @@ class Images(Sequence[np.ndarray]):
             background=self.background,
             rows=self.origins[chosen],
             argument=self.argument,
+            remote=self.remote,
         )
 
     def of_argument(self, argument: str) -> Images:
@@ -261,8 +286,65 @@ class Images(Sequence[np.ndarray]):
         return self.take(np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)))
 
     def path(self, row: int) -> str | None:
-        """Return the path of one image, or None if it has none."""
+        """Return the path or URL of one image, or None if it has none."""
         return None if isinstance(self.source, DatasetSource) else path_of(self._read(row))
+
+    def remote_file(self, row: int) -> RemoteFile | None:
+        """Return the URL of one image, or None if it has none or is in a dataset."""
+        source = self.source
+        no_paths = isinstance(source, DatasetSource | torch.Tensor) or is_stack(source)
+        return None if no_paths else remote_file_of(self._read(row))
+
+    @contextlib.contextmanager
+    def fetching(self) -> Iterator[Callable[[Sequence[int]], None]]:
+        """Return a function that starts to read the URLs of some rows, in a context.
+
+        Threads read them, more than there are cores, and whatever decodes these rows waits for
+        them. Rows without a URL are left out.
+        """
+        with self.remote.fetching() as start:
+            yield lambda rows: start(self._remote_files(rows))
+
+    def _remote_files(self, rows: Sequence[int]) -> Iterator[RemoteFile]:
+        return (file for row in rows if (file := self.remote_file(row)) is not None)
+
+    def properties(self, function: Callable[[RawImage], _Result]) -> Iterator[_Result | ImageError]:
+        """Yield the result of a function of `decoding` for each image, or an error.
+
+        Those of images at URLs are remembered, and the others are fetched in parallel.
+        """
+        name, keys = function.__name__, [self._key_of_url(row) for row in range(len(self))]
+        with self.fetching() as start:
+            start(
+                [
+                    row
+                    for row, key in enumerate(keys)
+                    if isinstance(key, bytes) and (name, key) not in _known_properties
+                ]
+            )
+            for row, key in enumerate(keys):
+                yield key if isinstance(key, ImageError) else self._property(function, row, key)
+
+    def _property(
+        self, function: Callable[[RawImage], _Result], row: int, key: bytes | None
+    ) -> _Result | ImageError:
+        known = None if key is None else (function.__name__, key)
+        if known in _known_properties:
+            return _known_properties[known]
+        try:
+            result = self._apply(lambda image, *_: function(image), row)
+        except ImageError as error:
+            return error
+        if known is not None:
+            _known_properties[known] = result
+        return result
+
+    def _key_of_url(self, row: int) -> bytes | ImageError | None:
+        """Return the fingerprint of an image at a URL, or its error; None without a URL."""
+        try:
+            return None if self.remote_file(row) is None else self.fingerprint(row)
+        except ImageError as error:
+            return error
 
     def _read(self, row: int) -> Any:
         return self.source[self._origin(row)]
@@ -272,13 +354,21 @@ class Images(Sequence[np.ndarray]):
         return position if self.rows is None else int(self.rows[position])
 
     def _apply(
-        self, function: Callable[[RawImage, PixelRange | None, Color], _Result], row: int
+        self,
+        function: Callable[[Any, PixelRange | None, Color], _Result],
+        row: int,
+        fetch: Callable[[RemoteFile], Any] | None = None,
     ) -> _Result:
-        """Call a function of `decoding` for a row; its errors name the row."""
+        """Call a function of `decoding` for a row; its errors name the row.
+
+        Of an image at a URL, the function gets the bytes, or what `fetch` returns for the URL.
+        """
         item = None
         try:
             item = self._read(row)
-            image = resolve(item, self.image_shape)
+            image: Any = resolve(item, self.image_shape)
+            if isinstance(image, RemoteFile):
+                image = (fetch or self.remote.read)(image)
             return function(image, self.pixel_range, self.background)
         except ImageError as error:
             source = self.describe(row) if item is None else describe(item)
@@ -299,9 +389,9 @@ def as_images(
     Parameters
     ----------
     X : list, array, Series, one-column DataFrame, tensor or dataset of length N
-        Paths (str, Path or bytes), PIL images, arrays of shape (H, W) or (H, W, C) or (C, H, W),
-        torch tensors (C, H, W) on any device, encoded bytes in any buffer, open binary files,
-        pyarrow columns, arrays on disk (HDF5, Zarr), dicts as in Hugging Face
+        Paths and URLs (str, Path or bytes), PIL images, arrays of shape (H, W) or (H, W, C) or
+        (C, H, W), torch tensors (C, H, W) on any device, encoded bytes in any buffer, open binary
+        files, pyarrow columns, arrays on disk (HDF5, Zarr), dicts as in Hugging Face
         `datasets`, also mixed; stacked arrays of shape (N, H, W), (N, H, W, C) or
         (N, C, H, W); a map-style torch Dataset; or numbers of shape (N, n_features), which need
         `image_shape`.
@@ -345,6 +435,7 @@ def as_images(
             background=color if X.background == WHITE else X.background,
             rows=X.rows,
             argument=X.argument,
+            remote=X.remote,
         )
     return _checked(source_of(X), shape, limits, color)
 
@@ -467,8 +558,13 @@ def _extents(images: Images) -> Iterator[Extent]:
     for row in range(min(count, _N_ITEMS_FOR_PIXEL_RANGE) if is_dataset else count):
         try:
             item = resolve(images._read(row), images.image_shape)
-            encoded[row] = not is_dataset and isinstance(item, str | decoding.Encoded)
-            if not encoded[row] and (extent := decoding.extent_of(item)):
+            is_file = isinstance(item, str | decoding.Encoded | RemoteFile)
+            encoded[row] = is_file and not is_dataset
+            if encoded[row]:
+                continue
+            if isinstance(item, RemoteFile):
+                item = images.remote.read(item)
+            if extent := decoding.extent_of(item):
                 yield extent
         except ImageError:
             continue
@@ -478,11 +574,9 @@ def _extents(images: Images) -> Iterator[Extent]:
 
 def _extents_of_files(files: Images) -> Iterator[Extent]:
     sample = files.sample(_N_ITEMS_FOR_PIXEL_RANGE)
-    for row in range(len(sample)):
-        with contextlib.suppress(ImageError):
-            extent = sample._apply(lambda image, *_: decoding.extent_of(image), row)
-            if extent is not None:
-                yield extent
+    for extent in sample.properties(decoding.extent_of):
+        if isinstance(extent, Extent):
+            yield extent
 
 
 def warn_if_invisible(images: Images) -> None:
@@ -491,10 +585,10 @@ def warn_if_invisible(images: Images) -> None:
     is_dataset = isinstance(images.source, DatasetSource)
     sample = images[:count] if is_dataset else images.sample(count)
     appearances, contents = set(), set()
-    for row in range(count):
+    for row, transparent in enumerate(sample.properties(decoding.may_be_transparent)):
         try:
-            if not sample._apply(lambda image, *_: decoding.may_be_transparent(image), row):
-                if is_dataset:  # Reading more items may be slow.
+            if not transparent or isinstance(transparent, ImageError):
+                if is_dataset and not transparent:  # Reading more items may be slow.
                     return
                 continue
             contents.add(content := sample.fingerprint(row))

@@ -1,4 +1,4 @@
-"""Items of `X`, resolved to paths, encoded bytes, PIL images or arrays of pixels.
+"""Items of `X`, resolved to paths, URLs, encoded bytes, PIL images or arrays of pixels.
 
 Shapes: H x W pixels, C channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA).
 """
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from sktransfer.data.decoding import Encoded, RawImage, channel_axis
+from sktransfer.data.remote import RemoteFile, as_remote_file
 from sktransfer.utils.errors import ImageError
 
 NUMERIC_KINDS = "biuf"
@@ -45,8 +46,6 @@ _MAX_PATH_LENGTH, _SHOWN_LENGTH = 255, 80
 # An encoded image has more characters in base64 than this.
 _MIN_BASE64_LENGTH = 48
 
-# "C:/cat.jpg" is a path.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+(?=[^/])")
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 
@@ -54,23 +53,24 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 _FILE_LOCK = threading.Lock()
 
 
-def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
-    """Reduce an item of `X` to a path, encoded bytes, a PIL image or an array.
+def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage | RemoteFile:
+    """Reduce an item of `X` to a path, a URL, encoded bytes, a PIL image or an array.
 
     Parameters
     ----------
     item : object
-        A path (`str`, `Path` or `bytes`), encoded bytes in any buffer, an open binary file, a PIL
-        image, a numeric array or torch tensor of shape (H, W), (H, W, C) or (C, H, W), a dict as
-        in Hugging Face `datasets`, an (image, label, ...) tuple as in a torch Dataset, or a
+        A path or URL (`str`, `Path` or `bytes`), encoded bytes in any buffer, an open binary file,
+        a PIL image, a numeric array or torch tensor of shape (H, W), (H, W, C) or (C, H, W), a dict
+        as in Hugging Face `datasets`, an (image, label, ...) tuple as in a torch Dataset, or a
         scalar of pyarrow, numpy or xarray that holds one of these.
     image_shape : sequence of int or None
         The shape of an image that is given as a 1-D array of numbers.
 
     Returns
     -------
-    str, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
-        The array keeps its dtype and shares the item's memory if possible.
+    str, RemoteFile, bytes-like, PIL.Image.Image or ndarray of shape (H, W, C)
+        A `file://` URL becomes its path. The array keeps its dtype and shares the item's memory if
+        possible.
 
     Raises
     ------
@@ -78,13 +78,13 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage:
         If the item is not an image.
     """
     if isinstance(item, str):
-        return _local_path(item)
+        return _path_or_url(item)
     if _is_pixels(item):
         return _channels_last(item, False, image_shape)
     if isinstance(item, Image.Image):
         return item
     if isinstance(item, os.PathLike):
-        return _local_path(os.fsdecode(item))
+        return _path_or_url(os.fsdecode(item))
     if isinstance(item, Encoded):
         return _encoded_or_path(item, image_shape)
     if isinstance(item, Mapping) and not _is_arrow_scalar(item):
@@ -153,25 +153,47 @@ def _fits(item: Any, image_shape: Sequence[int] | None) -> bool:
 # Paths and encoded images
 
 
-def _local_path(path: str) -> str:
-    """Return a path with its `~` expanded; raise an ImageError if it cannot be a path."""
+def _path_or_url(path: str) -> str | RemoteFile:
+    """Return a URL, or a path with its `~` expanded; raise an ImageError if it is neither."""
     if path.startswith("~") and not os.path.exists(path):
         return os.path.expanduser(path)
-    address = _ADDRESS.match(path)
-    if address and not os.path.exists(path):
-        raise ImageError(_address_remedy(path))
+    file = as_remote_file(path)
+    if file and not os.path.exists(path):
+        return _path_of_url(file.url) if file.url.startswith("file:") else file
     if _is_base64(path):
         raise ImageError(_base64_remedy(path))
     return path
 
 
-def _address_remedy(address: str) -> str:
-    if address.lower().startswith("file:"):
-        path = url2pathname(urlsplit(address).path)
-        remedy = f"Pass the path: {shorten(path)!r}."
-    else:
-        remedy = "Download the image first, and pass its path or its bytes."
-    return f"Got an address, but addresses are not fetched. {remedy}"
+def _path_of_url(url: str) -> str:
+    """Return the path of a `file://` URL, whose special characters may be encoded or not."""
+    path = url.removeprefix("file://").removeprefix("localhost")
+    return path if os.path.exists(path) else url2pathname(urlsplit(url).path)
+
+
+def remote_file_of(item: Any) -> RemoteFile | None:
+    """Return the URL that `resolve` returns for an item, without reading anything.
+
+    Encoded bytes that hold a URL are left out.
+
+    Examples
+    --------
+    >>> remote_file_of({"bytes": None, "path": "s3://bucket/cat.jpg"})
+    RemoteFile(url='s3://bucket/cat.jpg')
+    >>> remote_file_of("cat.jpg"), remote_file_of(np.zeros((8, 8)))
+    (None, None)
+    """
+    if _wraps_image(item):
+        item = item[0]
+    if isinstance(item, Mapping):
+        item = _value_of(item)
+    if not isinstance(item, str | os.PathLike):
+        return None
+    path = os.fsdecode(item)
+    file = as_remote_file(path)
+    if file is None or file.url.startswith("file:") or os.path.exists(path):
+        return None
+    return file
 
 
 def _is_base64(text: str) -> bool:
@@ -197,8 +219,8 @@ def _base64_remedy(text: str) -> str:
     )
 
 
-def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawImage:
-    """Return encoded bytes unchanged, or the path that they hold."""
+def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawImage | RemoteFile:
+    """Return encoded bytes unchanged, or the path or URL that they hold."""
     if isinstance(item, memoryview) and (item.ndim != 1 or item.itemsize != 1):
         return _channels_last(np.asarray(item), False, image_shape)
     if len(item) == 0 or has_signature(bytes(item[:_SIGNATURE_LENGTH])):
@@ -211,8 +233,8 @@ def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawIma
         return item
     path = os.fsdecode(content)
     if path.isprintable() or os.path.exists(path):  # Older names may not be UTF-8.
-        local = _local_path(path)
-        if os.path.exists(local):
+        local = _path_or_url(path)
+        if isinstance(local, RemoteFile) or os.path.exists(local):
             return local
         raise ImageError(
             f"Got {shorten(repr(content))}, which is neither an encoded image nor the path of a "
@@ -332,7 +354,8 @@ def describe(item: Any) -> str:
     ('cat.jpg', 'bytes', 'array of shape (8, 8)', 'missing value')
     """
     if isinstance(item, str | os.PathLike):
-        return shorten(os.fsdecode(item))
+        path = os.fsdecode(item)
+        return shorten(str(as_remote_file(path) or path))
     if isinstance(item, Encoded | np.void):
         return "bytes"
     if isinstance(item, Image.Image):
@@ -362,7 +385,7 @@ def shorten(text: str) -> str:
     >>> shorten("cat.jpg"), len(shorten("A" * 100_000))
     ('cat.jpg', 80)
     """
-    can_be_path = len(text) <= _MAX_PATH_LENGTH and not (_ADDRESS.match(text) or _is_base64(text))
+    can_be_path = len(text) <= _MAX_PATH_LENGTH and not (as_remote_file(text) or _is_base64(text))
     if can_be_path or len(text) <= _SHOWN_LENGTH:
         return text
     half = (_SHOWN_LENGTH - 3) // 2
@@ -370,7 +393,7 @@ def shorten(text: str) -> str:
 
 
 def path_of(item: Any) -> str | None:
-    """Return the path of an item of `X`, or None if it has none; never fails.
+    """Return the path or URL of an item of `X`, or None if it has none; never fails.
 
     Examples
     --------

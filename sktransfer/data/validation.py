@@ -23,6 +23,7 @@ from sktransfer.data.images import (
     warn_if_invisible,
 )
 from sktransfer.data.items import has_signature, looks_like_image
+from sktransfer.data.remote import as_remote_file
 
 
 def check_images(
@@ -103,9 +104,10 @@ def _first(values: Any) -> Any:
 
 
 def _is_image(item: Any) -> bool:
-    """Return whether an item is an image or the path of one, rather than a label."""
+    """Return whether an item is an image or the path or URL of one, rather than a label."""
     if isinstance(item, str):
-        return Path(item).suffix.lower() in IMAGE_EXTENSIONS or os.path.isfile(item)
+        is_path = Path(item).suffix.lower() in IMAGE_EXTENSIONS or os.path.isfile(item)
+        return is_path or as_remote_file(item) is not None
     if isinstance(item, bytes):
         return has_signature(item)
     # A column (N, 1) holds labels.

@@ -280,7 +280,11 @@ class DeviceFeed:
         if self._stack is not None:
             yield from ((rows, _Batch([], {})) for rows in batches)
             return
-        with _Readers() as readers, reading_pool(self._threads) as decoders:
+        with (
+            self._views.fetched_ahead(batches) as fetched,
+            _Readers() as readers,
+            reading_pool(self._threads) as decoders,
+        ):
 
             def submit(rows: Sequence[int]) -> tuple[Sequence[int], list[Future[list[_Read]]]]:
                 if self._views.augmentation is None:
@@ -292,7 +296,7 @@ class DeviceFeed:
                 parts = (views_of_images[start : start + _READ_TOGETHER] for start in starts)
                 return rows, [readers.submit(self._read, part, decoders) for part in parts]
 
-            yield from ahead(map(submit, batches), _BATCHES_AHEAD, self._finish)
+            yield from ahead(map(submit, fetched), _BATCHES_AHEAD, self._finish)
 
     def _finish(
         self, submitted: tuple[Sequence[int], list[Future[list[_Read]]]]

@@ -82,6 +82,8 @@ class ImageErrors:
 class ImageReader:
     """Decodes and prepares images on threads.
 
+    Images at URLs are fetched by further threads, which wait for the network.
+
     If only one thread calls the engine, threads read images ahead of it (`read`). Otherwise each
     thread reads a batch and runs it through the engine (`map`), so no core waits for another. Only
     a few batches are in memory at a time.
@@ -139,8 +141,8 @@ class ImageReader:
             return readable, function(pixels) if needed else None, errors
 
         threads = threads_per_core * self._threads
-        with reading_pool(threads) as pool:
-            futures = (pool.submit(read_and_apply, rows) for rows in batches)
+        with self._views.fetched_ahead(batches) as fetched, reading_pool(threads) as pool:
+            futures = (pool.submit(read_and_apply, rows) for rows in fetched)
             for rows, values, errors in ahead(futures, 2 * threads, Future.result):
                 self._keep(errors)
                 if values is not None and not self._image_errors.failed:
@@ -171,8 +173,8 @@ class ImageReader:
             self._image_errors.add(row, error)
 
     def _read_ahead(self, batches: Iterable[Sequence[int]]) -> Iterator[_Read]:
-        with reading_pool(self._threads) as pool:
-            reads = (self._submit(pool, rows) for rows in batches)
+        with self._views.fetched_ahead(batches) as fetched, reading_pool(self._threads) as pool:
+            reads = (self._submit(pool, rows) for rows in fetched)
             yield from ahead(reads, _BATCHES_AHEAD, self._finish)
 
     def _submit(self, pool: ThreadPoolExecutor, rows: Sequence[int]) -> _Batch:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -153,6 +154,22 @@ class Views:
             size = crop if crop[0] <= height and crop[1] <= width else None
             image = self.augmentation(image, self.seed(item, digest), size)
         return self.preprocessing.cropped(image)
+
+    @contextmanager
+    def fetched_ahead(self, batches: Iterable[Sequence[int]]) -> Iterator[Iterator[Sequence[int]]]:
+        """Return batches of items; images at URLs are requested as soon as their batch is taken."""
+        with self.images.fetching() as start:
+            yield self._fetched(batches, start)
+
+    def _fetched(
+        self, batches: Iterable[Sequence[int]], start: Callable[[Sequence[int]], None]
+    ) -> Iterator[Sequence[int]]:
+        last = -1  # the views of an image are consecutive, and may be in two batches
+        for items in batches:
+            rows = dict.fromkeys(self.image_of(item) for item in items)
+            start([row for row in rows if row != last])
+            last = next(reversed(rows), last)
+            yield items
 
     def is_augmented(self, item: int) -> bool:
         """Return whether a view differs from its image."""

@@ -3,9 +3,10 @@ import io
 import json
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import pytest
-from cli_helpers import paths_below, run, save_broken, save_classes
+from cli_helpers import paths_below, run, save_broken, save_classes, write_csv
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -29,6 +30,20 @@ def test_predictions_are_printed_as_csv(model, photos):
     assert [row["label"] for row in rows] == ["cat"] * 8 + ["dog"]
     assert "Predicting 9 images ...\n" in result.stderr
     assert "Predicted 9 images in" in result.stderr
+
+
+def test_images_at_urls_have_the_predictions_of_files(model, photos, tmp_path):
+    filesystem, paths = fsspec.filesystem("memory"), paths_below(photos)
+    for path in paths:
+        filesystem.pipe_file(path, Path(path).read_bytes())
+    urls = [f"memory:/{path}" for path in paths]
+    of_files, of_urls = (rows_of(run("predict", model, *X).stdout) for X in (paths, urls))
+    assert [row["path"] for row in of_urls] == urls
+    assert [row | {"path": ""} for row in of_urls] == [row | {"path": ""} for row in of_files]
+    labels = [Path(path).parent.name for path in paths]
+    table = write_csv(tmp_path / "urls.csv", "path,label", zip(urls, labels, strict=True))
+    assert json.loads(run("evaluate", model, table, "--json").stdout)["images"] == len(urls)
+    filesystem.rm(str(photos), recursive=True)
 
 
 def test_probabilities_have_a_column_for_each_class(model, photos):

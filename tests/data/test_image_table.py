@@ -231,3 +231,16 @@ def test_classifier_of_a_table_and_of_a_folder_have_names_as_classes(tmp_path):
         classifier.fit(loaded.data, loaded.labels)
         assert classifier.classes_.tolist() == ["cat", "dog", "owl"]
         assert set(classifier.predict(loaded.data)) <= {"cat", "dog", "owl"}
+
+
+def test_urls_stay_as_they_are_and_are_not_checked(tmp_path, files):
+    paths = ["s3://bucket/a.png", files[0], "https://host/b.png?Signature=1"]
+    table = write(tmp_path, {"path": paths, "label": ["x", "y", "x"]})
+    assert load_image_table(table, root=tmp_path).data.tolist() == [
+        paths[0],
+        str(tmp_path / files[0]),
+        paths[2],
+    ]
+    twice = {"path": [paths[2], "https://host/b.png?Signature=2"], "label": ["x", "y"]}
+    with pytest.raises(ValueError, match="Got 1 path more than once"):
+        load_image_table(write(tmp_path, twice))

@@ -156,6 +156,7 @@ PATHS, CLASSES = [f"{number}.png" for number in range(6)], ["cat", "dog"] * 3
         ([Image.fromarray(image) for image in images(6)], [True, False] * 3),
         ([encoded(Image.fromarray(image)) for image in images(6)], CLASSES),
         ([f"{number}.JPG" for number in range(6)], np.arange(6)),
+        ([f"https://host/image?id={number}" for number in range(6)], CLASSES),
     ],
 )
 def test_swapped_images_and_labels_are_rejected(X, y):

@@ -4,6 +4,7 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -96,6 +97,26 @@ def test_files_have_the_pixels_of_the_cpu(files, batch_size, form):
         assert device.waits["decode_jpeg"] >= 1
     # The emulated device decodes as the CPU, which decodes a far larger JPEG at a reduced size.
     assert_as_on_the_cpu(found, views_of(X))
+
+
+def test_urls_have_the_pixels_of_files_and_are_read_once(files, monkeypatch):
+    # A strip and a small JPEG are read before it is known that the device cannot resize them.
+    names = [name for name in [*GOOD, *range(20)] if name not in ("strip", "small")]
+    filesystem, fetched = fsspec.filesystem("memory"), list[str]()
+    for path in paths(files, names):
+        filesystem.pipe_file(path, Path(path).read_bytes())
+    cat_file = type(filesystem).cat_file
+
+    def counted(self, path, **options):
+        fetched.append(path)
+        return cat_file(self, path, **options)
+
+    monkeypatch.setattr(type(filesystem), "cat_file", counted)
+    with emulated_cuda():
+        found = read(views_of([f"memory:/{path}" for path in paths(files, names)]))
+    assert sorted(fetched) == sorted(paths(files, names))
+    assert_as_on_the_cpu(found, views_of(paths(files, names)))
+    filesystem.rm(str(files), recursive=True)
 
 
 def test_host_waits_once_for_a_batch(files):
