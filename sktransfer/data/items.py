@@ -219,8 +219,8 @@ def _base64_remedy(text: str) -> str:
     )
 
 
-def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawImage | RemoteFile:
-    """Return encoded bytes unchanged, or the path or URL that they hold."""
+def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawImage:
+    """Return encoded bytes unchanged, or the path that they hold."""
     if isinstance(item, memoryview) and (item.ndim != 1 or item.itemsize != 1):
         return _channels_last(np.asarray(item), False, image_shape)
     if len(item) == 0 or has_signature(bytes(item[:_SIGNATURE_LENGTH])):
@@ -234,7 +234,12 @@ def _encoded_or_path(item: Encoded, image_shape: Sequence[int] | None) -> RawIma
     path = os.fsdecode(content)
     if path.isprintable() or os.path.exists(path):  # Older names may not be UTF-8.
         local = _path_or_url(path)
-        if isinstance(local, RemoteFile) or os.path.exists(local):
+        if isinstance(local, RemoteFile):  # an upload must not make a server request it
+            raise ImageError(
+                f"Got bytes that hold the URL {shorten(str(local))!r}, but a URL is only read if "
+                "it is a str: decode it"
+            )
+        if os.path.exists(local):
             return local
         raise ImageError(
             f"Got {shorten(repr(content))}, which is neither an encoded image nor the path of a "

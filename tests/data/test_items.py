@@ -286,8 +286,10 @@ def test_text_formats_are_read():
     ],
 )
 def test_urls_are_resolved_without_reading(url):
-    for item in (url, url.encode(), {"path": url}, Path(url), url.replace("://", ":/")):
+    for item in (url, {"path": url}, Path(url), url.replace("://", ":/")):
         assert resolve(item) == RemoteFile(url)
+    with pytest.raises(ImageError, match=r"Got bytes that hold the URL .*only read if it is a str"):
+        resolve(url.encode())
     assert resolve(url.partition(":")[0].upper() + url[url.index(":") :]) == RemoteFile(url)
 
 

@@ -164,7 +164,6 @@ def test_urls_have_the_embeddings_of_files_in_all_containers(memory, files):
         memory,
         np.array(memory),
         np.array(memory, dtype=object),
-        [url.encode() for url in memory],
         pd.Series(memory),
         pd.DataFrame({"image": memory}),
         pa.array(memory),
