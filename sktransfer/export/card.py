@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -38,6 +37,8 @@ _NOT_OF_THE_MODEL = {
 # An underscore within a word has no meaning.
 _SPECIAL = re.compile(r"([\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_]))")
 _EVALUATION_KEYS = {"split", "images", "correct", "accuracy", "interval", "classes", "confusion"}
+# Of shares in a file.
+_ROUNDING = 1e-6
 _REMEDY = "pass what `sktransfer evaluate MODEL DIR --json` prints"
 
 
@@ -276,8 +277,11 @@ def _are_scores(scores: Mapping[str, Any]) -> bool:
             and [row["label"] for row in rows] == list(labels)
             and [row["images"] for row in rows] == counts.sum(axis=1).tolist()
             and (scores["images"], scores["correct"]) == (n_images, n_correct)
-            and math.isclose(scores["accuracy"], n_correct / n_images, abs_tol=1e-6)
-            and all(0 <= low <= high <= 1 for low, high in intervals)
+            and abs(scores["accuracy"] - n_correct / n_images) <= _ROUNDING
+            and all(
+                -_ROUNDING <= low <= high + _ROUNDING <= 1 + 2 * _ROUNDING
+                for low, high in intervals
+            )
             and scores["split"] in (None, "all", "train", "val", "test")
         )
     except (KeyError, IndexError, TypeError, ValueError):
