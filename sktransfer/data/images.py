@@ -389,9 +389,9 @@ def as_images(
     Parameters
     ----------
     X : list, array, Series, one-column DataFrame, tensor or dataset of length N
-        Paths and URLs (str, Path or bytes), PIL images, arrays of shape (H, W) or (H, W, C) or
-        (C, H, W), torch tensors (C, H, W) on any device, encoded bytes in any buffer, open binary
-        files, pyarrow columns, arrays on disk (HDF5, Zarr), dicts as in Hugging Face
+        Paths (str, Path or bytes), URLs (str or Path), PIL images, arrays of shape (H, W) or
+        (H, W, C) or (C, H, W), torch tensors (C, H, W) on any device, encoded bytes in any buffer,
+        open binary files, pyarrow columns, arrays on disk (HDF5, Zarr), dicts as in Hugging Face
         `datasets`, also mixed; stacked arrays of shape (N, H, W), (N, H, W, C) or
         (N, C, H, W); a map-style torch Dataset; or numbers of shape (N, n_features), which need
         `image_shape`.

@@ -59,10 +59,10 @@ def resolve(item: Any, image_shape: Sequence[int] | None = None) -> RawImage | R
     Parameters
     ----------
     item : object
-        A path or URL (`str`, `Path` or `bytes`), encoded bytes in any buffer, an open binary file,
-        a PIL image, a numeric array or torch tensor of shape (H, W), (H, W, C) or (C, H, W), a dict
-        as in Hugging Face `datasets`, an (image, label, ...) tuple as in a torch Dataset, or a
-        scalar of pyarrow, numpy or xarray that holds one of these.
+        A path (`str`, `Path` or `bytes`), a URL (`str` or `Path`), encoded bytes in any buffer, an
+        open binary file, a PIL image, a numeric array or torch tensor of shape (H, W), (H, W, C) or
+        (C, H, W), a dict as in Hugging Face `datasets`, an (image, label, ...) tuple as in a torch
+        Dataset, or a scalar of pyarrow, numpy or xarray that holds one of these.
     image_shape : sequence of int or None
         The shape of an image that is given as a 1-D array of numbers.
 
@@ -157,12 +157,17 @@ def _path_or_url(path: str) -> str | RemoteFile:
     """Return a URL, or a path with its `~` expanded; raise an ImageError if it is neither."""
     if path.startswith("~") and not os.path.exists(path):
         return os.path.expanduser(path)
-    file = as_remote_file(path)
-    if file and not os.path.exists(path):
+    if file := _url_of(path):
         return _path_of_url(file.url) if file.url.startswith("file:") else file
     if _is_base64(path):
         raise ImageError(_base64_remedy(path))
     return path
+
+
+def _url_of(path: str) -> RemoteFile | None:
+    """Return a URL, or None if it is the path of a file or no URL."""
+    file = as_remote_file(path)
+    return file if file and not os.path.exists(path) else None
 
 
 def _path_of_url(url: str) -> str:
@@ -189,11 +194,8 @@ def remote_file_of(item: Any) -> RemoteFile | None:
         item = _value_of(item)
     if not isinstance(item, str | os.PathLike):
         return None
-    path = os.fsdecode(item)
-    file = as_remote_file(path)
-    if file is None or file.url.startswith("file:") or os.path.exists(path):
-        return None
-    return file
+    file = _url_of(os.fsdecode(item))
+    return None if file is None or file.url.startswith("file:") else file
 
 
 def _is_base64(text: str) -> bool:

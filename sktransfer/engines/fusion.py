@@ -152,7 +152,7 @@ class _FusedConv2d(nn.Module):
         if weight is None:
             weight = self._reorder(x)
             # Replaced as a whole, because other threads read it.
-            self.weights = {**dict([*self.weights.items()][-3:]), key: weight}
+            self.weights = dict([*self.weights.items(), (key, weight)][-4:])
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, self.conv.bias, *self.geometry, *self.activation
         )
