@@ -120,7 +120,7 @@ class Spark:
     def __init__(self, workers: int) -> None:
         from pyspark.sql import SparkSession
 
-        os.environ["PYSPARK_PYTHON"] = sys.executable
+        os.environ |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
         builder = SparkSession.builder.master(f"local[{workers}]")
         for key, value in {
             "spark.driver.host": "127.0.0.1",

@@ -175,14 +175,17 @@ def plan(job: Job, cluster: Cluster) -> Plan:
     bottleneck = min(allowed, key=lambda name: allowed[name])
     machine = cluster.machine
     failure_rate = machine.failures_per_hour / HOUR
-    attempt = job.partition * cluster.workers / allowed[bottleneck]
+    # The scheduler does not slow a partition down, but delays its start.
+    allowed_for_workers = min(rate for name, rate in allowed.items() if name != "scheduler")
+    attempt = job.partition * cluster.workers / allowed_for_workers
     lost = job.partitions * math.expm1(failure_rate * attempt)
     retries = with_retries(attempt, failure_rate, machine.start) - attempt
-    seconds = (
-        machine.start
-        + makespan(job.partitions, cluster.workers, attempt, cluster.spread)
+    working = (
+        makespan(job.partitions, cluster.workers, attempt, cluster.spread)
         + job.partitions * retries / cluster.workers
     )
+    scheduling = (job.partitions + lost) * cluster.task_seconds + attempt
+    seconds = machine.start + max(working, scheduling)
     return Plan(
         seconds=seconds,
         machine_hours=cluster.machines * seconds / HOUR,
