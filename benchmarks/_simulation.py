@@ -1,4 +1,4 @@
-"""Discrete-event simulation of a job, with stragglers and failures, to check benchmarks/_plan.py.
+"""Discrete-event simulation of a job, with stragglers and failures, to check benchmarks/plan.py.
 
 A scheduler hands one task after the other to free workers. The time of an attempt is lognormal. A
 worker fails at random while it computes; it then needs a restart, and its task goes back into the
@@ -37,7 +37,7 @@ class Outcome:
 
 
 class Simulation:
-    """A job of `tasks` tasks, `seconds` long on average; see `_plan.makespan` for the others.
+    """A job of `tasks` tasks, `seconds` long on average; see `plan.makespan` for the others.
 
     Parameters
     ----------

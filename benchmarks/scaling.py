@@ -8,7 +8,7 @@ dask     by sktransfer.integrations.dask, on two workers of one thread each, in 
          in one process for all jobs: the cluster starts only once
 
 and the embeddings of both are compared. The start is the time of the first run minus that of its
-images; the cost model of benchmarks/_plan.py predicts the others. The same model is compared with
+images; the cost model of benchmarks/plan.py predicts the others. The same model is compared with
 the mean of simulated jobs with stragglers and failures. Parquet files of embeddings are written, to
 measure the speed and the size.
 
@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ import pyarrow
 import pyarrow.parquet
 from _clusters import Dask, check_equal, write_images
 from _common import ROOT, command_line, finish, in_fresh_process
-from _plan import HOUR, Cluster, Job, Machine, plan
+from plan import HOUR, Cluster, Job, Machine, plan
 from _simulation import Simulation
 
 from sktransfer import PretrainedFeatureExtractor
@@ -51,26 +51,25 @@ SEEDS = range(20)
 
 # Clusters for which the model is compared with the simulation: 1,000 partitions of 100 s.
 SIMULATED = {
-    "no failures, equal partitions": Cluster(Machine(1, 10, 1e12), 50),
-    "uneven partitions": Cluster(Machine(1, 10, 1e12), 50, spread=0.5),
-    "a failure every 20 hours": Cluster(Machine(1, 10, 1e12, 0.05, 120), 50, spread=0.3),
-    "a failure every hour": Cluster(Machine(1, 10, 1e12, 1.0, 120), 50, spread=0.3),
-    "scheduler too slow": Cluster(Machine(1, 10, 1e12), 200, task_seconds=1.0),
+    "no failures, equal partitions": Cluster(Machine(1, 10, math.inf), 50),
+    "uneven partitions": Cluster(Machine(1, 10, math.inf), 50, spread=0.5),
+    "a failure every 20 hours": Cluster(Machine(1, 10, math.inf, 0.05, 120), 50, spread=0.3),
+    "a failure every hour": Cluster(Machine(1, 10, math.inf, 1.0, 120), 50, spread=0.3),
+    "scheduler too slow": Cluster(Machine(1, 10, math.inf), 200, task_seconds=1.0),
 }
 
 
 def run_command(paths: list[str], folder: Path, threads: int) -> tuple[float, np.ndarray]:
     """Embed the images with `sktransfer embed`; return the seconds of the process, and the rows."""
-    images, output = folder / f"images-{len(paths)}", folder / "embeddings.npy"
-    images.mkdir()
-    for path in paths:
-        os.link(path, images / Path(path).name)
-    output.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sktransfer", "embed", str(images), "-o", str(output)]
     settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    start = time.perf_counter()
-    subprocess.run([*command, "--quiet"], check=True, env=os.environ | settings)
-    return time.perf_counter() - start, np.load(output)
+    with tempfile.TemporaryDirectory(dir=folder) as images:
+        for path in paths:
+            os.link(path, Path(images) / Path(path).name)
+        output = Path(images) / "embeddings.npy"
+        command = [sys.executable, "-m", "sktransfer", "embed", images, "-o", str(output)]
+        start = time.perf_counter()
+        subprocess.run([*command, "--quiet"], check=True, env=os.environ | settings)
+        return time.perf_counter() - start, np.load(output)
 
 
 def measure_dask(folder: Path, counts: list[int]) -> dict[str, Any]:
@@ -93,16 +92,23 @@ def measure_dask(folder: Path, counts: list[int]) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-def predict(sample: list[int], seconds: list[float], counts: list[int], cluster: bool) -> Any:
-    """Predict the seconds of jobs from those of two small ones."""
+def predict(
+    sample: list[int], seconds: list[float], counts: list[int], *, cluster: bool
+) -> tuple[float, float, list[float]]:
+    """Predict the seconds of jobs from those of two small ones.
+
+    Returns the seconds of the start, the images per second, and the predictions.
+    """
     few, many = sample
     if cluster:  # the first job has started the cluster, and the second one has not
         speed, workers, partition = many / seconds[1], DASK_WORKERS, PARTITION
-        start = 0.0
     else:
+        if seconds[1] <= seconds[0]:
+            sys.exit(f"{many} images took no longer than {few}: the machine is not idle")
         speed, workers, partition = (many - few) / (seconds[1] - seconds[0]), 1, 1
-        start = seconds[0] - few / speed
-    one = Cluster(Machine(workers, speed / workers, 1e12, start=start), 1)
+    start = seconds[0] - few / speed
+    machine = Machine(workers, speed / workers, math.inf, start=0.0 if cluster else start)
+    one = Cluster(machine, 1)
     jobs = [Job(count, 1.0, WIDTH, partition=partition) for count in counts]
     return start, speed, [plan(job, one).seconds for job in jobs]
 
@@ -118,6 +124,7 @@ def compare_runs(options: Any) -> dict[str, Any]:
         image_bytes = statistics.mean(os.path.getsize(path) for path in paths)
         (folder / "paths.txt").write_text("\n".join(paths))
         measured["command"] = []
+        run_command(paths[: sample[0]], folder, options.threads)  # compiles the network's graph
         for count in counts:
             seconds, embeddings = run_command(paths[:count], folder, options.threads)
             np.save(folder / f"expected-{count}.npy", embeddings)
@@ -126,7 +133,7 @@ def compare_runs(options: Any) -> dict[str, Any]:
         measured["dask"] = in_fresh_process("scaling.py", *arguments, threads=1)["seconds"]
     runs: dict[str, Any] = {}
     for name, seconds in measured.items():
-        start, speed, predicted = predict(sample, seconds, sizes, name == "dask")
+        start, speed, predicted = predict(sample, seconds, sizes, cluster=name == "dask")
         runs[name] = {
             "sample_seconds": dict(zip(map(str, sample), seconds, strict=False)),
             "start_seconds": start,
@@ -163,7 +170,6 @@ def compare_simulations() -> dict[str, Any]:
             "simulated": simulated,
             "error": predicted.seconds / simulated - 1,
             "lost": statistics.mean(run.attempts - job.partitions for run in runs),
-            "cluster": asdict(cluster),
         }
     return compared
 

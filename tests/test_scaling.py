@@ -1,4 +1,4 @@
-"""The cost model of benchmarks/_plan.py agrees with a simulation, and with what is exact."""
+"""The cost model of benchmarks/plan.py agrees with a simulation, and with what is exact."""
 
 import importlib
 import math
@@ -19,7 +19,7 @@ def benchmark(name):
         return importlib.import_module(name)
 
 
-plans, simulation = benchmark("_plan"), benchmark("_simulation")
+plans, simulation = benchmark("plan"), benchmark("_simulation")
 Simulation = simulation.Simulation
 
 MACHINE = plans.Machine(workers=4, images_per_second=100, network=1e9)

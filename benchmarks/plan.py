@@ -1,12 +1,18 @@
-"""Cost model of a large job: time, storage, transfer and cost, and the resource that limits it.
+"""Plan a large job: time, storage, transfer and cost, and the resource that limits it.
 
 A job is divided into partitions. Each worker takes the next partition when it has finished one. If
-its machine fails, the partition is lost, and computed again from its beginning. Times are in
-seconds, sizes in bytes, and rates in images per second unless stated otherwise.
+its machine fails, the partition is lost, and computed again from its beginning. docs/scaling.md
+explains the parameters and where to get their values.
+
+This module needs nothing but Python. Times are in seconds, sizes in bytes, and rates in images per
+second unless stated otherwise.
+
+    python benchmarks/plan.py --images 1e8 --images-per-second 90 --machines 20 --workers 16
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -264,3 +270,99 @@ def _mean_of_longest(below: Callable[[float], float], count: int, spread: float)
     above = [1 - below(x) ** count for x in xs]
     pairs = zip(xs, xs[1:], above, above[1:], strict=False)
     return xs[0] + sum((right - left) * (a + b) / 2 for left, right, a, b in pairs)
+
+
+def parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(name: str, default: float | None, text: str) -> None:
+        shown = "required" if default is None else f"default: {default:g}"
+        command.add_argument(
+            name, type=float, default=default, required=default is None, help=f"{text}; {shown}"
+        )
+
+    add("--images", None, "number of images")
+    add("--images-per-second", None, "of one worker, measured on a sample")
+    add("--machines", 1, "number of machines")
+    add("--workers", 1, "workers of a machine: its cores, or its GPUs")
+    add("--image-kb", 110, "mean size of an encoded image, in kB")
+    add("--width", 1280, "values of an embedding")
+    add("--value-bytes", 4, "4 for float32, 2 for float16")
+    add("--partition", 1000, "images of a partition")
+    add("--network-gbit", 10, "Gbit/s of a machine")
+    add("--failures-per-hour", 0.001, "of a machine")
+    add("--start-seconds", 120, "until a new machine computes")
+    add("--partition-ms", 100, "that a worker loses with each partition")
+    add("--task-ms", 1, "of the scheduler for each partition")
+    add("--spread", 0.3, "standard deviation of the logarithm of the time of a partition")
+    add("--requests-per-second", math.inf, "objects that the storage delivers")
+    add("--listed-per-second", math.inf, "objects that are listed during the job")
+    add("--rows-per-second", math.inf, "embeddings that are written into one store")
+    add("--price-machine-hour", 0, "price")
+    add("--price-gb-month", 0, "price of storage")
+    add("--price-gb", 0, "price of transfer")
+    add("--price-1000-requests", 0, "price")
+    add("--months", 1, "that the embeddings are kept")
+    return command
+
+
+def main() -> None:
+    options = parser().parse_args()
+    machine = Machine(
+        workers=int(options.workers),
+        images_per_second=options.images_per_second,
+        network=options.network_gbit * 1e9 / 8,
+        failures_per_hour=options.failures_per_hour,
+        start=options.start_seconds,
+    )
+    cluster = Cluster(
+        machine,
+        machines=int(options.machines),
+        partition_overhead=options.partition_ms / 1000,
+        task_seconds=options.task_ms / 1000,
+        spread=options.spread,
+        requests_per_second=options.requests_per_second,
+        listed_per_second=options.listed_per_second,
+        rows_per_second=options.rows_per_second,
+    )
+    job = Job(
+        images=int(options.images),
+        image_bytes=options.image_kb * 1000,
+        width=int(options.width),
+        value_bytes=int(options.value_bytes),
+        partition=int(options.partition),
+    )
+    prices = Prices(
+        machine_hour=options.price_machine_hour,
+        gigabyte_month=options.price_gb_month,
+        gigabyte_transferred=options.price_gb,
+        thousand_requests=options.price_1000_requests,
+    )
+    print_plan(job, cluster, prices, options.months)
+
+
+def print_plan(job: Job, cluster: Cluster, prices: Prices, months: float) -> None:
+    predicted = plan(job, cluster)
+    print("images per second that each resource allows:")
+    for name, rate in sorted(limits(job, cluster).items(), key=lambda item: item[1]):
+        print(f"  {name:18}{rate:>14,.0f}{'  <- limit' * (name == predicted.bottleneck)}")
+    seconds = job.partition / cluster.machine.images_per_second
+    failure_rate = cluster.machine.failures_per_hour / HOUR
+    print(f"hours              {predicted.seconds / HOUR:14,.2f}")
+    print(f"machine-hours      {predicted.machine_hours:14,.1f}")
+    print(f"partitions         {predicted.partitions:14,} of {seconds:,.0f} s")
+    print(f"computed again     {predicted.lost:14,.1f}")
+    if failure_rate and cluster.partition_overhead:
+        best = best_partition_seconds(cluster.partition_overhead, failure_rate)
+        images = best * cluster.machine.images_per_second
+        print(f"best partition     {images:14,.0f} images, {best:,.0f} s")
+    print(f"read, GB           {predicted.read / 1e9:14,.1f}")
+    print(f"stored, GB         {predicted.stored / 1e9:14,.1f}")
+    print(f"requests           {predicted.requests:14,.0f}")
+    print(f"cost               {predicted.cost(prices, months):14,.2f}")
+
+
+if __name__ == "__main__":
+    main()
