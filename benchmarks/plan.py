@@ -45,10 +45,12 @@ class Job:
 
     @property
     def partitions(self) -> int:
+        """Number of partitions."""
         return math.ceil(self.images / self.partition)
 
     @property
     def embedding_bytes(self) -> int:
+        """Size of an embedding."""
         return self.width * self.value_bytes
 
 
@@ -110,6 +112,7 @@ class Cluster:
 
     @property
     def workers(self) -> int:
+        """Number of workers of all machines."""
         return self.machines * self.machine.workers
 
 

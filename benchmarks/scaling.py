@@ -37,8 +37,8 @@ import pyarrow
 import pyarrow.parquet
 from _clusters import Dask, check_equal, write_images
 from _common import ROOT, command_line, finish, in_fresh_process
-from plan import HOUR, Cluster, Job, Machine, plan
 from _simulation import Simulation
+from plan import HOUR, Cluster, Job, Machine, plan
 
 from sktransfer import PretrainedFeatureExtractor
 
