@@ -187,7 +187,7 @@ def plan(job: Job, cluster: Cluster) -> Plan:
     # The scheduler does not slow a partition down, but delays its start.
     allowed_for_workers = min(rate for name, rate in allowed.items() if name != "scheduler")
     attempt = job.partition * cluster.workers / allowed_for_workers
-    lost = job.partitions * math.expm1(failure_rate * attempt)
+    lost = job.partitions * mean_failures(attempt, failure_rate)
     retries = with_retries(attempt, failure_rate, machine.start) - attempt
     working = (
         makespan(job.partitions, cluster.workers, attempt, cluster.spread)
@@ -212,11 +212,17 @@ def with_retries(seconds: float, failure_rate: float, restart: float = 0.0) -> f
     """Compute the expected time until an attempt of some seconds succeeds.
 
     Failures come at random, `failure_rate` per second, and each one costs the attempt and a
-    restart. Exact: the number of failures is geometric, with mean exp(rate * seconds) - 1.
+    restart. The result is exact.
     """
     if failure_rate == 0:
         return seconds
-    return math.expm1(failure_rate * seconds) * (1 / failure_rate + restart)
+    return mean_failures(seconds, failure_rate) * (1 / failure_rate + restart)
+
+
+def mean_failures(seconds: float, failure_rate: float) -> float:
+    """Compute the expected number of failures until an attempt succeeds, which is geometric."""
+    exponent = failure_rate * seconds
+    return math.expm1(exponent) if exponent < 700 else math.inf  # it never succeeds
 
 
 def best_partition_seconds(overhead: float, failure_rate: float) -> float:
@@ -312,7 +318,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    command = parser()
+    options = command.parse_args()
+    for name in ("images", "images_per_second", "machines", "workers", "partition", "network_gbit"):
+        if not (value := getattr(options, name)) > 0:
+            command.error(f"Got {value:g} {name.replace('_', ' ')}, expected a positive number")
     machine = Machine(
         workers=int(options.workers),
         images_per_second=options.images_per_second,

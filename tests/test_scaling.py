@@ -126,6 +126,20 @@ def test_slowest_resource_is_the_bottleneck(change, bottleneck):
     assert predicted.seconds == pytest.approx(JOB.images / rate + first_or_last)
 
 
+def test_partition_that_outlives_its_machine_never_ends():
+    machine = replace(MACHINE, failures_per_hour=1000)
+    predicted = plans.plan(replace(JOB, partition=500_000), replace(CLUSTER, machine=machine))
+    assert predicted.seconds == predicted.lost == math.inf
+
+
+def test_impossible_value_is_an_error_that_names_it(monkeypatch, capsys):
+    command = ["plan.py", "--images", "9", "--images-per-second", "9", "--partition", "0"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        plans.main()
+    assert "Got 0 partition, expected a positive number" in capsys.readouterr().err
+
+
 def test_bytes_requests_and_cost_follow_from_the_images():
     machine = replace(MACHINE, start=1000)
     predicted = plans.plan(replace(JOB, value_bytes=2), replace(CLUSTER, machine=machine))
