@@ -9,7 +9,8 @@ round first.
 local   extractor.transform(paths), with one thread and with two, for all images at once and for
         one partition after the other
 dask, ray, spark
-        sktransfer.integrations, with one and with two worker processes of one thread each
+        sktransfer.integrations, with one and with two worker processes of one thread each; Spark
+        needs Java
 
 For each engine and number of workers:
 
