@@ -26,7 +26,8 @@ For each engine and number of workers:
 
 Two cores show what an engine costs on the machine of a worker, and how much of two workers' speed
 is left when scheduler and driver share their cores. They cannot show the network between machines,
-nor how many workers a scheduler can serve: for that, see the time of an empty task.
+nor how many workers a scheduler can serve: for that, see the time of an empty task. The run fails
+if an engine is missing, or if the machine was so busy that a partition seems to take no time.
 
     python benchmarks/clusters.py [--images 1600] [--partitions 25,100,400] [--tasks 1000]
         [--engines dask,ray,spark] [--rounds 2] [--json PATH]
@@ -268,6 +269,11 @@ def main() -> None:
     summary = summarize(measure_rounds(options, sizes))
     print_table(summary, sizes)
     failures = [f"{name} {v['missing']}" for name, v in summary.items() if "missing" in v]
+    failures += [
+        f"{name} took no time for a partition: the machine was not idle"
+        for name, v in summary.items()
+        if v.get("partition_ms", 1) <= 0
+    ]
     result = {
         "images": options.images,
         "rounds": options.rounds,

@@ -365,7 +365,7 @@ def print_plan(job: Job, cluster: Cluster, prices: Prices, months: float) -> Non
     failure_rate = cluster.machine.failures_per_hour / HOUR
     print(f"hours              {predicted.seconds / HOUR:14,.2f}")
     print(f"machine-hours      {predicted.machine_hours:14,.1f}")
-    print(f"partitions         {predicted.partitions:14,} of {seconds:,.0f} s")
+    print(f"partitions         {predicted.partitions:14,} of {seconds:,.0f} s, without waiting")
     print(f"computed again     {predicted.lost:14,.1f}")
     if failure_rate and cluster.partition_overhead:
         best = best_partition_seconds(cluster.partition_overhead, failure_rate)
