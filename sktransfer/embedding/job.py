@@ -161,7 +161,7 @@ def _save_parquet(
             embeddings, errors = run(part)
             rows = range(n_rows, n_rows := n_rows + len(part))
             column = _paths(part) if has_paths else rows
-            columns = {name: column for name in keys}
+            columns = dict.fromkeys(keys, column)
             file.append(embedding_table(schema, columns, embeddings, reasons_of(part, errors)))
 
 
