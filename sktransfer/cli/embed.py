@@ -268,18 +268,18 @@ def _write_parquet(work: _Work, output: Path, *, resume: bool, overwrite: bool) 
     keys = {"path": None, **work.source.columns}
     parts = EmbeddingParts(output, keys, blocks, work.manifest())
     existed = output.exists()
-    try:
-        with parts.locked():
-            n_finished = parts.begin(resume=resume, overwrite=overwrite)
-            if n_finished is None:
-                notes(f"{output} is complete.")
-                return
+    with parts.locked():
+        n_finished = parts.begin(resume=resume, overwrite=overwrite)
+        if n_finished is None:
+            notes(f"{output} is complete.")
+            return
+        try:
             _embed_parts(work, parts, blocks, n_finished)
             n_broken, problems = parts.join()
-    except BaseException:
-        if has_parts(output):
-            notes(f"The finished parts are in {parts_folder(output)}; go on with --resume.")
-        raise
+        except BaseException:
+            if has_parts(output):
+                notes(f"The finished parts are in {parts_folder(output)}; go on with --resume.")
+            raise
     if n_broken:
         text = f"{counted(n_broken, 'image')} cannot be read, as the column error says"
         notes.list(text, problems)

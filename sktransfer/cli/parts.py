@@ -56,31 +56,28 @@ class EmbeddingParts:
         RuntimeError
             If another process is writing it.
         """
-        from filelock import FileLock, Timeout
+        from sktransfer.utils.files import locked_file
 
         self.folder.mkdir(exist_ok=True)
-        lock = FileLock(self.folder / "lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RuntimeError(
-                f"Got {str(self.output)!r}, which another process is writing; wait for its end, or "
-                "choose another file"
-            ) from None
-        except NotImplementedError:
-            # A file system without locks. Two processes would write the same parts, as a whole.
-            pass
-        try:
-            yield
-        finally:
-            unfinished = has_parts(self.output)
-            if not unfinished:
-                self._clear()
-            lock.release()
-            if not unfinished:
-                with contextlib.suppress(OSError):  # the next process has begun
-                    (self.folder / "lock").unlink()
-                    self.folder.rmdir()
+        lock = self.folder / "lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked_file(lock))
+            except BlockingIOError:
+                raise RuntimeError(
+                    f"Got {str(self.output)!r}, which another process is writing; wait for its "
+                    "end, or choose another file"
+                ) from None
+            try:
+                # Without a lock, two processes would write the same parts, each as a whole.
+                yield
+            finally:
+                if not has_parts(self.output):
+                    self._clear()
+                    stack.close()
+                    with contextlib.suppress(OSError):  # another process has begun
+                        lock.unlink()
+                        self.folder.rmdir()
 
     def begin(self, *, resume: bool, overwrite: bool) -> int | None:
         """Return the number of parts that are finished, or None if the whole file is.

@@ -456,6 +456,7 @@ def test_second_process_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(EmbeddingParts, "write", write_and_start_another)
     run("embed", photos, "-o", output)
     assert len(refused) == 6
-    assert all(f"Got '{output}', which another process is writing" in text for text in refused)
+    message = f"sktransfer: Got '{output}', which another process is writing; wait for its end, or"
+    assert all(text == f"{message} choose another file\n" for text in refused)
     check_rows(pd.read_parquet(output), paths, tiny.transform(paths))
     assert parts_of(output) is None
