@@ -58,6 +58,7 @@ class ImageList(ABC):
     """
 
     columns: Mapping[str, Any] = {}
+    _last: tuple[int, ListedImages] | None = None
 
     @property
     @abstractmethod
@@ -96,11 +97,10 @@ class ImageList(ABC):
         return [0, *itertools.accumulate(self.group_sizes)]
 
     def _group(self, group: int) -> ListedImages:
-        last = getattr(self, "_last", None)
-        if last is None or last[0] != group:
+        if self._last is None or self._last[0] != group:
             self._last = None  # the memory of the old group is free before the new one is read
-            self._last = last = (group, self.read_group(group))
-        return last[1]
+            self._last = (group, self.read_group(group))
+        return self._last[1]
 
 
 class PathList(ImageList):
