@@ -3,8 +3,8 @@
 This takes about five hours on two cores, on which nothing else should run. If a benchmark fails,
 the others still run. benchmarks/gpu.py measures the speed on a CUDA device.
 
-The last one, export, needs Node.js, and `npm install onnxruntime-node onnxruntime-web sharp` in the
-current folder.
+The benchmark `export` needs Node.js, and `npm install onnxruntime-node onnxruntime-web sharp` in
+the current folder.
 
     python benchmarks/run_all.py [--only embedding,search]
 """
@@ -39,6 +39,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "industrial": [],
     "export": ["--node", "."],
     "serving": [],
+    "out_of_core": [],
 }
 
 

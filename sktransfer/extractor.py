@@ -20,8 +20,10 @@ from sktransfer.backbones.source import BackboneSource
 from sktransfer.data.images import Images
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig, check_shared_parameters
-from sktransfer.embedding.embed import embed, engine_name
+from sktransfer.embedding.embed import engine_name
 from sktransfer.embedding.image_module import ImageModule
+from sktransfer.embedding.job import EmbeddingJob, save_embeddings
+from sktransfer.embedding.output import BLOCK_SIZE, check_embedding_path
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.embedding.workers import SharedEstimator
 from sktransfer.engines.batch_size import MAX_BATCH_SIZE
@@ -254,17 +256,84 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
         check_is_fitted(self)
         self._check_parameters()
         images = check_images(self, X, reset=False)
+        job = self._job(len(images))
+        with job.bar(len(images), self.verbose) as bar:
+            embeddings, self.errors_, self.engine_ = job.run(images, self.on_error, bar)
+        return embeddings
+
+    def embed_to(self, X: Any, path: Any, *, block_size: int = BLOCK_SIZE) -> Any:
+        """Write the embeddings of images to a file, for embeddings that do not fit in memory.
+
+        They are those of `transform`. Only one block of them is in memory at a time.
+
+        Parameters
+        ----------
+        X : N images in any container listed in the Notes
+        path : path
+            A `.npy` file, which `numpy.load` reads, or a `.parquet` file, for which pyarrow must be
+            installed (``pip install 'sktransfer[parquet]'``). It appears when it is complete, and
+            replaces an existing file.
+        block_size : int, default=4096
+            Number of images that are embedded and written at a time.
+
+        Returns
+        -------
+        ndarray of shape (N, D), float32
+            Of a `.npy` file: the file as a read-only memory map.
+        Path
+            Of a `.parquet` file: its path. The file has a row for each image, in order. The column
+            `path` is the path or URL of the image, or `row` its row if `X` has no paths;
+            `embedding` is a list of float32.
+
+        Raises
+        ------
+        ImageError
+            If images are broken and `on_error="raise"`, after the other images of the same block
+            have been embedded. With `on_error="nan"`, the embeddings of broken images are NaN in a
+            `.npy` file. In a `.parquet` file they are null, and the column `error` has the reason.
+        ValueError, TypeError
+            If `path` or `block_size` are invalid.
+        OSError
+            If the file cannot be written, as on a full disk; an existing file stays as it was.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from sklearn.datasets import load_sample_images
+        >>> images = load_sample_images().images
+        >>> extractor = PretrainedFeatureExtractor(image_size=64).fit(images)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     embeddings = extractor.embed_to(images, f"{folder}/embeddings.npy")
+        ...     print(embeddings.shape, embeddings.dtype)
+        (2, 1280) float32
+        """
+        check_is_fitted(self)
+        self._check_parameters()
+        file = check_embedding_path(path)
+        images = check_images(self, X, reset=False)
+        job = self._job(len(images))
+        self.errors_ = []
+        with job.bar(len(images), self.verbose) as bar:
+
+            def run(block: Images) -> tuple[np.ndarray, list[ImageError]]:
+                embeddings, errors, self.engine_ = job.run(block, self.on_error, bar)
+                self.errors_ += errors
+                return embeddings, errors
+
+            return save_embeddings(
+                file,
+                images,
+                run,
+                width=job.width,
+                block_size=block_size,
+                with_errors=self.on_error == "nan",
+            )
+
+    def _job(self, n_images: int, *, pad_batches: bool = False) -> EmbeddingJob:
         compute = ComputeConfig.of(self)
         recipe = self._plan.recipe(self._plan.source.load(), compute.precision)
-        embeddings, self.errors_, self.engine_ = embed(
-            Views(images, recipe.preprocessing),
-            recipe,
-            compute,
-            batch_size=None if self.batch_size == "auto" else self.batch_size,
-            on_error=self.on_error,
-            verbose=self.verbose,
-        )
-        return embeddings
+        batch_size = None if self.batch_size == "auto" else self.batch_size
+        return EmbeddingJob(recipe, compute, n_images, batch_size, pad_batches)
 
     def to_module(self) -> ImageModule:
         """Return the fitted extractor as one torch module, from images to embeddings.
@@ -364,6 +433,15 @@ def check_extractor(extractor: PretrainedFeatureExtractor) -> Backbone:
     backbone = load_backbone(extractor.backbone, extractor.weights)
     check_layers(extractor._layers(), backbone.block_list)
     return backbone
+
+
+def embedding_job(extractor: PretrainedFeatureExtractor, n_images: int) -> EmbeddingJob:
+    """Build the job of a fitted extractor, whose parts several processes may compute.
+
+    The embedding of an image does not depend on the part that it is in: bit for bit on a CPU, and
+    within rounding on other devices.
+    """
+    return extractor._job(n_images, pad_batches=True)
 
 
 @dataclass(frozen=True)

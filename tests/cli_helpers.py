@@ -4,9 +4,10 @@ import inspect
 from pathlib import Path
 
 from click.testing import CliRunner
-from helpers import colored_images
+from helpers import Tiny, colored_images
 from PIL import Image
 
+from sktransfer import PretrainedFeatureExtractor
 from sktransfer.cli.main import cli
 
 # Small images, and a head only: a fit takes a second.
@@ -22,6 +23,12 @@ def run(*arguments, code=0, **options):
     result = _RUNNER.invoke(cli, list(map(str, arguments)), prog_name="sktransfer", **options)
     assert result.exit_code == code, result.output
     return result
+
+
+def tiny_extractor(backbone, image_size, cache, notes, *, skip_broken=False):
+    """Replace `make_extractor`: embed with a small network."""
+    on_error = "nan" if skip_broken else "raise"
+    return PretrainedFeatureExtractor(Tiny, cache=cache, on_error=on_error, verbose=notes.verbose)
 
 
 def save_classes(root, n=8, seed=0):

@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from sktransfer.cli import options
-from sktransfer.cli.inputs import load_images, make_extractor
-from sktransfer.cli.messages import Notes, broken_images, listed
-from sktransfer.cli.outputs import check_output, import_pyarrow, replacing, write_table
+from sktransfer.cli.inputs import load_image_list, make_extractor
+from sktransfer.cli.messages import MAX_LISTED, Notes, listed
+from sktransfer.cli.outputs import check_output, import_pyarrow, replacing
+from sktransfer.cli.parts import EmbeddingParts, check_unfinished, has_parts, parts_folder
+from sktransfer.utils.tables import counted, format_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sktransfer.data.image_lists import ImageList, ListedImages
 
 SUFFIXES = (".parquet", ".npy")
+
+# Images from which the range of the pixels is learned.
+_SAMPLE = 64
+# Keys of which a digest is computed at once.
+_KEYS = 65_536
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `index` of `count`."""
+
+    index: int
+    count: int
+
+    def rows(self, n_rows: int) -> range:
+        """Return the rows of this shard.
+
+        Examples
+        --------
+        >>> [Shard(index, 3).rows(8) for index in range(3)]
+        [range(0, 2), range(2, 5), range(5, 8)]
+        """
+        return range(n_rows * self.index // self.count, n_rows * (self.index + 1) // self.count)
+
+
+class _ShardType(click.ParamType):
+    """A shard such as 0/16."""
+
+    name = "shard"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Shard:
+        if not isinstance(value, str):
+            return value
+        if match := re.fullmatch(r"(\d+)/(\d+)", value):
+            shard = Shard(int(match[1]), int(match[2]))
+            if shard.index < shard.count:
+                return shard
+        return self.fail(
+            f"Got {value!r}, but expected I/N with 0 <= I < N, such as 0/16 for the first of 16",
+            param,
+            ctx,
+        )
 
 
 @click.command(
@@ -20,18 +75,46 @@ SUFFIXES = (".parquet", ".npy")
     epilog=options.example(
         "sktransfer embed photos -o photos.parquet",
         "sktransfer embed photos -o photos.npy --backbone resnet50",
+        "sktransfer embed shards/*.tar -o part-3.parquet --shard 3/16 --resume",
     ),
 )
 @options.images_argument
-@options.output_option("A .parquet or .npy file, which is replaced if it exists.", required=True)
+@options.output_option("A .parquet or .npy file.", required=True)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    type=_ShardType(),
+    default="0/1",
+    help="Embed only the part I of N of the images, 0 <= I < N.",
+)
+@click.option("--resume", is_flag=True, help="Go on if there are parts of FILE, else begin.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE, or parts of it.")
+@click.option(
+    "--path-column",
+    metavar="NAME",
+    default="path",
+    help="Column of paths in a table.  [default: path]",
+)
+@click.option("--label-column", metavar="NAME", help="Column of labels in a table, to be kept.")
+@click.option("--split-column", metavar="NAME", help="Column of splits in a table, to be kept.")
 @options.backbone_option
 @options.image_size_option
-@options.skip_broken_option
+@click.option(
+    "--skip-broken",
+    is_flag=True,
+    help="Leave out of a .npy file images that cannot be read, and name them, instead of failing.",
+)
 @options.cache_option
 @options.notes_option
 def embed(
     images: tuple[Path, ...],
     output: Path,
+    shard: Shard,
+    resume: bool,
+    overwrite: bool,
+    path_column: str,
+    label_column: str | None,
+    split_column: str | None,
     backbone: str,
     image_size: Any,
     skip_broken: bool,
@@ -40,44 +123,204 @@ def embed(
 ) -> None:
     """Write the embeddings of images to a file.
 
-    PATHS are images and folders; folders are searched with all of their subfolders. A .parquet file
-    has the column path and a column for each value of the embedding; a .npy file has an array with
-    one row for each image, float32. Images are in the order of the arguments, and those of a folder
-    are sorted by path.
+    PATHS are images and folders, which are searched with all of their subfolders; or tar files,
+    such as those of WebDataset; or a list: a .txt file with a path in each line, or a .csv or
+    .parquet table. Images are in the order of the arguments, and those of a folder are sorted by
+    path.
+
+    A .parquet file has a row for each image, with the columns path, embedding, and error: why an
+    image cannot be read. A .npy file has an array with one row for each image, float32.
+
+    With --shard, several machines embed a part of the images each. A .parquet file is written in
+    parts: if the command is killed, the same one with --resume goes on.
     """
-    import numpy as np
-
     check_output(output, SUFFIXES, images)
-    is_table = output.suffix.lower() == ".parquet"
-    if is_table:
-        import_pyarrow()
-    paths = np.array(load_images(images, notes), dtype=object)
-    extractor = make_extractor(backbone, image_size, cache, notes, skip_broken=skip_broken)
-    with notes.timed("Embedding", "Embedded", len(paths), f" with {backbone}"):
-        embeddings = extractor.fit_transform(paths)
-    readable = _readable(extractor.errors_, len(paths), notes)
-    paths, embeddings = paths[readable], embeddings[readable]
-    if is_table:
-        columns = dict(zip(extractor.get_feature_names_out(), embeddings.T, strict=True))
-        write_table({"path": paths, **columns}, output, notes)
+    _check_options(output, resume, overwrite)
+    columns = {"label": label_column, "split": split_column}
+    source = load_image_list(
+        images, path_column, {name: column for name, column in columns.items() if column}, notes
+    )
+    # The results are kept, so there is no need for a temporary store.
+    store = None if cache == "auto" else cache
+    extractor = make_extractor(backbone, image_size, store, notes, skip_broken=True)
+    # All shards learn from the same images.
+    extractor.fit([item for item in source.sample(_SAMPLE) if item is not None])
+    work = _Work(source, shard.rows(len(source)), extractor, notes)
+    if output.suffix.lower() == ".parquet":
+        _write_parquet(work, output, resume=resume, overwrite=overwrite)
     else:
-        with replacing(output, notes) as path:
-            np.save(path, embeddings)
+        _write_npy(work, output, skip_broken)
 
 
-def _readable(errors: list[Any], n_images: int, notes: Notes) -> Any:
-    """Return a mask (N,) of the images that were read, and name the others."""
+def _check_options(output: Path, resume: bool, overwrite: bool) -> None:
+    """Check what does not need the images, before they are listed."""
+    if resume and overwrite:
+        raise click.UsageError("Got --resume and --overwrite, but expected one of them.")
+    if output.suffix.lower() == ".parquet":
+        import_pyarrow()
+    elif resume:
+        raise click.UsageError(
+            f"Got --resume with {str(output)!r}, but only .parquet files are written in parts."
+        )
+    check_unfinished(output, resume=resume, overwrite=overwrite)
+
+
+class _Block(NamedTuple):
+    """Images, and their embeddings.
+
+    Parameters
+    ----------
+    images : ListedImages of length n
+    embeddings : ndarray of shape (n, D)
+        NaN for broken images.
+    reasons : list of n (str or None)
+        Why images cannot be read.
+    """
+
+    images: ListedImages
+    embeddings: np.ndarray
+    reasons: list[str | None]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The images that this command embeds.
+
+    Parameters
+    ----------
+    source : ImageList
+        All images, also those of other shards.
+    rows : range
+        Those of this shard.
+    extractor : fitted PretrainedFeatureExtractor
+    notes : Notes
+    """
+
+    source: ImageList
+    rows: range
+    extractor: Any
+    notes: Notes
+
+    @cached_property
+    def job(self) -> Any:
+        """The job of all shards."""
+        from sktransfer.extractor import embedding_job
+
+        return embedding_job(self.extractor, len(self.source))
+
+    @property
+    def blocks(self) -> list[range]:
+        """Rows of each block, counted in all images."""
+        from sktransfer.embedding.job import blocks
+        from sktransfer.embedding.output import BLOCK_SIZE
+
+        return list(blocks(self.rows.stop, BLOCK_SIZE, self.rows.start))
+
+    def run(self, blocks: list[range], n_done: int = 0) -> Iterator[_Block]:
+        """Embed blocks; `n_done` images were embedded earlier."""
+        from sktransfer.data.validation import check_images
+        from sktransfer.embedding.job import reasons_of
+
+        job, n_images = self.job, len(self.rows)
+        what = f" with {job.recipe.backbone.name}"
+        with (
+            self.notes.timed("Embedding", "Embedded", n_images - n_done, what),
+            job.bar(n_images, self.notes.verbose, n_done=n_done) as bar,
+        ):
+            for rows in blocks:
+                listed_images = self.source.read(rows.start, rows.stop)
+                images = check_images(self.extractor, listed_images.items, reset=False)
+                embeddings, errors, _ = job.run(images, "nan", bar)
+                yield _Block(listed_images, embeddings, reasons_of(images, errors))
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what determines the embeddings, by names for messages."""
+        from sktransfer.embedding.output import BLOCK_SIZE
+
+        recipe, extractor = self.job.recipe, self.extractor
+        return {
+            "format": 1,
+            "network": str(recipe),
+            "recipe": recipe.digest.hex(),
+            "pixel range": extractor.pixel_range_,
+            "number of images": len(self.source),
+            "rows": [self.rows.start, self.rows.stop],
+            "list of images": self._digest(),
+            "columns": list(self.source.columns),
+            "block size": BLOCK_SIZE,
+        }
+
+    def _digest(self) -> str:
+        """Return a digest of the keys of the shard."""
+        import hashlib
+
+        from sktransfer.embedding.job import blocks
+
+        digest = hashlib.blake2b(digest_size=16)
+        for rows in blocks(self.rows.stop, _KEYS, self.rows.start):
+            for key in self.source.read(rows.start, rows.stop).keys:
+                digest.update(repr(key).encode())
+        return digest.hexdigest()
+
+
+def _write_parquet(work: _Work, output: Path, *, resume: bool, overwrite: bool) -> None:
+    notes, blocks = work.notes, work.blocks
+    keys = {"path": None, **work.source.columns}
+    parts = EmbeddingParts(output, keys, blocks, work.manifest())
+    existed = output.exists()
+    with parts.locked():
+        n_finished = parts.begin(resume=resume, overwrite=overwrite)
+        if n_finished is None:
+            notes(f"{output} is complete.")
+            return
+        try:
+            _embed_parts(work, parts, blocks, n_finished)
+            n_broken, problems = parts.join()
+        except BaseException:
+            if has_parts(output):
+                notes(f"The finished parts are in {parts_folder(output)}; go on with --resume.")
+            raise
+    if n_broken:
+        text = f"{counted(n_broken, 'image')} cannot be read, as the column error says"
+        notes.list(text, problems)
+    size = format_bytes(output.stat().st_size)
+    notes(f"{'Replaced' if existed else 'Wrote'} {output} ({size})")
+
+
+def _embed_parts(work: _Work, parts: EmbeddingParts, blocks: list[range], n_finished: int) -> None:
+    from sktransfer.embedding.output import as_utf8, embedding_table
+
+    n_done = sum(map(len, blocks[:n_finished]))
+    if n_done:
+        work.notes(f"Going on after {counted(n_done, 'image')}.")
+    if n_finished == len(blocks):
+        return
+    for block, (images, embeddings, reasons) in enumerate(
+        work.run(blocks[n_finished:], n_done), n_finished
+    ):
+        paths = [None if key is None else as_utf8(key) for key in images.keys]
+        columns = {"path": paths, **images.columns}
+        parts.write(block, embedding_table(parts.schema, columns, embeddings, reasons))
+
+
+def _write_npy(work: _Work, output: Path, skip_broken: bool) -> None:
     import numpy as np
 
-    from sktransfer.utils.errors import ImageError
+    from sktransfer.embedding.output import NpyFile
 
-    readable = np.ones(n_images, dtype=bool)
-    if errors:
-        error = ImageError.of(errors)
-        for each in error.errors:
-            readable[each.row] = False
-        text, problems = broken_images(error)
-        if not readable.any():
+    n_broken, problems = 0, list[str]()
+    with replacing(output, work.notes) as path:
+        with NpyFile(path, work.job.width) as file:
+            for images, embeddings, reasons in work.run(work.blocks):
+                broken = [row for row, reason in enumerate(reasons) if reason is not None]
+                n_broken += len(broken)
+                problems += [f"{images.keys[row]}: {reasons[row]}" for row in broken]
+                text = f"{counted(n_broken, 'image')} cannot be read"
+                if n_broken and not skip_broken:
+                    raise ValueError(listed(f"{text} (see --skip-broken)", problems))
+                del problems[MAX_LISTED + 1 :]
+                file.append(np.delete(embeddings, broken, axis=0))
+        if n_broken and n_broken == len(work.rows):
             raise ValueError(listed("no image can be read", problems))
-        notes.list(f"{text}, left out", problems)
-    return readable
+    if n_broken:
+        work.notes.list(f"{text}, left out", problems)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from sklearn.utils import Bunch
 
+    from sktransfer.data.image_lists import ImageList
+
 
 def load_data(source: Path, columns: Mapping[str, Any], notes: Notes) -> Bunch:
     """Load the paths and labels of a folder of class folders, or of a table.
@@ -93,8 +95,77 @@ def load_images(paths: Sequence[Path], notes: Notes) -> list[str]:
             images.append(urls.get(path, str(path)))
     tell_ignored(ignored, notes)
     if not images:
-        raise ValueError(f"no images in {', '.join(map(str, paths[:3]))}")
+        raise ValueError(f"no images in {listed_paths(paths)}")
     return list(dict.fromkeys(images))
+
+
+def load_image_list(
+    paths: Sequence[Path], path_column: str, columns: Mapping[str, str], notes: Notes
+) -> ImageList:
+    """List the images of files, URLs and folders, of tar files, or of one text file or table.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    path_column : str
+        Name of the column of paths in a table.
+    columns : dict of str to str
+        Other columns of a table: name in the list, name in the table.
+    notes : Notes
+
+    Raises
+    ------
+    FileNotFoundError
+        If files are missing.
+    ValueError
+        If there are no images, or if the paths are of different kinds.
+    """
+    from sktransfer.data import image_lists
+    from sktransfer.data.tar_files import TarList
+
+    kinds = {path: _kind_of(path) for path in paths}
+    first, kind = next(iter(kinds.items()))
+    if len(set(kinds.values())) > 1 or (kind == "table" and len(kinds) > 1):
+        raise ValueError(
+            f"Got {listed_paths(paths)}, but expected images, URLs and folders; or tar files; or "
+            "one list or table, and nothing else"
+        )
+    if kind == "images":
+        return image_lists.PathList([*load_images(paths, notes)])
+    for path in paths:
+        check_exists(path, "file")
+    suffix = first.suffix.lower()
+    images: ImageList
+    if kind == "tar files":
+        images = TarList(list(kinds))
+    elif suffix in image_lists.LIST_SUFFIXES:
+        images = image_lists.read_path_list(first)
+    elif suffix in image_lists.CSV_SUFFIXES:
+        images = image_lists.read_csv_list(first, path_column, columns)
+    else:
+        images = image_lists.ParquetList(first, path_column, columns)
+    if not len(images):
+        raise ValueError(f"no images in {listed_paths(paths)}")
+    return images
+
+
+def listed_paths(paths: Sequence[Path]) -> str:
+    """Return the first three paths."""
+    return ", ".join(map(str, paths[:3]))
+
+
+def _kind_of(path: Path) -> str:
+    """Return what kind of images a path leads to."""
+    from sktransfer.data import image_lists
+    from sktransfer.data.remote import as_remote_file
+
+    suffix = path.suffix.lower()
+    if path.is_dir() or as_remote_file(str(path)):
+        return "images"
+    if suffix == ".tar":
+        return "tar files"
+    tables = (*image_lists.LIST_SUFFIXES, *image_lists.CSV_SUFFIXES, *image_lists.PARQUET_SUFFIXES)
+    return "table" if suffix in tables else "images"
 
 
 def tell_ignored(files: Sequence[str], notes: Notes) -> None:
@@ -183,7 +254,7 @@ def set_options(model: Any, **options: Any) -> Any:
 
 
 def make_extractor(
-    backbone: str, image_size: Any, cache: str, notes: Notes, *, skip_broken: bool = False
+    backbone: str, image_size: Any, cache: str | None, notes: Notes, *, skip_broken: bool = False
 ) -> Any:
     """Build the extractor with which a command embeds images."""
     from sktransfer import PretrainedFeatureExtractor

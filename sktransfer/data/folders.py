@@ -255,13 +255,27 @@ def _visible(folder: Path) -> tuple[list[Path], list[str]]:
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.name in _HIDDEN_FOLDERS:
+            if is_hidden(entry.name):
                 continue
             if _is_folder(entry):
                 folders.append(Path(entry.path))
             else:  # Including dangling links, so that they are not dropped silently.
                 files.append(entry.path)
     return folders, files
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a relative path leads to a hidden file, or to one that a system has added.
+
+    Examples
+    --------
+    >>> is_hidden("./train/cat.jpg"), is_hidden("train/._cat.jpg"), is_hidden("__MACOSX/cat.jpg")
+    (False, True, True)
+    """
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part in _HIDDEN_FOLDERS
+        for part in path.split("/")
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -644,7 +658,7 @@ def load_image_table(
     for name in columns:
         if not isinstance(name, str):
             raise TypeError(f"Got {name!r} as the name of a column, but expected a string")
-    read = _read_csv if table.suffix.lower() in _CSV else _read_parquet
+    read = read_csv if table.suffix.lower() in _CSV else _read_parquet
     cells = read(table, columns)
     if not next(iter(cells.values())):
         raise ValueError(f"Got {str(table)!r}, which has no rows; expected one for each image")
@@ -687,8 +701,14 @@ def _check_table(path: object) -> Path:
     return table
 
 
-def _read_csv(table: Path, columns: list[str]) -> dict[str, list[str]]:
-    """Read columns of a CSV file, and the column of the split if there is one."""
+def read_csv(table: Path, columns: list[str]) -> dict[str, list[str]]:
+    """Read columns of a CSV file, and the column of the split if there is one.
+
+    Raises
+    ------
+    ValueError
+        If it is not CSV in UTF-8, or has not the columns, or rows with more cells than columns.
+    """
     try:
         # Excel writes a byte order mark.
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -696,7 +716,7 @@ def _read_csv(table: Path, columns: list[str]) -> dict[str, list[str]]:
             file.seek(0)
             rows = csv.reader(file, delimiter=_delimiter(header, columns))
             names = [name.strip() for name in next(rows, [])]
-            wanted = _check_columns(columns, names, table)
+            wanted = check_columns(columns, names, table)
             records = [(rows.line_num, row) for row in rows if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
@@ -738,7 +758,7 @@ def _read_parquet(table: Path, columns: list[str]) -> dict[str, list[str]]:
         names = parquet.read_schema(table).names
     except ValueError as error:  # pyarrow's ArrowInvalid
         raise ValueError(f"Got {str(table)!r}, which is not a Parquet file: {error}") from error
-    wanted = _check_columns(columns, names, table)
+    wanted = check_columns(columns, names, table)
     cells = parquet.read_table(table, columns=wanted).to_pydict()
     for value in cells[columns[0]]:
         if value is not None and not isinstance(value, str):
@@ -752,7 +772,7 @@ def _read_parquet(table: Path, columns: list[str]) -> dict[str, list[str]]:
     }
 
 
-def _check_columns(columns: list[str], names: list[str], table: Path) -> list[str]:
+def check_columns(columns: list[str], names: list[str], table: Path) -> list[str]:
     """Return the columns to read; raise a ValueError if some are missing, or occur twice."""
     present = ", ".join(map(repr, names)) or "none"
     for column in columns:

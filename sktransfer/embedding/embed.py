@@ -8,10 +8,11 @@ Shapes: N items, D features.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ def embed(
     batch_size: int | None = None,
     on_error: str = "raise",
     verbose: int = 0,
+    bar: Any = None,
     pad_batches: bool = False,
     out: np.ndarray | None = None,
 ) -> Embedded:
@@ -83,6 +85,8 @@ def embed(
         without a store), or their rows are NaN.
     verbose : int
         If not 0, show a progress bar.
+    bar : progress bar or None
+        The bar of a job of which this is a part; `None` opens one for this call.
     pad_batches : bool
         Pad incomplete batches on a CPU, so that embeddings are bitwise independent of the other
         images of a batch.
@@ -112,7 +116,10 @@ def embed(
     all_readable = len(items) == len(views)
     embeddings = out if all_readable else np.full((len(items), width), np.nan, out.dtype)
 
-    with progress_bar(len(views), verbose, f"Embedding with {recipe.backbone.name}") as bar:
+    with contextlib.ExitStack() as stack:
+        if bar is None:
+            bar = stack.enter_context(embedding_bar(recipe, len(views), verbose))
+        done = bar.n + len(views)
 
         def compute_missing(
             claims: Iterator[list[int]],
@@ -144,7 +151,7 @@ def embed(
         else:
             for computed, values in compute_missing(iter([items])):
                 embeddings[computed] = values
-        bar.update(len(views) - bar.n)
+        bar.update(done - bar.n)
 
     errors = image_errors.sorted()
     if errors and on_error == "raise":
@@ -152,6 +159,12 @@ def embed(
     if not all_readable:
         out[items] = embeddings
     return Embedded(out, errors, engine)
+
+
+def embedding_bar(recipe: Recipe, n_images: int, verbose: int, *, n_done: int = 0) -> Any:
+    """Open the progress bar of a job, of which `n_done` images were embedded earlier."""
+    title = f"Embedding with {recipe.backbone.name}"
+    return progress_bar(n_images, verbose, title, n_done=n_done)
 
 
 def _batch_size(recipe: Recipe, compute: ComputeConfig, engine: str, n_images: int) -> int:

@@ -134,7 +134,8 @@ class Network:
         ImageError
             If images are broken; names all of them.
         """
-        compute = compute.for_job(len(images), from_library=self.backbone.from_library)
+        if compute.chosen_engine is None:
+            compute = compute.for_job(len(images), from_library=self.backbone.from_library)
         if len(images) == 1:
             compute = replace(compute, store=None)  # which has embeddings of padded batches
         blocks = self._frozen_on_device(compute, len(images))

@@ -28,6 +28,8 @@ from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
 from sktransfer.data.validation import check_images
 from sktransfer.embedding.compute import ComputeConfig
+from sktransfer.embedding.job import save_embeddings
+from sktransfer.embedding.output import BLOCK_SIZE, check_embedding_path
 from sktransfer.embedding.recipe import recipe_at
 from sktransfer.embedding.workers import SharedEstimator
 from sktransfer.finetuning.cut_network import Network
@@ -56,7 +58,7 @@ from sktransfer.transforms.loader import find_broken
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
-from sktransfer.utils.progress import FitProgress
+from sktransfer.utils.progress import FitProgress, progress_bar
 from sktransfer.utils.runtime import resolve_device, resolve_threads
 
 # A fit computes at least two views of each image; the engine is chosen for as many, before it is
@@ -216,6 +218,69 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         check_is_fitted(self)
         return self._apply(X, self.net_.module_.embed, self._n_features_out, self.on_error)
 
+    def embed_to(self, X: Any, path: Any, *, block_size: int = BLOCK_SIZE) -> Any:
+        """Write the embeddings of images to a file, for embeddings that do not fit in memory.
+
+        They are those of `transform`. Only one block of them is in memory at a time.
+
+        Parameters
+        ----------
+        X : N images
+        path : path
+            A `.npy` or `.parquet` file. It appears when it is complete, and replaces an existing
+            file.
+        block_size : int, default=4096
+            Number of images that are embedded and written at a time.
+
+        Returns
+        -------
+        ndarray of shape (N, D), float32
+            Of a `.npy` file: the file as a read-only memory map. With `on_error="skip"`, the rows
+            of images that cannot be read are NaN.
+        Path
+            Of a `.parquet` file: its path. Its columns are `path`, or `row` if `X` has no paths,
+            and `embedding`, a list of float32. With `on_error="skip"`, the embeddings of images
+            that cannot be read are null, and the column `error` has the reason.
+
+        Raises
+        ------
+        ImageError
+            If images cannot be read and `on_error="raise"`; names those of one block.
+
+        See Also
+        --------
+        PretrainedFeatureExtractor.embed_to : The same for pretrained networks.
+        """
+        check_is_fitted(self)
+        file = check_embedding_path(path)
+        images = check_images(self, X, reset=False)
+        backbone = self._source.load()
+        # One engine for all blocks.
+        compute = ComputeConfig.of(self).for_job(len(images), from_library=backbone.from_library)
+        apply = partial(
+            self._network(backbone).apply, layer=self.net_.module_.embed, compute=compute, verbose=0
+        )
+        width, broken = self._n_features_out, list[ImageError]()
+        with progress_bar(len(images), self.verbose, f"Embedding with {backbone.name}") as bar:
+
+            def run(block: Images) -> tuple[np.ndarray, list[ImageError]]:
+                embeddings, errors = _readable_outputs(apply, block, width, self.on_error)
+                broken.extend(errors)
+                bar.update(len(block))
+                return embeddings, errors
+
+            saved = save_embeddings(
+                file,
+                images,
+                run,
+                width=width,
+                block_size=block_size,
+                with_errors=self.on_error == "skip",
+            )
+        if broken and isinstance(saved, np.ndarray):  # a table has the reasons
+            warn_of_nan(broken, len(images), stacklevel=3)
+        return saved
+
     @property
     def net_(self) -> Any:
         """The skorch net. It takes activations at the last boundary."""
@@ -313,19 +378,14 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
     ) -> np.ndarray:
         """Compute outputs (N, width); with `on_error="skip"`, those of broken images are NaN."""
         images = check_images(self, X, reset=False)
-        network, compute = self._network(self._source.load()), ComputeConfig.of(self)
-        apply = partial(network.apply, layer=layer, compute=compute, verbose=self.verbose)
-        if on_error == "raise":
-            return apply(images)
-        try:
-            return apply(images)
-        except ImageError as error:
-            readable = images.without(error)
-            outputs = np.full((len(images), width), np.nan, np.float32)
-            if len(readable):
-                outputs[readable] = apply(images.take(readable))
-            warn_of_nan(error.errors, len(images))
-            return outputs
+        network = self._network(self._source.load())
+        apply = partial(
+            network.apply, layer=layer, compute=ComputeConfig.of(self), verbose=self.verbose
+        )
+        outputs, errors = _readable_outputs(apply, images, width, on_error)
+        if errors:
+            warn_of_nan(errors, len(images))
+        return outputs
 
     def _network(self, backbone: Backbone) -> Network:
         return Network(
@@ -337,6 +397,22 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             # Random weights have no pretrained statistics to keep.
             self.batch_norm == "train" or self.weights is None,
         )
+
+
+def _readable_outputs(
+    apply: Callable[[Images], np.ndarray], images: Images, width: int, on_error: str
+) -> tuple[np.ndarray, list[ImageError]]:
+    """Compute outputs (N, width); with `on_error="skip"`, those of broken images are NaN."""
+    try:
+        return apply(images), []
+    except ImageError as error:
+        if on_error == "raise":
+            raise
+        readable = images.without(error)
+        outputs = np.full((len(images), width), np.nan, np.float32)
+        if len(readable):
+            outputs[readable] = apply(images.take(readable))
+        return outputs, error.errors
 
 
 def _differ(first: torch.device, second: torch.device) -> bool:

@@ -152,11 +152,11 @@ def warn_of_skipped(data: FitData, n_images: int) -> None:
     )
 
 
-def warn_of_nan(errors: list[ImageError], n_images: int) -> None:
+def warn_of_nan(errors: list[ImageError], n_images: int, *, stacklevel: int = 5) -> None:
     """Warn of broken images, whose outputs are NaN."""
     warnings.warn(
         f"Got {len(errors):,} of {_count_images(n_images)} that cannot be read. Their rows are "
         "NaN; leave them out, because argmax of such a row is the first class. predict raises an "
         f"ImageError whose errors lists all of them{list_errors(errors)}",
-        stacklevel=5,
+        stacklevel=stacklevel,
     )

@@ -307,11 +307,18 @@ def _is_one_of_many_fits() -> bool:
     return several or multiprocessing.parent_process() is not None
 
 
-def progress_bar(total: int, verbose: int, description: str) -> Any:
-    """Open a progress bar that counts images.
+def progress_bar(total: int, verbose: int, description: str, *, n_done: int = 0) -> Any:
+    """Open a progress bar that counts images, `n_done` of which were done earlier.
 
     It is hidden if `verbose` is 0, for fewer than 64 images, and where a fit would hide its bars.
     """
     shown = bool(verbose) and total >= _MIN_IMAGES and not _is_one_of_many_fits()
     # A bar below that of a stage disappears at its end.
-    return tqdm(total=total, desc=description, unit="image", disable=not shown, leave=None)
+    return tqdm(
+        total=total,
+        initial=n_done,
+        desc=description,
+        unit="image",
+        disable=not shown,
+        leave=None,
+    )

@@ -1,0 +1,231 @@
+"""Files of embeddings that are written in parts, so that a command that was killed can go on.
+
+The parts are in a folder next to the file: one for each finished block, and a manifest of what is
+embedded. Each appears when it is complete. At the end they are joined, and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sktransfer.cli.messages import MAX_LISTED
+
+# Entry of the metadata of a Parquet file that holds the manifest.
+_METADATA = "sktransfer"
+
+
+class EmbeddingParts:
+    """The parts of one file.
+
+    Parameters
+    ----------
+    output : Path
+        The `.parquet` file.
+    keys : dict of str to (pyarrow.DataType or None)
+        See `embedding_schema`.
+    blocks : sequence of range
+        Rows of each part.
+    manifest : dict
+        What determines the content of the file, as values of JSON under names for messages.
+    """
+
+    def __init__(
+        self, output: Path, keys: dict[str, Any], blocks: Sequence[range], manifest: dict[str, Any]
+    ) -> None:
+        from sktransfer.embedding.output import embedding_schema
+
+        text = json.dumps(manifest)
+        # Values as they will be read again.
+        self._manifest: dict[str, Any] = json.loads(text)
+        self.schema = embedding_schema(keys, with_errors=True, metadata={_METADATA: text})
+        self.output, self._blocks = output, blocks
+        self.folder = parts_folder(output)
+        self._manifest_file = self.folder / "manifest.json"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing the same file.
+
+        Raises
+        ------
+        RuntimeError
+            If another process is writing it.
+        """
+        from sktransfer.utils.files import locked_file
+
+        self.folder.mkdir(exist_ok=True)
+        lock = self.folder / "lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked_file(lock))
+            except BlockingIOError:
+                raise RuntimeError(
+                    f"Got {str(self.output)!r}, which another process is writing; wait for its "
+                    "end, or choose another file"
+                ) from None
+            try:
+                # Without a lock, two processes would write the same parts, each as a whole.
+                yield
+            finally:
+                if not has_parts(self.output):
+                    self._clear()
+                    stack.close()
+                    with contextlib.suppress(OSError):  # another process has begun
+                        lock.unlink()
+                        self.folder.rmdir()
+
+    def begin(self, *, resume: bool, overwrite: bool) -> int | None:
+        """Return the number of parts that are finished, or None if the whole file is.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a file, or parts of it, and neither `resume` nor `overwrite` is true.
+        ValueError
+            If `resume` is true, but the file or the parts have another manifest.
+        """
+        from sktransfer.utils.files import complete_file
+
+        check_unfinished(self.output, resume=resume, overwrite=overwrite)
+        if resume and has_parts(self.output):
+            self._check(json.loads(self._manifest_file.read_text()), self.folder)
+            for path in self.folder.glob("*.tmp"):
+                path.unlink()
+            return self._n_finished()
+        if resume and self.output.exists():
+            self._check(_manifest_of(self.output), self.output)
+            return None
+        self._clear()
+        with complete_file(self._manifest_file) as unfinished:
+            unfinished.write_text(json.dumps(self._manifest, indent=2))
+        return 0
+
+    def write(self, block: int, table: Any) -> None:
+        """Write a part."""
+        from sktransfer.embedding.output import ParquetFile
+        from sktransfer.utils.files import complete_file
+
+        with (
+            complete_file(self._path(block)) as unfinished,
+            ParquetFile(unfinished, self.schema) as file,
+        ):
+            file.append(table)
+
+    def join(self) -> tuple[int, list[str]]:
+        """Join the parts to the file, and remove them.
+
+        Returns
+        -------
+        n_broken : int
+            Number of images that cannot be read.
+        problems : list of str
+            The first of them, each with the reason.
+
+        Raises
+        ------
+        ValueError
+            If no image can be read.
+        """
+        from sktransfer.cli.messages import listed
+        from sktransfer.embedding.output import ParquetFile, import_parquet
+
+        joined, n_broken, problems = self.folder / "joined.tmp", 0, list[str]()
+        with ParquetFile(joined, self.schema) as file:
+            for block in range(len(self._blocks)):
+                with import_parquet().ParquetFile(self._path(block)) as part:
+                    table = part.read()
+                file.append(table)
+                broken = table.filter(table["error"].is_valid()).select(["path", "error"])
+                n_broken += len(broken)
+                problems += [
+                    f"{row['path'] or 'missing path'}: {row['error']}"
+                    for row in broken.slice(0, MAX_LISTED + 1).to_pylist()
+                ]
+                del problems[MAX_LISTED + 1 :]
+        if n_broken and n_broken == sum(map(len, self._blocks)):
+            self._clear()
+            raise ValueError(listed("no image can be read", problems))
+        with open(joined, "rb+") as file:
+            os.fsync(file)  # before the parts are removed
+        os.replace(joined, self.output)
+        self._clear()
+        return n_broken, problems
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"{block:06}.parquet"
+
+    def _n_finished(self) -> int:
+        """Count the parts up to the first one that is missing, or damaged by a power failure."""
+        from sktransfer.embedding.output import import_parquet
+
+        for block, rows in enumerate(self._blocks):
+            try:
+                if import_parquet().read_metadata(self._path(block)).num_rows != len(rows):
+                    return block
+            except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
+                return block
+        return len(self._blocks)
+
+    def _check(self, manifest: dict[str, Any], begun: Path) -> None:
+        """Raise a ValueError if what was begun has another manifest."""
+        for name, value in self._manifest.items():
+            if manifest.get(name) != value:
+                raise ValueError(
+                    f"Got --resume with {name} {value!r}, but expected {manifest.get(name)!r}, as "
+                    f"in {str(begun)!r}; pass the same arguments, or begin again with --overwrite"
+                )
+
+    def _clear(self) -> None:
+        """Remove everything but the lock, first the manifest, without which parts do not count."""
+        self._manifest_file.unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+
+def parts_folder(output: Path) -> Path:
+    """Return the folder of the parts of a file.
+
+    Examples
+    --------
+    >>> str(parts_folder(Path("photos.parquet")))
+    'photos.parquet.parts'
+    """
+    return output.with_name(f"{output.name}.parts")
+
+
+def has_parts(output: Path) -> bool:
+    """Return whether there are finished parts of a file."""
+    folder = parts_folder(output)
+    return (folder / "manifest.json").exists() and any(folder.glob("*.parquet"))
+
+
+def check_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise a FileExistsError if a file or parts of it exist, and no option says what to do."""
+    if resume or overwrite:
+        return
+    if has_parts(output):
+        raise FileExistsError(
+            f"Got {str(output)!r}, but parts of it are in {str(parts_folder(output))!r}; go on "
+            "with --resume, or begin again with --overwrite"
+        )
+    if output.exists():
+        raise FileExistsError(
+            f"Got {str(output)!r}, but expected a new file; replace it with --overwrite"
+        )
+
+
+def _manifest_of(output: Path) -> dict[str, Any]:
+    """Return the manifest of a file; an empty one if it is another kind of file."""
+    from sktransfer.embedding.output import import_parquet
+
+    try:
+        metadata = import_parquet().read_schema(output).metadata or {}
+        return json.loads(metadata.get(_METADATA.encode(), b"{}"))
+    except ValueError:
+        return {}

@@ -1,0 +1,147 @@
+"""Images in tar files, such as the shards of WebDataset, read without unpacking them."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from sktransfer.data.folders import IMAGE_EXTENSIONS, is_hidden
+from sktransfer.data.image_lists import ImageList, ListedImages
+
+_LABEL_EXTENSION = ".cls"
+# Tar files that are searched at the same time; on a network, most of the time is waiting.
+_SEARCHED_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """An image in a tar file, which is read when it is decoded.
+
+    Parameters
+    ----------
+    archive : str
+        Path of the tar file.
+    name : str
+    offset : int
+        Where its bytes begin.
+    size : int or None
+        Number of its bytes; None is a link to another member.
+    """
+
+    archive: str
+    name: str
+    offset: int
+    size: int | None
+
+    def read_bytes(self) -> bytes:
+        """Read the member.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read or has become shorter, or if the member is a link.
+        """
+        if self.size is None:
+            raise OSError("it is a link; pack the tar file with --dereference --hard-dereference")
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) != self.size:
+            raise OSError(f"got {len(content):,} bytes, but expected {self.size:,}")
+        return content
+
+
+class _Contents(NamedTuple):
+    """Number of images in a tar file, and whether there are labels."""
+
+    n_images: int
+    has_labels: bool
+
+
+class TarList(ImageList):
+    """The images of tar files, by the extensions of their names, in the order of the files.
+
+    The keys are the names of the members. If there are members such as `cat.cls` next to
+    `cat.jpg`, their text is the column `label`.
+
+    Parameters
+    ----------
+    archives : sequence of Path
+
+    Raises
+    ------
+    ValueError
+        If a file is not a complete tar file, or if it is compressed.
+    """
+
+    def __init__(self, archives: Sequence[Path]) -> None:
+        self._archives = list(archives)
+        with ThreadPoolExecutor(_SEARCHED_AT_ONCE, "sktransfer-tar") as pool:
+            contents = list(pool.map(_contents, self._archives))
+        self._sizes = [each.n_images for each in contents]
+        has_labels = any(each.has_labels for each in contents)
+        self.columns = {"label": None} if has_labels else {}
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        """Images of the tar files."""
+        return self._sizes
+
+    def read_group(self, group: int) -> ListedImages:
+        """Find the images of a tar file, and read the labels."""
+        images, labels = list[TarMember](), dict[str, str]()
+        for member in _members(self._archives[group]):
+            if _is_image(member.name):
+                images.append(member)
+            elif member.name.endswith(_LABEL_EXTENSION):
+                labels[_sample(member.name)] = member.read_bytes().decode().strip()
+        columns = {
+            name: [labels.get(_sample(image.name)) for image in images] for name in self.columns
+        }
+        return ListedImages([image.name for image in images], images, columns)
+
+
+def _contents(archive: Path) -> _Contents:
+    n_images, has_labels = 0, False
+    for member in _members(archive):
+        n_images += _is_image(member.name)
+        has_labels = has_labels or member.name.endswith(_LABEL_EXTENSION)
+    return _Contents(n_images, has_labels)
+
+
+def _members(archive: Path) -> Iterator[TarMember]:
+    """Yield the visible files and links of a tar file, in their order."""
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                is_link = info.islnk() or info.issym()
+                if (info.isfile() or is_link) and not is_hidden(info.name):
+                    size = None if is_link else info.size
+                    yield TarMember(str(archive), info.name, info.offset_data, size)
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"Got {str(archive)!r}, which is not a complete tar file without compression "
+            f"({error}); pack it again, or leave it out"
+        ) from error
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _sample(name: str) -> str:
+    """Return the name that the files of one sample share: all before the first dot of the file.
+
+    Examples
+    --------
+    >>> _sample("train.1/cat.left.jpg")
+    'train.1/cat'
+    """
+    folder, file = os.path.split(name)
+    return os.path.join(folder, file.partition(".")[0])
