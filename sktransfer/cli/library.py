@@ -80,6 +80,6 @@ def _open(folder: Path) -> Any:
     from sktransfer.store.store import EmbeddingStore
 
     store = EmbeddingStore(folder)
-    if not store.directory.joinpath("embeddings.sqlite").is_file():
+    if not store.path.is_file():
         raise FileNotFoundError(f"there are no embeddings in {str(folder)!r}")
     return store

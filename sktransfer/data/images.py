@@ -214,6 +214,26 @@ class Images(Sequence[np.ndarray]):
 
         return self._apply(decoding.fingerprint, row, versioned)
 
+    def content_fingerprint(self, row: int) -> bytes:
+        """Compute the fingerprint of the content of one image; a file is read.
+
+        Copies of a file have the same one on all machines, and so has the encoded image in bytes.
+
+        Raises
+        ------
+        ImageError
+            As in `fingerprint`; also if a file cannot be read.
+        """
+        return self._apply(decoding.content_digest, row)
+
+    def is_file(self, row: int) -> bool:
+        """Return whether one image is given as the path of a file; items of a dataset are not."""
+        source = self.source
+        if isinstance(source, DatasetSource | torch.Tensor) or is_stack(source):
+            return False
+        item = self._read(row)
+        return path_of(item) is not None and remote_file_of(item) is None
+
     def order_key(self, row: int) -> bytes:
         """Return a key for sorting images: the path, the name of a URL, or else the content.
 
