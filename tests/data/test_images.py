@@ -52,6 +52,27 @@ def channels_first(pixels):
     return torch.tensor(pixels).permute(0, 3, 1, 2)
 
 
+def test_files_are_told_from_other_images(paths, pixels):
+    content = file_contents(paths)
+    X = [
+        paths[0],
+        Path(paths[0]),
+        {"path": paths[0], "bytes": None},
+        Path(paths[0]).as_uri(),
+        content[0],
+        pixels[0],
+        Image.fromarray(pixels[0]),
+        "memory://bucket/a.png",
+    ]
+    images = Images(X)
+    assert [images.is_file(row) for row in range(8)] == [True] * 4 + [False] * 4
+    for row in range(5):
+        assert images.content_fingerprint(row) == images.fingerprint(4)
+    assert images.content_fingerprint(5) == images.fingerprint(5)
+    for other in (pixels, channels_first(pixels), Items(paths)):
+        assert not as_images(other).is_file(0)
+
+
 FORMS = {
     "list of str": lambda paths, _: paths,
     "tuple of Path": lambda paths, _: tuple(map(Path, paths)),
