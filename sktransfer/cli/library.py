@@ -77,7 +77,9 @@ def clear(cache: Path, notes: Notes) -> None:
     notes(f"Removed {counted(n_images, 'embedding')} from {cache}")
 
 
-@cache.command(epilog=options.example("sktransfer cache export photos.embeddings --cache embeddings"))
+@cache.command(
+    epilog=options.example("sktransfer cache export photos.embeddings --cache kept")
+)
 @click.argument("file", metavar="FILE", type=options.PATH)
 @_cache_option
 @options.notes_option
@@ -90,7 +92,9 @@ def export(file: Path, cache: Path, notes: Notes) -> None:
     notes(f"Wrote {counted(n_images, 'embedding')} to {file}")
 
 
-@cache.command(epilog=options.example("sktransfer cache absorb photos.embeddings --cache embeddings"))
+@cache.command(
+    epilog=options.example("sktransfer cache absorb photos.embeddings --cache kept")
+)
 @click.argument("file", metavar="FILE", type=options.PATH)
 @_cache_option
 @options.notes_option

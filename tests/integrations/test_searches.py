@@ -1,10 +1,13 @@
 """Searches of scikit-learn on clusters: equal scores, and each image is embedded once."""
 
 import os
+import re
 import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import (
     CountingTiny,
@@ -21,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 
-from sktransfer import PretrainedFeatureExtractor
+from sktransfer import EmbeddingStore, PretrainedFeatureExtractor
 
 CV = StratifiedKFold(3, shuffle=True, random_state=0)
 GRID = {"classify__C": [1e-3, 1.0], "embed__pooling": ["avg", "max"]}
@@ -112,3 +115,35 @@ def test_search_over_a_tuned_classifier_scores_as_it_does_locally(dask_cluster, 
     assert search.best_score_ > 0.9
     views, boundaries = 3 * len(X), 2
     assert views * boundaries <= counted(log) <= 1.05 * views * boundaries
+
+
+def test_code_in_the_documentation_runs(dask_cluster, ray_cluster, paths, tmp_path):
+    page = Path(__file__).parents[2].joinpath("docs", "clusters.md").read_text()
+    section = page.partition("\n## Searches\n")[2].partition("\n## ")[0]
+    dask, ray, carry = re.findall(r"^```text\n(.*?)^```$", section, re.M | re.S)
+    stores = {
+        "tcp://scheduler:8786": dask_cluster.scheduler.address,
+        "/var/tmp/": f"{tmp_path}/",
+        "/shared/": f"{tmp_path}/shared/",
+    }
+    namespace = {"readable": pd.DataFrame({"path": paths[:12], "photograph": Y[:12]})}
+
+    def run(code):
+        for old, new in stores.items():
+            code = code.replace(old, new)
+        exec(code, namespace)
+
+    run(dask)
+    scores = namespace["search"].cv_results_["mean_test_score"].tolist()
+    store = EmbeddingStore(tmp_path / "embeddings")
+    assert store.info().computed == 12
+    run(ray)
+    assert namespace["search"].cv_results_["mean_test_score"].tolist() == scores
+    assert store.info().computed == 12
+    run(carry)
+    assert store.info().computed == 12
+    store.clear()
+    assert sorted(dask_cluster.run(namespace["absorb"]).values()) == [0, 12]
+    assert store.info().computed == 0
+    store.close()
+    namespace["client"].close()
