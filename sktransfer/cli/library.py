@@ -77,9 +77,7 @@ def clear(cache: Path, notes: Notes) -> None:
     notes(f"Removed {counted(n_images, 'embedding')} from {cache}")
 
 
-@cache.command(
-    epilog=options.example("sktransfer cache export photos.embeddings --cache kept")
-)
+@cache.command(epilog=options.example("sktransfer cache export photos.embeddings --cache kept"))
 @click.argument("file", metavar="FILE", type=options.PATH)
 @_cache_option
 @options.notes_option
@@ -92,9 +90,7 @@ def export(file: Path, cache: Path, notes: Notes) -> None:
     notes(f"Wrote {counted(n_images, 'embedding')} to {file}")
 
 
-@cache.command(
-    epilog=options.example("sktransfer cache absorb photos.embeddings --cache kept")
-)
+@cache.command(epilog=options.example("sktransfer cache absorb photos.embeddings --cache kept"))
 @click.argument("file", metavar="FILE", type=options.PATH)
 @_cache_option
 @options.notes_option

@@ -9,14 +9,14 @@ Shapes: N items, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from sktransfer.data.images import Images
+from sktransfer.data.images import Identity, Images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.engines.base import FrozenEngine, pad
@@ -34,6 +34,8 @@ from sktransfer.utils.progress import progress_bar
 _MIN_DEVICE_BATCHES, _MIN_DEVICE_BATCH = 4, 64
 # Items that a thread hashes at once.
 _HASHED_TOGETHER = 64
+
+_Result = TypeVar("_Result")
 
 
 class Embedded(NamedTuple):
@@ -265,46 +267,52 @@ def _keys_of_images(
 
     A file is read if the store does not know it yet, by its path, size and modification time.
     """
-    rows = list(range(len(images)))
     # Files are only looked up; pixels and encoded images are hashed in parallel.
     in_parallel = threads if len(images) and images.path(0) is None else 1
-    keys = _map(images.fingerprint, rows, in_parallel)
+    identities = _map(images.identity, range(len(images)), in_parallel)
+    keys = [each if isinstance(each, ImageError) else each.fingerprint for each in identities]
     files = {
-        row: key
-        for row, key in zip(rows, keys, strict=True)
-        if isinstance(key, bytes) and images.is_file(row)
+        row: each.fingerprint
+        for row, each in enumerate(identities)
+        if isinstance(each, Identity) and each.is_file
     }
-    contents: dict[bytes, bytes | ImageError] = {**store.contents_of(list(files.values()))}
-    new = {key: row for row, key in files.items() if key not in contents}
-    digests = _map(images.content_fingerprint, list(new.values()), threads)
-    contents.update(zip(new, digests, strict=True))
-    store.remember_contents(
-        {file: content for file in new if isinstance(content := contents[file], bytes)}
-    )
+    errors = dict[bytes, ImageError]()
+
+    def read(unknown: list[bytes]) -> dict[bytes, bytes]:
+        row_of = {key: row for row, key in files.items()}
+        digests = _map(images.content_fingerprint, [row_of[key] for key in unknown], threads)
+        results = dict(zip(unknown, digests, strict=True))
+        errors.update({key: each for key, each in results.items() if isinstance(each, ImageError)})
+        return {key: each for key, each in results.items() if isinstance(each, bytes)}
+
+    contents = store.contents_of(list(files.values()), read)
     for row, key in files.items():
-        content = contents[key]
-        is_repeated_error = isinstance(content, ImageError) and new[key] != row
-        keys[row] = (
-            _result_or_error(images.content_fingerprint, row) if is_repeated_error else content
-        )
+        # The same file may be in several rows, which the error names.
+        keys[row] = contents[key] if key in contents else _of_row(errors[key], images, row)
     return keys
 
 
+def _of_row(error: ImageError, images: Images, row: int) -> ImageError:
+    origin = int(images.origins[row])
+    return ImageError(error.reason, origin, images.describe(row), argument=images.argument)
+
+
 def _map(
-    function: Callable[[int], bytes], rows: list[int], threads: int
-) -> list[bytes | ImageError]:
+    function: Callable[[int], _Result], rows: Sequence[int], threads: int
+) -> list[_Result | ImageError]:
     """Return the result of a function or its error for each row; on threads, if there are many."""
 
-    def apply(part: list[int]) -> list[bytes | ImageError]:
+    def apply(part: Sequence[int]) -> list[_Result | ImageError]:
         return [_result_or_error(function, row) for row in part]
 
     if threads == 1 or len(rows) <= _HASHED_TOGETHER:
         return apply(rows)
     with ThreadPoolExecutor(threads) as pool:
-        return [each for part in pool.map(apply, chunks(rows, _HASHED_TOGETHER)) for each in part]
+        parts = pool.map(apply, chunks(list(rows), _HASHED_TOGETHER))
+        return [each for part in parts for each in part]
 
 
-def _result_or_error(function: Callable[[int], bytes], row: int) -> bytes | ImageError:
+def _result_or_error(function: Callable[[int], _Result], row: int) -> _Result | ImageError:
     try:
         return function(row)
     except ImageError as error:

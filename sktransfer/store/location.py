@@ -47,16 +47,18 @@ class Location(NamedTuple):
     on_network: bool
 
 
-def locate(directory: Path) -> Location:
+def locate(directory: Path, *, stay: bool) -> Location:
     """Choose the directory of a store's file, and warn once if it is not the one that was given.
 
     Parameters
     ----------
     directory : Path
         Absolute; it need not exist.
+    stay : bool
+        Whether only one machine uses the directory, wherever it is.
     """
     kind = network_type(directory, read_mount_table())
-    if kind is None or NETWORK_CACHE.get() == "1":
+    if kind is None or stay or NETWORK_CACHE.get() == "1":
         return Location(directory, kind is not None)
     local = _local_directory(directory)
     if directory not in _warned:

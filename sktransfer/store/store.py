@@ -39,7 +39,7 @@ from sktransfer.store.embedding_table import (
     chunks,
     first_rows,
 )
-from sktransfer.store.location import Location, locate
+from sktransfer.store.location import locate
 from sktransfer.utils.errors import check_bool, check_directory, check_number
 
 __all__ = [
@@ -125,8 +125,7 @@ class EmbeddingStore:
 
     @functools.cached_property
     def _database(self) -> Database:
-        # A temporary store belongs to one machine, wherever its temporary folder is.
-        place = Location(self.directory, False) if self.temporary else locate(self.directory)
+        place = locate(self.directory, stay=self.temporary)
         return Database(
             place.directory / "embeddings.sqlite", self.temporary, wal=not place.on_network
         )
@@ -142,18 +141,23 @@ class EmbeddingStore:
         """Return the table that `digest` identifies, of embeddings of `width` values."""
         return EmbeddingTable(self._database, self.max_bytes, digest, description, width, dtype)
 
-    def contents_of(self, files: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the digest of the content of each known file.
+    def contents_of(
+        self, files: Sequence[bytes], read: Callable[[list[bytes]], Mapping[bytes, bytes]]
+    ) -> dict[bytes, bytes]:
+        """Look up the digest of the content of files; read and remember those that are unknown.
 
         Parameters
         ----------
         files : sequence of bytes
             Digests of path, size and modification time.
+        read : callable
+            Takes the unknown files, and returns the digests of those that it can read.
 
         Returns
         -------
         dict
-            Without the files that the store does not know. Empty if the store fails.
+            The digest of the content of each file that is known or was read. If the store fails,
+            all are read.
         """
 
         def select(connection: Connection) -> dict[bytes, bytes]:
@@ -164,23 +168,29 @@ class EmbeddingStore:
                 known.update(connection.execute(query, chunk))
             return known
 
-        if files:
-            with contextlib.suppress(*FAILURES):
-                return self._database.transact(select, write=False)
-        return {}
+        if not files:
+            return {}
+        try:
+            known, failed = self._database.transact(select, write=False), False
+        except FAILURES:  # a warning follows when embeddings are read
+            known, failed = {}, True
+        unknown = [file for file in dict.fromkeys(files) if file not in known]
+        new = read(unknown) if unknown else {}
+        if new and not failed:
+            self._remember(new)
+        return {**known, **new}
 
-    def remember_contents(self, contents: Mapping[bytes, bytes]) -> None:
-        """Remember the content of files, for `contents_of`; do nothing if the store fails."""
+    def _remember(self, contents: Mapping[bytes, bytes]) -> None:
+        limit = max(_MIN_FILES, self.max_bytes // _BYTES_PER_FILE)
 
         def remember(connection: Connection) -> None:
             insert = "REPLACE INTO files (file, content) VALUES (?, ?)"
             connection.executemany(insert, contents.items())
             oldest = "DELETE FROM files WHERE id <= (SELECT MAX(id) FROM files) - ?"
-            connection.execute(oldest, (max(_MIN_FILES, self.max_bytes // _BYTES_PER_FILE),))
+            connection.execute(oldest, (limit,))
 
-        if contents:
-            with contextlib.suppress(*FAILURES):
-                self._database.transact(remember)
+        with contextlib.suppress(*FAILURES):
+            self._database.transact(remember)
 
     def export(self, path: str | os.PathLike[str]) -> int:
         """Write all embeddings to one file, for the store of another machine.
@@ -199,8 +209,8 @@ class EmbeddingStore:
 
         Raises
         ------
-        FileNotFoundError
-            If there is no store in the directory yet.
+        FileNotFoundError, IsADirectoryError
+            If there is no store in the directory yet, or if `path` is a directory.
         OSError, sqlite3.Error
             If the file cannot be written, or the store cannot be read.
 
@@ -225,6 +235,10 @@ class EmbeddingStore:
         >>> other.close()
         >>> folder.cleanup()
         """
+        if Path(path).expanduser().is_dir():
+            raise IsADirectoryError(
+                f"Got the directory {str(path)!r}, but expected a file for embeddings; add a name."
+            )
         if not self._database.path.exists():
             raise FileNotFoundError(
                 f"Got the directory {str(self.directory)!r}, but there are no embeddings in it; "

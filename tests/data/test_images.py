@@ -62,15 +62,17 @@ def test_files_are_told_from_other_images(paths, pixels):
         content[0],
         pixels[0],
         Image.fromarray(pixels[0]),
-        "memory://bucket/a.png",
     ]
     images = Images(X)
-    assert [images.is_file(row) for row in range(8)] == [True] * 4 + [False] * 4
+    assert [images.identity(row).is_file for row in range(7)] == [True] * 4 + [False] * 3
+    for row in range(7):
+        assert images.fingerprint(row) == images.identity(row).fingerprint
     for row in range(5):
         assert images.content_fingerprint(row) == images.fingerprint(4)
     assert images.content_fingerprint(5) == images.fingerprint(5)
-    for other in (pixels, channels_first(pixels), Items(paths)):
-        assert not as_images(other).is_file(0)
+    for other in (pixels, channels_first(pixels), Items(content)):
+        assert not as_images(other).identity(0).is_file
+    assert as_images(Items(paths)).identity(0).is_file
 
 
 FORMS = {

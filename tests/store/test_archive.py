@@ -135,6 +135,11 @@ def test_empty_store_is_carried_and_a_missing_one_is_an_error(store, other, tmp_
     assert other.absorb(tmp_path / "embeddings") == 0
 
 
+def test_directory_is_no_file_to_export_to(exported, store, tmp_path):
+    with pytest.raises(IsADirectoryError, match="but expected a file for embeddings; add a name"):
+        store.export(tmp_path)
+
+
 def test_failed_export_leaves_the_older_file(store, exported, monkeypatch):
     before = exported.read_bytes()
 

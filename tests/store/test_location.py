@@ -243,3 +243,5 @@ def test_temporary_store_stays_where_it_is(mount, tmp_path):
     mount(tmp="nfs4")
     with closing(EmbeddingStore(tmp_path / "tmp" / "session", temporary=True)) as store:
         assert store.path.parent == tmp_path / "tmp" / "session"
+        write(store)
+        assert [path.name for path in store.path.parent.iterdir()] == ["embeddings.sqlite"]
