@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sktransfer.store import archive
+from sktransfer.store.embedding_table import EmbeddingTable
 from sktransfer.store.store import EmbeddingStore
 
 KEYS = [b"%016d" % number for number in range(300)]
@@ -253,6 +254,24 @@ def test_table_of_several_shapes_in_one_file_is_refused(exported, other):
     with pytest.raises(ValueError, match="a table of it has rows of several shapes"):
         other.absorb(exported)
     assert other.info().tables == ()
+
+
+def test_absorbing_continues_after_an_error_of_the_disk(store, exported, other, monkeypatch):
+    honest, calls = EmbeddingTable.absorb, []
+
+    def fail(table, keys, values):
+        calls.append(len(keys))
+        if len(calls) == 10:
+            raise OSError("no space left")
+        return honest(table, keys, values)
+
+    monkeypatch.setattr(EmbeddingTable, "absorb", fail)
+    with pytest.raises(OSError, match="no space left"):
+        other.absorb(exported)
+    done = sum(calls[:9])
+    assert len(contents(other)) == sum(table.images for table in other.info().tables) == done
+    assert other.absorb(exported) == 350 - done
+    assert contents(other) == contents(store)
 
 
 def test_absorbing_respects_the_limit(exported, tmp_path):
