@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md and its plots from the figures in benchmarks/results/.
+"""Write docs/benchmarks.md, its plots, and the tables of docs/scaling.md from benchmarks/results/.
 
 Run it after the benchmarks have written their JSON files; benchmarks/run_all.py does both.
 
@@ -12,6 +12,7 @@ import statistics
 import textwrap
 from typing import Any
 
+import _scaling_page
 import matplotlib.pyplot as plt
 from _common import ROOT
 
@@ -661,6 +662,8 @@ def main() -> None:
     head = HEAD.format(torch=" or ".join(sorted(versions)))
     page = wrap(head + "\n".join(sections)).rstrip("\n") + "\n"
     (DOCS / "benchmarks.md").write_text(page)
+    scaling = DOCS / "scaling.md"
+    scaling.write_text(_scaling_page.filled(scaling.read_text(), _scaling_page.tables(load)))
 
 
 if __name__ == "__main__":
