@@ -35,7 +35,8 @@ def embed(
     keys : list of str, default=()
         Columns that are returned, too. The index always is.
     cache : path or None, default=None
-        Directory where embeddings are cached, shared by all workers; None disables caching.
+        Directory on a local disk where embeddings are cached, shared by the workers of a machine;
+        None disables caching.
     threads : int or None, default=None
         Threads of each worker process. None is as many as the Dask worker has; without a cluster
         (`dask.distributed`), it is `n_jobs` of the model.

@@ -41,7 +41,8 @@ def embed(
     batch_size : int, default=256
         Images that an actor gets at once.
     cache : path or None, default=None
-        Directory where embeddings are cached, shared by all workers; None disables caching.
+        Directory on a local disk where embeddings are cached, shared by the workers of a machine;
+        None disables caching.
     threads : int, default=1
         Cores that each actor reserves and uses.
     num_gpus : float or None, default=None
