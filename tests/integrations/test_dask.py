@@ -130,7 +130,7 @@ def test_invalid_arguments_are_rejected(files_and_broken):
     with pytest.raises(ValueError, match="Got the key 'path' twice, but expected each column once"):
         embed(extractor, frame, "path", keys=["path", "path"])
     clash = frame.rename(columns={"number": "embedding"})
-    with pytest.raises(ValueError, match=r"Got the key 'embedding', but the results have a .*first"):
+    with pytest.raises(ValueError, match=r"Got the key 'embedding', .* rename the key first"):
         embed(extractor, clash, "path", keys=["embedding"])
     labels = predict(make_pipeline_for(Y), clash, "path", keys=["embedding"])  # not among these
     assert list(labels.columns) == ["embedding", "prediction", "error"]
