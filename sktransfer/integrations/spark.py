@@ -133,7 +133,7 @@ def _map_in_arrow(remote: RemoteModel, images: Any, column: str, keys: Sequence[
 
     # mapInArrow fails with names that have dots.
     selected = images.select(
-        [sql.functions.col(_quoted(name)).alias(str(n)) for n, name in enumerate(names)]
+        [images[_quoted(name)].alias(str(number)) for number, name in enumerate(names)]
     )
     # Spark sends the function, with the model, as a broadcast value if it is large.
     return selected.mapInArrow(compute, schema)
