@@ -111,5 +111,10 @@ def loads(log):
     return {int(process): lines.count(process) for process in lines}
 
 
+def check_loads(log):
+    """Check that one or two processes have loaded the model, each of them once."""
+    assert list(loads(log).values()) in ([1], [1, 1])  # one may have done all before the other
+
+
 def _lines(log):
     return log.read_text().splitlines() if log.exists() else []

@@ -13,10 +13,10 @@ import pytest
 from cluster_helpers import (
     LogsLoads,
     SlowTiny,
+    check_loads,
     check_table,
     files,
     kill_worker,
-    loads,
     make_extractor,
 )
 from helpers import Tiny, X, Y, make_classifier
@@ -176,7 +176,7 @@ def test_processes_load_the_model_once_and_embed_as_it_does(spark, tmp_path):
     assert not log.exists()
     for _ in range(2):
         check_table(lazy.toArrow(), extractor, table, broken)
-    assert list(loads(log).values()) == [1, 1]
+    check_loads(log)
 
 
 @pytest.mark.slow
