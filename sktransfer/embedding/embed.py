@@ -276,9 +276,11 @@ def _keys(
 def _keys_of_images(
     images: Images, store: EmbeddingStore, threads: int
 ) -> list[bytes | ImageError]:
-    """Return the fingerprint of the content of each image, or its error.
+    """Return the fingerprint of each image in a store, or its error.
 
-    A file is read if the store does not know it yet, by its path, size and modification time.
+    It is that of the content, so that embeddings may be carried to another machine. A file is read
+    for it if the store does not know it yet, by its path, size and modification time. A temporary
+    store is not carried, so these identify its files.
     """
     # Files are only looked up; pixels and encoded images are hashed in parallel.
     in_parallel = threads if len(images) and images.path(0) is None else 1
@@ -287,8 +289,10 @@ def _keys_of_images(
     files = {
         row: each.fingerprint
         for row, each in enumerate(identities)
-        if isinstance(each, Identity) and each.is_file
+        if isinstance(each, Identity) and each.is_file and not store.temporary
     }
+    if not files:
+        return keys
     errors = dict[bytes, ImageError]()
 
     def read(unknown: list[bytes]) -> dict[bytes, bytes]:

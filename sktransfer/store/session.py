@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -28,8 +29,11 @@ _MAX_BYTES = 4 * 2**30
 _WEEK = 7 * 24 * 3600.0
 _RUNNING_IS_KNOWN = os.name == "posix"
 
+# Stores that stay open: each has three open files, and memory of SQLite.
+_MAX_OPEN = 16
+
 _session: EmbeddingStore | None = None
-_stores: dict[Path, EmbeddingStore] = {}
+_stores: OrderedDict[Path, EmbeddingStore] = OrderedDict()
 _shared_files: set[Path] = set()
 _lock = threading.Lock()
 
@@ -61,7 +65,12 @@ def resolve_store(cache: object) -> EmbeddingStore | None:
         raise ValueError(f"Got cache={cache!r}, but expected 'auto' in lower case, or './{cache}'")
     check_directory("cache", cache, besides="'auto', a directory, an EmbeddingStore or None")
     store = EmbeddingStore(cache)  # type: ignore[arg-type]
-    return _stores.setdefault(store.directory, store)
+    with _lock:
+        store = _stores.setdefault(store.directory, store)
+        _stores.move_to_end(store.directory)
+        while len(_stores) > _MAX_OPEN:
+            _stores.popitem(last=False)  # its file is closed when nothing uses it any more
+    return store
 
 
 def session_store() -> EmbeddingStore:

@@ -77,7 +77,8 @@ class EmbeddingStore:
         tables are deleted, until a tenth is free.
     temporary : bool, default=False
         The store need not survive a power cut, so it never waits for the disk, and only this user
-        can read its directory.
+        can read its directory. Files are identified by path, size and modification time instead
+        of their content, so embeddings of files are not of use on other machines.
 
     Raises
     ------

@@ -219,6 +219,20 @@ def test_known_file_is_not_read(log, store, tmp_path, monkeypatch):
     assert read == [paths[5]]
 
 
+def test_session_store_reads_no_file_for_its_key(log, tmp_path, monkeypatch):
+    paths = save_images(X[:9], tmp_path / "images")
+    read = []
+    monkeypatch.setattr(decoding, "content_digest", lambda *given: read.append(given))
+    extractor = PretrainedFeatureExtractor(CountingTiny(log))
+    extractor.fit_transform(paths)
+    extractor.transform(paths[::-1])
+    assert read == []
+    assert counted(log) == 9
+    os.utime(paths[5])
+    extractor.transform(paths)
+    assert counted(log) == 10
+
+
 def test_background_of_a_file_is_in_its_key(log, store, tmp_path):
     image = Image.fromarray(X[0]).convert("RGBA")
     image.putalpha(128)

@@ -3,13 +3,14 @@
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import finish_python, start_python
 
-from sktransfer.store import session
+from sktransfer.store import database, session
 from sktransfer.store.embedding_table import this_host
 from sktransfer.store.session import resolve_store, session_store, share_session
 from sktransfer.store.store import EmbeddingStore, embed_once
@@ -23,7 +24,7 @@ def base(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setattr(session, "_session", None)
-    monkeypatch.setattr(session, "_stores", {})
+    monkeypatch.setattr(session, "_stores", OrderedDict())
     yield session.temporary_root()
     for store in [session._session, *session._stores.values()]:
         if store is not None:
@@ -53,6 +54,17 @@ def test_process_has_one_private_session(base):
         assert directory.stat().st_mode & 0o777 == 0o700
     embed(store)
     assert store.info().computed == 2
+
+
+def test_stores_that_were_used_long_ago_are_closed(base, tmp_path):
+    first = resolve_store(tmp_path / "first")
+    embed(first)
+    for number in range(40):
+        embed(resolve_store(tmp_path / str(number)))
+    files = [file for file in database._databases.values() if tmp_path in file.path.parents]
+    assert len(files) <= session._MAX_OPEN + 1
+    embed(first)
+    assert first.info().computed == 2
 
 
 @pytest.mark.parametrize(("free", "limit"), [(2**40, 2**32), (2**33, 2**31), (0, 2**20)])
