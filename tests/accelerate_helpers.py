@@ -40,26 +40,38 @@ N = 57
 WEIGHTS = np.linspace(0.5, 2, N)
 
 # SGD: Adam divides by the size of gradients, so it enlarges the rounding of those that are zero.
-_COMMON = {"optimizer": "sgd", "lr": 1e-4, "unfreeze": (0, 1, "all"), "max_epochs": 2}
+_COMMON = {"optimizer": "sgd", "lr": 1e-3, "max_epochs": 2, "early_stopping": False}
+_COMMON["averaging"] = 1.0
 FITS = {
-    "all stages": {"class_weight": {"cat": 1, "dog": 3, "owl": 2}, "label_smoothing": 0.1},
-    "mixup": {"mixup": 0.3, "unfreeze": (1, "all")},
-    "new views in each epoch": {"n_views": None, "unfreeze": (0, 1)},
-    "no early stopping": {"early_stopping": False, "averaging": "auto", "unfreeze": (0, 1)},
-    "average given": {"early_stopping": False, "averaging": 0.5, "unfreeze": (0, 2)},
+    "all stages": {
+        "unfreeze": (0, 1, "all"),
+        "class_weight": {"cat": 1, "dog": 3, "owl": 2},
+        "label_smoothing": 0.1,
+        "lr": 1e-4,
+    },
+    "early stopping": {"unfreeze": (1, "all"), "early_stopping": True, "n_iter_no_change": 1},
+    "validation images": {"unfreeze": (1, "all"), "lr": 1e-4},
+    "mixup": {"unfreeze": (1, "all"), "mixup": 0.3},
+    "new views in each epoch": {"unfreeze": (1, "all"), "n_views": None},
+    "averaging is chosen": {"unfreeze": (0, 1), "averaging": "auto", "lr": 1e-4},
+    "averaging is given": {"unfreeze": (0, 2), "averaging": 0.5, "lr": 1e-4},
     # The share of one process is empty in every batch.
-    "one image in a batch": {"batch_size": 1, "unfreeze": (0, 1), "dropout": 0.0},
-    "adapted statistics": {"batch_norm": "adapt", "unfreeze": (0, 1)},
+    "one image in a batch": {"unfreeze": (1,), "batch_size": 1, "dropout": 0.0},
+    "adapted statistics": {"unfreeze": (1,), "batch_norm": "adapt"},
     "decided from the images": {"unfreeze": "auto", "augment": "auto", "max_epochs": "auto"},
-    "binary": {"unfreeze": (0, 1)},
+    "two classes": {"unfreeze": (1,)},
 }
 
 
 def fit(name):
     """Fit a classifier as `FITS` says."""
-    labels = np.where(Y == "cat", "cat", "other") if name == "binary" else Y
-    classifier = make_classifier(**{**_COMMON, "averaging": 1.0, **FITS[name]})
-    return classifier.fit(X[:N], labels[:N], sample_weight=WEIGHTS)
+    labels = np.where(Y == "cat", "cat", "other") if name == "two classes" else Y
+    classifier = make_classifier(**{**_COMMON, **FITS[name]})
+    valid = {"X_val": X_TEST[:13], "y_val": Y_TEST[:13]} if name == "validation images" else {}
+    return classifier.fit(X[:N], labels[:N], sample_weight=WEIGHTS, **valid)
+
+
+KINDS = ("train", "valid")
 
 
 def describe(classifier, X_test=X_TEST):
@@ -68,8 +80,8 @@ def describe(classifier, X_test=X_TEST):
         "probabilities": classifier.predict_proba(X_test),
         "outputs": all_outputs(classifier, X_test),
         "weights": {name: tensor.numpy() for name, tensor in net_state(classifier).items()},
-        "losses": [row["train_loss"] for row in classifier.history_],
-        "valid_losses": [row.get("valid_loss", 0.0) for row in classifier.history_],
+        "losses": [[row.get(f"{kind}_loss", 0.0) for kind in KINDS] for row in classifier.history_],
+        "best_epochs": [stage["best_epoch"] for stage in classifier.stages_],
         "averaging": (classifier.averaging_, classifier.temperature_),
         "decision": str(classifier.decision_),
         "pickle": pickle.dumps(classifier),
@@ -93,14 +105,14 @@ def all_fits(accelerator, folder):
 
 
 def search():
-    classifier = make_classifier(**{**_COMMON, "unfreeze": (0, 1), "early_stopping": False})
+    classifier = make_classifier(**_COMMON, unfreeze=(1,))
     grid = {"dropout": [0.0, 0.9]}
     return GridSearchCV(classifier, grid, cv=2, error_score="raise").fit(X[:N], Y[:N])
 
 
 def resumed(accelerator, folder):
     """Interrupt a fit, and resume it from the checkpoint of the main process."""
-    options = {**_COMMON, "averaging": 1.0, **FITS["all stages"], "random_state": None}
+    options = {**_COMMON, **FITS["all stages"], "random_state": None}
     folder = Path(folder) / f"checkpoints-{accelerator.process_index}"
     folder.mkdir()
     with data_parallel(accelerator):
@@ -136,8 +148,9 @@ def failures(accelerator, folder):
         "interrupt": lambda: callback(FailsIn(epoch=2, rank=1, error=KeyboardInterrupt)),
         "all fail": lambda: callback(FailsIn(epoch=2, rank=None)),
         "one stops early": lambda: callback(StopsEarly(rank=1)),
-        "diverges": lambda: make_classifier(lr=9.0, optimizer="sgd", unfreeze=("all",), **_NO_VALID)
-        .fit(X[:N], Y[:N]),
+        "diverges": lambda: make_classifier(
+            lr=9.0, optimizer="sgd", unfreeze=("all",), **_NO_VALID
+        ).fit(X[:N], Y[:N]),
         "other data": shuffled,
         "other parameters": lambda: make_classifier(dropout=0.1 * rank).fit(X[:N], Y[:N]),
         "adversarial": adversarial,
@@ -150,9 +163,12 @@ def failures(accelerator, folder):
     with data_parallel(accelerator):
         for name, run in fits.items():
             results[name] = outcome(run)
-        skipping = make_classifier(**{**_COMMON, **_NO_VALID, "unfreeze": (0, 1)}, on_error="skip")
-        results["skipped"] = describe(skipping.fit(paths, labels))
+        results["skipped"] = describe(fit_readable(paths, labels))
     return results
+
+
+def fit_readable(paths, labels):
+    return make_classifier(**_COMMON, unfreeze=(1,), on_error="skip").fit(paths, labels)
 
 
 _NO_VALID = {"early_stopping": False, "averaging": 1.0}
@@ -209,7 +225,7 @@ def crops(n, seed):
 class FailsIn(Callback):
     """Raises an error in the middle of an epoch, counted over all stages.
 
-    `rank=None` fails in all processes. A KeyboardInterrupt comes as a signal; None ends the process.
+    `rank=None` fails in all processes. A KeyboardInterrupt is a signal, None ends the process.
     """
 
     def __init__(self, epoch, rank, error=ValueError):

@@ -182,7 +182,8 @@ class _AcceleratedProcesses(Processes):
     def _announce(self, error: BaseException) -> list[_Failure]:
         """Tell the others that this process fails, and return the failures of all of them."""
         failure = error if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(_LostConnectionError), _interrupts_deferred(), self._connection():
+        # A process that has ended needs no message.
+        with contextlib.suppress(RuntimeError), _interrupts_deferred(), self._connection():
             return self._compare("", 0, failure)
         return [failure]
 
@@ -218,14 +219,11 @@ class _AcceleratedProcesses(Processes):
             yield
         except RuntimeError as error:  # of torch.distributed
             self._is_connected = False
-            raise _LostConnectionError(
+            raise RuntimeError(
                 f"Process {self.rank} of {self.count} has lost the connection to another one, "
-                f"which has probably ended; see its messages, and start again ({error})"
+                "which has probably ended. Read the messages of that one, and start all of them "
+                "again"
             ) from error
-
-
-class _LostConnectionError(RuntimeError):
-    """A process has ended, or cannot be reached."""
 
 
 # Exchanges, by their number; the first is the announcement of a failure.
