@@ -198,13 +198,13 @@ def counted_fit(accelerator, folder):
 def real_network(accelerator, folder):
     """Fit the default network on crops of photographs."""
     with data_parallel(accelerator):
-        return describe(fit_on_photographs(), crops(10, seed=1)[0])
+        return describe(fit_on_photographs(verbose=1), crops(10, seed=1)[0])
 
 
-def fit_on_photographs():
+def fit_on_photographs(**options):
     X_train, y_train = crops(7, seed=0)
     classifier = FineTunedImageClassifier(
-        unfreeze=(0, 2), augment="standard", max_epochs=2, random_state=0, image_size=96
+        unfreeze=(0, 2), augment="standard", max_epochs=2, random_state=0, image_size=96, **options
     )
     return classifier.fit(X_train, y_train)
 

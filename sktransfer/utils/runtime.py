@@ -281,8 +281,8 @@ def resolve_threads(n_jobs: int | None, device: torch.device | None = None) -> i
 
 def _worker_number() -> int:
     """Return the index of a worker of a pool or of a launcher, or 0 in other processes."""
-    number = re.search(r"(\d+)$", multiprocessing.current_process().name)
-    if number:
-        return int(number.group(1)) - 1
     rank = os.environ.get("LOCAL_RANK", "")  # of torchrun and Accelerate
-    return int(rank) if rank.isdecimal() else 0
+    if rank.isdecimal():
+        return int(rank)
+    number = re.search(r"(\d+)$", multiprocessing.current_process().name)
+    return int(number.group(1)) - 1 if number else 0
