@@ -6,7 +6,7 @@ Shapes: B images in the batch of all processes, b in this process's share, K out
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -93,13 +93,12 @@ class WholeBatchDraws(TorchFunctionMode):
 
 @torch.no_grad()
 def add_gradients(
-    parameters: Iterable[torch.nn.Parameter], loss: torch.Tensor, processes: Processes
+    trained: Sequence[torch.nn.Parameter], loss: torch.Tensor, processes: Processes
 ) -> torch.Tensor:
     """Replace gradients by their sums over all processes, and return the sum of the losses.
 
     A parameter that no process has used keeps no gradient, so an optimizer does not step it.
     """
-    trained = [weight for weight in parameters if weight.requires_grad]
     dtype = functools.reduce(
         torch.promote_types, (weight.dtype for weight in trained), torch.float32
     )

@@ -207,7 +207,11 @@ class TrainedSuffix(nn.Module):
 
     def count_trained(self) -> int:
         """Count the trainable parameters."""
-        return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
+        return sum(weight.numel() for weight in self.trained_parameters())
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters."""
+        return [weight for weight in self.parameters() if weight.requires_grad]
 
     def state_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """Copy all tensors of some parts to the CPU."""

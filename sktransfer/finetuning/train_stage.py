@@ -129,7 +129,9 @@ class _PenalizedNet(NeuralNet):
             return super().train_step_single(batch, **fit_params)
         with WholeBatchDraws(share) if len(share) else contextlib.nullcontext():
             step = super().train_step_single(batch, **fit_params)
-        loss = add_gradients(self.module_.parameters(), step["loss"].detach(), share.processes)
+        loss = add_gradients(
+            self.module_.trained_parameters(), step["loss"].detach(), share.processes
+        )
         return {**step, "loss": loss}
 
     def validation_step(self, batch: Any, **fit_params: Any) -> Any:

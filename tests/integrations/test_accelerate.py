@@ -5,7 +5,6 @@ import sys
 import accelerate_helpers as helpers
 import numpy as np
 import pytest
-import torch
 from accelerate_helpers import FITS, N, describe, run_together
 from helpers import (
     BROKEN_ROWS,
@@ -19,24 +18,14 @@ from helpers import (
     make_classifier,
     net_state,
 )
-from torch import nn
-from torch.nn import functional
-from torchvision.ops import StochasticDepth
 
-from sktransfer.finetuning.shared_step import WholeBatchDraws, add_gradients
 from sktransfer.integrations.accelerate import data_parallel
-from sktransfer.utils.processes import ALONE, Processes, current_processes
+from sktransfer.utils.processes import ALONE, current_processes
 
 accelerate = pytest.importorskip("accelerate")
 
 # Seconds after which all processes have ended: an exchange would wait for half an hour.
 SOON = 30
-
-
-class Second(Processes):
-    """The second of two processes."""
-
-    rank, count = 1, 2
 
 
 def close(actual, expected, rtol=1e-4, atol=1e-5):
@@ -220,33 +209,3 @@ def test_unsuitable_accelerator_is_rejected(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match=r"pip install 'sktransfer\[accelerate\]'"):
         data_parallel(accelerator).__enter__()
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_random_numbers_are_those_of_the_whole_batch(layout):
-    layers = nn.Sequential(
-        nn.Dropout(0.3), StochasticDepth(0.5, "row"), nn.Dropout2d(0.5), nn.Dropout(0.0)
-    )
-    x = torch.rand(7, 4, 3, 5).contiguous(memory_format=layout)
-    share = Second().share(7)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        expected = functional.dropout(layers(x).repeat_interleave(2, 0), 0.5)[6:]
-        after = torch.rand(1)
-        torch.manual_seed(1)
-        with WholeBatchDraws(share):
-            actual = functional.dropout(layers(x[share.rows]).repeat_interleave(2, 0), 0.5)
-        torch.testing.assert_close(actual, expected)
-        assert torch.equal(torch.rand(1), after)
-    assert (expected == 0).any()
-    assert (expected != 0).any()
-
-
-def test_unused_parameters_keep_no_gradient():
-    used, unused, frozen = (nn.Parameter(torch.ones(2)) for _ in range(3))
-    frozen.requires_grad_(False)
-    loss = (used * torch.tensor([1.0, 2.0])).sum()
-    loss.backward()
-    assert add_gradients([used, unused, frozen], loss.detach(), ALONE) == 3
-    assert used.grad.tolist() == [1, 2]
-    assert unused.grad is None
