@@ -17,7 +17,8 @@ Fitted models in files
     module)
 Clusters
     embed and predict of sktransfer.integrations.dask, sktransfer.integrations.ray and
-    sktransfer.integrations.spark
+    sktransfer.integrations.spark; data_parallel of sktransfer.integrations.accelerate (training
+    on several devices)
 
 X can be paths, URLs, PIL images, arrays, tensors, bytes or a column of a table. The guide is in
 docs/; docs/architecture.md describes how the package is built.

@@ -12,6 +12,7 @@ from sktransfer.store.session import resolve_store
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.transforms.preprocessing import check_image_size
 from sktransfer.utils.errors import check_choice, check_verbose
+from sktransfer.utils.processes import ALONE, Processes
 from sktransfer.utils.runtime import resolve_device, resolve_precision, resolve_threads
 
 
@@ -31,6 +32,8 @@ class ComputeConfig:
     store : EmbeddingStore or None
     chosen_engine : str or None
         The engine of all parts of a job; None chooses one for each part.
+    processes : Processes
+        The processes that take part in a fit, and share its work.
     """
 
     device: torch.device
@@ -39,6 +42,7 @@ class ComputeConfig:
     threads: int
     store: EmbeddingStore | None
     chosen_engine: str | None = None
+    processes: Processes = ALONE
 
     @property
     def device_decodes(self) -> bool:

@@ -27,6 +27,8 @@ from sktransfer.engines.batch_size import auto_batch_size, in_parts
 from sktransfer.engines.torch_engine import run_frozen
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import ImageError
+from sktransfer.utils.processes import ALONE, Processes
 
 # Share of the free disk space that the activations of one fit may take.
 _DISK_SHARE = 0.5
@@ -53,8 +55,10 @@ class Activations:
         """Shape of one view's activations; a row of `values` is flattened."""
         return map_shape(self.recipe)
 
-    def advance(self, boundary: int, device: torch.device) -> Activations:
-        """Compute the activations at a later boundary."""
+    def advance(
+        self, boundary: int, device: torch.device, processes: Processes = ALONE
+    ) -> Activations:
+        """Compute the activations at a later boundary; each process computes some batches."""
         if boundary == self.boundary:
             return self
         old = self.recipe
@@ -62,16 +66,18 @@ class Activations:
         span = FrozenSpan(old.backbone.block_list, self.boundary, boundary)
         if device.type != "cpu":
             span = copy.deepcopy(span).to(device)
-        out = scratch_array((len(self.values), output_width(recipe)), recipe.dtype)
+        out = scratch_array((len(self.values), output_width(recipe)), recipe.dtype, processes)
         size = 4 * auto_batch_size(device, old.preprocessing.crop)
-        for start, x in self._batches(size):
+        starts = range(0, len(out), size)
+        for start, x in self._batches(starts[processes.local_rank :: processes.local_count], size):
             y = run_span(span, x, device, recipe.precision)
             out[start : start + size] = y[: len(out) - start]
+        processes.gather(None)  # until all of them have computed theirs
         return Activations(out, recipe, boundary)
 
-    def _batches(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield all rows in batches of equal size, the last one padded with zeros."""
-        for start in range(0, len(self.values), size):
+    def _batches(self, starts: range, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield batches of equal size, the last one padded with zeros."""
+        for start in starts:
             rows = np.zeros((size, self.values.shape[1]), np.float32)
             part = self.values[start : start + size]
             rows[: len(part)] = part
@@ -120,13 +126,16 @@ class ViewActivations:
             return self._embeddings
         if self._last is None or self._last.boundary != boundary:
             self._last = None  # delete its file before the next one is written
-            self._last = self.gathered.advance(boundary, self._compute.device)
+            self._last = self._advance(boundary)
         return self._last
 
     @cached_property
     def _embeddings(self) -> Activations:
         n_blocks = self._recipe_at(self._first).n_blocks
-        return self.gathered.advance(n_blocks, self._compute.device)
+        return self._advance(n_blocks)
+
+    def _advance(self, boundary: int) -> Activations:
+        return self.gathered.advance(boundary, self._compute.device, self._compute.processes)
 
 
 class SelectedActivations:
@@ -155,15 +164,29 @@ def gather(
     compute: ComputeConfig,
     verbose: int = 0,
 ) -> Activations:
-    """Compute the activations of views at a boundary.
+    """Compute the activations of views at a boundary; each process computes those of some images.
 
     Raises
     ------
     ImageError
         If images are broken; names all of them.
     """
-    out = scratch_array((len(views), output_width(recipe)), recipe.dtype)
-    embed(views, recipe, compute, pad_batches=True, out=out, verbose=verbose)
+    processes, n_views = compute.processes, len(views)
+    out = scratch_array((n_views, output_width(recipe)), recipe.dtype, processes)
+    items, part = slice(None), views
+    if processes.count > 1:
+        items, part = views.part(processes.local_share(len(views.images)))
+        verbose = verbose if processes.is_main else 0
+    broken = None
+    if len(part):
+        options = {"n_images": n_views, "pad_batches": True, "verbose": verbose}
+        try:
+            embed(part, recipe, compute, out=out[items], **options)  # type: ignore[arg-type]
+        except ImageError as error:
+            broken = error
+    errors = [error for error in processes.gather(broken) if error is not None]
+    if errors:
+        raise ImageError.of(errors)
     return Activations(out, recipe, boundary)
 
 
@@ -193,19 +216,28 @@ def run_span(
     return in_parts(run, x)[0].numpy()
 
 
-def scratch_array(shape: tuple[int, int], dtype: str) -> np.ndarray:
+def scratch_array(shape: tuple[int, int], dtype: str, processes: Processes = ALONE) -> np.ndarray:
     """Build an array in a temporary file that is deleted with the array.
+
+    The processes of a machine have one array together.
 
     Raises
     ------
     OSError
         If there is not enough space on the disk.
     """
+    if processes.local_rank > 0:
+        path = processes.gather(Path())[processes.local_main]
+        array = np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+        processes.gather(None)
+        return array
     with tempfile.NamedTemporaryFile(prefix="sktransfer-", delete=False) as file:
         path = Path(file.name)
     try:
         _reserve(path, math.prod(shape) * np.dtype(dtype).itemsize)
         array = np.memmap(path, dtype=dtype, mode="w+", shape=shape)
+        processes.gather(path)
+        processes.gather(None)  # until all of them have opened it
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -85,7 +85,9 @@ class Tuned(NamedTuple):
     def outputs(self, batches: EpochBatches) -> np.ndarray:
         """Compute the outputs (N, K) for batches in their order."""
         self.suffix.train(False)
-        return np.concatenate([self.suffix(x).cpu().numpy() for x, _ in batches])
+        outputs = [self.suffix(x).cpu().numpy() for x, _ in batches]
+        parts = batches.processes.gather(outputs)  # of each process, its share of each batch
+        return np.concatenate([part for batch in zip(*parts, strict=True) for part in batch])
 
 
 def averages(averaging: Any, plan: FitPlan) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from sktransfer.finetuning.task import Task
 from sktransfer.transforms.device_feed import image_reader
 from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
+from sktransfer.utils.processes import ALONE, Processes, Share
 from sktransfer.utils.runtime import free_memory, to_device
 
 # Share of the free memory of a device that cached activations may take.
@@ -107,6 +109,13 @@ class EpochBatches(Dataset, ABC):
         Minimum size, if there are as many images.
     change : MapChange or None
         How feature maps are changed at random, in each epoch anew.
+    processes : Processes
+        Each of them gets its share of every batch, which may be empty.
+
+    Attributes
+    ----------
+    share : Share
+        This process's share of the last batch.
     """
 
     def __init__(
@@ -120,6 +129,7 @@ class EpochBatches(Dataset, ABC):
         length: int | None = None,
         min_size: int = 1,
         change: MapChange | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.targets, self.device = targets, device
         self.mixup, self.shuffle, self.change = mixup, shuffle, change
@@ -127,6 +137,7 @@ class EpochBatches(Dataset, ABC):
         most_batches = max(1, self._length // min_size)
         self.n_batches = min(math.ceil(self._length / batch_size), most_batches)
         self.batch_size = math.ceil(self._length / self.n_batches)
+        self.processes, self.share = processes, processes.share(self.batch_size)
         self.begin_epoch(0, 0)
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
@@ -141,23 +152,40 @@ class EpochBatches(Dataset, ABC):
         order = np.arange(len(self.targets.y))
         if self.shuffle:
             self._rng.shuffle(order)
-        for rows, x in self.read(np.resize(order, len(self))):
+        batches = np.array_split(np.resize(order, len(self)), self.n_batches)
+        shares = [self.processes.share(len(rows)) for rows in batches]
+        # An image may be mixed with one of another process, so each process then reads all images.
+        read = [slice(None) if self.mixup else share.rows for share in shares]
+        parts = [rows[part] for rows, part in zip(batches, read, strict=True)]
+        for share, part, (rows, x) in zip(shares, read, self._read_parts(parts), strict=True):
+            self.share = share
             targets = to_device(self.targets.of(rows), self.device)
-            x = x if self.change is None else self._changed(x, self.change)
-            yield self._mix(x, targets) if self.mixup else (x, targets)
+            x = x if self.change is None else self._changed(x, self.change, share.total, part)
+            if self.mixup:
+                x, targets = (mixed[share.rows] for mixed in self._mix(x, targets))
+            yield x, targets
+
+    def _read_parts(self, parts: list[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Read batches, some of which may be empty."""
+        reads = self.read([rows for rows in parts if len(rows)])
+        for rows in parts:
+            yield next(reads) if len(rows) else (rows, torch.empty(0, device=self.device))
+        deque(reads, maxlen=0)  # raises the errors of a reader that has reached its end
 
     @abstractmethod
-    def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield images in this order, as rows (B,) and float32 activations (B, ...)."""
+    def read(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield batches of images, as rows (B,) and float32 activations (B, ...)."""
 
-    def _changed(self, x: torch.Tensor, change: MapChange) -> torch.Tensor:
-        maps = x.reshape(-1, *change.shape)
+    def _changed(self, x: torch.Tensor, change: MapChange, total: int, part: slice) -> torch.Tensor:
+        """Change the maps of a part of a batch of `total` images."""
+        maps = x.reshape(len(x), *change.shape)
         if change.crops:
             height, width = (side - 1 for side in change.shape[1:])
             top, left = self._rng.integers(2, size=2)
             maps = maps[:, :, top : top + height, left : left + width]
         if change.mirrors:
-            chosen = torch.from_numpy(self._rng.random(len(x)) < 0.5).reshape(-1, 1, 1, 1)
+            is_chosen = self._rng.random(total)[part] < 0.5
+            chosen = torch.from_numpy(is_chosen).reshape(-1, 1, 1, 1)
             maps = torch.where(to_device(chosen, self.device), maps.flip(-1), maps)
         return maps
 
@@ -188,9 +216,9 @@ class CachedBatches(EpochBatches):
         if self.device.type == "cuda" and values.nbytes <= _DEVICE_SHARE * free_memory(self.device):
             self._on_device = torch.from_numpy(values).to(self.device)
 
-    def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def read(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """See `EpochBatches.read`."""
-        for rows in np.array_split(order, self.n_batches):
+        for rows in batches:
             views = (rows + self._epoch) % self.values.shape[1]
             if self._on_device is None:
                 yield rows, torch.from_numpy(self.values[rows, views]).to(self.device).float()
@@ -223,13 +251,12 @@ class ImageBatches(EpochBatches):
         super().__init__(targets, *args, **options)  # type: ignore[arg-type]
         self.views_of, self.run, self.threads = views_of, run, threads
 
-    def read(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def read(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """See `EpochBatches.read`."""
         views, count = self.views_of(self._epoch)
-        items = order * count + (order + self._epoch) % count
+        items = [(rows * count + (rows + self._epoch) % count).tolist() for rows in batches]
         reader = image_reader(views, self.threads, ImageErrors("raise"), self.device, decodes=False)
-        batches = [part.tolist() for part in np.array_split(items, self.n_batches)]
-        for read, batch in reader.read(batches):
+        for read, batch in reader.read(items):
             yield np.asarray(read) // count, self.run(batch)
 
 
@@ -246,6 +273,12 @@ class PairedBatches(Dataset):
     def __init__(self, source: EpochBatches, target: EpochBatches) -> None:
         self.source, self.target = source, target
         self.n_batches, self.batch_size = source.n_batches, source.batch_size
+        self.processes = source.processes
+
+    @property
+    def share(self) -> Share:
+        """See `EpochBatches`."""
+        return self.source.share
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
         """See `EpochBatches.begin_epoch`."""

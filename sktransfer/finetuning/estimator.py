@@ -5,9 +5,11 @@ Shapes: N images, D features, K outputs.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -39,6 +41,7 @@ from sktransfer.finetuning.fine_tuning import FineTuning, TunedState
 from sktransfer.finetuning.fit_data import FitData, check_enough_left, warn_of_nan, warn_of_skipped
 from sktransfer.finetuning.fit_inputs import (
     check_parameters,
+    check_same_inputs,
     draw_seed,
     load_fit_backbone,
     make_decision,
@@ -58,8 +61,9 @@ from sktransfer.transforms.loader import find_broken
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
 from sktransfer.utils.errors import ImageError
+from sktransfer.utils.processes import Processes, current_processes
 from sktransfer.utils.progress import FitProgress, progress_bar
-from sktransfer.utils.runtime import resolve_device, resolve_threads
+from sktransfer.utils.runtime import differ, resolve_device, resolve_threads
 
 # A fit computes at least two views of each image; the engine is chosen for as many, before it is
 # decided how many there are.
@@ -97,14 +101,21 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         """Validate the targets of `fit`; return them encoded, and their task."""
 
     def _fit(self, data: FitData) -> Any:
-        check_parameters(self)
-        seed = draw_seed(self.random_state)
-        all_images, all_labels = images, labels = self._check_data(data)
+        processes = current_processes()
+        with processes.together(), _warnings_of_main(processes):
+            check_parameters(self)
+            drawn = draw_seed(self.random_state)
+            seed = processes.from_main(lambda: drawn)
+            all_images, all_labels = images, labels = self._check_data(data)
         while True:
             valid = resolve_validation(self, data.X_val, data.y_val, self._task, data.rows_val)
             try:
-                with duplicates_in_errors(images):
-                    self._train(data, images, labels, valid, seed)
+                with (
+                    duplicates_in_errors(images),
+                    processes.together(),
+                    _warnings_of_main(processes),
+                ):
+                    self._train(data, images, labels, valid, seed, processes)
                 break
             except ImageError as error:
                 if self.on_error == "raise":
@@ -134,18 +145,22 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         labels: EncodedLabels,
         valid: TrainingSet | None,
         seed: int,
+        processes: Processes,
     ) -> None:
         """Train on checked images and encoded labels."""
         threads = resolve_threads(self.n_jobs)
         try:
             labeled, target = TrainingSet.of(images, labels), resolve_target(self, images, labels)
-            fit = self._prepare(labeled, target, valid, seed)
+            if processes.count > 1:
+                check_same_inputs(processes, self, labeled, target, valid)
+            fit = self._prepare(labeled, target, valid, seed, processes)
         except ImageError as error:  # until here, some of the images are read only
             sets = [images.take(labels.rows)]
             sets += [images.take(labels.target)] if uses_target(self) else []
             sets += [valid.images] if valid else []
             raise ImageError.of([error, *find_broken(sets, threads)]) from error
-        with self._progress(data, labels, len(fit.stages)) as progress:
+        verbose = self.verbose if processes.is_main else 0
+        with self._progress(data, labels, len(fit.stages), verbose) as progress:
             if self.decision_.parameters:
                 progress.note(f"{type(self).__name__}: {self.decision_}")
             net, self.stages_ = fit.run(progress)
@@ -154,7 +169,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self._net, self._tuned = net, fit.tuned_state(net)
         if target is not None and self.batch_norm == "adapt":
             try:
-                self._adapt(labeled.images, target.images)
+                self._adapt(labeled.images, target.images, processes)
             except ImageError as error:  # of many images, some are read only
                 raise ImageError.of([error, *find_broken([target.images], threads)]) from error
 
@@ -164,19 +179,24 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         target: TrainingSet | None,
         valid: TrainingSet | None,
         seed: int,
+        processes: Processes,
     ) -> FineTuning:
         """Load the backbone, decide what is trained, and hold out validation images."""
-        backbone, self._source = load_fit_backbone(self, labeled, target)
+        backbone, self._source = load_fit_backbone(self, labeled, target, processes)
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing_of(backbone)
         compute = ComputeConfig.of(self).for_job(
             _MIN_PASSES * len(labeled.y), from_library=backbone.from_library
         )
-        self.decision_ = make_decision(
+        compute = replace(compute, processes=processes)
+        decision = make_decision(
             self, backbone, self.preprocessing_, labeled, self._task, compute, self.verbose
         )
+        self.decision_ = processes.from_main(lambda: decision)
         options = with_decision(self, self.decision_)
-        checkpoint, seed = resolve_checkpoint(options, seed, backbone, labeled, target, valid)
+        checkpoint, seed = processes.from_main(
+            lambda: resolve_checkpoint(options, seed, backbone, labeled, target, valid)
+        )
         train, valid = train_and_valid(options, labeled, valid, seed, self._task)
         augmentation = resolve_augmentation(options.augment)
         plan = make_plan(options, backbone.block_list.names, augmentation)
@@ -195,7 +215,9 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             checkpoint=checkpoint,
         )
 
-    def _progress(self, data: FitData, labels: EncodedLabels, n_stages: int) -> FitProgress:
+    def _progress(
+        self, data: FitData, labels: EncodedLabels, n_stages: int, verbose: int
+    ) -> FitProgress:
         """Build the progress of the fit, with the data that callbacks can score."""
         X, y, sample_weight = data.X, data.y, data.sample_weight
         if data.sample_domain is not None or data.rows is not None:
@@ -203,9 +225,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             X, y = (partial(_safe_indexing, values, rows) for values in (X, y))
             sample_weight = None if sample_weight is None else labels.sample_weight
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        return FitProgress(
-            self, n_stages=n_stages, verbose=self.verbose, X=X, y=y, metadata=metadata
-        )
+        return FitProgress(self, n_stages=n_stages, verbose=verbose, X=X, y=y, metadata=metadata)
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed images with the tuned network: the penultimate vectors.
@@ -287,7 +307,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         if "_tuned" not in vars(self):
             raise AttributeError(f"This {type(self).__name__} is not fitted yet")
         device = resolve_device(self.device)
-        if self._net is None or _differ(self._net.module_.device, device):
+        if self._net is None or differ(self._net.module_.device, device):
             compute = ComputeConfig.of(self)
             suffix = self._network(self._source.load()).suffix({self._boundary}, compute)
             suffix.restore(to_tensors(self._tuned.weights))
@@ -346,14 +366,16 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             fitted.append(f"decided: {self.decision_.describe()}")
         return f"{shown} <{'; '.join(fitted)}>" if fitted else shown
 
-    def _adapt(self, source: Images, target: Images) -> None:
+    def _adapt(self, source: Images, target: Images, processes: Processes) -> None:
         """Match the moments of the target at each BatchNorm layer to those of the source."""
         source_views, target_views = (
             Views(images, self.preprocessing_) for images in (source, target)
         )
         compute = ComputeConfig.of(self)
-        self.batch_norm_ = match_batch_norm(
-            self.as_backbone(), source_views, target_views, compute.device, compute.threads
+        self.batch_norm_ = processes.from_main(
+            lambda: match_batch_norm(
+                self.as_backbone(), source_views, target_views, compute.device, compute.threads
+            )
         )
         self._source = replace(self._source, batch_norm=self.batch_norm_)
         statistics, weights = self.batch_norm_.statistics, self._tuned.weights
@@ -415,6 +437,11 @@ def _readable_outputs(
         return outputs, error.errors
 
 
-def _differ(first: torch.device, second: torch.device) -> bool:
-    """Return whether two devices differ; a missing index means 0."""
-    return (first.type, first.index or 0) != (second.type, second.index or 0)
+@contextlib.contextmanager
+def _warnings_of_main(processes: Processes) -> Iterator[None]:
+    """Show the warnings of the main process only: all processes have the same."""
+    with contextlib.ExitStack() as stack:
+        if not processes.is_main:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        yield

@@ -53,6 +53,7 @@ from sktransfer.finetuning.train_stage import (
     TrainingState,
     evaluate,
     make_net,
+    restore_history,
     resume_run,
     save_run,
     train_stage,
@@ -130,7 +131,9 @@ class FineTuning:
     ) -> None:
         self.estimator, self.network, self.task = estimator, network, task
         self.train, self.valid, self.target, self.compute = train, valid, target, compute
-        self.augmentation, self.seed, self.checkpoint = augmentation, seed, checkpoint
+        self.processes = compute.processes
+        self.augmentation, self.seed = augmentation, seed
+        self.checkpoint = checkpoint if self.processes.is_main else None
         self._selected, self._given_strength = activations, strength
         self.averaging = TUNED
         self.plan, self.stages = self._limit_to_disk(plan), plan.stages
@@ -161,11 +164,14 @@ class FineTuning:
             weight_decay=self.weight_decay,
             callbacks=self.estimator.callbacks or (),
         )
+        if self.processes.count > 1:
+            self._check_shareable(net.module_)
         self.min_batch = self._smallest_batch(net.module_)
-        state = resume_run(self.checkpoint, net) or TrainingState(seed=self.seed)
+        state = resume_run(self.checkpoint, net, self.processes) or TrainingState(seed=self.seed)
         for number in range(len(state.reports), len(self.stages)):
             start = time.perf_counter()
             completed = self._run_stage(net, state, number, progress)
+            progress.stop = self.processes.any(progress.stop)
             state.reports.append(self._report(net, state, number, time.perf_counter() - start))
             if completed and not progress.stop:  # otherwise a fit resumes from the last epoch
                 save_run(self.checkpoint, net, state, self.saved_parts)
@@ -182,7 +188,21 @@ class FineTuning:
             self._average(net, state, progress)
         net.module_.detach_adversary()
         net.module_.move_boundary(self.network.boundary, ())
-        return net, state.reports
+        return net, self._take_from_main(net, state.reports)
+
+    def _take_from_main(self, net: Any, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Set weights and history to those of the main process, and return its reports.
+
+        Otherwise times would differ, and on different devices the last bits of weights.
+        """
+        if self.processes.count == 1:
+            return reports
+        weights, history, reports = self.processes.from_main(
+            lambda: (net.module_.state_of(self.trained), list(net.history_), reports)
+        )
+        net.module_.restore(weights)
+        restore_history(net, history)
+        return reports
 
     # The average of the weights before and after tuning.
 
@@ -207,8 +227,12 @@ class FineTuning:
             return Averaging(float(self.estimator.averaging), 1.0)
         if self.valid is not None:
             batches = self._plain_batches(self.valid, self.stages[-1], self._activations["valid"])
-            return choose_averaging(tuned, batches, self.valid, self.task)
+            return self._choose_on(tuned, batches, self.valid)
         return self._usual if progress.stop else self._try_on_held_out(progress)
+
+    def _choose_on(self, tuned: Tuned, batches: EpochBatches, held_out: TrainingSet) -> Averaging:
+        chosen = choose_averaging(tuned, batches, held_out, self.task)
+        return self.processes.from_main(lambda: chosen)
 
     def _tuned(self, net: Any) -> Tuned:
         suffix = self.network.suffix({stage.boundary for stage in self.stages}, self.compute)
@@ -254,6 +278,8 @@ class FineTuning:
             except FloatingPointError:
                 return self._usual
             except KeyboardInterrupt:
+                if self.processes.count > 1:  # the other processes end, too
+                    raise
                 interrupted = True
         if interrupted:
             self.interrupted = True
@@ -270,7 +296,7 @@ class FineTuning:
         else:
             unchanged = self._new_activations(held_out, 0, last.boundary)
         batches = self._plain_batches(held_out, last, unchanged)
-        return choose_averaging(trial._tuned(net), batches, held_out, self.task)
+        return self._choose_on(trial._tuned(net), batches, held_out)
 
     def _suffix(self) -> TrainedSuffix:
         """Build the trained part, with an adversary if there is one."""
@@ -280,6 +306,27 @@ class FineTuning:
                 adversary = Adversary(suffix.head.in_features, self.estimator.domain_adversarial)
             suffix.attach_adversary(adversary)
         return suffix
+
+    def _check_shareable(self, suffix: TrainedSuffix) -> None:
+        """Raise a ValueError if processes that share batches would train another network."""
+        options = self.estimator
+        learning = any(
+            suffix.learning_layers((*stage.blocks, PRE_LOGITS))
+            for stage in self.plan.trained_stages
+        )
+        if learning:
+            raise ValueError(
+                f"Got batch_norm={options.batch_norm!r} and weights={options.weights!r} with "
+                f"{self.processes.count} processes, but BatchNorm would learn the statistics of a "
+                "part of each batch only. Use batch_norm='frozen' with pretrained weights, or fit "
+                "in one process"
+            )
+        if self.plan.adversarial:
+            raise ValueError(
+                f"Got domain_adversarial={options.domain_adversarial:g} with "
+                f"{self.processes.count} processes, but an adversary needs whole batches; set "
+                "domain_adversarial=0, or fit in one process"
+            )
 
     def _smallest_batch(self, suffix: TrainedSuffix) -> int:
         """Return the number of images from which every stage can learn BatchNorm statistics.
@@ -383,10 +430,16 @@ class FineTuning:
     def _head(self) -> Head:
         """The head on embeddings of the network before tuning."""
         train = self._activations["train"].at(self.plan.n_blocks)
-        embeddings = train.values.reshape(len(self.train.y), -1, train.values.shape[1])
-        valid = None
+        values = None
         if self.valid is not None:
             values = self._activations["valid"].at(self.plan.n_blocks).values
+        return self.processes.from_main(lambda: self._fit_head_on(train.values, values))
+
+    def _fit_head_on(self, train: np.ndarray, values: np.ndarray | None) -> Head:
+        """Fit the head on embeddings of training views, and of validation images if any."""
+        embeddings = train.reshape(len(self.train.y), -1, train.shape[1])
+        valid = None
+        if self.valid is not None and values is not None:
             valid = LabeledEmbeddings(values[:, None], self.valid.y, self.valid.weights)
             warn_of_leak(
                 EmbeddedImages(self.train.images, embeddings[:, 0]),
@@ -424,7 +477,12 @@ class FineTuning:
     ) -> EpochBatches:
         """Return batches of the views of images, cached or read again in each epoch."""
         options, stage = self.estimator, self.stages[number]
-        settings = {"mixup": options.mixup, "length": length, "min_size": self.min_batch}
+        settings: dict[str, Any] = {
+            "mixup": options.mixup,
+            "length": length,
+            "min_size": self.min_batch,
+            "processes": self.processes,
+        }
         common = (targets, options.batch_size, self.compute.device)
         if self.plan.is_cached(stage):
             values = self._activations[name].at(stage.boundary).values
@@ -466,12 +524,13 @@ class FineTuning:
         """Return batches of images without augmentation, in their order."""
         targets = SoftTargets(images.y, images.weights, self.task)
         common = (targets, self.estimator.batch_size, self.compute.device)
+        settings: dict[str, Any] = {"shuffle": False, "processes": self.processes}
         if stage.boundary > 0:
             values = activations.at(stage.boundary).values
-            return CachedBatches(values[:, None], *common, shuffle=False)
+            return CachedBatches(values[:, None], *common, **settings)
         views = Views(images.images, self.network.preprocessing)
         run = self.network.runner(0, self.compute, len(targets.y))
-        return ImageBatches(lambda _: (views, 1), run, self.compute.threads, *common, shuffle=False)
+        return ImageBatches(lambda _: (views, 1), run, self.compute.threads, *common, **settings)
 
     def _fixed_views(self, images: TrainingSet, epoch: int) -> tuple[Views, int]:
         """Return the views that every epoch draws from, and their number per image."""
@@ -502,7 +561,8 @@ class FineTuning:
         n_target = 0 if self.target is None else len(self.target.y)
         count = plan.count_cached_views(len(self.train.y), n_target)
         recipe = self.network.recipe(plan.first_boundary, self.compute)
-        problem = disk_problem(count, recipe, self.compute.store)
+        store = self.compute.store
+        problem = self.processes.from_main(lambda: disk_problem(count, recipe, store))
         if problem is None:
             return plan
         parts = [*self.network.backbone.block_list.names, HEAD]

@@ -50,7 +50,8 @@ from sktransfer.utils.errors import (
     check_number,
     check_random_state,
 )
-from sktransfer.utils.runtime import resolve_device, resolve_threads
+from sktransfer.utils.processes import ALONE, Processes
+from sktransfer.utils.runtime import differ, resolve_device, resolve_threads
 
 # Recommended minimum of lr_drop.
 SAFE_DROP = 10.0
@@ -246,11 +247,15 @@ def uses_target(estimator: Any) -> bool:
 
 
 def load_fit_backbone(
-    estimator: Any, labeled: TrainingSet, target: TrainingSet | None
+    estimator: Any,
+    labeled: TrainingSet,
+    target: TrainingSet | None,
+    processes: Processes = ALONE,
 ) -> tuple[Backbone, BackboneSource]:
     """Load the backbone of a fit, and adapt its BatchNorm statistics if asked for.
 
-    If there are target images, the statistics are adapted after training instead.
+    The main process estimates the statistics. If there are target images, the statistics are
+    adapted after training instead.
     """
     backbone = load_backbone(estimator.backbone, estimator.weights)
     # Before images are read, so that an error is raised early.
@@ -263,12 +268,14 @@ def load_fit_backbone(
     check_batch_norm(backbone)
     if target is not None:
         return backbone, source
-    adapted = adapt_batch_norm(
-        backbone,
-        Views(labeled.images, source.preprocessing_of(backbone)),
-        resolve_device(estimator.device),
-        resolve_threads(estimator.n_jobs),
-        ImageErrors("raise"),
+    adapted = processes.from_main(
+        lambda: adapt_batch_norm(
+            backbone,
+            Views(labeled.images, source.preprocessing_of(backbone)),
+            resolve_device(estimator.device),
+            resolve_threads(estimator.n_jobs),
+            ImageErrors("raise"),
+        )
     )
     source = replace(source, batch_norm=adapted)
     return source.adapted(backbone), source
@@ -310,17 +317,10 @@ def resolve_checkpoint(
     """
     if estimator.checkpoint_dir is None:
         return None, seed
-    parameters = estimator.get_params(deep=False)
     augmentation = resolve_augmentation(estimator.augment)
     parts = [
         __version__,
-        repr(
-            sorted(
-                (name, str(value))
-                for name, value in parameters.items()
-                if name not in _NOT_IN_DIGEST
-            )
-        ),
+        _describe_parameters(estimator),
         backbone.digest.hex(),
         "" if augmentation is None else _identify(estimator.augment, augmentation),
         "" if estimator.random_state is None else str(seed),
@@ -330,6 +330,40 @@ def resolve_checkpoint(
     path = Path(estimator.checkpoint_dir).expanduser() / f"{name}.pt"
     checkpoint = load_checkpoint(path) if estimator.random_state is None else None
     return path, checkpoint["seed"] if checkpoint else seed
+
+
+def check_same_inputs(
+    processes: Processes, estimator: Any, *image_sets: TrainingSet | None
+) -> None:
+    """Check the parameters and the data of processes that train together.
+
+    Raises
+    ------
+    ValueError
+        If they differ, or the `device` of the estimator is not that of the process.
+    """
+    device = resolve_device(estimator.device)
+    if processes.device is not None and differ(device, processes.device):
+        raise ValueError(
+            f"Got device={str(estimator.device)!r}, which is {str(device)!r} here, but this "
+            f"process was started for {str(processes.device)!r}; set device='auto' for GPUs, and "
+            "device='cpu' for CPUs"
+        )
+    digests = [b"" if images is None else images.order_digest() for images in image_sets]
+    inputs = [_describe_parameters(estimator).encode(), *digests]
+    if any(other != inputs for other in processes.gather(inputs)):
+        raise ValueError(
+            f"Got other parameters, images, labels or weights in some of the {processes.count} "
+            "processes, but all must call fit with the same ones. Pass random_state to functions "
+            "that shuffle or split, and use the same paths on all machines"
+        )
+
+
+def _describe_parameters(estimator: Any) -> str:
+    """Return the parameters that change a fit, in one line."""
+    parameters = estimator.get_params(deep=False).items()
+    used = sorted((name, str(value)) for name, value in parameters if name not in _NOT_IN_DIGEST)
+    return repr(used)
 
 
 def _identify(augment: Any, augmentation: Augmentation) -> str:

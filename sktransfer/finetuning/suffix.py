@@ -131,12 +131,24 @@ class TrainedSuffix(nn.Module):
 
         Given activations of as many target images, also return the adversary's loss.
         """
+        if not len(x):  # a process's share of a batch can be empty
+            return x.new_zeros(0, self.head.out_features)
         with autocast(x.device, self.precision if self.training else torch.float32):
             embeddings = self.embed(x)
             logits = self.head(self.dropout(embeddings)).float()
             if target is None or self.adversary is None:
                 return logits
             return logits, self.adversary(embeddings, self.embed(target))
+
+    def learning_layers(self, trained: Collection[str]) -> list[_BatchNorm]:
+        """Return the BatchNorm layers of trained parts that normalize by the batch."""
+        return [
+            layer
+            for name, part in self.parts().items()
+            for layer in part.modules()
+            if name in trained and isinstance(layer, _BatchNorm) and name != ADVERSARY
+            if self.learn_statistics or layer.running_mean is None
+        ]
 
     @torch.no_grad()
     def needs_several_images(self, boundary: int, trained: Collection[str]) -> bool:
@@ -151,13 +163,7 @@ class TrainedSuffix(nn.Module):
         trained : collection of str
             Names of the trained parts.
         """
-        learning = [
-            layer
-            for name, part in self.parts().items()
-            for layer in part.modules()
-            if name in trained and isinstance(layer, _BatchNorm) and name != ADVERSARY
-            if self.learn_statistics or layer.running_mean is None
-        ]
+        learning = self.learning_layers(trained)
         if not learning:
             return False
         n_values: list[int] = []
@@ -201,7 +207,11 @@ class TrainedSuffix(nn.Module):
 
     def count_trained(self) -> int:
         """Count the trainable parameters."""
-        return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
+        return sum(weight.numel() for weight in self.trained_parameters())
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters."""
+        return [weight for weight in self.parameters() if weight.requires_grad]
 
     def state_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """Copy all tensors of some parts to the CPU."""

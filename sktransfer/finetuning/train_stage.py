@@ -25,9 +25,11 @@ from sktransfer.adaptation.adversary import reversal_strength
 from sktransfer.finetuning.batches import EpochBatches, PairedBatches
 from sktransfer.finetuning.checkpoint import load_checkpoint, plain, save_checkpoint
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, rate_factor
+from sktransfer.finetuning.shared_step import WholeBatchDraws, add_gradients
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import Task
 from sktransfer.utils.errors import check_choice
+from sktransfer.utils.processes import ALONE, Processes, Share
 from sktransfer.utils.progress import StageProgress, TrialProgress
 from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded, tune_malloc
 
@@ -111,17 +113,42 @@ def make_net(
 class _PenalizedNet(NeuralNet):
     """Minimize the mean loss plus the penalty on the head, the same objective as the head fit.
 
-    If an adversary is attached, its loss is added.
+    If an adversary is attached, its loss is added. If several processes train, each has its share
+    of a batch; losses and gradients are those of the whole batch.
     """
+
+    share_: Share = ALONE.share(1)
 
     def train_step(self, batch: Any, **fit_params: Any) -> Any:
         with GLOBAL_GENERATORS:  # dropout draws from them while other threads read images
             return super().train_step(batch, **fit_params)
 
+    def train_step_single(self, batch: Any, **fit_params: Any) -> Any:
+        share = self.share_
+        if share.is_whole:
+            return super().train_step_single(batch, **fit_params)
+        with WholeBatchDraws(share) if len(share) else contextlib.nullcontext():
+            step = super().train_step_single(batch, **fit_params)
+        loss = add_gradients(
+            self.module_.trained_parameters(), step["loss"].detach(), share.processes
+        )
+        return {**step, "loss": loss}
+
+    def validation_step(self, batch: Any, **fit_params: Any) -> Any:
+        step = super().validation_step(batch, **fit_params)
+        return {**step, "loss": self.share_.processes.add(step["loss"])}
+
     def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
         logits, *domain_loss = y_pred if isinstance(y_pred, tuple) else (y_pred,)
-        loss = super().get_loss(logits, y_true, X, training)
-        return sum(domain_loss, loss + self.module_.penalty()) if training else loss
+        share = self.share_
+        if share.is_whole:
+            loss = super().get_loss(logits, y_true, X, training)
+            return sum(domain_loss, loss + self.module_.penalty()) if training else loss
+        # The sum of all processes is the loss of the whole batch. A mean of no images is NaN.
+        loss = super().get_loss(logits, y_true, X, training) * share.weight if len(share) else 0.0
+        if training:
+            return loss + self.module_.penalty() / share.processes.count
+        return torch.as_tensor(loss, device=self.module_.device)
 
 
 def _iterate_batches(
@@ -314,6 +341,8 @@ def _loop(
         if epoch_setup.in_callbacks:  # skorch's way of stopping early
             with contextlib.suppress(_StopStage):
                 best_weights.record_epoch(net)
+        elif config.train.processes.count > 1:
+            raise  # the other processes end, too
         else:
             completed = False
     net.notify("on_train_end", X=config.train, y=None)
@@ -326,15 +355,27 @@ def evaluate(net: NeuralNet, batches: EpochBatches, task: Task) -> tuple[float, 
     net.module_.train(False)
     loss, metric, total = 0.0, 0.0, 0
     for x, targets in batches:
+        if not len(x):
+            continue
         logits = net.module_(x)
         loss += float(net.criterion_(logits, targets)) * len(x)
         metric += task.metric(logits, targets)
         total += len(x)
-    return loss / total, metric / total
+    loss, metric, n_images = _totals(batches.processes, loss, metric, total)
+    return loss / n_images, metric / n_images
+
+
+def _totals(processes: Processes, *values: float) -> list[float]:
+    """Return the sum of each value over all processes."""
+    return [sum(parts) for parts in zip(*processes.gather(values), strict=True)]
 
 
 class _StopStage(KeyboardInterrupt):
     """End the loop over epochs, as skorch's own callbacks do."""
+
+
+# Entry of the history with the number of images of a batch, by whether it is trained on.
+_SIZE_OF_BATCH = {True: "train_batch_size", False: "valid_batch_size"}
 
 
 class _EpochSetup(Callback):
@@ -361,6 +402,9 @@ class _EpochSetup(Callback):
         self.config.train.begin_epoch(seed, self.state.epoch)
 
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
+        batches = self.config.train if training else self.config.valid
+        if batches is not None:
+            net.share_ = batches.share
         if training:
             steps = self.config.train.n_batches
             step = self.state.epoch * steps + self.batch
@@ -381,10 +425,16 @@ class _EpochSetup(Callback):
             logits, domain_loss = logits
             losses.append(domain_loss)
         logits = logits.detach()
+        if not net.share_.is_whole:
+            net.history_.record_batch(_SIZE_OF_BATCH[training], net.share_.total)
         if training:
             self._add_losses(net, logits, targets, losses)
-        self.metric[training] += self.config.task.metric(logits, targets)
+        if len(targets):
+            self.metric[training] += self.config.task.metric(logits, targets)
         self.seen[training] += len(targets)
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        net.share_ = ALONE.share(1)
 
     def _add_losses(
         self,
@@ -397,28 +447,34 @@ class _EpochSetup(Callback):
 
         `losses` has the loss that was minimized, and that of the adversary if there is one.
         """
-        task_losses = (net.criterion_(x, targets) for x in (logits, torch.zeros_like(logits)))
+        outputs = (logits, torch.zeros_like(logits))
+        # The share of a process may be empty, and a mean of no images is NaN.
+        task_losses = [net.criterion_(x, targets) if len(x) else x.sum() for x in outputs]
         # Read together, because a device is waited for each time.
         all_losses = torch.stack([loss.detach().float() for loss in (*task_losses, *losses)])
         loss, guess_loss, minimized, *domain_loss = all_losses.tolist()
         if not math.isfinite(minimized):
             self._stop_on_divergence(net)
         if math.isnan(self.first_loss):
-            self.first_loss = loss
+            [self.first_loss] = _totals(net.share_.processes, loss * net.share_.weight)
         self.task_loss += loss * len(targets)
         self.guess_loss += guess_loss * len(targets)
         self.domain_loss += sum(domain_loss) * len(targets)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.task_losses.append(self.task_loss / self.seen[True])
-        self.guess_losses.append(self.guess_loss / self.seen[True])
+        sums = (self.task_loss, self.guess_loss, self.domain_loss)
+        counts = (self.metric[True], self.seen[True], self.metric[False], self.seen[False])
+        totals = _totals(net.share_.processes, *sums, *counts)
+        task_loss, guess_loss, domain_loss, metric, n_train, valid_metric, n_valid = totals
+        self.task_losses.append(task_loss / n_train)
+        self.guess_losses.append(guess_loss / n_train)
         history, name = net.history_, self.config.task.metric_name
         history.record("stage", self.config.stage.name)
-        history.record(f"train_{name}", self.metric[True] / self.seen[True])
+        history.record(f"train_{name}", metric / n_train)
         if net.module_.adversary is not None:
-            history.record("domain_loss", self.domain_loss / self.seen[True])
-        if self.seen[False]:
-            history.record(f"valid_{name}", self.metric[False] / self.seen[False])
+            history.record("domain_loss", domain_loss / n_train)
+        if n_valid:
+            history.record(f"valid_{name}", valid_metric / n_valid)
         history.record("lr", {g["name"]: g["lr"] for g in net.optimizer_.param_groups if g["lr"]})
         self.in_callbacks = True
 
@@ -468,7 +524,8 @@ class _BestWeights(Callback):
         else:
             state.stall += 1
         save_run(self.config.checkpoint, net, state, self.config.saved_parts)
-        if self.progress.update(_shown(row, self.config.task), self.config.reconstruction):
+        stop = self.progress.update(_shown(row, self.config.task), self.config.reconstruction)
+        if net.share_.processes.any(stop):
             raise _StopStage
 
     def is_over(self) -> bool:
@@ -499,9 +556,14 @@ def save_run(path: Path | None, net: NeuralNet, state: TrainingState, parts: Seq
     save_checkpoint(path, content)
 
 
-def resume_run(path: Path | None, net: NeuralNet) -> TrainingState | None:
-    """Restore a net from its checkpoint; return None if there is none."""
-    content = load_checkpoint(path) if path is not None else None
+def resume_run(
+    path: Path | None, net: NeuralNet, processes: Processes = ALONE
+) -> TrainingState | None:
+    """Restore a net from its checkpoint; return None if there is none.
+
+    The main process reads it; the others have no path.
+    """
+    content = processes.from_main(lambda: load_checkpoint(path) if path is not None else None)
     if content is None:
         return None
     net.module_.restore(content.pop("weights"))

@@ -80,6 +80,13 @@ class TrainingSet:
         images = self.images.take(rows)
         return TrainingSet(images, self.y[rows], self.counts[rows], self.weights[rows])
 
+    def order_digest(self) -> bytes:
+        """Return a digest of labels, weights and the keys by which the images are sorted."""
+        digest = hashlib.blake2b(self.y.tobytes() + self.weights.tobytes(), digest_size=16)
+        for row in range(len(self.images)):
+            digest.update(self.images.order_key(row) + b"\0")
+        return digest.digest()
+
     def digest(self) -> str:
         """Return a digest of images, labels and weights.
 

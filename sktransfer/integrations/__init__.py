@@ -1,1 +1,1 @@
-"""Columns of images on clusters: Dask, Ray and Spark."""
+"""Columns of images on clusters, and training on several devices."""

@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def session_store() -> EmbeddingStore:
             SESSION.set(str(directory))
             _session = EmbeddingStore(directory, max_bytes=_limit(directory), temporary=True)
         return _session
+
+
+@contextlib.contextmanager
+def joined_session(directory: Path) -> Iterator[None]:
+    """Use the session of another process of this machine inside the block."""
+    global _session
+    joined = EmbeddingStore(directory, max_bytes=_limit(directory), temporary=True)
+    with _lock:
+        before, _session = _session, joined
+    try:
+        yield
+    finally:
+        with _lock:
+            _session = before
+        joined.close()
 
 
 def share_session() -> None:

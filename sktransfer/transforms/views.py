@@ -5,6 +5,7 @@ Shapes: N images, V augmented views of each, H x W pixels.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections import OrderedDict
@@ -115,6 +116,15 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.images) * len(self._numbers)
+
+    def part(self, rows: slice) -> tuple[slice, Views]:
+        """Return the items of the views of some consecutive images, and these views."""
+        selected = copy.copy(self)
+        selected.images = self.images[rows]
+        selected._resized, selected._lock = OrderedDict(), threading.Lock()
+        selected._last_fingerprint = -1, b""
+        count = len(self._numbers)
+        return slice(rows.start * count, rows.stop * count), selected
 
     def origin(self, item: int) -> int:
         """Return the row of `X` that an item was made from."""

@@ -99,7 +99,8 @@ def resolve_device(device: str | torch.device, worker: int | None = None) -> tor
     ----------
     device : str or torch.device
         `"auto"` is a CUDA device if available, else Apple's MPS, else the CPU. Workers of a
-        parallel search are spread over the visible CUDA devices. A process that was forked from one
+        parallel search, and processes that torchrun or Accelerate has started, are spread over the
+        visible CUDA devices. A process that was forked from one
         that uses CUDA cannot use it, so there it is the CPU.
     worker : int or None
         Index of this worker; None is that in the name of a process of joblib or multiprocessing.
@@ -148,6 +149,11 @@ def resolve_device(device: str | torch.device, worker: int | None = None) -> tor
             "device='auto' takes the fastest one available"
         )
     return resolved
+
+
+def differ(first: torch.device, second: torch.device) -> bool:
+    """Return whether two devices differ; a missing index means 0."""
+    return (first.type, first.index or 0) != (second.type, second.index or 0)
 
 
 def _is_forked_from_cuda() -> bool:
@@ -274,6 +280,9 @@ def resolve_threads(n_jobs: int | None, device: torch.device | None = None) -> i
 
 
 def _worker_number() -> int:
-    """Return the index of a pool's worker from its name, or 0 in other processes."""
+    """Return the index of a worker of a pool or of a launcher, or 0 in other processes."""
+    rank = os.environ.get("LOCAL_RANK", "")  # of torchrun and Accelerate
+    if rank.isdecimal():
+        return int(rank)
     number = re.search(r"(\d+)$", multiprocessing.current_process().name)
     return int(number.group(1)) - 1 if number else 0

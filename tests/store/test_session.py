@@ -89,6 +89,13 @@ def test_stale_directory_in_the_environment_is_ignored(base, monkeypatch, name):
     assert session_store().directory.name.startswith(f"{this_host()}-{os.getpid()}-")
 
 
+def test_session_of_another_process_is_used_in_a_block(base, tmp_path):
+    own = session_store()
+    with session.joined_session(tmp_path / "other"):
+        assert resolve_store("auto").directory == tmp_path / "other"
+    assert session_store() is own
+
+
 def test_deleted_session_is_created_again(base):
     embed(session_store())
     shutil.rmtree(base)

@@ -54,6 +54,9 @@ def test_auto_device_spreads_workers_over_the_gpus(machine, monkeypatch):
         indices.append(resolve_device("auto").index)
     assert indices == [0, 1, 0, 0]
     assert [resolve_device("auto", worker).index for worker in (0, 1, 5)] == [0, 1, 1]
+    for rank, index in [("1", 1), ("3", 1), ("2", 0), ("", 0)]:
+        monkeypatch.setenv("LOCAL_RANK", rank)  # as torchrun does
+        assert resolve_device("auto").index == index
 
 
 def test_fork_of_a_process_that_uses_cuda_uses_the_cpu(machine, monkeypatch):
