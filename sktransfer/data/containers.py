@@ -41,7 +41,7 @@ _TENSOR_DTYPES = (
     *(torch.float64, torch.complex32, torch.complex64, torch.complex128),
 )
 
-# Methods that load data which a library computes only when asked to, the best one first.
+# Methods that load lazy data, in order of preference.
 _LOADING_METHODS = ("toPandas", "to_pandas", "collect", "compute", "to_table", "execute", "df")
 # Items that have a length.
 _SINGLE_ITEMS = (str, os.PathLike, Encoded, Image.Image, Mapping)
@@ -157,7 +157,7 @@ def is_stack(source: Any) -> bool:
 
 
 def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
-    """Check that a source as a whole can be images; its items are not read.
+    """Check that a source can hold images, without reading its items.
 
     Raises
     ------
@@ -321,9 +321,9 @@ def _from_list(X: Sequence[Any]) -> Any:
         return X
     if nested and any(map(looks_like_image, first[1:])):
         raise ValueError(
-            f"Got a {type(first).__name__} whose first entry is no image ({describe(first[0])}), "
-            "but expected images, or (image, label, ...). Select the images: "
-            f"[item[{[*map(looks_like_image, first)].index(True)}] for item in X]."
+            f"Got a {type(first).__name__} whose first entry is not an image "
+            f"({describe(first[0])}), but expected images, or (image, label, ...). Select the "
+            f"images: [item[{[*map(looks_like_image, first)].index(True)}] for item in X]."
         )
     try:
         return _from_array(np.stack([as_array(row) for row in X]))

@@ -49,10 +49,10 @@ _RANGE_16_BIT = USUAL_RANGES[-1]
 # An image decoded at a reduced size keeps sides at least this many times the requested length.
 _DRAFT_MARGIN = 2
 
-# In the messages of Pillow about files that are whole.
+# Words in messages of Pillow about files that are intact.
 _UNSUPPORTED = re.compile("unsupported|not supported|unimplemented|unknown|not available", re.I)
 
-# Files of which a property is remembered, for each version of them.
+# Maximum number of file versions whose properties are remembered.
 _REMEMBERED_FILES = 2**14
 
 # The same PIL image can be in several rows, and two threads must not load it at once. Images are

@@ -40,7 +40,7 @@ _SPLIT_PATTERNS = {
     for split, names in _SPLIT_NAMES.items()
 }
 LABELS = ("numbers", "names")
-# Folders that archives of macOS, network storage and systems contain next to the real ones.
+# Folders that macOS, network storage and archive programs add to a data set.
 _HIDDEN_FOLDERS = (
     *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
     *("lost+found", "__pycache__"),
@@ -419,7 +419,7 @@ def _check_not_empty(
 def _remedy(
     ignored: list[str], root: Path, splits: dict[Path, str], extensions: tuple[str, ...]
 ) -> str:
-    """Return how to load the files that were found instead, as the end of an error message."""
+    """Suggest how to load the files that were found, as the end of an error message."""
     images = [path for path in ignored if path.lower().endswith(extensions)]
     count = "1 image" if len(images) == 1 else f"{len(images):,} images"
     if images and not splits:
@@ -551,7 +551,7 @@ def _labeled_paths(
 
 # Tables
 
-# Delimiters of CSV files; which of them a file has follows from its header.
+# Possible delimiters of a CSV file; its header shows which one it uses.
 _DELIMITERS = (",", ";", "\t")
 _CSV, _PARQUET = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 # Column that is used as the split if there is one.
@@ -716,7 +716,7 @@ def _read_csv(table: Path, columns: list[str]) -> dict[str, list[str]]:
 
 
 def _delimiter(header: str, columns: list[str]) -> str:
-    r"""Return the delimiter with which a header has the most of the columns.
+    r"""Return the delimiter that finds the most of the columns in a header.
 
     Examples
     --------
@@ -792,7 +792,7 @@ def _check_files(paths: list[str], folder: Path) -> None:
     if missing:
         lines = [f"row {row} ({path})" for row, path in missing]
         raise FileNotFoundError(
-            f"Got {len(missing):,} of {len(paths):,} paths of which there is no file"
+            f"Got {len(missing):,} of {len(paths):,} paths that do not exist"
             f"{_list_lines(lines)}\nRelative paths are resolved from {str(folder)!r}; pass another "
             "folder as root=, or leave the rows out."
         )

@@ -1,4 +1,4 @@
-"""Formats whose pixels Pillow alone does not return: TIFF and PNG variants, color profiles.
+"""Formats that Pillow alone misreads: variants of TIFF and PNG, color profiles.
 
 Shapes: H x W pixels, C channels (1 gray, 3 RGB).
 """
@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from sktransfer.utils.errors import ImageError, import_optional
 
-# Tags of TIFF, and values of theirs.
+# TIFF tags, and some of their values.
 _SUBFILE_TYPE, _WIDTH, _LENGTH, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
 _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SUB_FILES = 262, 274, 277, 284, 330
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _PROFILE, _DNG_VERSION = 338, 339, 34675, 50706
@@ -256,7 +256,7 @@ def read_samples(raw: Any, image: Image.Image | None = None) -> Samples | None:
     Returns
     -------
     Samples or None
-        None if Pillow cannot open the file, and it is no TIFF.
+        None if Pillow cannot open the file, and it is not a TIFF.
 
     Raises
     ------
@@ -337,7 +337,7 @@ def _variant(tags: Any) -> str:
 
 
 def _tags(raw: Any) -> Any:
-    """Read the tags of the first image of a TIFF file; None if it is none."""
+    """Read the tags of the first image of a TIFF file; return None for other files."""
     with open(raw, "rb") if isinstance(raw, str) else io.BytesIO(raw) as file:
         header = file.read(8)
         if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -596,11 +596,11 @@ def _changes_nothing(transform: Any, mode: str) -> bool:
     return bool(abs(converted - expected).max() <= _SRGB_TOLERANCE)
 
 
-# Files that are no images
+# Files that are not images
 
 
 def identify(head: bytes) -> str:
-    """Return what a file is that Pillow does not read, and a remedy; empty if it is unknown.
+    """Identify a file that Pillow does not read, with a remedy; empty if it is unknown.
 
     Parameters
     ----------

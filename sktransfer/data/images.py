@@ -37,7 +37,7 @@ from sktransfer.utils.errors import ImageError
 
 # Items of a lazily read dataset, and files, from which the pixel range is learned.
 _N_ITEMS_FOR_PIXEL_RANGE = 64
-# Images that are compared on the background.
+# Maximum number of images that are compared on the background.
 _N_IMAGES_ON_BACKGROUND = 64
 # Images from which it is estimated whether most images are large.
 _N_IMAGES_FOR_SIZE = 16
@@ -69,7 +69,7 @@ class Images(Sequence[np.ndarray]):
         Shape of an image that is given as a flat row of numbers.
     pixel_range : (float, float) or None
         Range of pixels that are not 8-bit, mapped to 0-255. None uses, for each image separately,
-        the first usual range that contains it.
+        the first usual range that contains its pixels.
     background : (int, int, int)
         Color on which transparency is composited.
     rows : ndarray of int or None
@@ -169,7 +169,7 @@ class Images(Sequence[np.ndarray]):
         return None
 
     def stack(self) -> tuple[np.ndarray | torch.Tensor, bool] | None:
-        """Return all images of the source as one array, if it holds 8-bit RGB images in this way.
+        """Return the images of the source as one array, if it is an array of 8-bit RGB images.
 
         Returns
         -------
@@ -525,7 +525,7 @@ def learn_pixel_range(
 
 
 def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
-    """Warn if a learned range is probably not the range from black to white."""
+    """Warn if a learned range probably does not extend from black to white."""
     if integer and learned == USUAL_RANGES[-1] and high < 2**14:
         white = next(2**bits - 1 for bits in (10, 12, 14) if high < 2**bits)
         warnings.warn(
@@ -580,7 +580,7 @@ def _extents_of_files(files: Images) -> Iterator[Extent]:
 
 
 def warn_if_invisible(images: Images) -> None:
-    """Warn if all transparent images of a sample are equal once they are on the background."""
+    """Warn if all transparent images of a sample are equal on the background."""
     count = min(len(images), _N_IMAGES_ON_BACKGROUND)
     is_dataset = isinstance(images.source, DatasetSource)
     sample = images[:count] if is_dataset else images.sample(count)

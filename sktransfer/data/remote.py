@@ -1,7 +1,7 @@
 """Images at URLs, through fsspec: their versions from metadata, and their content.
 
-Requests run on threads, since they mostly wait. What may pass, such as a dropped connection, is
-tried again; what will not, such as a missing object, is an `ImageError` at once.
+Requests run on threads, since they mostly wait. Temporary failures, such as a dropped connection,
+are retried; permanent ones, such as a missing object, raise an `ImageError` at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TIMEOUT, _PAUSE = 60.0, 0.5
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(?=[^/])")
 _PASSWORD = re.compile(r"(?<=://)([^/@:?]*):[^/?]*@")
 
-# Parts of a query that sign it. They change whenever a URL is signed anew.
+# Parts of a signed query, which change each time a URL is signed.
 _SIGNATURES = ("x-amz-signature", "x-goog-signature", "signature", "sig")
 _SIGNED_PREFIXES = ("x-amz-", "x-goog-")
 _SIGNED = frozenset(
@@ -112,7 +112,7 @@ class RemoteFile:
 
 
 def as_remote_file(text: str) -> RemoteFile | None:
-    """Return the file that a URL names, or None if a string is no URL.
+    """Return the file that a URL names, or None if a string is not a URL.
 
     Examples
     --------
@@ -252,7 +252,7 @@ def _read(file: RemoteFile, size: int | None) -> bytes:
 
 
 def _retried(file: RemoteFile, request: Callable[[Any, str, dict[str, float]], _Result]) -> _Result:
-    """Call a function of filesystem, path and time-out; repeat it if its error may pass."""
+    """Call a function of filesystem, path and timeout; repeat it after a temporary error."""
     attempt = 0
     while True:
         try:
@@ -277,7 +277,7 @@ def _filesystem(file: RemoteFile) -> tuple[Any, str]:
     fsspec = import_optional("fsspec", extra="remote", purpose="An image at a URL")
     scheme = file.url.partition(":")[0]
     try:
-        # Instances are shared by threads if they are asynchronous, else there is one for each.
+        # Threads share asynchronous instances; of the other kind, each thread has one.
         return fsspec.core.url_to_fs(file.url)
     except ImportError as error:
         raise ImportError(
@@ -294,7 +294,7 @@ def _filesystem(file: RemoteFile) -> tuple[Any, str]:
 
 
 def _why(error: Exception, file: RemoteFile) -> tuple[str, bool]:
-    """Return what is wrong and the remedy, and whether another attempt would be useless."""
+    """Return the problem with its remedy, and whether another attempt would be useless."""
     error = _underlying(error)
     status = _status(error)
     answer = f" (status {status})" if status else ""

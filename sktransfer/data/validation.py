@@ -61,7 +61,7 @@ def check_images(
     Warns
     -----
     UserWarning
-        In `fit`, if `image_shape` has no effect, or if transparent images are equal.
+        In `fit`, if `image_shape` has no effect, or if all transparent images look the same.
     """
     check_not_swapped(X, y)
     background = resolve_background(estimator.background)
@@ -77,7 +77,7 @@ def check_images(
 
 
 def check_not_swapped(X: Any, y: Any) -> None:
-    """Raise a ValueError if `X` is labels and `y` is images; only their first items are looked at.
+    """Raise a ValueError if `X` holds labels and `y` images; only their first items are checked.
 
     Examples
     --------
