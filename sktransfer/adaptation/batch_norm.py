@@ -28,7 +28,7 @@ from sktransfer.utils.errors import ImageError
 
 # Maximum number of images per batch; each batch has its own statistics.
 _MAX_BATCH_SIZE = 32
-# Maximum number of images per domain for matching a tuned network; more change nothing.
+# Maximum number of images per domain for matching a tuned network; more make no difference.
 MAX_MATCHED_IMAGES = 1024
 # Minimum number of images from which the statistics of a domain can be estimated.
 _MIN_DOMAIN_IMAGES = 10
@@ -100,7 +100,7 @@ def adapt_batch_norm(
 def match_batch_norm(
     backbone: Backbone, source: Views, target: Views, device: torch.device, threads: int
 ) -> BatchNormState:
-    """Compute statistics with which target images have the layer outputs of source images.
+    """Compute statistics that give target images the layer outputs of source images.
 
     With these statistics, the output of each BatchNorm layer has the same mean and variance per
     channel for target images as for source images with the statistics of the backbone. Later layers

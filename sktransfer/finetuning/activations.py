@@ -81,8 +81,8 @@ class Activations:
 class ViewActivations:
     """Activations of the same views at one boundary after another.
 
-    They are gathered at the first boundary when they are needed, and carried on from there. Three
-    sets are kept at most: the first, the one that was last asked for, and the embeddings.
+    They are gathered at the first boundary when they are needed, and advanced from there. At most
+    three sets are kept: the first, the last one that was requested, and the embeddings.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class SelectedActivations:
     ----------
     whole : ViewActivations
     rows : ndarray of int
-        Views, in the order that is wanted.
+        Views, in the desired order.
     """
 
     def __init__(self, whole: ViewActivations, rows: np.ndarray) -> None:

@@ -67,7 +67,7 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class MapChange:
-    """Augmentation of feature maps, which costs nothing.
+    """Augmentation of feature maps, which costs almost nothing.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class MapChange:
         Whether half of the maps are mirrored, which is almost the map of the mirrored image.
     crops : bool
         Whether a batch loses one row and one column at the border, which is almost the map of
-        images that are moved and cropped, and saves a part of the training time.
+        images that are moved and cropped, and saves some of the training time.
     """
 
     shape: tuple[int, ...]
@@ -104,7 +104,7 @@ class EpochBatches(Dataset, ABC):
         Images per epoch. If there are fewer images, they repeat; if there are more, each epoch
         takes some of them. None takes each image once.
     min_size : int
-        Minimum size, if there are as many images.
+        Minimum size, if there are that many images.
     change : MapChange or None
         How feature maps are changed at random, in each epoch anew.
     """

@@ -138,7 +138,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         try:
             labeled, target = TrainingSet.of(images, labels), resolve_target(self, images, labels)
             fit = self._prepare(labeled, target, valid, seed)
-        except ImageError as error:  # until here, some of the images are read only
+        except ImageError as error:  # up to here, only some of the images have been read
             sets = [images.take(labels.rows)]
             sets += [images.take(labels.target)] if uses_target(self) else []
             sets += [valid.images] if valid else []
@@ -153,7 +153,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         if target is not None and self.batch_norm == "adapt":
             try:
                 self._adapt(labeled.images, target.images)
-            except ImageError as error:  # of many images, some are read only
+            except ImageError as error:  # of many images, only some are read
                 raise ImageError.of([error, *find_broken([target.images], threads)]) from error
 
     def _prepare(

@@ -100,13 +100,13 @@ class FineTuning:
     train : TrainingSet
     valid : TrainingSet or None
     target : TrainingSet or None
-        Unlabeled images of the domain that the estimator is for.
+        Unlabeled images of the domain on which the estimator will predict.
     compute : ComputeConfig
     augmentation : Augmentation or None
     seed : int
     checkpoint : Path or None
     activations : dict of str to SelectedActivations, optional
-        Of the sets of images, if they have been gathered.
+        Of each set of images, if they have been gathered; by name.
     strength : float or None
         The head's regularization; None chooses it.
     """
@@ -219,15 +219,15 @@ class FineTuning:
 
     @property
     def _usual(self) -> Averaging:
-        """What is used without held-out images."""
+        """The averaging of a fit that can hold out no images."""
         return TUNED if self.plan.trains_all else USUAL
 
     def _try_on_held_out(self, progress: FitProgress | TrialProgress) -> Averaging:
-        """Train on a part of the training images; choose on the others."""
-        held = held_out_to_choose(self.plan, self.task, self.train.y, self.seed)
-        if not len(held):
+        """Train on some of the training images, and choose on the others."""
+        held_out_rows = held_out_to_choose(self.plan, self.task, self.train.y, self.seed)
+        if not len(held_out_rows):
             return self._usual
-        rest = np.setdiff1d(np.arange(len(self.train.y)), held)
+        rest = np.setdiff1d(np.arange(len(self.train.y)), held_out_rows)
         options = copy.copy(self.estimator)
         options.callbacks, options.averaging = None, 1.0
         n_views, whole = 1 + self.plan.n_views, self._view_activations["train"]
@@ -263,10 +263,10 @@ class FineTuning:
                 stacklevel=2,
             )
             return self._usual
-        held_out, last = self.train.take(held), self.stages[-1]
+        held_out, last = self.train.take(held_out_rows), self.stages[-1]
         unchanged: ViewActivations | SelectedActivations
         if self.plan.cached:
-            unchanged = SelectedActivations(whole, held * n_views)
+            unchanged = SelectedActivations(whole, held_out_rows * n_views)
         else:
             unchanged = self._new_activations(held_out, 0, last.boundary)
         batches = self._plain_batches(held_out, last, unchanged)
@@ -360,7 +360,7 @@ class FineTuning:
         with progress.stage(stage.name, config.max_epochs, trainable=trainable, lr=shown) as epochs:
             try:
                 return train_stage(net, state, config, epochs)
-            except ImageError as error:  # an epoch reads some of the images only
+            except ImageError as error:  # an epoch reads only some of the images
                 sets = (self.train, self.valid, self.target)
                 images = (part.images for part in sets if part is not None)
                 broken = find_broken(images, self.compute.threads)

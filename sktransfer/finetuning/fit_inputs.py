@@ -248,7 +248,7 @@ def uses_target(estimator: Any) -> bool:
 def load_fit_backbone(
     estimator: Any, labeled: TrainingSet, target: TrainingSet | None
 ) -> tuple[Backbone, BackboneSource]:
-    """Load the backbone of a fit, and adapt its BatchNorm statistics if asked for.
+    """Load the backbone of a fit, and adapt its BatchNorm statistics if requested.
 
     If there are target images, the statistics are adapted after training instead.
     """

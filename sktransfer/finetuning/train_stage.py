@@ -255,7 +255,7 @@ def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConf
     """Warn if the training loss of a stage only rises, or ends above that of guessing."""
     setup = dict(net.callbacks_)["epoch_setup"]
     losses = [float(row["train_loss"]) for row in net.history_[-state.epoch :]]
-    # Two epochs tell little, and a resumed stage may have ended already.
+    # Two epochs show little, and a resumed stage may have ended already.
     if len(losses) < _MIN_EPOCHS or not setup.guess_losses:
         return
     guessing = setup.guess_losses[-1]

@@ -45,7 +45,7 @@ T = TypeVar("T")
 Compute = Callable[[Iterator[list[int]]], Iterable[tuple[list[int], np.ndarray]]]
 
 DEFAULT_MAX_BYTES = 32 * 2**30
-_MIN_PAUSE, _MAX_PAUSE = 0.001, 0.05  # seconds between two checks for results of others
+_MIN_PAUSE, _MAX_PAUSE = 0.001, 0.05  # seconds between checks for the results of others
 
 
 class EmbeddingStore:

@@ -24,8 +24,8 @@ _Length = int | torch.SymInt
 class ResizeAndCrop(nn.Module):
     """Resize and center-crop images: uint8 (N, 3, h, w) to uint8 (N, 3, H, W).
 
-    On a CPU, the pixels are those of `Preprocessing.prepare`; on another device, as on any device,
-    they differ by rounding.
+    On a CPU, the pixels are those of `Preprocessing.prepare`; on another device, they differ by
+    rounding.
 
     Parameters
     ----------

@@ -20,8 +20,8 @@ from sktransfer.data.decoding import PlainJpeg
 from sktransfer.data.images import Images
 from sktransfer.transforms.preprocessing import Preprocessing
 
-# Resized images that are kept, so that the views of one image decode it once; more than the
-# threads that prepare views.
+# Maximum number of resized images that are kept, so that the views of an image decode it once. It
+# exceeds the number of threads that prepare views.
 _MAX_RESIZED_IMAGES = 64
 
 

@@ -310,7 +310,7 @@ def _is_one_of_many_fits() -> bool:
 def progress_bar(total: int, verbose: int, description: str) -> Any:
     """Open a progress bar that counts images.
 
-    It is hidden if `verbose` is 0, for fewer than 64 images, and where a fit would hide its bars.
+    It is hidden if `verbose` is 0, for fewer than 64 images, and if a fit would hide its bars.
     """
     shown = bool(verbose) and total >= _MIN_IMAGES and not _is_one_of_many_fits()
     # A bar below that of a stage disappears at its end.
