@@ -98,13 +98,13 @@ def test_embeddings_of_arrays_equal_those_of_the_cpu(device):
     assert likeness(found, expected) > SAME
 
 
-def test_repeats_and_numbers_of_threads_give_the_same(device, paths):
+def test_embeddings_do_not_depend_on_threads_or_repetition(device, paths):
     expected = extractor(n_jobs=1).fit_transform(paths)
     for threads in (1, 4, 16):
         np.testing.assert_array_equal(extractor(n_jobs=threads).fit_transform(paths), expected)
 
 
-def test_several_threads_that_embed_at_once_give_the_same(device, paths):
+def test_concurrent_threads_get_the_same_embeddings(device, paths):
     if device is not None:
         pytest.skip("the emulated device is turned on for one thread")
     model = extractor().fit(paths)
@@ -115,7 +115,7 @@ def test_several_threads_that_embed_at_once_give_the_same(device, paths):
 
 
 @real
-def test_too_little_memory_gives_the_same(paths, on_cpu):
+def test_too_little_memory_gives_the_same_embeddings(paths, on_cpu):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e9 / torch.cuda.mem_get_info()[1])
     try:
@@ -171,7 +171,7 @@ def test_interrupted_fit_is_resumed(device, paths, tmp_path):
     np.testing.assert_allclose(resumed.predict_proba(paths), expected, atol=1e-6)
 
 
-def test_leaks_are_found(device, paths):
+def test_find_leaks_finds_identical_images_on_the_device(device, paths):
     report = find_leaks([*paths, *paths[:3]], extractor=extractor())
     assert sum(kind == "identical" for kind in report.kinds) >= 3
 

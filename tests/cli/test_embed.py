@@ -31,7 +31,7 @@ def test_table_has_the_paths_and_a_column_for_each_value(photos, tmp_path, expec
     np.testing.assert_allclose(table.to_numpy(), expected[:16], atol=1e-5)
 
 
-def test_another_backbone_embeds(photos, tmp_path):
+def test_embed_uses_the_requested_backbone(photos, tmp_path):
     run("embed", photos, "-o", tmp_path / "x.npy", "--backbone", "efficientnet_lite1", *SMALL)
     other = np.load(tmp_path / "x.npy")
     run("embed", photos, "-o", tmp_path / "x.npy", *SMALL)

@@ -190,7 +190,7 @@ def test_bombs_are_refused(model_file, tmp_path):
         b'{"format": 1e999}',
     ],
 )
-def test_descriptions_of_nothing_are_refused(text, tmp_path):
+def test_descriptions_without_a_model_are_refused(text, tmp_path):
     craft(tmp_path / "crafted.skt", [(DESCRIPTION, text)], records=False)
     assert_refused(tmp_path / "crafted.skt")
 

@@ -101,7 +101,7 @@ def test_training_follows_from_the_stages_and_the_number_of_images(
     assert decision.strategy is None
 
 
-def test_given_values_win():
+def test_given_parameters_are_not_decided():
     given = {"unfreeze": (0, 1), "augment": "industrial", "max_epochs": 3, "lr": 0.5}
     for name in given:
         rest = {key: value for key, value in given.items() if key != name}
@@ -157,7 +157,7 @@ def test_cosine_weighs_pairs_of_classes_equally():
     assert mean_interclass_cosine(embeddings, codes) == pytest.approx(np.mean(pairs))
 
 
-def test_cosine_ignores_the_lengths_of_embeddings_and_embeddings_of_zero():
+def test_cosine_ignores_embedding_lengths_and_zero_embeddings():
     embeddings, codes = np.eye(3)[[0, 1, 2, 0]] + 0.5, np.array([0, 1, 1, 0])
     longer = embeddings * np.array([[1], [5], [0.1], [3]])
     assert mean_interclass_cosine(longer, codes) == pytest.approx(
@@ -166,7 +166,7 @@ def test_cosine_ignores_the_lengths_of_embeddings_and_embeddings_of_zero():
     assert mean_interclass_cosine(np.zeros((4, 3)), codes) == 0
 
 
-def test_sample_has_the_same_share_of_each_class_and_some_images_of_each(monkeypatch):
+def test_sample_has_equal_shares_and_some_images_of_each_class(monkeypatch):
     monkeypatch.setattr(room, "MAX_MEASURED", 100)
     codes = np.repeat([0, 1, 2], [300, 88, 12])
     rows = sample_rows(codes, 0)

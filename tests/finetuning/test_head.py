@@ -232,7 +232,7 @@ def test_strength_is_the_best_on_the_validation_images(noise):
     assert fit_head(train, valid, 3).strength == STRENGTHS[np.argmin(losses(train, valid))]
 
 
-def test_noise_is_regularized_more_than_signal_with_and_without_validation():
+def test_noise_is_regularized_more_than_signal():
     for valid_seed in (1, None):
         clean, noisy = (
             fit_head(

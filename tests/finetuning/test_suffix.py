@@ -262,7 +262,7 @@ def test_target_gradient_reaches_the_blocks_reversed():
     torch.testing.assert_close(gradients[0.5], -0.5 * gradients[-1.0])
 
 
-def test_detached_adversary_is_no_part():
+def test_parts_leave_out_a_detached_adversary():
     suffix = suffix_of(Wide())
     suffix.attach_adversary(Adversary(7, 1.0))
     assert [*suffix.parts()] == [*PARTS, ADVERSARY]

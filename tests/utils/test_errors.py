@@ -191,7 +191,7 @@ def test_check_bool_rejects_other_values(value):
         (__file__, NotADirectoryError, f"Got the file {__file__!r}, but expected a directory"),
     ],
 )
-def test_check_directory_rejects_what_is_no_directory(value, error, message):
+def test_check_directory_rejects_other_values(value, error, message):
     check_directory("folder", Path("none"))  # not a string
     check_directory("folder", str(Path(__file__).parent))
     with pytest.raises(error, match=re.escape(message)):
