@@ -6,7 +6,6 @@ Shapes: N images, M of them with pseudo-labels, K classes.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
@@ -30,7 +29,7 @@ from sktransfer.data.labels import (
     split_domains,
 )
 from sktransfer.transforms.loader import find_broken
-from sktransfer.utils.errors import ImageError, check_number
+from sktransfer.utils.errors import ImageError, check_number, warn_user
 from sktransfer.utils.runtime import resolve_threads
 
 
@@ -248,11 +247,10 @@ def _warn_if_domains_are_lost(estimator: Any) -> None:
     for name, inner in estimator.get_params().items():
         weight = getattr(inner, "domain_adversarial", None)
         if weight is not None and (weight or inner.batch_norm == "adapt"):
-            warnings.warn(
+            warn_user(
                 f"Got {type(estimator).__name__}, which does not pass sample_domain on to its "
                 f"{name!r}, so {name!r} does not adapt to the target. Enable metadata routing, and "
                 f"call set_fit_request(sample_domain=True) on {name!r}",
-                stacklevel=3,
             )
 
 

@@ -6,7 +6,6 @@ import csv
 import os
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,13 @@ from sklearn.utils import Bunch
 
 from sktransfer.data.items import is_missing
 from sktransfer.data.remote import as_remote_file
-from sktransfer.utils.errors import check_bool, check_choice, did_you_mean, import_optional
+from sktransfer.utils.errors import (
+    check_bool,
+    check_choice,
+    did_you_mean,
+    import_optional,
+    warn_user,
+)
 
 IMAGE_EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
@@ -447,17 +452,17 @@ def _warn_about(scan: _Scan, split: str | None) -> None:
     ignored = [path for path, file_split in scan.ignored if split in (None, file_split)]
     if ignored:
         more = ", ..." if len(ignored) > 3 else ""
-        _warn_caller(
+        warn_user(
             f"Ignored {len(ignored)} file(s) outside any class folder or without an image "
             f"extension: {', '.join(ignored[:3])}{more}. bunch.ignored lists all of them."
         )
     for folder, folder_split in scan.empty:
         if split in (None, folder_split):
-            _warn_caller(f"The class folder {folder!r} holds no images.")
+            warn_user(f"The class folder {folder!r} holds no images.")
     train_classes = {name for name, _, image_split in scan.images if image_split == "train"}
     untrained_classes = {name for name, _, _ in scan.images} - train_classes
     if train_classes and untrained_classes:
-        _warn_caller(
+        warn_user(
             f"Some classes have images in val or test but none in train: "
             f"{', '.join(repr(name) for name in sorted(untrained_classes))}."
         )
@@ -477,20 +482,20 @@ def _warn_about_names(scan: _Scan, root: Path) -> None:
                 "If these are the classes, pass the folder that holds them as root, or name the "
                 "folders above them train, val and test."
             )
-        _warn_caller(
+        warn_user(
             f"All class folders in {str(root)!r} ({classes}) have the same subfolders, {listed}. "
             f"{remedy}"
         )
-    _warn_about_similar(names, stacklevel=5)
+    _warn_about_similar(names)
     for name in names:
         if len(scan.spellings[name]) > 1:
-            _warn_caller(
+            warn_user(
                 f"Got {len(scan.spellings[name])} class folders named {name!r} that differ only by "
                 "their Unicode normalization (NFC and NFD); they are one class."
             )
 
 
-def _warn_about_similar(names: list[str], stacklevel: int) -> None:
+def _warn_about_similar(names: list[str]) -> None:
     """Warn of classes that differ only by capitalization, spaces and separators."""
     similar: dict[str, list[str]] = {}
     for name in names:
@@ -499,15 +504,10 @@ def _warn_about_similar(names: list[str], stacklevel: int) -> None:
         similar.setdefault(letters, []).append(name)
     for group in similar.values():
         if len(group) > 1:
-            _warn_caller(
+            warn_user(
                 f"The classes {', '.join(map(repr, group))} differ only by capitalization, spaces "
-                "or separators. If they are one class, give them the same name.",
-                stacklevel=stacklevel,
+                "or separators. If they are one class, give them the same name."
             )
-
-
-def _warn_caller(message: str, stacklevel: int = 4) -> None:
-    warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
@@ -658,7 +658,7 @@ def load_image_table(
     _check_files(paths, folder)
     _check_unique(paths, labels)
     names = sorted(set(labels))
-    _warn_about_similar(names, stacklevel=4)
+    _warn_about_similar(names)
     splits = cells.get(split_column or _SPLIT_COLUMN)
     if splits is not None:
         splits = [_split_of_name(split) or split.strip() for split in splits]

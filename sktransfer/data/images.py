@@ -10,7 +10,6 @@ import copy
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
@@ -33,7 +32,7 @@ from sktransfer.data.decoding import (
 )
 from sktransfer.data.items import as_array, describe, path_of, remote_file_of, resolve
 from sktransfer.data.remote import RemoteFile, RemoteFiles, RemoteVersion
-from sktransfer.utils.errors import ImageError
+from sktransfer.utils.errors import ImageError, warn_user
 
 # Items of a lazily read dataset, and files, from which the pixel range is learned.
 _N_ITEMS_FOR_PIXEL_RANGE = 64
@@ -528,18 +527,16 @@ def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
     """Warn if a learned range probably does not extend from black to white."""
     if integer and learned == USUAL_RANGES[-1] and high < 2**14:
         white = next(2**bits - 1 for bits in (10, 12, 14) if high < 2**bits)
-        warnings.warn(
+        warn_user(
             f"Got integer pixels up to {high:g}, for which pixel_range='auto' uses the range of 16 "
             f"bits, 0 to 65535, so the images are dark. If white is {white}, set "
             f"pixel_range=(0, {white})",
-            stacklevel=3,
         )
     if not integer and learned not in USUAL_RANGES and learned[0] < 0:
-        warnings.warn(
+        warn_user(
             f"Got floating-point pixels from {learned[0]:g} to {learned[1]:g}, which look "
             "normalized by mean and standard deviation, as the network does itself. Pass the "
             "images before normalization, or set pixel_range to the values of black and white",
-            stacklevel=3,
         )
 
 
@@ -600,11 +597,10 @@ def warn_if_invisible(images: Images) -> None:
         if len(appearances) > 1:
             return
     if len(contents) > 1:
-        warnings.warn(
+        warn_user(
             f"Got {len(contents)} different images with transparency, which are all equal on "
             f"background={images.background!r}: their colors are probably those of the background. "
             "Set background to another color, such as 'black' or 'gray'",
-            stacklevel=3,
         )
 
 

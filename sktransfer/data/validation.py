@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from sktransfer.data.images import (
 )
 from sktransfer.data.items import has_signature, looks_like_image
 from sktransfer.data.remote import as_remote_file
+from sktransfer.utils.errors import warn_user
 
 
 def check_images(
@@ -120,10 +120,9 @@ def _warn_of_image_shape(images: Images) -> None:
     sizes = tuple(getattr(first, "shape", ()))
     if shape is None or first is None or len(sizes) == 1 or sizes == shape:
         return
-    warnings.warn(
+    warn_user(
         f"Got image_shape={shape}, which has no effect, because X has no flattened rows. "
         "image_shape is for flattened rows; for the size of the network's input, set image_size",
-        stacklevel=3,
     )
 
 

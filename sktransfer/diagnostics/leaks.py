@@ -5,7 +5,6 @@ Shapes: N images, P pairs.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +26,9 @@ from sktransfer.embedding.duplicates import (
 )
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import ImageError, list_errors
+from sktransfer.utils.errors import ImageError, list_errors, warn_user
 from sktransfer.utils.runtime import resolve_threads
-from sktransfer.utils.tables import Html, html_image, html_list, html_table, text_table
+from sktransfer.utils.tables import Html, counted, html_image, html_list, html_table, text_table
 
 KINDS = ("identical", "copy", "mirrored", "alike")
 
@@ -103,7 +102,7 @@ class LeakReport:
         else:
             counts = {kind: int((self.kinds == kind).sum()) for kind in KINDS}
             by_kind = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-            sentences = [f"{_count(len(self.pairs), 'pair')} among {sets} images: {by_kind}."]
+            sentences = [f"{counted(len(self.pairs), 'pair')} among {sets} images: {by_kind}."]
         if self.across.any():
             remedy = (
                 "Remove one image of each pair."
@@ -111,7 +110,7 @@ class LeakReport:
                 else "Pass report.groups to a StratifiedGroupKFold, which keeps such images "
                 "together."
             )
-            count = _count(self.across.sum(), "pair")
+            count = counted(self.across.sum(), "pair")
             sentences.append(
                 f"{count} on both sides of a split, so scores are too optimistic. {remedy}"
             )
@@ -119,9 +118,9 @@ class LeakReport:
             pairs = "This pair is not" if len(self.pairs) == 1 else "None of these pairs is"
             sentences.append(f"{pairs} on both sides of a split.")
         if self.conflicts.any():
-            sentences.append(f"{_count(self.conflicts.sum(), 'pair')} with different labels.")
+            sentences.append(f"{counted(self.conflicts.sum(), 'pair')} with different labels.")
         if len(self.unreadable):
-            count = _count(len(self.unreadable), "image")
+            count = counted(len(self.unreadable), "image")
             sentences.append(f"{count} could not be read and left out.")
         return sentences
 
@@ -283,10 +282,9 @@ StratifiedGroupKFold, which keeps such images together.
     if len(report.unreadable):
         start = "" if second is None else f" (those of X_test begin at {len(first.images)})"
         reasons = list_errors(errors) if errors else ". Their embeddings are NaN"
-        warnings.warn(
-            f"Got {_count(len(report.unreadable), 'image')} that cannot be read; the report leaves "
-            f"them out, and its attribute unreadable lists all of their rows{start}{reasons}",
-            stacklevel=2,
+        warn_user(
+            f"Got {counted(len(report.unreadable), 'image')} that cannot be read; the report "
+            f"leaves them out, and its attribute unreadable lists all of their rows{start}{reasons}"
         )
     return report
 
@@ -393,7 +391,3 @@ def _stratified(y: np.ndarray | None) -> np.ndarray | None:
     codes = np.full(len(y), -1)
     codes[~missing] = np.unique(y[~missing].astype(str), return_inverse=True)[1]
     return codes
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("s" if count != 1 else "")

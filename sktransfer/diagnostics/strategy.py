@@ -18,7 +18,7 @@ from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.labels import check_labels, check_not_missing, check_one_per_image
 from sktransfer.data.validation import check_not_swapped
-from sktransfer.diagnostics.cost import Cost, estimate_cost
+from sktransfer.diagnostics.cost import Cost, estimate_cost, list_excluded
 from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.leaks import ALIKE, LeakReport, compare
@@ -153,7 +153,6 @@ class StrategyReport:
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
         results, cost = self.probe_results, self.cost
-        excluding = f", excluding {' and '.join(cost.excluded)}" if cost.excluded else ""
         rows = [
             ["image size of the embeddings", "x".join(map(str, self.image_size))],
             ["linear classifier on embeddings", f"{results.accuracy:.3f} ± {results.spread:.3f}"],
@@ -169,7 +168,7 @@ class StrategyReport:
             ["contrast, 0-255", f"{results.contrast:.0f}"],
             ["images embedded by the fit", f"{cost.images_embedded:,}"],
             ["images trained on, over all epochs", f"{cost.images_trained:,}"],
-            [f"estimated time{excluding}", format_seconds(cost.seconds)],
+            [f"estimated time{list_excluded(cost)}", format_seconds(cost.seconds)],
         ]
         return ["measured", ""], rows, [0]
 

@@ -7,7 +7,6 @@ Shapes: N images, D features, P pairs, W windows, S x S pixels of a thumbnail, T
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from sktransfer.data.images import Images
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import warn_user
 
 # The pixels of two images are compared if the cosine of their embeddings is at least this.
 POSSIBLE = 0.5
@@ -274,9 +274,8 @@ def warn_of_leak(train: EmbeddedImages, valid: EmbeddedImages, threads: int) -> 
     if len(rows):
         copy, original = valid.images.path(rows[0, 0]), train.images.path(rows[0, 1])
         example = f", such as {copy} of {original}" if copy and original else ""
-        warnings.warn(
+        warn_user(
             f"Got {len(np.unique(rows[:, 0]))} validation images that are copies of training "
             f"images{example}, so validation scores are too optimistic. Use find_leaks to list "
             "such pairs, and its groups to keep them on the same side of a split",
-            stacklevel=2,
         )

@@ -61,7 +61,7 @@ from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.transforms.augmentation import Augmentation
 from sktransfer.transforms.loader import find_broken
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import ImageError
+from sktransfer.utils.errors import ImageError, warn_user
 from sktransfer.utils.progress import FitProgress, TrialProgress
 from sktransfer.utils.runtime import seeded
 
@@ -171,10 +171,9 @@ class FineTuning:
                 save_run(self.checkpoint, net, state, self.saved_parts)
             if not completed:
                 self.interrupted = True
-                warnings.warn(
+                warn_user(
                     f"The fit was interrupted in stage {self.stages[number].name!r}; the estimator "
                     "has the best weights so far",
-                    stacklevel=2,
                 )
             if not completed or progress.stop:
                 break
@@ -257,10 +256,9 @@ class FineTuning:
                 interrupted = True
         if interrupted:
             self.interrupted = True
-            warnings.warn(
+            warn_user(
                 "The fit was interrupted in its check on held-out images; the estimator averages "
                 "the weights as usual",
-                stacklevel=2,
             )
             return self._usual
         held_out, last = self.train.take(held_out_rows), self.stages[-1]
@@ -334,7 +332,7 @@ class FineTuning:
         trainable = net.module_.count_trained()
         if stage.head_only:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
-                self._fit_head(net, state)
+                self._run_head_stage(net, state)
                 metrics = {}
                 if self.valid is not None:
                     metrics = {"valid_loss": state.best_loss, self.valid_metric: state.best_metric}
@@ -370,7 +368,7 @@ class FineTuning:
         """Return a function to the fitted attributes of a copy that predicts as the net does."""
         return lambda: {"_net": None, "_tuned": self.tuned_state(net)}
 
-    def _fit_head(self, net: Any, state: TrainingState) -> None:
+    def _run_head_stage(self, net: Any, state: TrainingState) -> None:
         self._set_head(net.module_)
         valid_batches = self._valid_batches(self.stages[0])
         if valid_batches is not None:
@@ -506,11 +504,10 @@ class FineTuning:
         if problem is None:
             return plan
         parts = [*self.network.backbone.block_list.names, HEAD]
-        warnings.warn(
+        warn_user(
             f"The activations of {count} views before {parts[plan.first_boundary]!r} take "
             f"{problem}, so they are computed again in every epoch, which is slow. Decrease "
             "n_views, train fewer blocks, or pass a cache with a higher limit",
-            stacklevel=2,
         )
         return plan.without_cache()
 

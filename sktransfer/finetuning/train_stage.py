@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from sktransfer.finetuning.checkpoint import load_checkpoint, plain, save_checkp
 from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, rate_factor
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import Task
-from sktransfer.utils.errors import check_choice
+from sktransfer.utils.errors import check_choice, warn_user
 from sktransfer.utils.progress import StageProgress, TrialProgress
 from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded, tune_malloc
 
@@ -265,11 +264,10 @@ def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConf
     is_worse = setup.task_losses[-1] > 1.5 * guessing
     # A stage that began with a useless head does not show whether the rates are too high.
     if setup.first_loss < 1.5 * guessing and (is_worse or (rises and is_high)):
-        warnings.warn(
+        warn_user(
             f"The training loss of the stage {config.stage.name!r} is {losses[-1]:.3g} in its last "
             f"epoch, after {losses[0]:.3g} in its first one; guessing has {guessing:.3g}. The "
             f"rates are too high (lr={config.rates[HEAD]:g}): lower lr, or raise lr_drop",
-            stacklevel=2,
         )
 
 
@@ -433,7 +431,7 @@ class _EpochSetup(Callback):
         self.guess_losses.clear()  # one warning is enough
         if not self.state.best:
             raise FloatingPointError(problem)
-        warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)
+        warn_user(f"{problem}. The stage ends with its best weights so far")
         raise _StopStage
 
 

@@ -357,19 +357,20 @@ class StoreInfo:
 
     def __repr__(self) -> str:
         lines = [
-            f"Embeddings in {self.directory}: {_readable(self.bytes)} on disk, limit "
-            f"{_readable(self.max_bytes)}; computed {self.computed:,}, read {self.read:,}"
+            f"Embeddings in {self.directory}: {_binary_size(self.bytes)} on disk, limit "
+            f"{_binary_size(self.max_bytes)}; computed {self.computed:,}, read {self.read:,}"
         ]
         if self.tables:
             lines.append(f"{'images':>9} {'size':>11} {'last used (UTC)':>17}  recipe")
         for table in self.tables:
             used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(table.last_used))
-            size = _readable(table.bytes)
+            size = _binary_size(table.bytes)
             lines.append(f"{table.images:>9,} {size:>11} {used:>17}  {table.description}")
         return "\n".join(lines)
 
 
-def _readable(size: float) -> str:
+def _binary_size(size: float) -> str:
+    """Format a number of bytes in the units in which limits are usually set: KiB, MiB, GiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import warnings
 from collections.abc import Mapping
 from types import FrameType, FunctionType, SimpleNamespace
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+
+from sktransfer.utils.errors import warn_user
 
 # Modules, and those in them, that copy estimators, hash them or send them to processes of this
 # program, or that save the code of functions and classes.
@@ -94,11 +95,10 @@ def _check_code(parameter: str, value: Any) -> None:
             f"{_got(parameter, value)}, {reason}. {_remedy(parameter, finder.nameless)}"
         ) from error
     if finder.of_main:
-        warnings.warn(
+        warn_user(
             f"{_got(parameter, value)}, but only a program that defines "
             f"{_listed(finder.of_main)} in its own main script or notebook can load this file. "
             f"{_remedy(parameter, finder.of_main)}",
-            stacklevel=4,
         )
 
 

@@ -7,7 +7,7 @@ from helpers import X_TARGET, X_TEST, Tiny, X, Y, seeded
 from torch import nn
 
 from sktransfer import FineTunedImageClassifier
-from sktransfer.finetuning import decision as room
+from sktransfer.finetuning import decision as decision_module
 from sktransfer.finetuning.decision import (
     FitDecision,
     count_last_blocks,
@@ -167,7 +167,7 @@ def test_cosine_ignores_embedding_lengths_and_zero_embeddings():
 
 
 def test_sample_has_equal_shares_and_some_images_of_each_class(monkeypatch):
-    monkeypatch.setattr(room, "MAX_MEASURED", 100)
+    monkeypatch.setattr(decision_module, "MAX_MEASURED", 100)
     codes = np.repeat([0, 1, 2], [300, 88, 12])
     rows = sample_rows(codes, 0)
     assert np.bincount(codes[rows]).tolist() == [75, 22, 10]
@@ -191,7 +191,7 @@ def test_decided_copy_leaves_the_estimator_unchanged():
     estimator = classifier()
     copy = with_decision(estimator, decided(20, 0.9))
     assert (copy.unfreeze, copy.augment, copy.max_epochs) == ((0, "all"), "light", 10)
-    assert {getattr(estimator, name) for name in room.DECIDED} == {"auto"}
+    assert {getattr(estimator, name) for name in decision_module.DECIDED} == {"auto"}
 
 
 # Fits
@@ -215,7 +215,7 @@ def test_fit_with_the_decided_values_gives_the_same_result(
     default = classifier(backbone, random_state=seed, **settings).fit(X[:n], Y[:n])
     decision = default.decision_
     assert decision.strategy == strategy
-    assert set(decision.parameters) == {*room.DECIDED} - {*parameters}
+    assert set(decision.parameters) == {*decision_module.DECIDED} - {*parameters}
     if seed is not None:
         settings.pop("checkpoint_dir")  # otherwise the fit takes the result of the first
     explicit = classifier(backbone, random_state=seed, **settings, **decision.parameters)
