@@ -206,7 +206,7 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         Raises
         ------
         ImageError
-            If images cannot be read, also if the classifiers have `on_error="skip"`.
+            If images cannot be read, even if the classifiers have `on_error="skip"`.
         """
         check_is_fitted(self)
         probabilities = self.predict_proba(X)
@@ -261,7 +261,7 @@ def _all_broken_in_errors(X: Any) -> Iterator[None]:
         yield
     except ImageError as error:
         broken: list[ImageError] = []
-        # Rows of numbers, whose shape is not known here, cannot be images, but are no files either.
+        # Rows of numbers, whose shape is not known here, cannot be read, but are not files either.
         with contextlib.suppress(TypeError, ValueError):
             images = as_images(X, pixel_range=learn_pixel_range(X))
             files = [row for row in range(len(images)) if images.path(row) is not None]

@@ -33,7 +33,7 @@ from sktransfer.store.store import EmbeddingStore
 
 
 def shifted(n=200):
-    """Make two classes that the first feature separates, and in the target better the second."""
+    """Draw two classes that the first feature separates; in the target, the second does better."""
     random, y = np.random.RandomState(0), np.arange(n) % 2
     source = (2 * y - 1)[:, None] * [1, 0] + random.normal(0, 0.6, (n, 2)) * [1, 0.1]
     target = (2 * y - 1)[:, None] * [0.4, 2] + random.normal(0, 0.6, (n, 2))

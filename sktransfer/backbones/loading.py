@@ -113,7 +113,7 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
         A name of `list_backbones`, `"timm:NAME"`, `"PREFIX:NAME"` of a registered source, a module
         (which is copied, never changed), or a callable that builds one. A module may have an
         attribute `preprocessing` (a `Preprocessing`); otherwise ImageNet's is used. A fitted
-        `FineTunedImageClassifier`, also in a `FrozenEstimator`, stands for its tuned network.
+        `FineTunedImageClassifier`, or one in a `FrozenEstimator`, means its tuned network.
     weights : str, path, torchvision weights or None
         `"default"`, a torchvision name such as `"IMAGENET1K_V2"`, its member such as
         `ResNet50_Weights.IMAGENET1K_V2`, a `.safetensors` or `.pth` file, or `None` for random

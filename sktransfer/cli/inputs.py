@@ -41,7 +41,7 @@ def load_data(source: Path, columns: Mapping[str, Any], notes: Notes) -> Bunch:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Ignored .* file", UserWarning)
         bunch = folders.load_image_folder(source, labels="names")
-    tell_ignored(bunch.ignored, notes)
+    report_ignored(bunch.ignored, notes)
     return bunch
 
 
@@ -91,14 +91,14 @@ def load_images(paths: Sequence[Path], notes: Notes) -> list[str]:
             ignored += others
         else:
             images.append(urls.get(path, str(path)))
-    tell_ignored(ignored, notes)
+    report_ignored(ignored, notes)
     if not images:
         raise ValueError(f"no images in {', '.join(map(str, paths[:3]))}")
     return list(dict.fromkeys(images))
 
 
-def tell_ignored(files: Sequence[str], notes: Notes) -> None:
-    """Say which files of a folder are not used."""
+def report_ignored(files: Sequence[str], notes: Notes) -> None:
+    """Report which files of a folder are not used."""
     if files:
         text = "outside class folders, or without the extension of an image"
         notes.list(f"Left out {counted(len(files), 'file')} {text}", files)

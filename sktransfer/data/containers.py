@@ -135,7 +135,7 @@ def source_of(X: Any) -> Any:
 
 
 def _belongs_in_memory(X: Any) -> bool:
-    """Return whether `X` is like an array of paths or flat rows; images on disk stay there."""
+    """Return whether `X` can be converted to an array of paths or rows; images stay on disk."""
     if not hasattr(X, "__array__") or getattr(X, "ndim", 2) >= 3:
         return False
     # HDF5 holds encoded images as arrays of uint8 with different lengths, or as opaque bytes.
@@ -182,7 +182,7 @@ def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
 
 
 def _shape_of(source: Any) -> tuple[int, ...]:
-    """Return the shape of a source: (N,), or the shape of a single array, also on disk."""
+    """Return the shape of a source: (N,), or that of a single array, which may be on disk."""
     dataset = getattr(source, "dataset", source)
     shape = tuple(getattr(dataset, "shape", ()))
     is_numeric = getattr(getattr(dataset, "dtype", None), "kind", "") in NUMERIC_KINDS
@@ -240,7 +240,7 @@ def _refuse_single(X: Any) -> None:
 
 
 def _refuse_pair(X: Any) -> None:
-    """Raise a ValueError if `X` is a tuple of images and as many labels."""
+    """Raise a ValueError if `X` is a tuple of images and the same number of labels."""
     if not isinstance(X, tuple) or len(X) != 2:
         return
     if any(not hasattr(part, "__len__") or isinstance(part, _SINGLE_ITEMS) for part in X):

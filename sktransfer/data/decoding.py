@@ -306,13 +306,13 @@ def extent_of(raw: RawImage) -> Extent | None:
 
 def _extent_of(raw: RawImage) -> Extent | None:
     numbers = numbers_of(raw)
-    found = None if numbers is None else extent(numbers)
-    if numbers is None or found is None:
+    bounds = None if numbers is None else extent(numbers)
+    if numbers is None or bounds is None:
         return None
-    return Extent(*found, numbers.dtype.kind in "iu")
+    return Extent(*bounds, numbers.dtype.kind in "iu")
 
 
-# A search looks at the same files in every fit.
+# A search reads the same files in every fit.
 @lru_cache(maxsize=_REMEMBERED_FILES)
 def _file_extent(path: bytes, size: int, modified: int) -> Extent | None:
     return _extent_of(os.fsdecode(path))
@@ -632,7 +632,7 @@ def fingerprint(
 
 
 def content_digest(raw: RawImage) -> bytes:
-    """Compute a digest of the content of an image, also of a file, which is read."""
+    """Compute a digest of the content of an image; a file is read."""
     if not isinstance(raw, str):
         return fingerprint(raw)
     with _explained(raw):

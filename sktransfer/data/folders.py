@@ -339,7 +339,7 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _split_of_name(name: str) -> str | None:
-    """Return the split that the name of a folder stands for.
+    """Return the split that the name of a folder means, or None.
 
     Examples
     --------

@@ -540,10 +540,10 @@ def _refuse_bomb(n_pixels: int) -> None:
 
 def to_srgb(image: Image.Image) -> Image.Image:
     """Convert an image to sRGB if it has another color profile; a broken profile is ignored."""
-    found = srgb_transform(image.info.get("icc_profile"), image.mode)
-    if found is None:
+    conversion = srgb_transform(image.info.get("icc_profile"), image.mode)
+    if conversion is None:
         return image
-    mode, transform = found
+    mode, transform = conversion
     alpha = None
     if image.has_transparency_data:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
@@ -563,11 +563,12 @@ def srgb_transform(profile: Any, mode: str) -> tuple[str, Any] | None:
     """
     if not isinstance(profile, bytes) or not profile:
         return None
-    found = _transform(profile)
-    if found is None or (found[0] == "CMYK") != (mode == "CMYK") or mode in ("LAB", "HSV"):
+    conversion = _transform(profile)
+    if conversion is None or (conversion[0] == "CMYK") != (mode == "CMYK"):
         return None
     is_gray = mode in ("1", "L", "LA", "La")
-    return None if found[0] == "L" and not is_gray else found
+    fits = mode not in ("LAB", "HSV") and (conversion[0] != "L" or is_gray)
+    return conversion if fits else None
 
 
 @lru_cache(maxsize=16)

@@ -40,12 +40,12 @@ _N_ITEMS_FOR_PIXEL_RANGE = 64
 _N_IMAGES_ON_BACKGROUND = 64
 # Images from which it is estimated whether most images are large.
 _N_IMAGES_FOR_SIZE = 16
-# Bytes of an array that are scanned at once.
+# Size in bytes of the parts in which an array is scanned.
 _BLOCK_BYTES = 2**26
 
 _Result = TypeVar("_Result")
 
-# Digests of images on their background, by fingerprint: a search looks at the same ones in every
+# Digests of images on their background, by fingerprint: a search compares the same ones in every
 # fit. A few bytes for at most 64 images of a set, so their number is not limited.
 _appearances: dict[bytes, bytes] = {}
 # Properties of images at URLs, by function and fingerprint, for the same reason.
@@ -391,7 +391,7 @@ def as_images(
         Paths (str, Path or bytes), URLs (str or Path), PIL images, arrays of shape (H, W) or
         (H, W, C) or (C, H, W), torch tensors (C, H, W) on any device, encoded bytes in any buffer,
         open binary files, pyarrow columns, arrays on disk (HDF5, Zarr), dicts as in Hugging Face
-        `datasets`, also mixed; stacked arrays of shape (N, H, W), (N, H, W, C) or
+        `datasets`, or a mixture; stacked arrays of shape (N, H, W), (N, H, W, C) or
         (N, C, H, W); a map-style torch Dataset; or numbers of shape (N, n_features), which need
         `image_shape`.
     image_shape : (H, W) or (H, W, C), or None
@@ -511,9 +511,9 @@ def learn_pixel_range(
     if images.pixel_range is not None:
         return images.pixel_range
     low, high, integer = math.inf, -math.inf, True
-    for found in _extents(images):
-        low, high = min(low, found.low), max(high, found.high)
-        integer = integer and found.is_integer
+    for extent in _extents(images):
+        low, high = min(low, extent.low), max(high, extent.high)
+        integer = integer and extent.is_integer
     if low > high:
         return None
     learned = decoding.usual_range(low, high)
@@ -547,8 +547,8 @@ def _extents(images: Images) -> Iterator[Extent]:
         step = max(1, _BLOCK_BYTES // max(1, source[0].nbytes))
         is_8_bit = str(source.dtype).endswith("uint8")
         blocks = range(0, 0 if is_8_bit else len(source), step)
-        found = (decoding.extent_of(as_array(source[start : start + step])) for start in blocks)
-        yield from (extent for extent in found if extent is not None)
+        extents = (decoding.extent_of(as_array(source[start : start + step])) for start in blocks)
+        yield from (extent for extent in extents if extent is not None)
         return
     count, is_dataset = len(images), isinstance(source, DatasetSource)
     encoded = np.zeros(count, dtype=bool)

@@ -298,7 +298,7 @@ def is_file(item: object) -> bool:
 
 
 def _read(item: Any) -> bytes | None:
-    """Read a file or the like; None if the item is neither."""
+    """Read a file or a file-like object; return None for any other item."""
     if is_file(item):
         return _read_file(item)
     if callable(getattr(item, "read_bytes", None)):  # a member of an archive, a path of a cloud

@@ -324,12 +324,12 @@ def check_not_missing(
 this image, or leave it out
     """
     labels, missing = as_labels(y, warn=warn)
-    found = np.flatnonzero(missing) if rows is None else rows[missing]
-    if len(found):
-        one = len(found) == 1
-        listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+    unlabeled = np.flatnonzero(missing) if rows is None else rows[missing]
+    if len(unlabeled):
+        one = len(unlabeled) == 1
+        listed = ", ".join(map(str, unlabeled[:10])) + (", ..." if len(unlabeled) > 10 else "")
         raise ValueError(
-            f"Got {len(found):,} missing label{'' if one else 's'} in {name}, in "
+            f"Got {len(unlabeled):,} missing label{'' if one else 's'} in {name}, in "
             f"row{'' if one else 's'} {listed}, but expected a label for each image; label "
             f"{'this image, or leave it' if one else 'these images, or leave them'} out"
         )

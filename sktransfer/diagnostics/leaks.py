@@ -17,8 +17,8 @@ from sktransfer.data.validation import check_not_swapped
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.duplicates import (
-    POSSIBLE,
-    SAME,
+    MIN_CANDIDATE_COSINE,
+    MIN_DUPLICATE_CORRELATION,
     EmbeddedImages,
     Pairs,
     connect,
@@ -33,7 +33,7 @@ from sktransfer.utils.tables import Html, counted, html_image, html_list, html_t
 KINDS = ("identical", "copy", "mirrored", "alike")
 
 # Two images with different pixels are "alike" if the cosine of their embeddings is at least this.
-ALIKE = 0.95
+MIN_ALIKE_COSINE = 0.95
 
 # All pixels are compared if the correlation of two thumbnails is at least this.
 _MIN_IDENTICAL_CORRELATION = 0.9999
@@ -298,10 +298,10 @@ def compare(
     splits: list[tuple[np.ndarray, np.ndarray]] | None,
     groups: np.ndarray | None,
     threads: int,
-    possible: float = POSSIBLE,
+    min_cosine: float = MIN_CANDIDATE_COSINE,
 ) -> LeakReport:
     """Compute the report of `find_leaks` for embedded images; see `find_pairs`."""
-    pairs = find_pairs(first, second, threads=threads, possible=possible)
+    pairs = find_pairs(first, second, threads=threads, min_cosine=min_cosine)
     sets = [first] if second is None else [first, second]
     images = (sets[0].images, sets[-1].images)
     kinds = _kinds(pairs, images)
@@ -342,8 +342,8 @@ def _embed(extractor: PretrainedFeatureExtractor, images: Images) -> EmbeddedIma
 
 def _kinds(pairs: Pairs, images: tuple[Images, Images]) -> np.ndarray:
     """Return the kind of each pair, one of `KINDS`, or an empty string for no duplicates."""
-    same = pairs.correlations >= SAME
-    conditions = [same & pairs.mirrored, same, pairs.cosines >= ALIKE]
+    same = pairs.correlations >= MIN_DUPLICATE_CORRELATION
+    conditions = [same & pairs.mirrored, same, pairs.cosines >= MIN_ALIKE_COSINE]
     kinds = np.select(conditions, ["mirrored", "copy", "alike"], "").astype(object)
     for pair in np.flatnonzero(pairs.correlations >= _MIN_IDENTICAL_CORRELATION):
         i, j = pairs.rows[pair].tolist()

@@ -21,10 +21,10 @@ from sktransfer.data.validation import check_not_swapped
 from sktransfer.diagnostics.cost import Cost, estimate_cost, list_excluded
 from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
-from sktransfer.diagnostics.leaks import ALIKE, LeakReport, compare
+from sktransfer.diagnostics.leaks import MIN_ALIKE_COSINE, LeakReport, compare
 from sktransfer.diagnostics.probes import ProbeResults, measure
 from sktransfer.diagnostics.ranking import make_folds
-from sktransfer.embedding.duplicates import POSSIBLE, EmbeddedImages
+from sktransfer.embedding.duplicates import MIN_CANDIDATE_COSINE, EmbeddedImages
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.decision import (
     DIFFERENT,
@@ -309,9 +309,18 @@ def _measure(
     threads = resolve_threads(extractor.n_jobs)
     results = measure(embedded, codes, splits, seed=seed, threads=threads)
     # If all embeddings are similar, the lower threshold would select all pairs.
-    possible = ALIKE if results.mean_interclass_cosine >= DIFFERENT else POSSIBLE
+    min_cosine = (
+        MIN_ALIKE_COSINE if results.mean_interclass_cosine >= DIFFERENT else MIN_CANDIDATE_COSINE
+    )
     leaks = compare(
-        embedded, None, codes, codes, splits=splits, groups=None, threads=threads, possible=possible
+        embedded,
+        None,
+        codes,
+        codes,
+        splits=splits,
+        groups=None,
+        threads=threads,
+        min_cosine=min_cosine,
     )
     return _Measured(rows, images, codes, results, leaks)
 

@@ -168,7 +168,7 @@ def gather(
 
 
 def disk_problem(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> str | None:
-    """Return why the activations of so many views cannot be kept, or None if they can."""
+    """Return why the activations of this many views cannot be kept, or None if they can."""
     wanted = n_views * output_width(recipe) * np.dtype(recipe.dtype).itemsize
     free = _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
     if wanted > free:

@@ -234,7 +234,7 @@ class ImageBatches(EpochBatches):
 
 
 class PairedBatches(Dataset):
-    """Batches of a source, each with as many images of a target.
+    """Batches of a source, each with the same number of images of a target.
 
     Parameters
     ----------

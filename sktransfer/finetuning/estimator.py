@@ -59,9 +59,9 @@ from sktransfer.utils.errors import ImageError
 from sktransfer.utils.progress import FitProgress
 from sktransfer.utils.runtime import resolve_device, resolve_threads
 
-# A fit computes at least two views of each image; the engine is chosen for as many, before it is
-# decided how many there are.
-_MIN_PASSES = 2
+# Minimum number of views of each image that a fit computes. The engine is chosen for this number,
+# because the actual one is decided later.
+_MIN_VIEWS = 2
 
 
 class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SharedEstimator):
@@ -168,7 +168,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing_of(backbone)
         compute = ComputeConfig.of(self).for_job(
-            _MIN_PASSES * len(labeled.y), from_library=backbone.from_library
+            _MIN_VIEWS * len(labeled.y), from_library=backbone.from_library
         )
         self.decision_ = make_decision(
             self, backbone, self.preprocessing_, labeled, self._task, compute, self.verbose

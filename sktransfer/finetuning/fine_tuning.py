@@ -285,7 +285,7 @@ class FineTuning:
         Raises
         ------
         ValueError
-            If no batch can have as many.
+            If no batch can have that many.
         """
         if not any(
             suffix.needs_several_images(stage.boundary, (*stage.blocks, PRE_LOGITS))

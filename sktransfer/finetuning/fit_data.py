@@ -68,15 +68,15 @@ class FitData:
         ImageError
             The error itself, if it names none of these images.
         """
-        kept = images.without(error)
-        kept_val = np.empty(0, int) if valid is None else valid.without(error)
+        rows = images.without(error)
+        rows_val = np.empty(0, int) if valid is None else valid.without(error)
         n_used = len(images) + (0 if valid is None else len(valid))
-        if len(kept) + len(kept_val) == n_used:
+        if len(rows) + len(rows_val) == n_used:
             raise error
         return replace(
             self,
-            rows=kept if self.rows is None else self.rows[kept],
-            rows_val=kept_val if self.rows_val is None else self.rows_val[kept_val],
+            rows=rows if self.rows is None else self.rows[rows],
+            rows_val=rows_val if self.rows_val is None else self.rows_val[rows_val],
             errors=tuple(ImageError.of([*self.errors, error]).errors),
         )
 

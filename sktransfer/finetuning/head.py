@@ -185,7 +185,7 @@ def _folds(
 ) -> list[tuple[LabeledEmbeddings, LabeledEmbeddings]]:
     """Split the images of each class by content, so that duplicates stay together.
 
-    A class with a single image is never held out. Return no splits if that is so for all.
+    A class with a single image is never held out. Return no splits if all classes are such.
     """
     fold_of = np.full(len(data.y), -1)
     names = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in data.embeddings]

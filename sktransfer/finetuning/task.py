@@ -67,7 +67,7 @@ class Task(ABC):
         ----------
         targets : ndarray of shape (N,)
         counts : ndarray of shape (N,)
-            Images that each row stands for.
+            Number of images that each row represents.
         """
 
     @abstractmethod

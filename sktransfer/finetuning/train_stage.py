@@ -396,7 +396,7 @@ class _EpochSetup(Callback):
         `losses` has the loss that was minimized, and that of the adversary if there is one.
         """
         task_losses = (net.criterion_(x, targets) for x in (logits, torch.zeros_like(logits)))
-        # Read together, because a device is waited for each time.
+        # Read together, because each read waits for the device.
         all_losses = torch.stack([loss.detach().float() for loss in (*task_losses, *losses)])
         loss, guess_loss, minimized, *domain_loss = all_losses.tolist()
         if not math.isfinite(minimized):

@@ -1,6 +1,6 @@
 """The store of embeddings by image: concurrent, crash-safe and limited in size.
 
-A *table* stands for everything but the image that determines an embedding: weights,
+A *table* holds the embeddings that share everything but the image: weights,
 preprocessing, layer, pooling, precision. An *image* is a key of a few bytes. One SQLite file holds
 all tables.
 

@@ -304,11 +304,11 @@ class DeviceFeed:
         rows, futures = submitted
         batch = _Batch([], {})
         for read in (read for future in futures for read in future.result()):
-            found = read.result() if isinstance(read, Future) else read
-            if isinstance(found, _Source):
-                batch.sources.append(found)
+            content = read.result() if isinstance(read, Future) else read
+            if isinstance(content, _Source):
+                batch.sources.append(content)
                 continue
-            for item, crop in found.items():
+            for item, crop in content.items():
                 if isinstance(crop, ImageError):
                     self._image_errors.add(item, crop)
                 else:

@@ -126,7 +126,7 @@ def _resize_group(
     preprocessing: Preprocessing,
     whole: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Resize float32 pixels (N, 3, h, w); one size stands for all images.
+    """Resize float32 pixels (N, 3, h, w); a single size applies to all images.
 
     The center crop is returned, or all pixels, padded to the height and width `whole`.
     """

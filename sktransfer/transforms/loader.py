@@ -257,9 +257,9 @@ class _TorchThreads(threading.local):
         cls = type(self)
         with cls._lock:
             self.restore()
-            own, generation = torch.get_num_threads(), cls._generation
+            number, generation = torch.get_num_threads(), cls._generation
             if not cls._n_open:
-                cls._before = own
+                cls._before = number
             cls._n_open += 1
         try:
             yield
@@ -267,7 +267,7 @@ class _TorchThreads(threading.local):
             with cls._lock:
                 if generation == cls._generation:
                     cls._n_open -= 1
-                torch.set_num_threads(own)
+                torch.set_num_threads(number)
 
 
 _torch_threads = _TorchThreads()

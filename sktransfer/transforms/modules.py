@@ -111,8 +111,8 @@ class Normalize(nn.Module):
 
 def _middle(images: torch.Tensor, axis: int, length: _Length) -> torch.Tensor:
     """Return the middle of an axis; all of it if it is not longer than `length`."""
-    kept = torch.sym_min(images.shape[axis], length)
-    return _slice(images, axis, (images.shape[axis] - kept) // 2, kept)
+    size = torch.sym_min(images.shape[axis], length)
+    return _slice(images, axis, (images.shape[axis] - size) // 2, size)
 
 
 def _cropped(images: torch.Tensor, axis: int, length: _Length) -> torch.Tensor:

@@ -111,8 +111,8 @@ def _got(parameter: str, value: Any) -> str:
 
 
 def _remedy(parameter: str, code: list[str]) -> str:
-    kept = "saves its weights" if parameter == "backbone" else "leaves it out"
-    save = f"sktransfer.save, which {kept}"
+    effect = "saves its weights" if parameter == "backbone" else "leaves it out"
+    save = f"sktransfer.save, which {effect}"
     if not code:
         return f"Save the model with {save}"
     return (
@@ -160,7 +160,7 @@ def _has_name(code: FunctionType | type) -> bool:
     >>> _has_name(_listed), _has_name(lambda: None)
     (True, False)
     """
-    found: Any = sys.modules.get(code.__module__)
+    value: Any = sys.modules.get(code.__module__)
     for name in code.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is code
+        value = getattr(value, name, None)
+    return value is code

@@ -124,7 +124,7 @@ def test_shells_get_their_completions():
 
 
 def failing(monkeypatch, error):
-    """Make the command backbones raise an error."""
+    """Let the command backbones raise an error."""
 
     def fail(*arguments, **options):
         raise error

@@ -197,7 +197,7 @@ def test_signatures_of_usual_formats_are_known(file_type):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Make a home folder that contains cat.png, and work in it."""
+    """Create a home folder that contains cat.png, and work in it."""
     (tmp_path / "cat.png").write_bytes(PNG)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

@@ -89,7 +89,7 @@ def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, le
     parts = {name: set(part.state_dict()) for name, part in suffix.parts().items()}
     train_a_little(suffix, run_before(network, 4 if start == 3 else start, float_images(10)))
     changed_names = changed(suffix, state)
-    place = {
+    attributes = {
         "a": "blocks.0",
         "b": "blocks.1",
         "c": "blocks.2",
@@ -97,7 +97,7 @@ def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, le
         "head": "head",
     }
     expected = {
-        f"{place[name]}.{key}"
+        f"{attributes[name]}.{key}"
         for name in trained
         for key in parts[name]
         if learn_statistics or not key.endswith(("running_mean", "running_var", "tracked"))
