@@ -42,7 +42,11 @@ FIGURES = [
     ("README.md", "on embeddings {} and on raw", "accuracy digits probe accuracy"),
     ("README.md", "and on raw pixels {}.", "accuracy digits pixels accuracy"),
     ("README.md", "default settings | {} |", "tuning_fold0 variants fastai_default fit_seconds"),
-    ("README.md", "default settings | 199 | {} on", "tuning_fold0 variants fastai_default accuracy"),
+    (
+        "README.md",
+        "default settings | 199 | {} on",
+        "tuning_fold0 variants fastai_default accuracy",
+    ),
     ("README.md", "of the best in {} of", "accuracy test good"),
     ("README.md", "of the best in 27 of {} cases", "accuracy test cases"),
     ("README.md", "with 5 folds takes {} times", "search times_parts"),

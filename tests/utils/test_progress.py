@@ -485,7 +485,7 @@ def test_describe_shortens_rates(lr, text):
 
 
 def test_stage_without_epochs_shows_its_metrics(capfd):
-    class Solved(CallbackSupport):
+    class HeadOnly(CallbackSupport):
         @with_callbacks
         def fit(self):
             with (
@@ -494,7 +494,7 @@ def test_stage_without_epochs_shows_its_metrics(capfd):
             ):
                 epochs.update({"valid_loss": None, "valid_acc": 0.875})
 
-    Solved().fit()
+    HeadOnly().fit()
     (bar,) = bars(capfd.readouterr().err)
     assert "1/1" in bar
     assert bar.endswith(", valid_acc=0.875]")
