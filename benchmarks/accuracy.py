@@ -277,8 +277,8 @@ def paired(fits: list[dict], variant: str) -> dict[str, Any]:
     }
 
 
-def judge(rows: list[dict]) -> tuple[dict[str, Any], list[str]]:
-    """Count the cases of the test sets in which the default is good."""
+def check_defaults(rows: list[dict]) -> tuple[dict[str, Any], list[str]]:
+    """Count the cases of the test sets in which the default is good, and list failures."""
     complete = [row for row in rows if not row["development"] and "loop" in row and "good" in row]
     good = sum(row["good"] for row in complete)
     worst = max((row.get("below_probe_in_errors", 0.0) for row in rows), default=0.0)
@@ -336,7 +336,7 @@ def main() -> None:
         if options.json:  # after every fit, so that a run can be stopped
             options.json.write_text(json.dumps({"fits": fits}, indent=1) + "\n")
     rows = tabulate(fits)
-    figures, failures = judge(rows)
+    figures, failures = check_defaults(rows)
     print_table(rows)
     result = {"test": figures, "versus_loop": paired(fits, "loop")}
     result |= {"versus_probe": paired(fits, "probe")}

@@ -194,7 +194,7 @@ def summarize(draws: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def find_failures(name: str, methods: dict[str, dict[str, float]]) -> list[str]:
-    """List the thresholds that a pair of domains misses."""
+    """List the thresholds that a pair of domains does not reach."""
     adapted = {
         method: row for method, row in methods.items() if method not in ("source", "target labels")
     }

@@ -77,7 +77,7 @@ from _gpu import (
 )
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
-from sktransfer.finetuning.head import LabeledEmbeddings, fit_head
+from sktransfer.finetuning.head import LabeledEmbeddings, fit_logistic_regression
 
 # Phases that do not use CUDA come first, because they fork processes.
 ORDER = [
@@ -181,7 +181,7 @@ def head(bench: Bench, figures: Figures) -> None:
     for device in (bench.device, torch.device("cpu")):
         start = time.perf_counter()
         valid = data.take(np.arange(n // 4))
-        heads[device.type] = fit_head(data, valid, 8, device=device)
+        heads[device.type] = fit_logistic_regression(data, valid, 8, device=device)
         figures[f"{device.type}_seconds"] = round(time.perf_counter() - start, 2)
     weight, expected = heads[bench.device.type].weight, heads["cpu"].weight
     figures["differs_by"] = float(abs(weight - expected).max() / abs(expected).max())

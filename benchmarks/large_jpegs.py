@@ -5,7 +5,7 @@ benchmarks/_sets.py side by side at their original size.
 
 sktransfer  decodes a JPEG at a half, a quarter or an eighth of its size if the result still has
             twice the side that is needed
-all_pixels  the same, but made to decode all pixels
+all_pixels  the same, but forced to decode all pixels
 
 Each variant runs in a fresh process. Figures are medians of five passes, in images per second:
 "read" is decoding, resizing and cropping on all cores, "embedded" is the whole extractor.

@@ -54,7 +54,7 @@ def models() -> dict[str, Any]:
 
 
 def images(count: int) -> Iterator[np.ndarray]:
-    """Make different images, uint8 (300, 400, 3)."""
+    """Build different images, uint8 (300, 400, 3)."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 300, 400, 3), dtype=np.uint8)
     for number in range(count):
         yield noise[number % 64] ^ np.uint8(number // 64 % 256)

@@ -61,7 +61,7 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
         rates rise for a tenth of the epochs and then fall along a half cosine. `"auto"` is 0.003,
         or 0.001 with fewer than 200 images, unless a stage trains all blocks.
     lr_drop : float, default=10.0
-        Learning rate of the head divided by that of the last block. Values below 10 raise a
+        Learning rate of the head divided by that of the last block. Values below 10 cause a
         warning.
     lr_decay : float, default=1.0
         Learning rate of each block divided by that of the block before it. The first trained block
@@ -72,8 +72,8 @@ class FineTunedImageClassifier(CallbackSupport, ClassifierMixin, FineTunedEstima
     weight_decay : float or "auto", default="auto"
         `"auto"` is 0.01, or 0.1 if some class has fewer than 10 training images.
     batch_size : int, default=8
-        Maximum number of images per training step. One image can be added where BatchNorm learns
-        statistics, if it would be alone in a batch; 1 is then too few.
+        Maximum number of images per training step. If BatchNorm learns statistics, a last
+        image that would be alone in a batch joins another batch; 1 is then too few.
     batch_norm : {"frozen", "adapt", "train"}, default="frozen"
         BatchNorm statistics: those of the weights; estimated on the images passed to `fit`
         (AdaBN); or learned, in the trained blocks only. If `sample_domain` separates two domains,
@@ -97,17 +97,18 @@ default="auto"
     label_smoothing : float, default=0.0
         Share of each label that is spread over all classes.
     mixup : float, default=0.0
-        Parameter of the Beta distribution of the shares in which pairs of images are mixed, at the
-        boundary; 0 mixes none.
+        Parameter of the Beta distribution from which the mixing ratio of two images is drawn; they
+        are mixed at the boundary. 0 does not mix.
     averaging : float or "auto", default="auto"
         Share of the tuned weights in their average with the weights before tuning, 0 to 1; 1 keeps
         the tuned weights. `"auto"` chooses it by the log loss of held-out images, together with a
-        temperature that calibrates the probabilities: of the validation images, or, without any, of
-        half of the training images, or a quarter of fewer than 200, after another training on the
-        others. With fewer than 10 held-out images, or at least 2,000 training images and none held
-        out, it is 0.75. If a stage trains all blocks, it is 1 in these cases, and with more than
-        300 training images and none held out. Not used with `domain_adversarial`, or if no head is
-        fitted first. Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+        temperature that calibrates the probabilities. These are the validation images; without any,
+        they are half of the training images (a quarter of fewer than 200), after another training
+        on the others. With fewer than 10 held-out images, or at least 2,000 training images and
+        none held out, it is 0.75. If a stage trains all blocks, it is 1 in these cases, and with
+        more than 300 training images and none held out. Not used with `domain_adversarial`, or if
+        no head is fitted first. Source: Wortsman et al., "Robust fine-tuning of zero-shot models",
+        CVPR 2022.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn.
     validation_fraction : float, default=0.1
@@ -138,7 +139,7 @@ default="auto"
     image_shape, pixel_range, background, device, engine, precision, n_jobs, cache
         As in `PretrainedFeatureExtractor`.
     on_error : {"raise", "skip"}, default="raise"
-        What to do with images that cannot be read, in `X` and in `X_val`. `"raise"` raises one
+        What to do with images in `X` or `X_val` that cannot be read. `"raise"` raises one
         `ImageError` that names all of them. With `"skip"`, `fit` trains on the others exactly as if
         it had got only these, adds the broken ones to `errors_`, and warns; it raises an error if
         no image of a class is left. `predict_proba`, `decision_function` and `transform` return

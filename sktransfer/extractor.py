@@ -119,7 +119,7 @@ class PretrainedFeatureExtractor(CallbackSupport, TransformerMixin, SharedEstima
     digest_ : str
         Identifier of the network and its weights.
     engine_ : str
-        Engine of the last run; right after `fit`, the engine for as many images as `fit` got.
+        Engine of the last run; right after `fit`, the engine for the number of images in `fit`.
     errors_ : list of ImageError
         Broken images of the last `transform` if `on_error="nan"`.
     n_features_in_ : int

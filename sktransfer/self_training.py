@@ -6,7 +6,6 @@ Shapes: N images, M of them with pseudo-labels, K classes.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
@@ -30,7 +29,7 @@ from sktransfer.data.labels import (
     split_domains,
 )
 from sktransfer.transforms.loader import find_broken
-from sktransfer.utils.errors import ImageError, check_number
+from sktransfer.utils.errors import ImageError, check_number, warn_user
 from sktransfer.utils.runtime import resolve_threads
 
 
@@ -207,7 +206,7 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
         Raises
         ------
         ImageError
-            If images cannot be read, also if the classifiers have `on_error="skip"`.
+            If images cannot be read, even if the classifiers have `on_error="skip"`.
         """
         check_is_fitted(self)
         probabilities = self.predict_proba(X)
@@ -248,11 +247,10 @@ def _warn_if_domains_are_lost(estimator: Any) -> None:
     for name, inner in estimator.get_params().items():
         weight = getattr(inner, "domain_adversarial", None)
         if weight is not None and (weight or inner.batch_norm == "adapt"):
-            warnings.warn(
+            warn_user(
                 f"Got {type(estimator).__name__}, which does not pass sample_domain on to its "
                 f"{name!r}, so {name!r} does not adapt to the target. Enable metadata routing, and "
                 f"call set_fit_request(sample_domain=True) on {name!r}",
-                stacklevel=3,
             )
 
 
@@ -263,7 +261,7 @@ def _all_broken_in_errors(X: Any) -> Iterator[None]:
         yield
     except ImageError as error:
         broken: list[ImageError] = []
-        # Rows of numbers, whose shape is not known here, cannot be images, but are no files either.
+        # Rows of numbers, whose shape is not known here, cannot be read, but are not files either.
         with contextlib.suppress(TypeError, ValueError):
             images = as_images(X, pixel_range=learn_pixel_range(X))
             files = [row for row in range(len(images)) if images.path(row) is not None]

@@ -150,7 +150,7 @@ def unreachable(*arguments, **options):
 
 
 def images(n, side=20, seed=0):
-    """Make `n` distinct random images, uint8 NHWC."""
+    """Draw `n` distinct random images, uint8 NHWC."""
     return np.random.RandomState(seed).randint(0, 256, (n, side, side, 3)).astype(np.uint8)
 
 
@@ -220,19 +220,19 @@ def paths_with_broken(folder, n=12):
 
 
 def pixel_batch(n=5, side=SIZE):
-    """Make distinct random images as a batch, uint8 (N, 3, H, W)."""
+    """Draw distinct random images as a batch, uint8 (N, 3, H, W)."""
     return torch.from_numpy(images(n, side)).permute(0, 3, 1, 2)
 
 
 def smooth_image(height=64, width=80, seed=0):
-    """Make a smooth colorful image, uint8 (3, H, W)."""
+    """Build a smooth colorful image, uint8 (3, H, W)."""
     coarse = np.random.RandomState(seed).randint(0, 256, (3, 6, 6)).astype(np.uint8)
     smooth = resize(torch.from_numpy(coarse), [max(height, 8), max(width, 8)])
     return smooth[:, :height, :width].contiguous()
 
 
 def flat_image(value, height=64, width=64):
-    """Make an image of one gray value, uint8 (3, H, W)."""
+    """Build an image of one gray value, uint8 (3, H, W)."""
     return torch.full((3, height, width), value, dtype=torch.uint8)
 
 
@@ -246,7 +246,7 @@ NAMES = np.array(["cat", "dog", "owl"])
 
 
 def colored_images(n=60, seed=0):
-    """Make noisy images of three classes that differ in color, and their labels."""
+    """Draw noisy images of three classes that differ in color, and their labels."""
     y = np.arange(n) % 3
     X = images(n, seed=seed).astype(np.int64)
     X[np.arange(n), :, :, y] += 90

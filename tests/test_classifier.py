@@ -295,7 +295,7 @@ def test_auto_n_views_ignores_the_name_of_a_function():
 # Warnings and errors
 
 
-def test_low_lr_drop_is_warned_of():
+def test_low_lr_drop_warns():
     with pytest.warns(
         UserWarning, match=r"Got lr_drop=2, so the learning rate of the last block is more than"
     ):
@@ -312,7 +312,7 @@ def test_fit_raises_on_a_single_class():
         make_classifier().fit(X[:5], ["cat"] * 5)
 
 
-def test_class_too_small_to_hold_out_is_warned_of():
+def test_class_too_small_to_hold_out_warns():
     y = Y.copy()
     y[0] = "yak"
     with pytest.warns(UserWarning, match="Got at most 2 images of the classes 'yak'"):
@@ -603,7 +603,7 @@ def test_classifier_fitted_on_a_gpu_predicts_the_same_on_the_cpu():
 # Calls per fit
 
 
-def test_fit_resolves_images_loads_the_backbone_and_chooses_the_engine_once(monkeypatch):
+def test_fit_resolves_images_backbone_and_engine_once(monkeypatch):
     from sktransfer.backbones import loading, source
     from sktransfer.embedding import compute
     from sktransfer.finetuning import estimator, fit_inputs
@@ -744,7 +744,7 @@ def test_broken_images_of_a_checkpointed_fit_are_named_together(tmp_path):
     assert {4, 10} <= {error.row for error in caught.value.errors}
 
 
-def test_loss_that_rises_is_warned_of():
+def test_rising_loss_warns():
     settings = {"unfreeze": 2, "lr_drop": 10, "max_epochs": 3, "early_stopping": False}
     message = r"The training loss of the stage 'last 2 blocks' is .* \(lr=10\): lower lr, or raise"
     with pytest.warns(UserWarning, match=message):
@@ -752,7 +752,7 @@ def test_loss_that_rises_is_warned_of():
 
 
 @pytest.mark.parametrize("parameters", [{}, {"unfreeze": "all"}, {"mixup": 0.2}])
-def test_loss_that_falls_is_not_warned_of(parameters):
+def test_falling_loss_does_not_warn(parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_classifier(**{"unfreeze": (0, 1), "max_epochs": 3, **parameters}).fit(X, Y)

@@ -26,7 +26,7 @@ PHOTOGRAPHS = load_sample_images().images
 N = 48
 Y = np.arange(N) % 2
 # With real weights, and the mean taken out, since all images have much in common.
-SAME, SAME_WITHIN_DECODING = 0.999, 0.97
+MIN_COSINE, MIN_COSINE_WITHIN_DECODING = 0.999, 0.97
 real = pytest.mark.gpu
 
 
@@ -69,11 +69,11 @@ def classifier(**options):
     return FineTunedImageClassifier(**settings | {"max_epochs": 2, "n_views": 1} | options)
 
 
-def likeness(first, second):
-    return likenesses(first, second).min()
+def min_cosine(first, second):
+    return cosines(first, second).min()
 
 
-def likenesses(first, second):
+def cosines(first, second):
     mean = second.mean(0)
     return cosine(first - mean, second - mean)
 
@@ -86,36 +86,38 @@ def on_cpu(paths):
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_embeddings_equal_those_of_the_cpu(device, paths, on_cpu, precision):
     found = extractor(precision=precision).fit_transform(paths)
-    assert likeness(found, on_cpu) > (SAME if precision == "float32" else SAME_WITHIN_DECODING)
+    assert min_cosine(found, on_cpu) > (
+        MIN_COSINE if precision == "float32" else MIN_COSINE_WITHIN_DECODING
+    )
 
 
 def test_embeddings_of_arrays_equal_those_of_the_cpu(device):
     stack = np.stack([PHOTOGRAPHS[i % 2][i : i + 90, i : i + 80] for i in range(40)])
     expected = extractor(device="cpu", engine="torch").fit_transform(stack)
-    assert likeness(extractor(precision="float32").fit_transform(stack), expected) > SAME
+    assert min_cosine(extractor(precision="float32").fit_transform(stack), expected) > MIN_COSINE
     tensors = torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous().to("cuda")
     found = extractor(precision="float32").fit_transform(tensors)
-    assert likeness(found, expected) > SAME
+    assert min_cosine(found, expected) > MIN_COSINE
 
 
-def test_repeats_and_numbers_of_threads_give_the_same(device, paths):
+def test_embeddings_do_not_depend_on_threads_or_repetition(device, paths):
     expected = extractor(n_jobs=1).fit_transform(paths)
     for threads in (1, 4, 16):
         np.testing.assert_array_equal(extractor(n_jobs=threads).fit_transform(paths), expected)
 
 
-def test_several_threads_that_embed_at_once_give_the_same(device, paths):
+def test_concurrent_threads_get_the_same_embeddings(device, paths):
     if device is not None:
         pytest.skip("the emulated device is turned on for one thread")
     model = extractor().fit(paths)
     expected = model.transform(paths)
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(model.transform, [paths] * 8):
-            assert likeness(found, expected) > SAME
+            assert min_cosine(found, expected) > MIN_COSINE
 
 
 @real
-def test_too_little_memory_gives_the_same(paths, on_cpu):
+def test_too_little_memory_gives_the_same_embeddings(paths, on_cpu):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e9 / torch.cuda.mem_get_info()[1])
     try:
@@ -123,7 +125,7 @@ def test_too_little_memory_gives_the_same(paths, on_cpu):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     expected = extractor(image_size=224).fit_transform(paths)
-    assert likeness(found[:N], expected) > SAME
+    assert min_cosine(found[:N], expected) > MIN_COSINE
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_predictions_equal_those_of_the_cpu(device, paths):
     fitted.set_params(device="cpu")
     assert abs(fitted.predict_proba(paths) - found).max() < 0.1
     assert (fitted.predict(paths) == found.argmax(1)).mean() > 0.95
-    assert likeness(fitted.transform(paths), embeddings) > SAME
+    assert min_cosine(fitted.transform(paths), embeddings) > MIN_COSINE
 
 
 def test_adversarial_fit_and_adaptation_run(device, paths):
@@ -159,7 +161,7 @@ def test_adversarial_fit_and_adaptation_run(device, paths):
     adapted = extractor(batch_norm="adapt").fit(paths).transform(paths)
     expected = extractor(batch_norm="adapt", device="cpu").fit(paths).transform(paths)
     # Adapted to few images, some channels have hardly any variance, which amplifies rounding.
-    assert np.median(likenesses(adapted, expected)) > SAME_WITHIN_DECODING
+    assert np.median(cosines(adapted, expected)) > MIN_COSINE_WITHIN_DECODING
 
 
 def test_interrupted_fit_is_resumed(device, paths, tmp_path):
@@ -171,7 +173,7 @@ def test_interrupted_fit_is_resumed(device, paths, tmp_path):
     np.testing.assert_allclose(resumed.predict_proba(paths), expected, atol=1e-6)
 
 
-def test_leaks_are_found(device, paths):
+def test_find_leaks_finds_identical_images_on_the_device(device, paths):
     report = find_leaks([*paths, *paths[:3]], extractor=extractor())
     assert sum(kind == "identical" for kind in report.kinds) >= 3
 
@@ -227,5 +229,5 @@ def test_forked_process_uses_the_cpu(paths):
     process.start()
     found, message = queue.get(timeout=60)
     process.join()
-    assert likeness(found, expected) > 0.9
+    assert min_cosine(found, expected) > 0.9
     assert "was forked from one that uses CUDA" in message

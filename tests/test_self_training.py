@@ -33,7 +33,7 @@ from sktransfer.store.store import EmbeddingStore
 
 
 def shifted(n=200):
-    """Make two classes that the first feature separates, and in the target better the second."""
+    """Draw two classes that the first feature separates; in the target, the second does better."""
     random, y = np.random.RandomState(0), np.arange(n) % 2
     source = (2 * y - 1)[:, None] * [1, 0] + random.normal(0, 0.6, (n, 2)) * [1, 0.1]
     target = (2 * y - 1)[:, None] * [0.4, 2] + random.normal(0, 0.6, (n, 2))
@@ -198,7 +198,7 @@ def test_sample_domain_is_routed_into_a_pipeline_on_request():
     np.testing.assert_array_equal(classifier.predict_proba(X_TARGET), expected)
 
 
-def test_meta_estimator_that_does_not_route_domains_is_warned_of():
+def test_meta_estimator_without_domain_routing_warns():
     inner = GridSearchCV(make_classifier(unfreeze=0, batch_norm="adapt"), {"lr": [1e-3]}, cv=2)
     with pytest.warns(UserWarning, match="GridSearchCV, which does not pass sample_domain on"):
         SelfTrainedImageClassifier(inner, shares=[0.5]).fit(
@@ -297,12 +297,12 @@ def test_shares_at_the_edge_are_rejected(shares):
 
 
 @pytest.mark.parametrize("estimator", [None, 3, "x", LogisticRegression, LinearSVC(), []])
-def test_estimator_that_is_no_classifier_with_probabilities_is_rejected(estimator):
+def test_estimator_without_probabilities_is_rejected(estimator):
     with pytest.raises(TypeError, match=r"^Got .*but expected a classifier with predict_proba"):
         SelfTrainedImageClassifier(estimator).fit([[0], [1]], [0, 1])
 
 
-def test_all_broken_images_of_a_fit_and_a_prediction_are_named_by_their_rows():
+def test_fit_and_predict_name_all_broken_images_by_row():
     broken = [70, 75, 99]
     X = [b"no image" if row in broken else image for row, image in enumerate(BOTH)]
     classifier = SelfTrainedImageClassifier(make_classifier(batch_norm="adapt"))

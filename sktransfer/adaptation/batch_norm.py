@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,11 +23,11 @@ from sktransfer.backbones.loading import Backbone
 from sktransfer.transforms.device_feed import image_reader
 from sktransfer.transforms.loader import ImageErrors
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import ImageError
+from sktransfer.utils.errors import ImageError, warn_user
 
 # Maximum number of images per batch; each batch has its own statistics.
 _MAX_BATCH_SIZE = 32
-# Maximum number of images per domain for matching a tuned network; more change nothing.
+# Maximum number of images per domain for matching a tuned network; more make no difference.
 MAX_MATCHED_IMAGES = 1024
 # Minimum number of images from which the statistics of a domain can be estimated.
 _MIN_DOMAIN_IMAGES = 10
@@ -100,7 +99,7 @@ def adapt_batch_norm(
 def match_batch_norm(
     backbone: Backbone, source: Views, target: Views, device: torch.device, threads: int
 ) -> BatchNormState:
-    """Compute statistics with which target images have the layer outputs of source images.
+    """Compute statistics that give target images the layer outputs of source images.
 
     With these statistics, the output of each BatchNorm layer has the same mean and variance per
     channel for target images as for source images with the statistics of the backbone. Later layers
@@ -155,10 +154,9 @@ def match_batch_norm(
         }
 
     if len(target) < _MIN_DOMAIN_IMAGES:
-        warnings.warn(
+        warn_user(
             f"Got batch_norm='adapt' with {len(target)} images of the target, too few to estimate "
             f"its statistics; pass {_MIN_DOMAIN_IMAGES} or more, or use batch_norm='frozen'",
-            stacklevel=2,
         )
     source_moments = mean_moments(source, {})
     for layer, moments in mean_moments(target, source_moments).items():

@@ -216,7 +216,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Link:
-    """A part of a chain, with properties that its run showed."""
+    """A part of a chain, with properties that were measured when it ran."""
 
     name: str
     module: nn.Module

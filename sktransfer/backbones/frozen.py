@@ -20,7 +20,7 @@ POOLINGS = ("avg", "max", "avgmax")
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Put a module in eval mode, without gradients for its parameters."""
+    """Set a module to eval mode, without gradients for its parameters."""
     return module.eval().requires_grad_(False)
 
 

@@ -30,11 +30,11 @@ from sktransfer.transforms.preprocessing import Preprocessing, check_image_size
 from sktransfer.utils.memory import MemoryCache
 from sktransfer.utils.runtime import limit_threads_after_fork
 
-# Objects look larger in pretraining than in the center crop of a whole image, by this factor, ...
+# In pretraining, objects look larger by this factor than in the center crop of a whole image, ...
 _WHOLE_IMAGE_SCALE = 9 / 7
 # ... if images are resized to at least this many times the size of the crop.
 _USUAL_MARGIN = 8 / 7
-# Images smaller than the size of the network divided by this are enlarged to this part of it.
+# Images smaller than the network's size divided by this are enlarged to this share of it.
 _THUMBNAIL_DIVISOR, _THUMBNAIL_SCALE = 4, 3 / 7
 
 
@@ -113,9 +113,9 @@ def load_backbone(backbone: Any, weights: Any = "default") -> Backbone:
         A name of `list_backbones`, `"timm:NAME"`, `"PREFIX:NAME"` of a registered source, a module
         (which is copied, never changed), or a callable that builds one. A module may have an
         attribute `preprocessing` (a `Preprocessing`); otherwise ImageNet's is used. A fitted
-        `FineTunedImageClassifier`, also in a `FrozenEstimator`, stands for its tuned network.
+        `FineTunedImageClassifier`, or one in a `FrozenEstimator`, means its tuned network.
     weights : str, path, torchvision weights or None
-        `"default"`, a name of torchvision's such as `"IMAGENET1K_V2"`, its member such as
+        `"default"`, a torchvision name such as `"IMAGENET1K_V2"`, its member such as
         `ResNet50_Weights.IMAGENET1K_V2`, a `.safetensors` or `.pth` file, or `None` for random
         values, which are the same every time.
 
@@ -207,7 +207,7 @@ def _check_weights(backbone: Any, weights: Any) -> str | os.PathLike[str] | None
     weights = weights_name(backbone, weights)
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise TypeError(
-            f"Got weights={weights!r}, but expected 'default', a name of torchvision's such as "
+            f"Got weights={weights!r}, but expected 'default', a torchvision name such as "
             "'IMAGENET1K_V2', the path of a .safetensors or .pth file, or None for random values"
         )
     return weights

@@ -262,7 +262,8 @@ def split_into_blocks(network: nn.Module, *, image_size: int | None = None) -> B
     Raises
     ------
     ValueError
-        If an unknown network accepts none of the tried sizes, or returns no usual tensor.
+        If an unknown network accepts none of the tried sizes, or does not return a tensor of 2 to
+        4 dimensions.
 
     Examples
     --------

@@ -22,7 +22,7 @@ from sktransfer.utils.files import complete_file
 # Long enough for a DNS lookup and one round trip, short enough not to look like a hang.
 REACH_SECONDS = 0.8
 # Integers as wide as the dtypes that numpy lacks.
-_BITS = {1: torch.uint8, 2: torch.int16}
+_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16}
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -211,7 +211,7 @@ def _to_array(tensor: torch.Tensor) -> np.ndarray:
     try:
         return tensor.numpy()
     except TypeError:
-        bits = _BITS[tensor.itemsize]
+        bits = _INTEGER_OF_SIZE[tensor.itemsize]
         name = str(tensor.dtype).removeprefix("torch.")
         array = tensor.contiguous().view(bits).numpy()
         return array.view([(name, array.dtype)])

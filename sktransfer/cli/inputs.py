@@ -43,7 +43,7 @@ def load_data(source: Path, columns: Mapping[str, Any], notes: Notes) -> Bunch:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Ignored .* file", UserWarning)
         bunch = folders.load_image_folder(source, labels="names")
-    tell_ignored(bunch.ignored, notes)
+    report_ignored(bunch.ignored, notes)
     return bunch
 
 
@@ -93,7 +93,7 @@ def load_images(paths: Sequence[Path], notes: Notes) -> list[str]:
             ignored += others
         else:
             images.append(urls.get(path, str(path)))
-    tell_ignored(ignored, notes)
+    report_ignored(ignored, notes)
     if not images:
         raise ValueError(f"no images in {listed_paths(paths)}")
     return list(dict.fromkeys(images))
@@ -168,8 +168,8 @@ def _kind_of(path: Path) -> str:
     return "table" if suffix in tables else "images"
 
 
-def tell_ignored(files: Sequence[str], notes: Notes) -> None:
-    """Say which files of a folder are not used."""
+def report_ignored(files: Sequence[str], notes: Notes) -> None:
+    """Report which files of a folder are not used."""
     if files:
         text = "outside class folders, or without the extension of an image"
         notes.list(f"Left out {counted(len(files), 'file')} {text}", files)

@@ -20,7 +20,7 @@ _CURSOR_UP = "\x1b[A"
 
 
 class PlainLines:
-    r"""A stream for bars where nobody is watching: lines, at most one in ten seconds.
+    r"""A stream that turns bars into plain lines, at most one in ten seconds.
 
     A terminal overwrites a bar with its next state; in a file, each state would stay.
 

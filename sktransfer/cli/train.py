@@ -165,7 +165,7 @@ def _fit(classifier: Any, sets: _Sets) -> None:
     if sets.val is not None:
         validation = {"X_val": sets.val.data, "y_val": sets.val.labels}
     with warnings.catch_warnings():
-        # These are told below, in the words of the command line.
+        # These are reported below, in the words of the command line.
         warnings.filterwarnings("ignore", "The fit was interrupted", UserWarning)
         warnings.filterwarnings("ignore", "Left out .* cannot be read", UserWarning)
         classifier.fit(sets.train.data, sets.train.labels, **validation)

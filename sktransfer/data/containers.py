@@ -41,7 +41,7 @@ _TENSOR_DTYPES = (
     *(torch.float64, torch.complex32, torch.complex64, torch.complex128),
 )
 
-# Methods that load data which a library computes only when asked to, the best one first.
+# Methods that load lazy data, in order of preference.
 _LOADING_METHODS = ("toPandas", "to_pandas", "collect", "compute", "to_table", "execute", "df")
 # Items that have a length.
 _SINGLE_ITEMS = (str, os.PathLike, Encoded, Image.Image, Mapping)
@@ -135,7 +135,7 @@ def source_of(X: Any) -> Any:
 
 
 def _belongs_in_memory(X: Any) -> bool:
-    """Return whether `X` is like an array of paths or flat rows; images on disk stay there."""
+    """Return whether `X` can be converted to an array of paths or rows; images stay on disk."""
     if not hasattr(X, "__array__") or getattr(X, "ndim", 2) >= 3:
         return False
     # HDF5 holds encoded images as arrays of uint8 with different lengths, or as opaque bytes.
@@ -157,7 +157,7 @@ def is_stack(source: Any) -> bool:
 
 
 def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
-    """Check that a source as a whole can be images; its items are not read.
+    """Check that a source can hold images, without reading its items.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def check_source(source: Any, image_shape: Sequence[int] | None) -> None:
 
 
 def _shape_of(source: Any) -> tuple[int, ...]:
-    """Return the shape of a source: (N,), or the shape of a single array, also on disk."""
+    """Return the shape of a source: (N,), or that of a single array, which may be on disk."""
     dataset = getattr(source, "dataset", source)
     shape = tuple(getattr(dataset, "shape", ()))
     is_numeric = getattr(getattr(dataset, "dtype", None), "kind", "") in NUMERIC_KINDS
@@ -240,7 +240,7 @@ def _refuse_single(X: Any) -> None:
 
 
 def _refuse_pair(X: Any) -> None:
-    """Raise a ValueError if `X` is a tuple of images and as many labels."""
+    """Raise a ValueError if `X` is a tuple of images and the same number of labels."""
     if not isinstance(X, tuple) or len(X) != 2:
         return
     if any(not hasattr(part, "__len__") or isinstance(part, _SINGLE_ITEMS) for part in X):
@@ -321,9 +321,9 @@ def _from_list(X: Sequence[Any]) -> Any:
         return X
     if nested and any(map(looks_like_image, first[1:])):
         raise ValueError(
-            f"Got a {type(first).__name__} whose first entry is no image ({describe(first[0])}), "
-            "but expected images, or (image, label, ...). Select the images: "
-            f"[item[{[*map(looks_like_image, first)].index(True)}] for item in X]."
+            f"Got a {type(first).__name__} whose first entry is not an image "
+            f"({describe(first[0])}), but expected images, or (image, label, ...). Select the "
+            f"images: [item[{[*map(looks_like_image, first)].index(True)}] for item in X]."
         )
     try:
         return _from_array(np.stack([as_array(row) for row in X]))

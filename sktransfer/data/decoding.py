@@ -49,10 +49,10 @@ _RANGE_16_BIT = USUAL_RANGES[-1]
 # An image decoded at a reduced size keeps sides at least this many times the requested length.
 _DRAFT_MARGIN = 2
 
-# In the messages of Pillow about files that are whole.
+# Words in messages of Pillow about files that are intact.
 _UNSUPPORTED = re.compile("unsupported|not supported|unimplemented|unknown|not available", re.I)
 
-# Files of which a property is remembered, for each version of them.
+# Maximum number of file versions whose properties are remembered.
 _REMEMBERED_FILES = 2**14
 
 # The same PIL image can be in several rows, and two threads must not load it at once. Images are
@@ -306,13 +306,13 @@ def extent_of(raw: RawImage) -> Extent | None:
 
 def _extent_of(raw: RawImage) -> Extent | None:
     numbers = numbers_of(raw)
-    found = None if numbers is None else extent(numbers)
-    if numbers is None or found is None:
+    bounds = None if numbers is None else extent(numbers)
+    if numbers is None or bounds is None:
         return None
-    return Extent(*found, numbers.dtype.kind in "iu")
+    return Extent(*bounds, numbers.dtype.kind in "iu")
 
 
-# A search looks at the same files in every fit.
+# A search reads the same files in every fit.
 @lru_cache(maxsize=_REMEMBERED_FILES)
 def _file_extent(path: bytes, size: int, modified: int) -> Extent | None:
     return _extent_of(os.fsdecode(path))

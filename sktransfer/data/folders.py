@@ -6,7 +6,6 @@ import csv
 import os
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,13 @@ from sklearn.utils import Bunch
 
 from sktransfer.data.items import is_missing
 from sktransfer.data.remote import as_remote_file
-from sktransfer.utils.errors import check_bool, check_choice, did_you_mean, import_optional
+from sktransfer.utils.errors import (
+    check_bool,
+    check_choice,
+    did_you_mean,
+    import_optional,
+    warn_user,
+)
 
 IMAGE_EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
@@ -40,7 +45,7 @@ _SPLIT_PATTERNS = {
     for split, names in _SPLIT_NAMES.items()
 }
 LABELS = ("numbers", "names")
-# Folders that archives of macOS, network storage and systems contain next to the real ones.
+# Folders that macOS, network storage and archive programs add to a data set.
 _HIDDEN_FOLDERS = (
     *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
     *("lost+found", "__pycache__"),
@@ -348,7 +353,7 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _split_of_name(name: str) -> str | None:
-    """Return the split that the name of a folder stands for.
+    """Return the split that the name of a folder means, or None.
 
     Examples
     --------
@@ -433,7 +438,7 @@ def _check_not_empty(
 def _remedy(
     ignored: list[str], root: Path, splits: dict[Path, str], extensions: tuple[str, ...]
 ) -> str:
-    """Return how to load the files that were found instead, as the end of an error message."""
+    """Suggest how to load the files that were found, as the end of an error message."""
     images = [path for path in ignored if path.lower().endswith(extensions)]
     count = "1 image" if len(images) == 1 else f"{len(images):,} images"
     if images and not splits:
@@ -461,17 +466,17 @@ def _warn_about(scan: _Scan, split: str | None) -> None:
     ignored = [path for path, file_split in scan.ignored if split in (None, file_split)]
     if ignored:
         more = ", ..." if len(ignored) > 3 else ""
-        _warn_caller(
+        warn_user(
             f"Ignored {len(ignored)} file(s) outside any class folder or without an image "
             f"extension: {', '.join(ignored[:3])}{more}. bunch.ignored lists all of them."
         )
     for folder, folder_split in scan.empty:
         if split in (None, folder_split):
-            _warn_caller(f"The class folder {folder!r} holds no images.")
+            warn_user(f"The class folder {folder!r} holds no images.")
     train_classes = {name for name, _, image_split in scan.images if image_split == "train"}
     untrained_classes = {name for name, _, _ in scan.images} - train_classes
     if train_classes and untrained_classes:
-        _warn_caller(
+        warn_user(
             f"Some classes have images in val or test but none in train: "
             f"{', '.join(repr(name) for name in sorted(untrained_classes))}."
         )
@@ -491,20 +496,20 @@ def _warn_about_names(scan: _Scan, root: Path) -> None:
                 "If these are the classes, pass the folder that holds them as root, or name the "
                 "folders above them train, val and test."
             )
-        _warn_caller(
+        warn_user(
             f"All class folders in {str(root)!r} ({classes}) have the same subfolders, {listed}. "
             f"{remedy}"
         )
-    _warn_about_similar(names, stacklevel=5)
+    _warn_about_similar(names)
     for name in names:
         if len(scan.spellings[name]) > 1:
-            _warn_caller(
+            warn_user(
                 f"Got {len(scan.spellings[name])} class folders named {name!r} that differ only by "
                 "their Unicode normalization (NFC and NFD); they are one class."
             )
 
 
-def _warn_about_similar(names: list[str], stacklevel: int) -> None:
+def _warn_about_similar(names: list[str]) -> None:
     """Warn of classes that differ only by capitalization, spaces and separators."""
     similar: dict[str, list[str]] = {}
     for name in names:
@@ -513,15 +518,10 @@ def _warn_about_similar(names: list[str], stacklevel: int) -> None:
         similar.setdefault(letters, []).append(name)
     for group in similar.values():
         if len(group) > 1:
-            _warn_caller(
+            warn_user(
                 f"The classes {', '.join(map(repr, group))} differ only by capitalization, spaces "
-                "or separators. If they are one class, give them the same name.",
-                stacklevel=stacklevel,
+                "or separators. If they are one class, give them the same name."
             )
-
-
-def _warn_caller(message: str, stacklevel: int = 4) -> None:
-    warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def _bunch(root: Path, scan: _Scan, split: str | None) -> Bunch:
@@ -565,7 +565,7 @@ def _labeled_paths(
 
 # Tables
 
-# Delimiters of CSV files; which of them a file has follows from its header.
+# Possible delimiters of a CSV file; its header shows which one it uses.
 _DELIMITERS = (",", ";", "\t")
 _CSV, _PARQUET = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 # Column that is used as the split if there is one.
@@ -672,7 +672,7 @@ def load_image_table(
     _check_files(paths, folder)
     _check_unique(paths, labels)
     names = sorted(set(labels))
-    _warn_about_similar(names, stacklevel=4)
+    _warn_about_similar(names)
     splits = cells.get(split_column or _SPLIT_COLUMN)
     if splits is not None:
         splits = [_split_of_name(split) or split.strip() for split in splits]
@@ -736,7 +736,7 @@ def read_csv(table: Path, columns: list[str]) -> dict[str, list[str]]:
 
 
 def _delimiter(header: str, columns: list[str]) -> str:
-    r"""Return the delimiter with which a header has the most of the columns.
+    r"""Return the delimiter that finds the most of the columns in a header.
 
     Examples
     --------
@@ -812,7 +812,7 @@ def _check_files(paths: list[str], folder: Path) -> None:
     if missing:
         lines = [f"row {row} ({path})" for row, path in missing]
         raise FileNotFoundError(
-            f"Got {len(missing):,} of {len(paths):,} paths of which there is no file"
+            f"Got {len(missing):,} of {len(paths):,} paths that do not exist"
             f"{_list_lines(lines)}\nRelative paths are resolved from {str(folder)!r}; pass another "
             "folder as root=, or leave the rows out."
         )

@@ -1,4 +1,4 @@
-"""Formats whose pixels Pillow alone does not return: TIFF and PNG variants, color profiles.
+"""Formats that Pillow alone misreads: variants of TIFF and PNG, color profiles.
 
 Shapes: H x W pixels, C channels (1 gray, 3 RGB).
 """
@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from sktransfer.utils.errors import ImageError, import_optional
 
-# Tags of TIFF, and values of theirs.
+# TIFF tags, and some of their values.
 _SUBFILE_TYPE, _WIDTH, _LENGTH, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
 _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SUB_FILES = 262, 274, 277, 284, 330
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _PROFILE, _DNG_VERSION = 338, 339, 34675, 50706
@@ -256,7 +256,7 @@ def read_samples(raw: Any, image: Image.Image | None = None) -> Samples | None:
     Returns
     -------
     Samples or None
-        None if Pillow cannot open the file, and it is no TIFF.
+        None if Pillow cannot open the file, and it is not a TIFF.
 
     Raises
     ------
@@ -337,7 +337,7 @@ def _variant(tags: Any) -> str:
 
 
 def _tags(raw: Any) -> Any:
-    """Read the tags of the first image of a TIFF file; None if it is none."""
+    """Read the tags of the first image of a TIFF file; return None for other files."""
     with open(raw, "rb") if isinstance(raw, str) else io.BytesIO(raw) as file:
         header = file.read(8)
         if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -540,10 +540,10 @@ def _refuse_bomb(n_pixels: int) -> None:
 
 def to_srgb(image: Image.Image) -> Image.Image:
     """Convert an image to sRGB if it has another color profile; a broken profile is ignored."""
-    found = srgb_transform(image.info.get("icc_profile"), image.mode)
-    if found is None:
+    conversion = srgb_transform(image.info.get("icc_profile"), image.mode)
+    if conversion is None:
         return image
-    mode, transform = found
+    mode, transform = conversion
     alpha = None
     if image.has_transparency_data:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
@@ -563,11 +563,12 @@ def srgb_transform(profile: Any, mode: str) -> tuple[str, Any] | None:
     """
     if not isinstance(profile, bytes) or not profile:
         return None
-    found = _transform(profile)
-    if found is None or (found[0] == "CMYK") != (mode == "CMYK") or mode in ("LAB", "HSV"):
+    conversion = _transform(profile)
+    if conversion is None or (conversion[0] == "CMYK") != (mode == "CMYK"):
         return None
     is_gray = mode in ("1", "L", "LA", "La")
-    return None if found[0] == "L" and not is_gray else found
+    fits = mode not in ("LAB", "HSV") and (conversion[0] != "L" or is_gray)
+    return conversion if fits else None
 
 
 @lru_cache(maxsize=16)
@@ -596,11 +597,11 @@ def _changes_nothing(transform: Any, mode: str) -> bool:
     return bool(abs(converted - expected).max() <= _SRGB_TOLERANCE)
 
 
-# Files that are no images
+# Files that are not images
 
 
 def identify(head: bytes) -> str:
-    """Return what a file is that Pillow does not read, and a remedy; empty if it is unknown.
+    """Identify a file that Pillow does not read, with a remedy; empty if it is unknown.
 
     Parameters
     ----------

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
@@ -33,20 +32,20 @@ from sktransfer.data.decoding import (
 )
 from sktransfer.data.items import as_array, describe, path_of, remote_file_of, resolve
 from sktransfer.data.remote import RemoteFile, RemoteFiles, RemoteVersion
-from sktransfer.utils.errors import ImageError
+from sktransfer.utils.errors import ImageError, warn_user
 
 # Items of a lazily read dataset, and files, from which the pixel range is learned.
 _N_ITEMS_FOR_PIXEL_RANGE = 64
-# Images that are compared on the background.
+# Maximum number of images that are compared on the background.
 _N_IMAGES_ON_BACKGROUND = 64
 # Images from which it is estimated whether most images are large.
 _N_IMAGES_FOR_SIZE = 16
-# Bytes of an array that are scanned at once.
+# Size in bytes of the parts in which an array is scanned.
 _BLOCK_BYTES = 2**26
 
 _Result = TypeVar("_Result")
 
-# Digests of images on their background, by fingerprint: a search looks at the same ones in every
+# Digests of images on their background, by fingerprint: a search compares the same ones in every
 # fit. A few bytes for at most 64 images of a set, so their number is not limited.
 _appearances: dict[bytes, bytes] = {}
 # Properties of images at URLs, by function and fingerprint, for the same reason.
@@ -84,7 +83,7 @@ class Images(Sequence[np.ndarray]):
         Shape of an image that is given as a flat row of numbers.
     pixel_range : (float, float) or None
         Range of pixels that are not 8-bit, mapped to 0-255. None uses, for each image separately,
-        the first usual range that contains it.
+        the first usual range that contains its pixels.
     background : (int, int, int)
         Color on which transparency is composited.
     rows : ndarray of int or None
@@ -184,7 +183,7 @@ class Images(Sequence[np.ndarray]):
         return None
 
     def stack(self) -> tuple[np.ndarray | torch.Tensor, bool] | None:
-        """Return all images of the source as one array, if it holds 8-bit RGB images in this way.
+        """Return the images of the source as one array, if it is an array of 8-bit RGB images.
 
         Returns
         -------
@@ -426,7 +425,7 @@ def as_images(
         Paths (str, Path or bytes), URLs (str or Path), PIL images, arrays of shape (H, W) or
         (H, W, C) or (C, H, W), torch tensors (C, H, W) on any device, encoded bytes in any buffer,
         open binary files, pyarrow columns, arrays on disk (HDF5, Zarr), dicts as in Hugging Face
-        `datasets`, also mixed; stacked arrays of shape (N, H, W), (N, H, W, C) or
+        `datasets`, or a mixture; stacked arrays of shape (N, H, W), (N, H, W, C) or
         (N, C, H, W); a map-style torch Dataset; or numbers of shape (N, n_features), which need
         `image_shape`.
     image_shape : (H, W) or (H, W, C), or None
@@ -546,9 +545,9 @@ def learn_pixel_range(
     if images.pixel_range is not None:
         return images.pixel_range
     low, high, integer = math.inf, -math.inf, True
-    for found in _extents(images):
-        low, high = min(low, found.low), max(high, found.high)
-        integer = integer and found.is_integer
+    for extent in _extents(images):
+        low, high = min(low, extent.low), max(high, extent.high)
+        integer = integer and extent.is_integer
     if low > high:
         return None
     learned = decoding.usual_range(low, high)
@@ -559,21 +558,19 @@ def learn_pixel_range(
 
 
 def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
-    """Warn if a learned range is probably not the range from black to white."""
+    """Warn if a learned range probably does not extend from black to white."""
     if integer and learned == USUAL_RANGES[-1] and high < 2**14:
         white = next(2**bits - 1 for bits in (10, 12, 14) if high < 2**bits)
-        warnings.warn(
+        warn_user(
             f"Got integer pixels up to {high:g}, for which pixel_range='auto' uses the range of 16 "
             f"bits, 0 to 65535, so the images are dark. If white is {white}, set "
             f"pixel_range=(0, {white})",
-            stacklevel=3,
         )
     if not integer and learned not in USUAL_RANGES and learned[0] < 0:
-        warnings.warn(
+        warn_user(
             f"Got floating-point pixels from {learned[0]:g} to {learned[1]:g}, which look "
             "normalized by mean and standard deviation, as the network does itself. Pass the "
             "images before normalization, or set pixel_range to the values of black and white",
-            stacklevel=3,
         )
 
 
@@ -584,8 +581,8 @@ def _extents(images: Images) -> Iterator[Extent]:
         step = max(1, _BLOCK_BYTES // max(1, source[0].nbytes))
         is_8_bit = str(source.dtype).endswith("uint8")
         blocks = range(0, 0 if is_8_bit else len(source), step)
-        found = (decoding.extent_of(as_array(source[start : start + step])) for start in blocks)
-        yield from (extent for extent in found if extent is not None)
+        extents = (decoding.extent_of(as_array(source[start : start + step])) for start in blocks)
+        yield from (extent for extent in extents if extent is not None)
         return
     count, is_dataset = len(images), isinstance(source, DatasetSource)
     encoded = np.zeros(count, dtype=bool)
@@ -614,7 +611,7 @@ def _extents_of_files(files: Images) -> Iterator[Extent]:
 
 
 def warn_if_invisible(images: Images) -> None:
-    """Warn if all transparent images of a sample are equal once they are on the background."""
+    """Warn if all transparent images of a sample are equal on the background."""
     count = min(len(images), _N_IMAGES_ON_BACKGROUND)
     is_dataset = isinstance(images.source, DatasetSource)
     sample = images[:count] if is_dataset else images.sample(count)
@@ -634,11 +631,10 @@ def warn_if_invisible(images: Images) -> None:
         if len(appearances) > 1:
             return
     if len(contents) > 1:
-        warnings.warn(
+        warn_user(
             f"Got {len(contents)} different images with transparency, which are all equal on "
             f"background={images.background!r}: their colors are probably those of the background. "
             "Set background to another color, such as 'black' or 'gray'",
-            stacklevel=3,
         )
 
 

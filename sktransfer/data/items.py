@@ -28,12 +28,12 @@ from sktransfer.utils.errors import ImageError
 
 NUMERIC_KINDS = "biuf"
 
-# Libraries whose values are computed only when asked to.
+# Libraries whose values are lazy.
 LAZY_LIBRARIES = ("dask", "dask_expr", "pyspark", "duckdb", "_duckdb", "ibis")
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "bytes", "path")
 
-# The first bytes of an encoded image. They are long enough that pixels do not begin like this.
+# The first bytes of encoded images, long enough that pixels do not begin like this.
 _SIGNATURE = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff[\xc0-\xcf\xdb\xe0-\xef\xfe]|GIF8[79]a|RIFF....WEBP"
     rb"|BM.{4}\0\0\0\0|II[*+]\0|MM\0[*+]|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51|....ftyp"
@@ -262,7 +262,7 @@ def has_signature(start: bytes) -> bool:
 
 
 def encoded_buffer(item: Any) -> bytes | None:
-    """Return the bytes of an image that a buffer holds, or None if the item is no such buffer.
+    """Return the bytes of an image that a buffer holds, or None if it holds none.
 
     Encoders return a 1-D or one-column array or tensor of uint8 (`cv2.imencode`,
     `torchvision.io.encode_png`). Other libraries have buffers of their own.
@@ -298,14 +298,14 @@ def is_file(item: object) -> bool:
 
 
 def _read(item: Any) -> bytes | None:
-    """Read a file or the like; None if the item is neither."""
+    """Read a file or a file-like object; return None for any other item."""
     if is_file(item):
         return _read_file(item)
     if callable(getattr(item, "read_bytes", None)):  # a member of an archive, a path of a cloud
         return _read_member(item)
     if callable(getattr(item, "read", None)):
         raise ImageError(
-            f"Got {type(item).__name__}, which is no file that can be read again. Pass what its "
+            f"Got {type(item).__name__}, which cannot be read a second time. Pass what its "
             "read() returns; if read() is asynchronous, await it."
         )
     return None
@@ -385,7 +385,7 @@ def describe(item: Any) -> str:
 
 
 def shorten(text: str) -> str:
-    """Cut the middle out of a long text that is no path, such as an image in base64.
+    """Cut the middle out of a long text that is not a path, such as an image in base64.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The header of a JPEG, read without decoding: which files any decoder decodes alike.
+"""The header of a JPEG, which shows whether all decoders decode the file alike.
 
 Source: ITU-T T.81 (markers and frame headers), JEITA CP-3451 (Exif).
 """
@@ -97,7 +97,7 @@ def _segments(encoded: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def _changes_pixels(encoded: memoryview, marker: int, start: int, end: int) -> bool:
-    """Return whether decoders differ on a file with this segment."""
+    """Return whether decoders may disagree on a file with this segment."""
     if marker in _OTHER_FRAMES:
         return True
     if marker == _APP1:

@@ -164,7 +164,7 @@ def _check_weights(sample_weight: Any, n: int) -> np.ndarray:
             f"Got an invalid sample_weight, but expected {expected} ({error})"
         ) from error
     largest = weights.max()
-    # The loss is computed in float32, whose range this leaves room in.
+    # The loss is computed in float32, and must not overflow.
     if largest != 0 and not 1e-30 <= largest <= 1e30:
         raise ValueError(
             f"Got {largest:g} as the largest sample_weight, but expected {expected}, the largest "
@@ -222,14 +222,14 @@ def as_labels(y: Any, *, warn: bool = False) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _as_column(y: Any) -> Any:
-    """Convert containers that scikit-learn does not take, or of which it changes the dtype."""
+    """Convert containers that scikit-learn does not accept, or whose dtype it would change."""
     if isinstance(y, torch.Tensor):
         return as_array(y)
     if isinstance(y, np.matrix):
         return np.asarray(y)
     if isinstance(y, np.ndarray) and y.dtype.kind == "T" and not are_missing(y).any():
         return np.array(y.tolist())
-    # Of nullable booleans and integers, scikit-learn makes floats.
+    # scikit-learn would convert nullable booleans and integers to floats.
     dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "biu" and not y.isna().any():
         return y.to_numpy(dtype)
@@ -285,7 +285,7 @@ def _missing_in(labels: np.ndarray) -> np.ndarray:
         return labels != labels  # only NaN and NaT differ from themselves
     if labels.dtype.kind in "OT":
         return are_missing(labels)
-    # Strings of at least 32 characters, however short the labels are, were floats in part.
+    # Strings with room for 32 characters, however short, come from an array that held floats.
     if labels.dtype.kind == "U" and labels.dtype.itemsize >= _CONVERTED_ITEMSIZE:
         return labels == "nan"
     return np.zeros(len(labels), dtype=bool)
@@ -324,12 +324,12 @@ def check_not_missing(
 this image, or leave it out
     """
     labels, missing = as_labels(y, warn=warn)
-    found = np.flatnonzero(missing) if rows is None else rows[missing]
-    if len(found):
-        one = len(found) == 1
-        listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+    unlabeled = np.flatnonzero(missing) if rows is None else rows[missing]
+    if len(unlabeled):
+        one = len(unlabeled) == 1
+        listed = ", ".join(map(str, unlabeled[:10])) + (", ..." if len(unlabeled) > 10 else "")
         raise ValueError(
-            f"Got {len(found):,} missing label{'' if one else 's'} in {name}, in "
+            f"Got {len(unlabeled):,} missing label{'' if one else 's'} in {name}, in "
             f"row{'' if one else 's'} {listed}, but expected a label for each image; label "
             f"{'this image, or leave it' if one else 'these images, or leave them'} out"
         )

@@ -1,7 +1,7 @@
 """Images at URLs, through fsspec: their versions from metadata, and their content.
 
-Requests run on threads, since they mostly wait. What may pass, such as a dropped connection, is
-tried again; what will not, such as a missing object, is an `ImageError` at once.
+Requests run on threads, since they mostly wait. Temporary failures, such as a dropped connection,
+are retried; permanent ones, such as a missing object, raise an `ImageError` at once.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _TIMEOUT, _PAUSE = 60.0, 0.5
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(?=[^/])")
 _PASSWORD = re.compile(r"(?<=://)([^/@:?]*):[^/?]*@")
 
-# Parts of a query that sign it. They change whenever a URL is signed anew.
-_SIGNATURES = ("x-amz-signature", "x-goog-signature", "signature", "sig")
+# Parts of a signed query, which change each time a URL is signed.
+_SIGNATURE_PARAMETERS = ("x-amz-signature", "x-goog-signature", "signature", "sig")
 _SIGNED_PREFIXES = ("x-amz-", "x-goog-")
-_SIGNED = frozenset(
+_SIGNED_PARAMETERS = frozenset(
     {
         *("awsaccesskeyid", "expires", "googleaccessid", "key-pair-id", "policy", "signature"),
         *("se", "sig", "sip", "ske", "skoid", "sks", "skt", "sktid", "skv", "sp", "spr", "sr"),
@@ -40,9 +40,9 @@ _SIGNED = frozenset(
     }
 )
 
-# In the metadata of the various filesystems.
-_TAGS = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id", "sha")
-_TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modify")
+# Keys of the version and of the time in the metadata of various filesystems.
+_VERSION_KEYS = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id", "sha")
+_TIME_KEYS = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modify")
 
 _TOO_MANY_REQUESTS, _REQUEST_TIMEOUT, _SERVER_ERRORS = 429, 408, 500
 _MISSING, _REFUSED = (404, 410), (401, 403)
@@ -85,14 +85,15 @@ class RemoteFile:
         """
         address, mark, query = self._split()
         parts = parse_qsl(query, keep_blank_values=True)
-        if not any(key.lower() in _SIGNATURES for key, _ in parts):
+        if not any(key.lower() in _SIGNATURE_PARAMETERS for key, _ in parts):
             return address + mark + query
-        kept = [
+        unsigned = [
             (key, value)
             for key, value in parts
-            if key.lower() not in _SIGNED and not key.lower().startswith(_SIGNED_PREFIXES)
+            if key.lower() not in _SIGNED_PARAMETERS
+            and not key.lower().startswith(_SIGNED_PREFIXES)
         ]
-        return f"{address}?{urlencode(kept)}" if kept else address
+        return f"{address}?{urlencode(unsigned)}" if unsigned else address
 
     def __str__(self) -> str:
         """Return the URL without anything that may be secret, for messages.
@@ -112,20 +113,20 @@ class RemoteFile:
 
 
 def as_remote_file(text: str) -> RemoteFile | None:
-    """Return the file that a URL names, or None if a string is no URL.
+    """Return the file that a URL names, or None if a string is not a URL.
 
     Examples
     --------
     >>> as_remote_file("S3://bucket/cat.jpg"), as_remote_file("C:/cat.jpg")
     (RemoteFile(url='s3://bucket/cat.jpg'), None)
     """
-    found = _URL.match(text)
-    if found is None:
+    match = _URL.match(text)
+    if match is None:
         return None
-    scheme, slashes = found[1].lower(), found[2]
+    scheme, slashes = match[1].lower(), match[2]
     if slashes == "/":
         slashes = "///" if scheme == "file" else "//"
-    return RemoteFile(f"{scheme}:{slashes}{text[found.end() :]}")
+    return RemoteFile(f"{scheme}:{slashes}{text[match.end() :]}")
 
 
 class RemoteFiles:
@@ -168,8 +169,8 @@ class RemoteFiles:
             self._versions[files[0]] = _version_or_error(files[0])
             return
         with ThreadPoolExecutor(_MAX_REQUESTS, "sktransfer-metadata") as pool:
-            found = pool.map(_version_or_error, files)
-            self._versions.update(zip(files, found, strict=True))
+            versions = pool.map(_version_or_error, files)
+            self._versions.update(zip(files, versions, strict=True))
 
     def read(self, file: RemoteFile) -> bytes:
         """Read a file, or wait for it if that has been started.
@@ -186,9 +187,9 @@ class RemoteFiles:
         return self._fetch(file)
 
     def keep(self, file: RemoteFile, content: bytes) -> None:
-        """Keep content that was read for the next `read`, which forgets it."""
-        kept = self._started[file] = Future()
-        kept.set_result(content)
+        """Keep the content of a file until the next `read` of it."""
+        future = self._started[file] = Future()
+        future.set_result(content)
 
     @contextmanager
     def fetching(self) -> Iterator[Callable[[Iterable[RemoteFile]], None]]:
@@ -231,7 +232,8 @@ def _version(file: RemoteFile) -> RemoteVersion:
         raise ImageError("Got a folder, but expected an image.")
     size = info.get("size")
     tag, modified = (
-        next((str(info[key]) for key in keys if info.get(key)), None) for keys in (_TAGS, _TIMES)
+        next((str(info[key]) for key in keys if info.get(key)), None)
+        for keys in (_VERSION_KEYS, _TIME_KEYS)
     )
     if tag is not None:
         return RemoteVersion(file.name, tag, size)
@@ -252,7 +254,7 @@ def _read(file: RemoteFile, size: int | None) -> bytes:
 
 
 def _retried(file: RemoteFile, request: Callable[[Any, str, dict[str, float]], _Result]) -> _Result:
-    """Call a function of filesystem, path and time-out; repeat it if its error may pass."""
+    """Call a function of filesystem, path and timeout; repeat it after a temporary error."""
     attempt = 0
     while True:
         try:
@@ -277,7 +279,7 @@ def _filesystem(file: RemoteFile) -> tuple[Any, str]:
     fsspec = import_optional("fsspec", extra="remote", purpose="An image at a URL")
     scheme = file.url.partition(":")[0]
     try:
-        # Instances are shared by threads if they are asynchronous, else there is one for each.
+        # Threads share asynchronous instances; of the other kind, each thread has one.
         return fsspec.core.url_to_fs(file.url)
     except ImportError as error:
         raise ImportError(
@@ -294,7 +296,7 @@ def _filesystem(file: RemoteFile) -> tuple[Any, str]:
 
 
 def _why(error: Exception, file: RemoteFile) -> tuple[str, bool]:
-    """Return what is wrong and the remedy, and whether another attempt would be useless."""
+    """Return the problem with its remedy, and whether another attempt would be useless."""
     error = _underlying(error)
     status = _status(error)
     answer = f" (status {status})" if status else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from sktransfer.data.images import (
 )
 from sktransfer.data.items import has_signature, looks_like_image
 from sktransfer.data.remote import as_remote_file
+from sktransfer.utils.errors import warn_user
 
 
 def check_images(
@@ -61,7 +61,7 @@ def check_images(
     Warns
     -----
     UserWarning
-        In `fit`, if `image_shape` has no effect, or if transparent images are equal.
+        In `fit`, if `image_shape` has no effect, or if all transparent images look the same.
     """
     check_not_swapped(X, y)
     background = resolve_background(estimator.background)
@@ -77,7 +77,7 @@ def check_images(
 
 
 def check_not_swapped(X: Any, y: Any) -> None:
-    """Raise a ValueError if `X` is labels and `y` is images; only their first items are looked at.
+    """Raise a ValueError if `X` holds labels and `y` images; only their first items are checked.
 
     Examples
     --------
@@ -120,10 +120,9 @@ def _warn_of_image_shape(images: Images) -> None:
     sizes = tuple(getattr(first, "shape", ()))
     if shape is None or first is None or len(sizes) == 1 or sizes == shape:
         return
-    warnings.warn(
+    warn_user(
         f"Got image_shape={shape}, which has no effect, because X has no flattened rows. "
         "image_shape is for flattened rows; for the size of the network's input, set image_size",
-        stacklevel=3,
     )
 
 

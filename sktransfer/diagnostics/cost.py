@@ -110,15 +110,19 @@ class Cost:
     excluded: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        excluding = f", excluding {' and '.join(self.excluded)}" if self.excluded else ""
         shown = {
             "fits": f"{self.fits:,}",
             "images embedded": f"{self.images_embedded:,}",
             "images trained": f"{self.images_trained:,}",
             "disk space": format_bytes(self.bytes_cached),
-            "time": f"{format_seconds(self.seconds)} in one process{excluding}",
+            "time": f"{format_seconds(self.seconds)} in one process{list_excluded(self)}",
         }
         return "\n".join(["Cost, at most", *(f"  {name:<18} {shown[name]}" for name in shown)])
+
+
+def list_excluded(cost: Cost) -> str:
+    """Return the steps that a time excludes, as the end of a phrase; empty if there are none."""
+    return f", excluding {' and '.join(cost.excluded)}" if cost.excluded else ""
 
 
 def estimate_cost(

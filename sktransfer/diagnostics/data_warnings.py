@@ -11,7 +11,7 @@ import numpy as np
 
 from sktransfer.diagnostics.leaks import LeakReport
 from sktransfer.diagnostics.probes import ProbeResults
-from sktransfer.embedding.duplicates import SCAN
+from sktransfer.embedding.duplicates import MAX_SCAN_SIDE
 
 # Classes are imbalanced if the largest is at least this many times as large as the smallest.
 _MIN_IMBALANCE = 5
@@ -73,7 +73,7 @@ def _class_warnings(counts: dict[str, int]) -> list[str]:
 
 
 def _duplicate_warnings(leaks: LeakReport, results: ProbeResults, total: int) -> list[str]:
-    are_scans = results.side[1] < SCAN
+    are_scans = results.side[1] < MAX_SCAN_SIDE
     same = np.isin(leaks.kinds, ["identical"] if are_scans else ["identical", "copy", "mirrored"])
     sentences = []
     if (same & leaks.conflicts).any():

@@ -5,7 +5,6 @@ Shapes: N images, P pairs.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ from sktransfer.data.validation import check_not_swapped
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
 from sktransfer.diagnostics.splits import check_splits
 from sktransfer.embedding.duplicates import (
-    POSSIBLE,
-    SAME,
+    MIN_CANDIDATE_COSINE,
+    MIN_DUPLICATE_CORRELATION,
     EmbeddedImages,
     Pairs,
     connect,
@@ -27,14 +26,14 @@ from sktransfer.embedding.duplicates import (
 )
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.transforms.preprocessing import Preprocessing
-from sktransfer.utils.errors import ImageError, list_errors
+from sktransfer.utils.errors import ImageError, list_errors, warn_user
 from sktransfer.utils.runtime import resolve_threads
-from sktransfer.utils.tables import Html, html_image, html_list, html_table, text_table
+from sktransfer.utils.tables import Html, counted, html_image, html_list, html_table, text_table
 
 KINDS = ("identical", "copy", "mirrored", "alike")
 
 # Two images with different pixels are "alike" if the cosine of their embeddings is at least this.
-ALIKE = 0.95
+MIN_ALIKE_COSINE = 0.95
 
 # All pixels are compared if the correlation of two thumbnails is at least this.
 _MIN_IDENTICAL_CORRELATION = 0.9999
@@ -103,7 +102,7 @@ class LeakReport:
         else:
             counts = {kind: int((self.kinds == kind).sum()) for kind in KINDS}
             by_kind = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-            sentences = [f"{_count(len(self.pairs), 'pair')} among {sets} images: {by_kind}."]
+            sentences = [f"{counted(len(self.pairs), 'pair')} among {sets} images: {by_kind}."]
         if self.across.any():
             remedy = (
                 "Remove one image of each pair."
@@ -111,7 +110,7 @@ class LeakReport:
                 else "Pass report.groups to a StratifiedGroupKFold, which keeps such images "
                 "together."
             )
-            count = _count(self.across.sum(), "pair")
+            count = counted(self.across.sum(), "pair")
             sentences.append(
                 f"{count} on both sides of a split, so scores are too optimistic. {remedy}"
             )
@@ -119,9 +118,9 @@ class LeakReport:
             pairs = "This pair is not" if len(self.pairs) == 1 else "None of these pairs is"
             sentences.append(f"{pairs} on both sides of a split.")
         if self.conflicts.any():
-            sentences.append(f"{_count(self.conflicts.sum(), 'pair')} with different labels.")
+            sentences.append(f"{counted(self.conflicts.sum(), 'pair')} with different labels.")
         if len(self.unreadable):
-            count = _count(len(self.unreadable), "image")
+            count = counted(len(self.unreadable), "image")
             sentences.append(f"{count} could not be read and left out.")
         return sentences
 
@@ -283,10 +282,9 @@ StratifiedGroupKFold, which keeps such images together.
     if len(report.unreadable):
         start = "" if second is None else f" (those of X_test begin at {len(first.images)})"
         reasons = list_errors(errors) if errors else ". Their embeddings are NaN"
-        warnings.warn(
-            f"Got {_count(len(report.unreadable), 'image')} that cannot be read; the report leaves "
-            f"them out, and its attribute unreadable lists all of their rows{start}{reasons}",
-            stacklevel=2,
+        warn_user(
+            f"Got {counted(len(report.unreadable), 'image')} that cannot be read; the report "
+            f"leaves them out, and its attribute unreadable lists all of their rows{start}{reasons}"
         )
     return report
 
@@ -300,10 +298,10 @@ def compare(
     splits: list[tuple[np.ndarray, np.ndarray]] | None,
     groups: np.ndarray | None,
     threads: int,
-    possible: float = POSSIBLE,
+    min_cosine: float = MIN_CANDIDATE_COSINE,
 ) -> LeakReport:
     """Compute the report of `find_leaks` for embedded images; see `find_pairs`."""
-    pairs = find_pairs(first, second, threads=threads, possible=possible)
+    pairs = find_pairs(first, second, threads=threads, min_cosine=min_cosine)
     sets = [first] if second is None else [first, second]
     images = (sets[0].images, sets[-1].images)
     kinds = _kinds(pairs, images)
@@ -344,8 +342,8 @@ def _embed(extractor: PretrainedFeatureExtractor, images: Images) -> EmbeddedIma
 
 def _kinds(pairs: Pairs, images: tuple[Images, Images]) -> np.ndarray:
     """Return the kind of each pair, one of `KINDS`, or an empty string for no duplicates."""
-    same = pairs.correlations >= SAME
-    conditions = [same & pairs.mirrored, same, pairs.cosines >= ALIKE]
+    same = pairs.correlations >= MIN_DUPLICATE_CORRELATION
+    conditions = [same & pairs.mirrored, same, pairs.cosines >= MIN_ALIKE_COSINE]
     kinds = np.select(conditions, ["mirrored", "copy", "alike"], "").astype(object)
     for pair in np.flatnonzero(pairs.correlations >= _MIN_IDENTICAL_CORRELATION):
         i, j = pairs.rows[pair].tolist()
@@ -393,7 +391,3 @@ def _stratified(y: np.ndarray | None) -> np.ndarray | None:
     codes = np.full(len(y), -1)
     codes[~missing] = np.unique(y[~missing].astype(str), return_inverse=True)[1]
     return codes
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("s" if count != 1 else "")

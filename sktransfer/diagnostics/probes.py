@@ -53,7 +53,7 @@ class ProbeResults:
     pixels : float
         Accuracy of a linear classifier on the pixels, at 16 x 16.
     curve : tuple of (int, float)
-        Number of training images, and accuracy of the probe with so many.
+        Number of training images, and accuracy of the probe with that many.
     mean_interclass_cosine : float
         Mean cosine between the embeddings of images of different classes: near 1 if the network
         hardly tells the classes apart.

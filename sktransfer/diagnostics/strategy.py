@@ -18,13 +18,13 @@ from sktransfer.data.decoding import encode_jpeg
 from sktransfer.data.images import Images, as_images
 from sktransfer.data.labels import check_labels, check_not_missing, check_one_per_image
 from sktransfer.data.validation import check_not_swapped
-from sktransfer.diagnostics.cost import Cost, estimate_cost
+from sktransfer.diagnostics.cost import Cost, estimate_cost, list_excluded
 from sktransfer.diagnostics.data_warnings import find_data_warnings
 from sktransfer.diagnostics.extraction import read_images, resolve_extractor
-from sktransfer.diagnostics.leaks import ALIKE, LeakReport, compare
+from sktransfer.diagnostics.leaks import MIN_ALIKE_COSINE, LeakReport, compare
 from sktransfer.diagnostics.probes import ProbeResults, measure
 from sktransfer.diagnostics.ranking import make_folds
-from sktransfer.embedding.duplicates import POSSIBLE, EmbeddedImages
+from sktransfer.embedding.duplicates import MIN_CANDIDATE_COSINE, EmbeddedImages
 from sktransfer.extractor import PretrainedFeatureExtractor, check_extractor
 from sktransfer.finetuning.decision import (
     DIFFERENT,
@@ -153,7 +153,6 @@ class StrategyReport:
 
     def _table(self) -> tuple[list[str], list[list[str]], list[int]]:
         results, cost = self.probe_results, self.cost
-        excluding = f", excluding {' and '.join(cost.excluded)}" if cost.excluded else ""
         rows = [
             ["image size of the embeddings", "x".join(map(str, self.image_size))],
             ["linear classifier on embeddings", f"{results.accuracy:.3f} ± {results.spread:.3f}"],
@@ -169,7 +168,7 @@ class StrategyReport:
             ["contrast, 0-255", f"{results.contrast:.0f}"],
             ["images embedded by the fit", f"{cost.images_embedded:,}"],
             ["images trained on, over all epochs", f"{cost.images_trained:,}"],
-            [f"estimated time{excluding}", format_seconds(cost.seconds)],
+            [f"estimated time{list_excluded(cost)}", format_seconds(cost.seconds)],
         ]
         return ["measured", ""], rows, [0]
 
@@ -310,9 +309,18 @@ def _measure(
     threads = resolve_threads(extractor.n_jobs)
     results = measure(embedded, codes, splits, seed=seed, threads=threads)
     # If all embeddings are similar, the lower threshold would select all pairs.
-    possible = ALIKE if results.mean_interclass_cosine >= DIFFERENT else POSSIBLE
+    min_cosine = (
+        MIN_ALIKE_COSINE if results.mean_interclass_cosine >= DIFFERENT else MIN_CANDIDATE_COSINE
+    )
     leaks = compare(
-        embedded, None, codes, codes, splits=splits, groups=None, threads=threads, possible=possible
+        embedded,
+        None,
+        codes,
+        codes,
+        splits=splits,
+        groups=None,
+        threads=threads,
+        min_cosine=min_cosine,
     )
     return _Measured(rows, images, codes, results, leaks)
 

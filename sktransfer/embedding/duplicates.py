@@ -7,7 +7,6 @@ Shapes: N images, D features, P pairs, W windows, S x S pixels of a thumbnail, T
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from typing import NamedTuple
 
@@ -21,17 +20,18 @@ from sktransfer.data.images import Images
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
+from sktransfer.utils.errors import warn_user
 
 # The pixels of two images are compared if the cosine of their embeddings is at least this.
-POSSIBLE = 0.5
+MIN_CANDIDATE_COSINE = 0.5
 # Each image is compared with at most this many images, the most similar ones.
 _MAX_CANDIDATES = 50
 # Two images are duplicates if the correlation of their pixels is at least this.
-SAME = 0.95
+MIN_DUPLICATE_CORRELATION = 0.95
 
 # Images whose shorter side is below this many pixels, such as scanned digits, can reach this
 # correlation without being duplicates.
-SCAN = 48
+MAX_SCAN_SIDE = 48
 
 # The mirrored image must fit better by this margin, because some images are symmetric.
 _MIRROR_MARGIN = 0.01
@@ -90,9 +90,9 @@ def find_pairs(
     others: EmbeddedImages | None = None,
     *,
     threads: int = 1,
-    possible: float = POSSIBLE,
+    min_cosine: float = MIN_CANDIDATE_COSINE,
 ) -> Pairs:
-    """Find pairs of images with similar embeddings, and compare their pixels.
+    """Return pairs of images with similar embeddings, after a comparison of their pixels.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def find_pairs(
         Images for the second of each pair; None finds pairs within `ones`.
     threads : int
         Threads that decode images.
-    possible : float
+    min_cosine : float
         Minimum cosine of embeddings for a comparison of pixels.
 
     Returns
@@ -110,7 +110,7 @@ def find_pairs(
         All candidates, but at most the 50 most similar ones of each image.
     """
     rows, cosines = _candidates(
-        ones.embeddings, None if others is None else others.embeddings, possible
+        ones.embeddings, None if others is None else others.embeddings, min_cosine
     )
     first = _thumbnails(ones.images, rows[:, 0] if others else rows.ravel(), threads)
     second = _thumbnails(others.images, rows[:, 1], threads) if others else first
@@ -171,7 +171,7 @@ class Match(NamedTuple):
     mirrored: torch.Tensor
 
 
-def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None = None) -> Match:
+def match(ones: torch.Tensor, others: torch.Tensor, partners: torch.Tensor | None = None) -> Match:
     """Compare images with their partners, pixel by pixel.
 
     Each whole image is compared with windows of the other image that are 0.9 to 1 times as wide
@@ -181,7 +181,7 @@ def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None =
     ----------
     ones, others : Tensor of shape (P, 3, S, S)
         Thumbnails, uint8.
-    place : Tensor of shape (P,)
+    partners : Tensor of shape (P,)
         Index in `ones` of the partner of each of `others`; `ones` may then be of any length. None
         pairs them in order.
 
@@ -193,8 +193,8 @@ def match(ones: torch.Tensor, others: torch.Tensor, place: torch.Tensor | None =
     (True, [True, True])
     """
     left, right = _windows(ones), _windows(others)
-    if place is not None:
-        left = left[place]
+    if partners is not None:
+        left = left[partners]
     # The first window is the whole image. The windows are symmetric, so mirroring it is enough.
     plain, mirrored = (
         torch.maximum(_fit(change(left[:, 0]), right), _fit(change(right[:, 0]), left))
@@ -267,16 +267,15 @@ def warn_of_leak(train: EmbeddedImages, valid: EmbeddedImages, threads: int) -> 
 
     Small scans are not checked: they can be similar without being copies.
     """
-    if min(valid.images[0].shape[:2]) < SCAN:
+    if min(valid.images[0].shape[:2]) < MAX_SCAN_SIDE:
         return
-    pairs = find_pairs(valid, train, threads=threads, possible=_FIT_CHECK_COSINE)
-    rows = pairs.rows[pairs.correlations >= SAME]
+    pairs = find_pairs(valid, train, threads=threads, min_cosine=_FIT_CHECK_COSINE)
+    rows = pairs.rows[pairs.correlations >= MIN_DUPLICATE_CORRELATION]
     if len(rows):
         copy, original = valid.images.path(rows[0, 0]), train.images.path(rows[0, 1])
         example = f", such as {copy} of {original}" if copy and original else ""
-        warnings.warn(
+        warn_user(
             f"Got {len(np.unique(rows[:, 0]))} validation images that are copies of training "
             f"images{example}, so validation scores are too optimistic. Use find_leaks to list "
             "such pairs, and its groups to keep them on the same side of a split",
-            stacklevel=2,
         )

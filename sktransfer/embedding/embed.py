@@ -31,9 +31,9 @@ from sktransfer.utils.errors import EngineError, ImageError
 from sktransfer.utils.memory import MemoryCache
 from sktransfer.utils.progress import progress_bar
 
-# Batches of a job on a CUDA device at least, and images in a batch at least.
+# Minimum number of batches of a job on a CUDA device, and of images in a batch.
 _MIN_DEVICE_BATCHES, _MIN_DEVICE_BATCH = 4, 64
-# Items that a thread hashes at once.
+# Items that a thread hashes in one task.
 _HASHED_TOGETHER = 64
 
 _Result = TypeVar("_Result")

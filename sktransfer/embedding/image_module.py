@@ -72,7 +72,7 @@ class ImageModule(nn.Module):
         TypeError
             If the images are not uint8.
         ValueError
-            If the shape is another one.
+            If the images have another shape.
         """
         check_pixels(images)
         return self.network(self.prepare(images)).float()

@@ -12,7 +12,7 @@ import torch
 # Images of 224 x 224 in a batch. On a CPU, the feature maps of a small batch stay in the caches. An
 # accelerator is fast with a large batch, which `in_parts` halves if memory runs out.
 _CPU_BATCH = 4
-# More images do not fit into the memory of any machine.
+# More images do not fit into the memory of any computer.
 MAX_BATCH_SIZE = 65_536
 _ACCELERATOR_BATCH = 512
 

@@ -22,7 +22,7 @@ from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.errors import EngineError
 
 # Minimum cosine between the outputs of a graph and of the network on a noise image. bfloat16 has
-# two to three digits, which limits the network itself as well, most of all on noise.
+# two to three digits, which limits the network itself as well, especially on noise.
 _MIN_COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 
 

@@ -109,7 +109,7 @@ class TorchEngine(FrozenEngine):
 
 @torch.inference_mode()
 def _fused(prefix: FrozenPrefix, preprocessing: Preprocessing) -> nn.Module:
-    """Return the fused prefix, or the prefix if both differ or nothing can be fused."""
+    """Return the fused prefix, or the prefix itself if they differ or nothing can be fused."""
     try:
         fused = fuse(prefix)
         if fused is prefix:

@@ -2,7 +2,7 @@
 
 A file has a JSON description, tensors, and parts of other libraries, none of them compressed. It
 ends in the SHA-256 of all bytes before, so any damage is noticed before anything is parsed. A
-digest is no signature: whoever writes a file can compute it. So names, sizes and compression are
+digest is not a signature: whoever writes a file can compute it. So names, sizes and compression are
 checked as well, and nothing is ever extracted to a disk.
 """
 

@@ -104,7 +104,7 @@ def load(
         model = reader.decode(archive.description["model"])
     except (ModelFileError, WeightsNotFoundError, ImportError, _ArgumentError):
         raise
-    except Exception as error:  # whatever a description that nobody has written by hand leads to
+    except Exception as error:  # a crafted description may lead to any error
         problem = f"its description is not that of a model ({type(error).__name__}: {error})"
         raise ModelFileError(path, problem) from error
     reader.check_used()

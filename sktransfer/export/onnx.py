@@ -170,7 +170,7 @@ def _image_estimator(model: Any) -> Any:
 
 
 def _test_images(crop: tuple[int, int]) -> list[np.ndarray]:
-    """Make images of several sizes, uint8 (h, w, 3): noise and smooth colors."""
+    """Build images of several sizes, uint8 (h, w, 3): noise and smooth colors."""
     random, images = np.random.RandomState(0), list[np.ndarray]()
     for factors in _TEST_SIZES:
         size = (max(1, round(factors[0] * crop[0])), max(1, round(factors[1] * crop[1])))

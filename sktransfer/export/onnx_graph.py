@@ -53,7 +53,7 @@ def build_graph(model: Any, weight_dtype: str = "float32") -> Any:
     Raises
     ------
     TypeError
-        If the model is none that can be exported.
+        If the model cannot be exported.
     ExportError
         If a part of it cannot be exported.
     """

@@ -68,7 +68,7 @@ def save(model: Any, path: str | PathLike[str], *, standalone: bool = True) -> N
     Warns
     -----
     UserWarning
-        If `load` needs the network's code, or must be told to trust types.
+        If `load` needs the network's code, or a list of types to trust.
 
     Notes
     -----

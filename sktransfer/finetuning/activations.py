@@ -87,8 +87,8 @@ class Activations:
 class ViewActivations:
     """Activations of the same views at one boundary after another.
 
-    They are gathered at the first boundary when they are needed, and carried on from there. Three
-    sets are kept at most: the first, the one that was last asked for, and the embeddings.
+    They are gathered at the first boundary when they are needed, and advanced from there. At most
+    three sets are kept: the first, the last one that was requested, and the embeddings.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ class SelectedActivations:
     ----------
     whole : ViewActivations
     rows : ndarray of int
-        Views, in the order that is wanted.
+        Views, in the desired order.
     """
 
     def __init__(self, whole: ViewActivations, rows: np.ndarray) -> None:
@@ -191,7 +191,7 @@ def gather(
 
 
 def disk_problem(n_views: int, recipe: Recipe, store: EmbeddingStore | None) -> str | None:
-    """Return why the activations of so many views cannot be kept, or None if they can."""
+    """Return why the activations of this many views cannot be kept, or None if they can."""
     wanted = n_views * output_width(recipe) * np.dtype(recipe.dtype).itemsize
     free = _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
     if wanted > free:

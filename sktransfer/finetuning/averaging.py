@@ -60,7 +60,7 @@ class Averaging(NamedTuple):
 
 # The tuned weights as they are.
 TUNED = Averaging(1.0, 1.0)
-# What is used if no images can be held out.
+# The averaging of a fit that can hold out no images.
 USUAL = Averaging(0.75, 1.0)
 
 
@@ -106,8 +106,8 @@ def averages(averaging: Any, plan: FitPlan) -> bool:
 def held_out_to_choose(plan: FitPlan, task: Task, targets: np.ndarray, seed: int) -> np.ndarray:
     """Return the rows of the training images on which a fit chooses the average.
 
-    It trains another time on the others. There are no rows if that would take too long, or if they
-    would be too few.
+    It trains once more on the others. The result is empty if that would take too long, or if there
+    would be too few rows.
 
     Parameters
     ----------

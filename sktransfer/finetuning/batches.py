@@ -69,7 +69,7 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class MapChange:
-    """Augmentation of feature maps, which costs nothing.
+    """Augmentation of feature maps, which costs almost nothing.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class MapChange:
         Whether half of the maps are mirrored, which is almost the map of the mirrored image.
     crops : bool
         Whether a batch loses one row and one column at the border, which is almost the map of
-        images that are moved and cropped, and saves a part of the training time.
+        images that are moved and cropped, and saves some of the training time.
     """
 
     shape: tuple[int, ...]
@@ -106,7 +106,7 @@ class EpochBatches(Dataset, ABC):
         Images per epoch. If there are fewer images, they repeat; if there are more, each epoch
         takes some of them. None takes each image once.
     min_size : int
-        Minimum size, if there are as many images.
+        Minimum size, if there are that many images.
     change : MapChange or None
         How feature maps are changed at random, in each epoch anew.
     processes : Processes
@@ -261,7 +261,7 @@ class ImageBatches(EpochBatches):
 
 
 class PairedBatches(Dataset):
-    """Batches of a source, each with as many images of a target.
+    """Batches of a source, each with the same number of images of a target.
 
     Parameters
     ----------

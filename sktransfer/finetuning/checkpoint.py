@@ -46,7 +46,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """Convert numpy scalars, which a checkpoint cannot hold, to Python's, also in lists and dicts.
+    """Convert numpy scalars, which a checkpoint cannot hold, to Python's; lists and dicts too.
 
     Examples
     --------

@@ -27,7 +27,7 @@ from sktransfer.utils.errors import ImageError
 from sktransfer.utils.runtime import training_precision
 
 # Images whose activations are in memory at once when predicting.
-_CHUNK = 512
+_IMAGES_PER_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Network:
         if compute.chosen_engine is None:
             compute = compute.for_job(len(images), from_library=self.backbone.from_library)
         if len(images) == 1:
-            compute = replace(compute, store=None)  # which has embeddings of padded batches
+            compute = replace(compute, store=None)  # its embeddings are of padded batches
         blocks = self._frozen_on_device(compute, len(images))
         if blocks is not None:
             return self._apply_on_device(images, blocks, layer, compute)
@@ -150,8 +150,8 @@ class Network:
         def run(part: torch.Tensor) -> torch.Tensor:
             return layer(part.to(compute.device).float()).float().cpu()
 
-        for start in range(0, len(images), _CHUNK):
-            views = Views(images[start : start + _CHUNK], self.preprocessing)
+        for start in range(0, len(images), _IMAGES_PER_CHUNK):
+            views = Views(images[start : start + _IMAGES_PER_CHUNK], self.preprocessing)
             try:
                 if broken and not is_stored:  # the outputs are not needed any more
                     self._read(views, size, compute)
@@ -171,7 +171,7 @@ class Network:
         layer: Callable[[torch.Tensor], torch.Tensor],
         compute: ComputeConfig,
     ) -> np.ndarray:
-        """Do what `apply` does; activations are neither stored nor leave the device."""
+        """Compute the outputs of `apply`; activations stay on the device and are not stored."""
 
         def forward(pixels: torch.Tensor, exact: bool) -> torch.Tensor:
             return in_parts(layer, blocks(pixels, exact))[0].float()

@@ -53,10 +53,10 @@ MAX_MEASURED, MIN_PER_CLASS = 2000, 10
 # Share of the parameters that the last blocks have.
 _TUNED_SHARE = 0.5
 
-# Learning rate and epochs of a stage that trains all blocks.
-_OF_ALL = (3e-3, 10)
-# Of other stages, for many images, and for fewer than MANY_IMAGES, which need more epochs.
-_OF_SOME, _WITH_FEW_IMAGES = (3e-3, 6), (1e-3, 12)
+# Learning rate and epochs of a stage that trains all blocks, and of one that trains some of them.
+_TRAIN_ALL, _TRAIN_SOME = (3e-3, 10), (3e-3, 6)
+# The latter with fewer than MANY_IMAGES images, which need more epochs.
+_TRAIN_SOME_ON_FEW = (1e-3, 12)
 MANY_IMAGES = 200
 
 
@@ -200,8 +200,8 @@ def choose_training(all_blocks: bool, n_images: int) -> tuple[float, int]:
         Number of training images.
     """
     if all_blocks:
-        return _OF_ALL
-    return _OF_SOME if n_images >= MANY_IMAGES else _WITH_FEW_IMAGES
+        return _TRAIN_ALL
+    return _TRAIN_SOME if n_images >= MANY_IMAGES else _TRAIN_SOME_ON_FEW
 
 
 def stages_of(strategy: str, blocks: Sequence[tuple[str, nn.Module]]) -> Any:

@@ -65,9 +65,9 @@ from sktransfer.utils.processes import Processes, current_processes
 from sktransfer.utils.progress import FitProgress, progress_bar
 from sktransfer.utils.runtime import differ, resolve_device, resolve_threads
 
-# A fit computes at least two views of each image; the engine is chosen for as many, before it is
-# decided how many there are.
-_MIN_PASSES = 2
+# Minimum number of views of each image that a fit computes. The engine is chosen for this number,
+# because the actual one is decided later.
+_MIN_VIEWS = 2
 
 
 class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SharedEstimator):
@@ -154,7 +154,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
             if processes.count > 1:
                 check_same_inputs(processes, self, labeled, target, valid)
             fit = self._prepare(labeled, target, valid, seed, processes)
-        except ImageError as error:  # until here, some of the images are read only
+        except ImageError as error:  # up to here, only some of the images have been read
             sets = [images.take(labels.rows)]
             sets += [images.take(labels.target)] if uses_target(self) else []
             sets += [valid.images] if valid else []
@@ -170,7 +170,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         if target is not None and self.batch_norm == "adapt":
             try:
                 self._adapt(labeled.images, target.images, processes)
-            except ImageError as error:  # of many images, some are read only
+            except ImageError as error:  # of many images, only some are read
                 raise ImageError.of([error, *find_broken([target.images], threads)]) from error
 
     def _prepare(
@@ -186,7 +186,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
         self.batch_norm_ = self._source.batch_norm
         self.preprocessing_ = self._source.preprocessing_of(backbone)
         compute = ComputeConfig.of(self).for_job(
-            _MIN_PASSES * len(labeled.y), from_library=backbone.from_library
+            _MIN_VIEWS * len(labeled.y), from_library=backbone.from_library
         )
         compute = replace(compute, processes=processes)
         decision = make_decision(
@@ -298,7 +298,7 @@ class FineTunedEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Shar
                 with_errors=self.on_error == "skip",
             )
         if broken and isinstance(saved, np.ndarray):  # a table has the reasons
-            warn_of_nan(broken, len(images), stacklevel=3)
+            warn_of_nan(broken, len(images))
         return saved
 
     @property

@@ -62,7 +62,7 @@ from sktransfer.finetuning.training_set import TrainingSet
 from sktransfer.transforms.augmentation import Augmentation
 from sktransfer.transforms.loader import find_broken
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import ImageError
+from sktransfer.utils.errors import ImageError, warn_user
 from sktransfer.utils.progress import FitProgress, TrialProgress
 from sktransfer.utils.runtime import seeded
 
@@ -101,13 +101,13 @@ class FineTuning:
     train : TrainingSet
     valid : TrainingSet or None
     target : TrainingSet or None
-        Unlabeled images of the domain that the estimator is for.
+        Unlabeled images of the domain on which the estimator will predict.
     compute : ComputeConfig
     augmentation : Augmentation or None
     seed : int
     checkpoint : Path or None
     activations : dict of str to SelectedActivations, optional
-        Of the sets of images, if they have been gathered.
+        Of each set of images, if they have been gathered; by name.
     strength : float or None
         The head's regularization; None chooses it.
     """
@@ -177,10 +177,9 @@ class FineTuning:
                 save_run(self.checkpoint, net, state, self.saved_parts)
             if not completed:
                 self.interrupted = True
-                warnings.warn(
+                warn_user(
                     f"The fit was interrupted in stage {self.stages[number].name!r}; the estimator "
                     "has the best weights so far",
-                    stacklevel=2,
                 )
             if not completed or progress.stop:
                 break
@@ -243,15 +242,15 @@ class FineTuning:
 
     @property
     def _usual(self) -> Averaging:
-        """What is used without held-out images."""
+        """The averaging of a fit that can hold out no images."""
         return TUNED if self.plan.trains_all else USUAL
 
     def _try_on_held_out(self, progress: FitProgress | TrialProgress) -> Averaging:
-        """Train on a part of the training images; choose on the others."""
-        held = held_out_to_choose(self.plan, self.task, self.train.y, self.seed)
-        if not len(held):
+        """Train on some of the training images, and choose on the others."""
+        held_out_rows = held_out_to_choose(self.plan, self.task, self.train.y, self.seed)
+        if not len(held_out_rows):
             return self._usual
-        rest = np.setdiff1d(np.arange(len(self.train.y)), held)
+        rest = np.setdiff1d(np.arange(len(self.train.y)), held_out_rows)
         options = copy.copy(self.estimator)
         options.callbacks, options.averaging = None, 1.0
         n_views, whole = 1 + self.plan.n_views, self._view_activations["train"]
@@ -283,16 +282,15 @@ class FineTuning:
                 interrupted = True
         if interrupted:
             self.interrupted = True
-            warnings.warn(
+            warn_user(
                 "The fit was interrupted in its check on held-out images; the estimator averages "
                 "the weights as usual",
-                stacklevel=2,
             )
             return self._usual
-        held_out, last = self.train.take(held), self.stages[-1]
+        held_out, last = self.train.take(held_out_rows), self.stages[-1]
         unchanged: ViewActivations | SelectedActivations
         if self.plan.cached:
-            unchanged = SelectedActivations(whole, held * n_views)
+            unchanged = SelectedActivations(whole, held_out_rows * n_views)
         else:
             unchanged = self._new_activations(held_out, 0, last.boundary)
         batches = self._plain_batches(held_out, last, unchanged)
@@ -334,7 +332,7 @@ class FineTuning:
         Raises
         ------
         ValueError
-            If no batch can have as many.
+            If no batch can have that many.
         """
         if not any(
             suffix.needs_several_images(stage.boundary, (*stage.blocks, PRE_LOGITS))
@@ -381,7 +379,7 @@ class FineTuning:
         trainable = net.module_.count_trained()
         if stage.head_only:
             with progress.stage(stage.name, 0, trainable=trainable) as epochs:
-                self._fit_head(net, state)
+                self._run_head_stage(net, state)
                 metrics = {}
                 if self.valid is not None:
                     metrics = {"valid_loss": state.best_loss, self.valid_metric: state.best_metric}
@@ -407,7 +405,7 @@ class FineTuning:
         with progress.stage(stage.name, config.max_epochs, trainable=trainable, lr=shown) as epochs:
             try:
                 return train_stage(net, state, config, epochs)
-            except ImageError as error:  # an epoch reads some of the images only
+            except ImageError as error:  # an epoch reads only some of the images
                 sets = (self.train, self.valid, self.target)
                 images = (part.images for part in sets if part is not None)
                 broken = find_broken(images, self.compute.threads)
@@ -417,7 +415,7 @@ class FineTuning:
         """Return a function to the fitted attributes of a copy that predicts as the net does."""
         return lambda: {"_net": None, "_tuned": self.tuned_state(net)}
 
-    def _fit_head(self, net: Any, state: TrainingState) -> None:
+    def _run_head_stage(self, net: Any, state: TrainingState) -> None:
         self._set_head(net.module_)
         valid_batches = self._valid_batches(self.stages[0])
         if valid_batches is not None:
@@ -566,11 +564,10 @@ class FineTuning:
         if problem is None:
             return plan
         parts = [*self.network.backbone.block_list.names, HEAD]
-        warnings.warn(
+        warn_user(
             f"The activations of {count} views before {parts[plan.first_boundary]!r} take "
             f"{problem}, so they are computed again in every epoch, which is slow. Decrease "
             "n_views, train fewer blocks, or pass a cache with a higher limit",
-            stacklevel=2,
         )
         return plan.without_cache()
 

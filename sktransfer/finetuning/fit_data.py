@@ -5,7 +5,6 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels, labels_of_rows
-from sktransfer.utils.errors import ImageError, list_errors
+from sktransfer.utils.errors import ImageError, list_errors, warn_user
+from sktransfer.utils.tables import counted
 
 # Name of the validation images in errors.
 X_VAL = "X_val"
@@ -68,15 +68,15 @@ class FitData:
         ImageError
             The error itself, if it names none of these images.
         """
-        kept = images.without(error)
-        kept_val = np.empty(0, int) if valid is None else valid.without(error)
+        rows = images.without(error)
+        rows_val = np.empty(0, int) if valid is None else valid.without(error)
         n_used = len(images) + (0 if valid is None else len(valid))
-        if len(kept) + len(kept_val) == n_used:
+        if len(rows) + len(rows_val) == n_used:
             raise error
         return replace(
             self,
-            rows=kept if self.rows is None else self.rows[kept],
-            rows_val=kept_val if self.rows_val is None else self.rows_val[kept_val],
+            rows=rows if self.rows is None else self.rows[rows],
+            rows_val=rows_val if self.rows_val is None else self.rows_val[rows_val],
             errors=tuple(ImageError.of([*self.errors, error]).errors),
         )
 
@@ -107,16 +107,16 @@ def check_enough_left(data: FitData, labels: EncodedLabels, *, uses_target: bool
     is_left = np.isin(labels.rows, rows)
     lost = np.flatnonzero(np.bincount(labels.y[is_left], minlength=len(totals)) == 0)
     problems = [
-        f"{_count_images(totals[code])} of the class {labels.classes.tolist()[code]!r}"
+        f"{counted(totals[code], 'image')} of the class {labels.classes.tolist()[code]!r}"
         for code in lost
     ]
     if len(lost) == len(totals):
-        problems = [f"{_count_images(totals.sum())} in X"]
+        problems = [f"{counted(totals.sum(), 'image')} in X"]
     if uses_target and len(labels.target) and not np.isin(labels.target, rows).any():
-        problems.append(f"{_count_images(len(labels.target))} of the target domain")
+        problems.append(f"{counted(len(labels.target), 'image')} of the target domain")
     if data.X_val is not None and data.rows_val is not None and not len(data.rows_val):
         n_val = sum(error.argument == X_VAL for error in data.errors)
-        problems.append(f"{_count_images(n_val)} in {X_VAL}")
+        problems.append(f"{counted(n_val, 'image')} in {X_VAL}")
     if problems:
         raise ValueError(
             f"Got {', '.join(problems[:10])}{', ...' if len(problems) > 10 else ''}, none of which "
@@ -124,10 +124,6 @@ def check_enough_left(data: FitData, labels: EncodedLabels, *, uses_target: bool
             "of the target domain and X_val if they are used. Fix the images, or leave out the "
             f"class or the argument. Images that cannot be read{list_errors(data.errors)}"
         )
-
-
-def _count_images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def warn_of_skipped(data: FitData, n_images: int) -> None:
@@ -142,21 +138,19 @@ def warn_of_skipped(data: FitData, n_images: int) -> None:
     if not data.errors:
         return
     n_val = sum(error.argument == X_VAL for error in data.errors)
-    counts = [f"{len(data.errors) - n_val:,} of {_count_images(n_images)}"]
+    counts = [f"{len(data.errors) - n_val:,} of {counted(n_images, 'image')}"]
     if data.X_val is not None:
         counts.append(f"{n_val:,} images of {X_VAL}")
-    warnings.warn(
+    warn_user(
         f"Left out {' and '.join(counts)} that cannot be read; errors_ lists "
         f"all of them{list_errors(data.errors)}",
-        stacklevel=5,
     )
 
 
-def warn_of_nan(errors: list[ImageError], n_images: int, *, stacklevel: int = 5) -> None:
+def warn_of_nan(errors: list[ImageError], n_images: int) -> None:
     """Warn of broken images, whose outputs are NaN."""
-    warnings.warn(
-        f"Got {len(errors):,} of {_count_images(n_images)} that cannot be read. Their rows are "
+    warn_user(
+        f"Got {len(errors):,} of {counted(n_images, 'image')} that cannot be read. Their rows are "
         "NaN; leave them out, because argmax of such a row is the first class. predict raises an "
         f"ImageError whose errors lists all of them{list_errors(errors)}",
-        stacklevel=stacklevel,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral, Real
@@ -49,6 +48,7 @@ from sktransfer.utils.errors import (
     check_directory,
     check_number,
     check_random_state,
+    warn_user,
 )
 from sktransfer.utils.processes import ALONE, Processes
 from sktransfer.utils.runtime import differ, resolve_device, resolve_threads
@@ -130,11 +130,10 @@ def check_parameters(estimator: Any) -> None:
     if estimator.checkpoint_dir is not None:
         check_directory("checkpoint_dir", estimator.checkpoint_dir, besides="a directory or None")
     if estimator.lr_drop < SAFE_DROP and estimator.weights is not None:
-        warnings.warn(
+        warn_user(
             f"Got lr_drop={estimator.lr_drop:g}, so the learning rate of the last block is more "
             "than a tenth of that of the head. Large steps can destroy pretrained features before "
             f"the head has learned to use them; use lr_drop={SAFE_DROP:g} or more",
-            stacklevel=4,
         )
 
 
@@ -252,7 +251,7 @@ def load_fit_backbone(
     target: TrainingSet | None,
     processes: Processes = ALONE,
 ) -> tuple[Backbone, BackboneSource]:
-    """Load the backbone of a fit, and adapt its BatchNorm statistics if asked for.
+    """Load the backbone of a fit, and adapt its BatchNorm statistics if requested.
 
     The main process estimates the statistics. If there are target images, the statistics are
     adapted after training instead.

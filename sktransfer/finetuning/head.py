@@ -80,7 +80,7 @@ class LabeledEmbeddings:
         return LabeledEmbeddings(self.embeddings[:, :1], self.y, self.weights)
 
 
-def fit_head(
+def fit_logistic_regression(
     train: LabeledEmbeddings,
     valid: LabeledEmbeddings | None,
     n_classes: int,
@@ -111,7 +111,7 @@ def fit_head(
         Device for a large problem, if scikit-learn's array API is switched on
         (`SCIPY_ARRAY_API=1` in the environment before Python starts). Otherwise the CPU is used.
     """
-    where = _solver_device(device, train.embeddings.size)
+    solver_device = _solver_device(device, train.embeddings.size)
     flat = train.embeddings.reshape(-1, train.embeddings.shape[-1])
     views = train.embeddings.shape[1]
     weights = np.repeat(train.weights / views, views)
@@ -128,9 +128,9 @@ def fit_head(
         originals = train.originals()
         splits = [(originals, valid)] if valid is not None else _folds(originals, n_classes)
         splits = [(scaled(fold_train), scaled(fold_valid)) for fold_train, fold_valid in splits]
-        strength = _choose(splits, where)
+        strength = _choose(splits, solver_device)
     train = scaled(train)
-    model = _fit(_model(), train, strength, where)
+    model = _fit(_model(), train, strength, solver_device)
     weight, bias = _numpy(model.coef_), _numpy(model.intercept_)
     if n_classes == 2:  # one logit for two classes
         weight, bias = np.vstack([-weight / 2, weight / 2]), np.hstack([-bias / 2, bias / 2])
@@ -150,7 +150,7 @@ def _solver_device(device: torch.device, size: int) -> torch.device | None:
 
 
 def _choose(
-    splits: list[tuple[LabeledEmbeddings, LabeledEmbeddings]], where: torch.device | None
+    splits: list[tuple[LabeledEmbeddings, LabeledEmbeddings]], solver_device: torch.device | None
 ) -> float:
     """Return the C with the lowest log-loss on the held-out images of all splits."""
     if not splits:
@@ -160,7 +160,7 @@ def _choose(
     for strength in STRENGTHS:
         losses.append(
             sum(
-                _log_loss(_fit(model, train, strength, where), valid, where)
+                _log_loss(_fit(model, train, strength, solver_device), valid, solver_device)
                 for model, (train, valid) in zip(models, splits, strict=True)
             )
         )
@@ -171,11 +171,11 @@ def _choose(
 
 
 def _log_loss(
-    model: LogisticRegression, valid: LabeledEmbeddings, where: torch.device | None
+    model: LogisticRegression, valid: LabeledEmbeddings, solver_device: torch.device | None
 ) -> float:
     x = valid.embeddings.reshape(-1, valid.embeddings.shape[-1])
-    with sklearn.config_context(array_api_dispatch=where is not None):
-        p = _numpy(model.predict_proba(_array(x, where)))
+    with sklearn.config_context(array_api_dispatch=solver_device is not None):
+        p = _numpy(model.predict_proba(_array(x, solver_device)))
     p = p[np.arange(len(p)), np.searchsorted(_numpy(model.classes_), valid.y)]
     return -float((valid.weights * np.log(np.clip(p, 1e-15, 1))).sum())
 
@@ -185,7 +185,7 @@ def _folds(
 ) -> list[tuple[LabeledEmbeddings, LabeledEmbeddings]]:
     """Split the images of each class by content, so that duplicates stay together.
 
-    A class with a single image is never held out. Return no splits if that is so for all.
+    A class with a single image is never held out. Return no splits if all classes are such.
     """
     fold_of = np.full(len(data.y), -1)
     names = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in data.embeddings]
@@ -204,7 +204,10 @@ def _model(*, warm_start: bool = False) -> LogisticRegression:
 
 
 def _fit(
-    model: LogisticRegression, data: LabeledEmbeddings, strength: float, where: torch.device | None
+    model: LogisticRegression,
+    data: LabeledEmbeddings,
+    strength: float,
+    solver_device: torch.device | None,
 ) -> LogisticRegression:
     views = data.embeddings.shape[1]
     x = data.embeddings.reshape(-1, data.embeddings.shape[-1])
@@ -213,17 +216,17 @@ def _fit(
     with (
         warnings.catch_warnings(),
         threadpool_limits(threads),
-        sklearn.config_context(array_api_dispatch=where is not None),
+        sklearn.config_context(array_api_dispatch=solver_device is not None),
     ):
         # The later stages gain more than full convergence would.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        arrays = (_array(values, where) for values in (x, y, weights.astype(x.dtype)))
+        arrays = (_array(values, solver_device) for values in (x, y, weights.astype(x.dtype)))
         return model.set_params(C=strength).fit(*arrays)
 
 
-def _array(values: np.ndarray, where: torch.device | None) -> Any:
+def _array(values: np.ndarray, solver_device: torch.device | None) -> Any:
     """Move an array to the solver's device."""
-    return values if where is None else torch.from_numpy(values).to(where)
+    return values if solver_device is None else torch.from_numpy(values).to(solver_device)
 
 
 def _numpy(values: Any) -> np.ndarray:

@@ -50,7 +50,7 @@ class Stage:
 
 
 def resolve_stages(unfreeze: Any, names: Sequence[str]) -> tuple[Stage, ...]:
-    """Turn `unfreeze` into stages.
+    """Resolve `unfreeze` to stages.
 
     Parameters
     ----------

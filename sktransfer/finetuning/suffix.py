@@ -129,7 +129,7 @@ class TrainedSuffix(nn.Module):
     def forward(self, x: torch.Tensor, target: torch.Tensor | None = None) -> Any:
         """Map activations at the boundary, (N, ...), to logits (N, K), float32.
 
-        Given activations of as many target images, also return the adversary's loss.
+        Given activations of the same number of target images, also return the adversary's loss.
         """
         if not len(x):  # a process's share of a batch can be empty
             return x.new_zeros(0, self.head.out_features)

@@ -21,7 +21,7 @@ from scipy.special import logsumexp, softmax
 from torch import nn
 
 from sktransfer.data.labels import encode
-from sktransfer.finetuning.head import Head, LabeledEmbeddings, fit_head
+from sktransfer.finetuning.head import Head, LabeledEmbeddings, fit_logistic_regression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Task(ABC):
         ----------
         targets : ndarray of shape (N,)
         counts : ndarray of shape (N,)
-            Images that each row stands for.
+            Number of images that each row represents.
         """
 
     @abstractmethod
@@ -211,7 +211,9 @@ class ClassificationTask(Task):
         device: torch.device,
     ) -> Head:
         """Fit a logistic regression."""
-        return fit_head(train, valid, self.n_outputs, strength=strength, device=device)
+        return fit_logistic_regression(
+            train, valid, self.n_outputs, strength=strength, device=device
+        )
 
     def make_loss(self) -> nn.Module:
         """Build the cross-entropy of soft targets."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from sktransfer.finetuning.schedule import ADVERSARY, HEAD, PRE_LOGITS, Stage, r
 from sktransfer.finetuning.shared_step import WholeBatchDraws, add_gradients
 from sktransfer.finetuning.suffix import TrainedSuffix
 from sktransfer.finetuning.task import Task
-from sktransfer.utils.errors import check_choice
+from sktransfer.utils.errors import check_choice, warn_user
 from sktransfer.utils.processes import ALONE, Processes, Share
 from sktransfer.utils.progress import StageProgress, TrialProgress
 from sktransfer.utils.runtime import GLOBAL_GENERATORS, seeded, tune_malloc
@@ -282,7 +281,7 @@ def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConf
     """Warn if the training loss of a stage only rises, or ends above that of guessing."""
     setup = dict(net.callbacks_)["epoch_setup"]
     losses = [float(row["train_loss"]) for row in net.history_[-state.epoch :]]
-    # Two epochs tell little, and a resumed stage may have ended already.
+    # Two epochs show little, and a resumed stage may have ended already.
     if len(losses) < _MIN_EPOCHS or not setup.guess_losses:
         return
     guessing = setup.guess_losses[-1]
@@ -292,11 +291,10 @@ def _warn_of_rising_loss(net: NeuralNet, state: TrainingState, config: StageConf
     is_worse = setup.task_losses[-1] > 1.5 * guessing
     # A stage that began with a useless head does not show whether the rates are too high.
     if setup.first_loss < 1.5 * guessing and (is_worse or (rises and is_high)):
-        warnings.warn(
+        warn_user(
             f"The training loss of the stage {config.stage.name!r} is {losses[-1]:.3g} in its last "
             f"epoch, after {losses[0]:.3g} in its first one; guessing has {guessing:.3g}. The "
             f"rates are too high (lr={config.rates[HEAD]:g}): lower lr, or raise lr_drop",
-            stacklevel=2,
         )
 
 
@@ -450,7 +448,7 @@ class _EpochSetup(Callback):
         outputs = (logits, torch.zeros_like(logits))
         # The share of a process may be empty, and a mean of no images is NaN.
         task_losses = [net.criterion_(x, targets) if len(x) else x.sum() for x in outputs]
-        # Read together, because a device is waited for each time.
+        # Read together, because each read waits for the device.
         all_losses = torch.stack([loss.detach().float() for loss in (*task_losses, *losses)])
         loss, guess_loss, minimized, *domain_loss = all_losses.tolist()
         if not math.isfinite(minimized):
@@ -489,7 +487,7 @@ class _EpochSetup(Callback):
         self.guess_losses.clear()  # one warning is enough
         if not self.state.best:
             raise FloatingPointError(problem)
-        warnings.warn(f"{problem}. The stage ends with its best weights so far", stacklevel=2)
+        warn_user(f"{problem}. The stage ends with its best weights so far")
         raise _StopStage
 
 

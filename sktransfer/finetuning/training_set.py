@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import numpy as np
 from sktransfer.data.images import Images
 from sktransfer.data.labels import EncodedLabels
 from sktransfer.finetuning.task import Task
-from sktransfer.utils.errors import ImageError
+from sktransfer.utils.errors import ImageError, warn_user
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def split_validation(
         return examples, None
     valid, problem = task.validation_rows(examples.y, fraction, seed)
     if problem:
-        warnings.warn(problem, stacklevel=3)
+        warn_user(problem)
     if not len(valid):
         return examples, None
     return examples.take(np.setdiff1d(np.arange(len(examples.y)), valid)), examples.take(valid)

@@ -11,11 +11,12 @@ import os
 import sqlite3
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from sktransfer.utils.errors import warn_user
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -103,7 +104,7 @@ class Database:
         """Warn, but only once with the same message."""
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=2)
+            warn_user(message)
 
     def close(self) -> None:
         """Close the file; the next transaction opens it again."""
@@ -184,10 +185,9 @@ class Database:
             for suffix in ("-wal", "-shm", ""):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
-        warnings.warn(
+        warn_user(
             f"The embedding store {self.path} is corrupt ({error}). It was moved to {aside}, "
             "which may be deleted; a new file takes its place.",
-            stacklevel=2,
         )
 
 

@@ -1,6 +1,6 @@
 """A table of embeddings: reads, writes, and claims on the missing ones.
 
-A *table* stands for everything but the image that determines an embedding: weights,
+A *table* holds the embeddings that share everything but the image: weights,
 preprocessing, layer, pooling, precision. An *image* is a key of a few bytes.
 
 N images, D values in an embedding (`width`).

@@ -13,12 +13,12 @@ import os
 import re
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from sktransfer.utils.config import NETWORK_CACHE
+from sktransfer.utils.errors import warn_user
 
 _NETWORK_TYPES = frozenset(
     {
@@ -63,13 +63,12 @@ def locate(directory: Path, *, stay: bool) -> Location:
     local = _local_directory(directory)
     if directory not in _warned:
         _warned.add(directory)
-        warnings.warn(
+        warn_user(
             f"Got the directory {str(directory)!r} for embeddings, but it is on a network file "
             f"system ({kind}), where SQLite is not safe. This machine keeps them in "
             f"{str(local)!r} instead. Pass a directory on a local disk, and carry embeddings to "
             "other machines with EmbeddingStore.export() and absorb(); or set "
             f"{NETWORK_CACHE.name}=1 if never more than one machine uses the directory.",
-            stacklevel=2,
         )
     return Location(local, on_network=False)
 

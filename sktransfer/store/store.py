@@ -1,6 +1,6 @@
 """The store of embeddings by image: concurrent, crash-safe and limited in size.
 
-A *table* stands for everything but the image that determines an embedding: weights,
+A *table* holds the embeddings that share everything but the image: weights,
 preprocessing, layer, pooling, precision. An *image* is a key of a few bytes. One SQLite file holds
 all tables.
 
@@ -20,7 +20,6 @@ import itertools
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -40,7 +39,7 @@ from sktransfer.store.embedding_table import (
     first_rows,
 )
 from sktransfer.store.location import locate
-from sktransfer.utils.errors import check_bool, check_directory, check_number
+from sktransfer.utils.errors import check_bool, check_directory, check_number, warn_user
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
@@ -57,7 +56,7 @@ Compute = Callable[[Iterator[list[int]]], Iterable[tuple[list[int], np.ndarray]]
 DEFAULT_MAX_BYTES = 32 * 2**30
 # Files whose content a store remembers: one for so many bytes of its limit, and so many at least.
 _BYTES_PER_FILE, _MIN_FILES = 2**12, 10_000
-_MIN_PAUSE, _MAX_PAUSE = 0.001, 0.05  # seconds between two checks for results of others
+_MIN_PAUSE, _MAX_PAUSE = 0.001, 0.05  # seconds between checks for the results of others
 
 
 class EmbeddingStore:
@@ -284,11 +283,10 @@ class EmbeddingStore:
         """
         path = Path(path).expanduser()
         if path.is_file() and path.stat().st_size > self.max_bytes:
-            warnings.warn(
-                f"Got {str(path)!r} of {_readable(path.stat().st_size)}, but the embedding store "
-                f"{self._database.path} is limited to {_readable(self.max_bytes)}, so it keeps "
+            warn_user(
+                f"Got {str(path)!r} of {_binary_size(path.stat().st_size)}, but the embedding store "
+                f"{self._database.path} is limited to {_binary_size(self.max_bytes)}, so it keeps "
                 "only a part; raise max_bytes.",
-                stacklevel=2,
             )
         return absorb_archive(path, self.table)
 
@@ -533,19 +531,20 @@ class StoreInfo:
 
     def __repr__(self) -> str:
         lines = [
-            f"Embeddings in {self.directory}: {_readable(self.bytes)} on disk, limit "
-            f"{_readable(self.max_bytes)}; computed {self.computed:,}, read {self.read:,}"
+            f"Embeddings in {self.directory}: {_binary_size(self.bytes)} on disk, limit "
+            f"{_binary_size(self.max_bytes)}; computed {self.computed:,}, read {self.read:,}"
         ]
         if self.tables:
             lines.append(f"{'images':>9} {'size':>11} {'last used (UTC)':>17}  recipe")
         for table in self.tables:
             used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(table.last_used))
-            size = _readable(table.bytes)
+            size = _binary_size(table.bytes)
             lines.append(f"{table.images:>9,} {size:>11} {used:>17}  {table.description}")
         return "\n".join(lines)
 
 
-def _readable(size: float) -> str:
+def _binary_size(size: float) -> str:
+    """Format a number of bytes in the units in which limits are usually set: KiB, MiB, GiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

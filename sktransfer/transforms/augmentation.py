@@ -180,7 +180,7 @@ register_policy(
     "standard",
     Policy(
         (Geometry(12, 0.08, (0.85, 1.2), flip=0.5), Lighting((0.8, 1.2), (0.8, 1.2))),
-        n_views=1,  # its activations are mirrored too, so each view stands for two
+        n_views=1,  # its activations are mirrored too, so each view counts as two
         doc="larger rotations, shifts, zooms and lighting changes, and mirroring. For photographs.",
     ),
 )

@@ -2,7 +2,7 @@
 
 Threads only read files; the device decodes JPEGs, resizes and crops them, and augments them if it
 can. What it cannot decode is decoded on the threads, and resized on the device. Two batches are
-under way, each on its own stream: while the device computes one, the other is decoded. The host
+in flight, each on its own stream: while the device computes one, the other is decoded. The host
 waits once for each batch, for its result.
 
 Shapes: N images of h x w pixels, H x W after the crop, D features.
@@ -39,15 +39,15 @@ from sktransfer.utils.runtime import to_device
 # Batches that are read ahead of those on the device.
 _BATCHES_AHEAD = 3
 _LANES = 2
-# Images that one task of a thread reads.
+# Images that a thread reads in one task.
 _READ_TOGETHER = 16
-# Share of the JPEGs that the device may fail to decode before it is left to the CPU.
+# Share of the JPEGs that the device may fail to decode before decoding is left to the CPU.
 _MAX_FAILED = 0.25
 # Threads that only read files, if they wait for the storage.
 _MAX_READERS = 16
 # A reader waits for the storage if it takes this many times as long as it computes.
 _SLOW_STORAGE = 4
-# Decoded pixels of a batch that are on the device at once, in bytes.
+# Maximum size in bytes of the decoded pixels of a batch that are on the device at once.
 _MAX_DECODED_BYTES = 2**29
 
 _Result = TypeVar("_Result")
@@ -82,7 +82,7 @@ _Decoded = tuple[_Source, torch.Tensor]
 
 
 class _Batch(NamedTuple):
-    """What was read of a batch: images for the device, and crops that need no more work."""
+    """A batch as it was read: images for the device, and crops that need no more work."""
 
     sources: list[_Source]
     crops: dict[int, torch.Tensor]
@@ -118,8 +118,8 @@ class DeviceFeed:
         Takes the errors of broken images.
     device : torch.device
     decodes : bool
-        Whether the device decodes JPEGs. Its decoder interpolates colors in another way than that
-        of the CPU, so pixels differ by about one level in the mean.
+        Whether the device decodes JPEGs. Its decoder does not interpolate colors as the CPU does,
+        so pixels differ by about one level on average.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class DeviceFeed:
         return readable, parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _resized(self, decoded: list[_Decoded]) -> tuple[list[int], list[torch.Tensor]]:
-        """Resize and crop the images of which a view is not augmented."""
+        """Resize and crop the images that have a view without augmentation."""
         is_augmented = self._views.is_augmented
         plain = [
             (item, pixels)
@@ -304,11 +304,11 @@ class DeviceFeed:
         rows, futures = submitted
         batch = _Batch([], {})
         for read in (read for future in futures for read in future.result()):
-            found = read.result() if isinstance(read, Future) else read
-            if isinstance(found, _Source):
-                batch.sources.append(found)
+            content = read.result() if isinstance(read, Future) else read
+            if isinstance(content, _Source):
+                batch.sources.append(content)
                 continue
-            for item, crop in found.items():
+            for item, crop in content.items():
                 if isinstance(crop, ImageError):
                     self._image_errors.add(item, crop)
                 else:
@@ -353,7 +353,7 @@ class DeviceFeed:
 class _Readers(contextlib.ExitStack):
     """Runs tasks on one thread, and on more if they wait for the storage.
 
-    Files in the memory of the system are read fastest by one thread: several would wait for
+    Files in the page cache are read fastest by one thread: several would wait for
     Python's lock. Over a network, one thread would mostly wait.
     """
 
@@ -364,7 +364,7 @@ class _Readers(contextlib.ExitStack):
         self._n_tasks, self._elapsed, self._computed = 0, 0.0, 0.0
 
     def submit(self, function: Callable[..., _Result], *args: Any) -> Future[_Result]:
-        """Start a task, on another thread than the last one if there are several."""
+        """Start a task; if there are several threads, they take turns."""
         waits = self._elapsed > _SLOW_STORAGE * self._computed
         if waits and len(self._pools) < _MAX_READERS:
             self._pools.append(self.enter_context(reading_pool(1)))
@@ -383,7 +383,7 @@ class _Readers(contextlib.ExitStack):
 
 
 class _Lane:
-    """A stream, and the batch that is under way on it."""
+    """A stream, and the batch that is in flight on it."""
 
     def __init__(self, feed: DeviceFeed, forward: Forward) -> None:
         self._feed, self._forward = feed, forward

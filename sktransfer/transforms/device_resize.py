@@ -1,4 +1,4 @@
-"""Resizing and cropping of many images of any sizes on a device, in few operations.
+"""Resizing and cropping of many images of any size on a device, in few operations.
 
 Antialiased resizing is linear and separable, so the resized and cropped rows are one matrix
 product, and the columns another one. The weights are those of torch's `interpolate` with
@@ -17,7 +17,7 @@ import torch
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.utils.runtime import to_device
 
-# Floating-point pixels that are resized at once, in bytes.
+# Maximum size in bytes of the floating-point pixels that are resized at once.
 _MAX_BYTES = 2**29
 _CUBIC = -0.5
 
@@ -126,7 +126,7 @@ def _resize_group(
     preprocessing: Preprocessing,
     whole: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Resize float32 pixels (N, 3, h, w); one size stands for all images.
+    """Resize float32 pixels (N, 3, h, w); a single size applies to all images.
 
     The center crop is returned, or all pixels, padded to the height and width `whole`.
     """

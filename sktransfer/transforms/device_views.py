@@ -15,7 +15,7 @@ from sktransfer.transforms.augmentation import Augmentation
 from sktransfer.transforms.distortions import Geometry, Lighting
 from sktransfer.utils.runtime import to_device
 
-# Pixels of images and views that are on the device at once, float32, in bytes.
+# Maximum size in bytes of the images and views, float32, that are on the device at once.
 _MAX_BYTES = 2**29
 
 

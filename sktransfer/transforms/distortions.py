@@ -105,7 +105,7 @@ class Geometry(Part):
 
     @staticmethod
     def inverse(drawn: dict[str, float]) -> tuple[float, float, float, float]:
-        """Return the matrix (row by row) from places in the changed image to places before."""
+        """Return the matrix, row by row, from positions in the changed image to original ones."""
         angle, slant = math.radians(drawn["rotation"]), math.tan(math.radians(drawn["shear"]))
         cos, sin, stretch = math.cos(angle), math.sin(angle), math.sqrt(drawn["aspect"])
         x_scale = math.copysign(drawn["zoom"] * stretch, -drawn["mirror"])

@@ -227,10 +227,10 @@ def find_broken(image_sets: Iterable[Images], threads: int) -> list[ImageError]:
 
 
 class _TorchThreads(threading.local):
-    """The numbers of torch's threads, while pools of readers are open.
+    """Torch's number of threads, which pools of readers change.
 
-    The threads of a pool set torch's number to 1, which is then the number of every new thread too.
-    One whose first work is a request at such a time must not keep it.
+    The readers of a pool set the number to 1. Every thread that starts later then inherits 1, even
+    if it is not a reader; `restore` resets it to the number from before the pools.
     """
 
     _lock, _n_open, _before, _generation = threading.Lock(), 0, 1, 0
@@ -243,12 +243,12 @@ class _TorchThreads(threading.local):
         cls._lock, cls._n_open, cls._generation = threading.Lock(), 0, cls._generation + 1
 
     def become_reader(self) -> None:
-        """Use one thread of torch's on this thread."""
+        """Limit torch to one thread on this thread."""
         self._is_reader = self._is_known = True
         torch.set_num_threads(1)
 
     def restore(self) -> None:
-        """Give this thread the number from before the pools, if it may have that of a reader."""
+        """Reset the number of this thread, if it may have inherited that of a reader."""
         cls = type(self)
         if not self._is_known and cls._n_open:
             torch.set_num_threads(cls._before)
@@ -256,13 +256,13 @@ class _TorchThreads(threading.local):
 
     @contextmanager
     def pool(self) -> Iterator[None]:
-        """Keep the number of this thread while it has a pool."""
+        """Restore the number of this thread when its pool is closed."""
         cls = type(self)
         with cls._lock:
             self.restore()
-            own, generation = torch.get_num_threads(), cls._generation
+            number, generation = torch.get_num_threads(), cls._generation
             if not cls._n_open:
-                cls._before = own
+                cls._before = number
             cls._n_open += 1
         try:
             yield
@@ -270,7 +270,7 @@ class _TorchThreads(threading.local):
             with cls._lock:
                 if generation == cls._generation:
                     cls._n_open -= 1
-                torch.set_num_threads(own)
+                torch.set_num_threads(number)
 
 
 _torch_threads = _TorchThreads()

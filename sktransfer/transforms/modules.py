@@ -24,8 +24,8 @@ _Length = int | torch.SymInt
 class ResizeAndCrop(nn.Module):
     """Resize and center-crop images: uint8 (N, 3, h, w) to uint8 (N, 3, H, W).
 
-    On a CPU, the pixels are those of `Preprocessing.prepare`; on another device, as on any device,
-    they differ by rounding.
+    On a CPU, the pixels are those of `Preprocessing.prepare`; on another device, they differ by
+    rounding.
 
     Parameters
     ----------
@@ -111,8 +111,8 @@ class Normalize(nn.Module):
 
 def _middle(images: torch.Tensor, axis: int, length: _Length) -> torch.Tensor:
     """Return the middle of an axis; all of it if it is not longer than `length`."""
-    kept = torch.sym_min(images.shape[axis], length)
-    return _slice(images, axis, (images.shape[axis] - kept) // 2, kept)
+    size = torch.sym_min(images.shape[axis], length)
+    return _slice(images, axis, (images.shape[axis] - size) // 2, size)
 
 
 def _cropped(images: torch.Tensor, axis: int, length: _Length) -> torch.Tensor:

@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as tvf
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Sides of a network's input, in pixels: a smaller image has no content, a larger one no memory.
+# Limits of the sides of a network's input, in pixels: smaller images have no content, and larger
+# ones do not fit into memory.
 _MIN_SIDE, _MAX_SIDE = 8, 8192
 
 # An image whose long side is more than this many times its short side is cropped before it is

@@ -21,8 +21,8 @@ from sktransfer.data.decoding import PlainJpeg
 from sktransfer.data.images import Images
 from sktransfer.transforms.preprocessing import Preprocessing
 
-# Resized images that are kept, so that the views of one image decode it once; more than the
-# threads that prepare views.
+# Maximum number of resized images that are kept, so that the views of an image decode it once. It
+# exceeds the number of threads that prepare views.
 _MAX_RESIZED_IMAGES = 64
 
 
@@ -220,11 +220,11 @@ class Views:
 
     def stack(self) -> Stack | None:
         """Return the images as one array; None if they are not, or if views are augmented."""
-        found = None if self.augmentation is not None else self.images.stack()
-        if found is None:
+        stack = None if self.augmentation is not None else self.images.stack()
+        if stack is None:
             return None
         rows = np.arange(len(self.images)) if self.images.rows is None else self.images.rows
-        return Stack(*found, np.repeat(rows, len(self._numbers)))
+        return Stack(*stack, np.repeat(rows, len(self._numbers)))
 
     def _row_and_view(self, item: int) -> tuple[int, int]:
         row, index = divmod(item, len(self._numbers))

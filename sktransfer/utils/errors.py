@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
 import numbers
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,11 @@ import numpy as np
 _MAX_NAMED_IMAGES = 10
 # Strings that would become directories, but are meant as None, True or False.
 _NOT_DIRECTORIES = ("none", "null", "nil", "false", "true", "off", "on", "no", "yes")
+# Packages that call this one for the user; a warning that named their lines would not help.
+_CALLERS = {
+    *("concurrent", "contextlib", "copy", "copyreg", "joblib", "pickle", "sklearn", "skops"),
+    *("skorch", "sktransfer", "threading"),
+}
 
 
 class ImageError(ValueError):
@@ -340,3 +347,13 @@ def import_optional(name: str, *, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs {name!r}, which is not installed. "
             f"Install it with: pip install 'sktransfer[{extra}]'"
         ) from error
+
+
+def warn_user(message: str) -> None:
+    """Warn with a `UserWarning` that names the line of the user's code which led to it."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _CALLERS:
+            break
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=2 if frame is None else level)

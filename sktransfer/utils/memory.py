@@ -17,9 +17,9 @@ import torch
 T = TypeVar("T")
 
 # Share of a device's memory that one cache may keep, and the smallest limit.
-_SHARE = 1 / 8
+_MEMORY_SHARE = 1 / 8
 _MIN_LIMIT = 2**30
-# Assumed if the system does not tell its memory.
+# Assumed if the system does not report its memory.
 _USUAL_MEMORY = 2**33
 # Files with the memory limit of a container, in versions 2 and 1 of Linux control groups.
 _CONTAINER_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
@@ -137,7 +137,7 @@ def memory_limit(device: torch.device) -> int:
     else:
         total = _system_memory()
     processes = 1 if multiprocessing.parent_process() is None else os.cpu_count() or 1
-    return max(int(_SHARE * total / processes), _MIN_LIMIT)
+    return max(int(_MEMORY_SHARE * total / processes), _MIN_LIMIT)
 
 
 def _system_memory(control_groups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import warnings
 from collections.abc import Mapping
 from types import FrameType, FunctionType, SimpleNamespace
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+
+from sktransfer.utils.errors import warn_user
 
 # Modules, and those in them, that copy estimators, hash them or send them to processes of this
 # program, or that save the code of functions and classes.
@@ -94,11 +95,10 @@ def _check_code(parameter: str, value: Any) -> None:
             f"{_got(parameter, value)}, {reason}. {_remedy(parameter, finder.nameless)}"
         ) from error
     if finder.of_main:
-        warnings.warn(
+        warn_user(
             f"{_got(parameter, value)}, but only a program that defines "
             f"{_listed(finder.of_main)} in its own main script or notebook can load this file. "
             f"{_remedy(parameter, finder.of_main)}",
-            stacklevel=4,
         )
 
 
@@ -111,8 +111,8 @@ def _got(parameter: str, value: Any) -> str:
 
 
 def _remedy(parameter: str, code: list[str]) -> str:
-    kept = "saves its weights" if parameter == "backbone" else "leaves it out"
-    save = f"sktransfer.save, which {kept}"
+    effect = "saves its weights" if parameter == "backbone" else "leaves it out"
+    save = f"sktransfer.save, which {effect}"
     if not code:
         return f"Save the model with {save}"
     return (
@@ -160,7 +160,7 @@ def _has_name(code: FunctionType | type) -> bool:
     >>> _has_name(_listed), _has_name(lambda: None)
     (True, False)
     """
-    found: Any = sys.modules.get(code.__module__)
+    value: Any = sys.modules.get(code.__module__)
     for name in code.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is code
+        value = getattr(value, name, None)
+    return value is code

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 __all__ = ["CallbackSupport", "FitProgress", "StageProgress", "with_callbacks"]
 
-# A bar that counts epochs; how many of them are done in a second tells less than their metrics.
+# A bar that counts epochs shows their metrics instead of a rate.
 _EPOCHS_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 # A bar that counts images is shown for at least this many.
 _MIN_IMAGES = 64
@@ -164,7 +164,7 @@ class FitProgress:
             yield
         except BaseException:
             # An error of a callback must not replace the first error: if it replaced a
-            # KeyboardInterrupt, a search would go on after a failed candidate.
+            # KeyboardInterrupt, a search would continue after a failed candidate.
             with contextlib.suppress(Exception):
                 task.call_on_fit_task_end(**self._fit)
             raise
@@ -246,7 +246,7 @@ class StageProgress:
             is not shown. They are the attribute `metrics` of the context that callbacks get.
         reconstruction : dict or callable, default=None
             The fitted attributes with which a copy of the estimator predicts as the current model,
-            for callbacks that request it, also at the end of the stage and of the fit.
+            for callbacks that request it, here and at the end of the stage and of the fit.
 
         Returns
         -------
@@ -310,7 +310,7 @@ def _is_one_of_many_fits() -> bool:
 def progress_bar(total: int, verbose: int, description: str, *, n_done: int = 0) -> Any:
     """Open a progress bar that counts images, `n_done` of which were done earlier.
 
-    It is hidden if `verbose` is 0, for fewer than 64 images, and where a fit would hide its bars.
+    It is hidden if `verbose` is 0, for fewer than 64 images, and if a fit would hide its bars.
     """
     shown = bool(verbose) and total >= _MIN_IMAGES and not _is_one_of_many_fits()
     # A bar below that of a stage disappears at its end.

@@ -19,7 +19,7 @@ import torch
 from sktransfer.utils.config import TUNE_MALLOC
 from sktransfer.utils.errors import check_choice, did_you_mean
 
-# More threads than any machine uses well; each one needs memory.
+# More threads are never faster, and each one needs memory.
 _MAX_THREADS = 1024
 PRECISIONS = {
     "float32": torch.float32,
@@ -257,7 +257,7 @@ def resolve_threads(n_jobs: int | None, device: torch.device | None = None) -> i
         As in joblib: -1 is one thread per core. `None` is as many threads as torch uses, and one
         thread in a worker of a parallel search on the CPU.
     device : torch.device or None
-        None stands for the CPU. A worker that computes on another device has its share of the cores
+        None means the CPU. A worker that computes on another device has its share of the cores
         to decode images.
 
     Raises

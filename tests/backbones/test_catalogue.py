@@ -58,6 +58,6 @@ def test_backbone_table_has_a_repr_html_and_a_dataframe_form():
 
 
 @pytest.mark.parametrize("contains", [None, 3, True, ["resnet"], b"resnet", 1.5, (), object])
-def test_list_backbones_rejects_what_is_no_text(contains):
+def test_list_backbones_rejects_non_strings(contains):
     with pytest.raises(TypeError, match=r"^Got contains=.*, but expected a part of a name"):
         list_backbones(contains)

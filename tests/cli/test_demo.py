@@ -9,7 +9,7 @@ from sktransfer.cli.main import main
 
 @pytest.fixture
 def photos(tmp_path):
-    """Make a folder with two classes of 14 crops each."""
+    """Create a folder with two classes of 14 crops each."""
     random = np.random.RandomState(0)
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
         (tmp_path / "photos" / name).mkdir(parents=True)

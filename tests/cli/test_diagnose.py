@@ -58,7 +58,7 @@ def test_ranking_is_printed_as_a_table_and_as_json(photos):
     assert printed[0]["image_size"] == [32, 32]
 
 
-def test_unknown_backbone_is_one_line(photos):
+def test_unknown_backbone_is_a_one_line_error(photos):
     result = run("rank", photos, "--backbones", "efficientnet_lite9", "--quiet", code=1)
     assert "did you mean 'efficientnet_lite" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -143,7 +143,7 @@ def test_broken_images_are_named(arguments, photos, tmp_path):
     assert message in run(*arguments, code=1).stderr
 
 
-def test_missing_folders_are_one_line(photos, tmp_path):
+def test_missing_folders_are_a_one_line_error(photos, tmp_path):
     for arguments in (["leaks", tmp_path / "x"], ["leaks", photos, "--other", tmp_path / "x"]):
         result = run(*arguments, code=1)
         assert result.stderr == f"sktransfer: there is no folder or table '{tmp_path / 'x'}'\n"

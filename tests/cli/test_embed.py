@@ -46,7 +46,7 @@ def test_table_has_the_paths_and_embeddings(photos, tmp_path, expected):
     assert table["error"].isna().all()
 
 
-def test_another_backbone_embeds(photos, tmp_path):
+def test_embed_uses_the_requested_backbone(photos, tmp_path):
     run("embed", photos, "-o", tmp_path / "x.npy", "--backbone", "efficientnet_lite1", *SMALL)
     other = np.load(tmp_path / "x.npy")
     run("embed", photos, "-o", tmp_path / "x.npy", "--overwrite", *SMALL)

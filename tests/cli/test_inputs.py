@@ -26,7 +26,7 @@ def test_groups_are_found_by_paths_relative_to_any_folder(base, tmp_path, monkey
     assert load_groups(None, images, root) is None
 
 
-def test_ignored_files_are_told_in_words_of_the_command_line(tmp_path, capsys):
+def test_ignored_files_are_reported_in_words_of_the_command_line(tmp_path, capsys):
     root = save_classes(tmp_path / "photos", n=1)
     (root / "README").write_text("")
     data = load_data(root, {}, Notes(quiet=False))

@@ -78,7 +78,7 @@ def test_package_runs_as_a_command():
         (["backbones", "--colour"], 2),
     ],
 )
-def test_exit_statuses(arguments, status, capsys):
+def test_commands_return_the_documented_exit_statuses(arguments, status, capsys):
     assert main(arguments) == status
     assert (capsys.readouterr().err == "") is (status == 0)
 
@@ -124,7 +124,7 @@ def test_shells_get_their_completions():
 
 
 def failing(monkeypatch, error):
-    """Make the command backbones raise an error."""
+    """Let the command backbones raise an error."""
 
     def fail(*arguments, **options):
         raise error
@@ -141,7 +141,7 @@ def failing(monkeypatch, error):
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_errors_are_one_line(error, message, monkeypatch, capsys):
+def test_errors_take_one_line(error, message, monkeypatch, capsys):
     failing(monkeypatch, error)
     assert main(["backbones"]) == 1
     assert capsys.readouterr() == ("", f"sktransfer: {message}\n")
@@ -153,7 +153,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
         main(["backbones"])
 
 
-def test_interruption_is_one_line(monkeypatch, capsys):
+def test_interruption_is_a_one_line_message(monkeypatch, capsys):
     failing(monkeypatch, KeyboardInterrupt())
     assert main(["backbones"]) == 130
     assert capsys.readouterr().err == "sktransfer: interrupted; no file was written\n"
@@ -196,7 +196,7 @@ def test_closed_pipe_ends_quietly(tmp_path):
     assert process.returncode == 1
 
 
-def test_warnings_are_one_line(monkeypatch, capsys):
+def test_warnings_take_one_line(monkeypatch, capsys):
     def warn(*arguments, **options):
         warnings.warn("few images", stacklevel=2)
         warnings.warn("few images", stacklevel=2)
@@ -210,7 +210,7 @@ def test_warnings_are_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_bars_become_lines_where_there_is_no_terminal(is_terminal, monkeypatch, capsys):
+def test_bars_become_lines_without_a_terminal(is_terminal, monkeypatch, capsys):
     def embed(*arguments, **options):
         click.echo("Embedding 3 images ...", err=True)
         with progress_bar(640, verbose=1, description="Embedding") as bar:

@@ -11,7 +11,7 @@ from PIL import Image
 from sktransfer.export import show as export_show
 
 
-def test_export_writes_a_model_that_predicts_the_same(model, photos, tmp_path):
+def test_exported_model_predicts_the_same(model, photos, tmp_path):
     result = run("export", model, "-o", tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     image = sorted((photos / "owl").iterdir())[0]
@@ -120,7 +120,7 @@ def test_card_replaces_a_file_and_says_so(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
-def test_card_leaves_a_file_as_it_is_if_it_fails(model, tmp_path):
+def test_failed_card_leaves_an_existing_file_unchanged(model, tmp_path):
     output, scores = tmp_path / "README.md", tmp_path / "scores.json"
     output.write_text("old")
     scores.write_text("[]")
@@ -153,13 +153,13 @@ def test_card_without_skops_fails_before_images_are_scored(model, photos, monkey
     )
 
 
-def test_file_that_is_no_model_is_one_line(tmp_path):
+def test_file_without_a_model_is_a_one_line_error(tmp_path):
     (tmp_path / "m.skt").write_bytes(b"no model")
     result = run("show", tmp_path / "m.skt", code=1)
     assert result.stderr.startswith(f"sktransfer: Got '{tmp_path / 'm.skt'}', but ")
     assert result.stderr.count("\n") == 1
 
 
-def test_missing_file_is_one_line(tmp_path):
+def test_missing_file_is_a_one_line_error(tmp_path):
     result = run("show", tmp_path / "m.skt", code=1)
     assert result.stderr.count("\n") == 1

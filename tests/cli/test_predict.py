@@ -81,7 +81,7 @@ def test_parquet_without_pyarrow_names_the_command_that_installs_it(
     assert "Predicting" not in result.stderr
 
 
-def test_files_that_are_no_images_are_named(model, photos, tmp_path):
+def test_files_that_are_not_images_are_named(model, photos, tmp_path):
     folder = save_classes(tmp_path / "new", n=1)
     (folder / "notes.txt").write_text("notes")
     result = run("predict", model, folder)
@@ -117,20 +117,20 @@ def test_missing_files_are_named_before_the_model_is_loaded(model, photos):
     assert lines[1:] == [f"  {path}" for path in paths[:10]]
 
 
-def test_folder_without_images_is_one_line(model, tmp_path):
+def test_folder_without_images_is_a_one_line_error(model, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run("predict", model, tmp_path / "empty", code=1)
     assert result.stderr == f"sktransfer: no images in {tmp_path / 'empty'}\n"
 
 
-def test_missing_model_is_one_line(photos, tmp_path):
+def test_missing_model_is_a_one_line_error(photos, tmp_path):
     result = run("predict", tmp_path / "m.skt", photos, code=1)
     assert result.stderr == f"sktransfer: there is no model '{tmp_path / 'm.skt'}'\n"
     result = run("predict", tmp_path, photos, code=1)
     assert "expected a model, but" in result.stderr
 
 
-def test_files_that_hold_no_classifier_are_one_line(photos, tmp_path):
+def test_files_without_a_classifier_are_a_one_line_error(photos, tmp_path):
     path = tmp_path / "model.skt"
     path.write_bytes(b"no model")
     result = run("predict", path, photos, code=1)

@@ -205,7 +205,7 @@ def test_folder_without_training_images_is_rejected(tmp_path):
     ("source", "message"),
     [("nowhere", "there is no folder or table"), ("empty", "Found no class folders with images")],
 )
-def test_bad_folder_is_one_line(source, message, tmp_path):
+def test_bad_folder_is_a_one_line_error(source, message, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run("train", tmp_path / source, "-o", tmp_path / "m.skt", code=1)
     assert result.stderr.startswith("sktransfer: ")

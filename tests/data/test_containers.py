@@ -485,7 +485,7 @@ def test_open_files_are_read_from_their_start_and_keep_their_position():
     ],
 )
 def test_labels_in_front_of_images_are_rejected_with_the_right_column(X):
-    message = r"^Got a \w+ whose first entry is no image .*Select the images: \[item\[1\] for item"
+    message = r"^Got a \w+ whose first entry is not an image .*images: \[item\[1\] for item"
     with pytest.raises(ValueError, match=message):
         check(X)
 
@@ -800,7 +800,7 @@ class WithKeys(Dataset):
         return ["a"]
 
 
-def test_dataset_with_keys_is_no_group():
+def test_dataset_with_keys_is_not_taken_for_a_group():
     np.testing.assert_array_equal(as_images(WithKeys())[0], RGB)
 
 

@@ -301,7 +301,7 @@ def test_lazy_image_of_a_truncated_file_is_rejected():
 
 
 @pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n"])
-def test_file_that_is_no_image_is_rejected(content, tmp_path):
+def test_file_that_is_not_an_image_is_rejected(content, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(content)
     with pytest.raises(ImageError) as caught:
@@ -482,7 +482,7 @@ def test_fingerprints_of_equal_images_agree(tmp_path):
         assert fingerprint(lazy) == fingerprint(Image.fromarray(RGB))
 
 
-def test_fingerprints_of_ordinary_images_are_those_of_stored_embeddings():
+def test_fingerprints_of_ordinary_images_are_unchanged():
     """A change makes all persistent stores useless."""
     array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     for image, expected in [

@@ -118,7 +118,7 @@ def test_split_selects_its_files(splits, split, expected, target):
 
 
 @pytest.mark.parametrize("split", [None, "train", "val"])
-def test_class_missing_from_train_is_warned_of(splits, make, split):
+def test_class_missing_from_train_warns(splits, make, split):
     make("validation/birds/7.png")
     with pytest.warns(UserWarning, match="Some classes") as caught:
         bunch = load_image_folder(splits, split=split)
@@ -224,7 +224,7 @@ def test_split_folders_have_any_usual_name(make, split, name):
 @pytest.mark.parametrize(
     "name", ["trains", "trainer", "tested", "value", "device", "trail", "developer", "contest", "t"]
 )
-def test_names_that_are_no_split_are_classes(make, name):
+def test_names_that_are_not_splits_are_classes(make, name):
     bunch = load_image_folder(make(f"{name}/1.png", "cats/2.png"))
     assert bunch.target_names == sorted([name, "cats"])
     assert bunch.split is None
@@ -287,7 +287,7 @@ def test_split_folders_may_be_named_together(make, names, expected):
         (["a/x/1.png", "a/y/1.png", "a/0.png"], "'a'", "'x', 'y'", "classes"),
     ],
 )
-def test_classes_one_level_too_high_are_warned_of(make, files, classes, subfolders, remedy):
+def test_classes_one_level_too_high_warn(make, files, classes, subfolders, remedy):
     root = make(*files)
     with pytest.warns(UserWarning, match="same subfolders") as caught:
         load_image_folder(root)
@@ -400,7 +400,7 @@ def test_leftovers_of_macos_are_ignored(make):
 # Warnings and errors
 
 
-def test_ignored_files_are_warned_of(make):
+def test_ignored_files_warn(make):
     root = make("cats/1.png", "cats/a.txt", "cats/b.txt", "cats/c.txt", "0.png", "cats/.d.txt")
     with pytest.warns(UserWarning, match="Ignored") as caught:
         bunch = load_image_folder(root)
@@ -414,7 +414,7 @@ def test_ignored_files_are_warned_of(make):
     assert names(bunch, root) == ["cats/1.png"]
 
 
-def test_empty_class_folder_is_warned_of(make):
+def test_empty_class_folder_warns(make):
     root = make("cats/1.png", "dogs/.hidden.png")
     with pytest.warns(UserWarning, match="holds no images") as caught:
         bunch = load_image_folder(root)
@@ -516,7 +516,7 @@ def test_class_folder_that_links_back_is_empty(make):
 
 
 @pytest.mark.parametrize("root", [None, 0, True, b"pets", "", ["pets"], 1.5, object()])
-def test_root_that_is_no_path_is_rejected(root):
+def test_root_that_is_not_a_path_is_rejected(root):
     with pytest.raises(TypeError, match=r"^Got root=.*, but expected the path of a folder"):
         load_image_folder(root)
 
@@ -528,7 +528,7 @@ def test_return_X_y_that_is_not_boolean_is_rejected(tmp_path, return_X_y):  # no
 
 
 @pytest.mark.parametrize("extensions", [None, 3, ".png", ["png"], [], [3]])
-def test_extensions_that_are_no_list_are_rejected(tmp_path, extensions):
+def test_extensions_that_are_not_a_list_are_rejected(tmp_path, extensions):
     with pytest.raises(ValueError, match=r"Got extensions=.*, but expected extensions such as"):
         load_image_folder(tmp_path, extensions=extensions)
 
@@ -588,7 +588,7 @@ def test_classes_that_contain_a_split_are_classes(make, names):
         ("Éclair", "éclair"),
     ],
 )
-def test_similar_names_are_warned_of(make, names):
+def test_similar_class_names_warn(make, names):
     root = make(*(f"{name}/1.png" for name in names), "dog/1.png")
     message = f"{re.escape(', '.join(map(repr, sorted(names))))} differ only by capitalization"
     with pytest.warns(UserWarning, match=message) as caught:
@@ -600,7 +600,7 @@ def test_similar_names_are_warned_of(make, names):
 @pytest.mark.parametrize(
     "names", [("1", "-1"), ("1.5", "15"), ("1_5", "15"), ("-", "_"), ("cat1", "cat2")]
 )
-def test_only_similar_names_are_warned_of(make, names):
+def test_distinct_class_names_do_not_warn(make, names):
     bunch = load_image_folder(make(*(f"{name}/1.png" for name in names)))
     assert bunch.target_names == sorted(names)
 
@@ -620,7 +620,7 @@ def test_other_extensions_are_named_if_nothing_is_left(make):
         load_image_folder(make("cat/1.HEIC", "dog/1.heic", "dog/2"))
 
 
-def test_link_to_itself_is_no_folder(make):
+def test_link_to_itself_is_not_a_folder(make):
     root = make("cat/1.png", "dog/1.png")
     os.symlink("loop", root / "loop")
     with pytest.warns(UserWarning, match=r"Ignored 1 file.*loop"):

@@ -402,7 +402,7 @@ def test_pgm_is_scaled_by_its_maximum_or_by_the_range(maximum):
     np.testing.assert_allclose(decode(data, (0, maximum)), expected, atol=1)
 
 
-def test_format_of_which_pillow_keeps_8_bits_is_refused_if_a_range_is_set():
+def test_format_reduced_to_8_bits_is_refused_if_a_range_is_set():
     data = b"P6 2 1 4095 " + np.arange(6, dtype=">u2").tobytes()
     assert decode(data).shape == (1, 2, 3)
     with pytest.raises(ImageError, match="only 8 of 16 bits of this PPM file"):
@@ -611,7 +611,7 @@ def test_profile_joins_the_fingerprint_of_a_pil_image():
         (b"RIFF\0\0\0\0AVI LIST", "video"),
     ],
 )
-def test_file_that_is_no_image_is_named(head, said, tmp_path):
+def test_file_that_is_not_an_image_is_identified(head, said, tmp_path):
     path = tmp_path / "image.jpg"
     path.write_bytes(head)
     assert identify(head)

@@ -81,7 +81,7 @@ def test_columns_and_root_are_chosen(tmp_path, files, monkeypatch):
     assert len(load_image_table("~/tables/table.csv", **chosen, root="~").data) == 2
 
 
-def test_absolute_paths_stay_as_they_are_and_the_split_is_none_without_a_column(tmp_path, files):
+def test_absolute_paths_are_kept_and_split_is_none_without_a_column(tmp_path, files):
     absolute = str(tmp_path / files[0])
     bunch = load_image_table(write(tmp_path, {"path": [absolute, files[1]], "label": ["a", "b"]}))
     assert bunch.data.tolist() == [absolute, str(tmp_path / files[1])]
@@ -117,7 +117,7 @@ def test_all_missing_files_are_named_at_once(tmp_path, files):
     with pytest.raises(FileNotFoundError) as caught:
         load_image_table(table)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "Got 12 of 15 paths of which there is no file; the first 10:"
+    assert lines[0] == "Got 12 of 15 paths that do not exist; the first 10:"
     assert lines[1] == f"- row 3 ({tmp_path}/images/lost0.png)"
     assert len(lines) == 12
     assert "pass another folder as root=" in lines[-1]
@@ -233,7 +233,7 @@ def test_classifier_of_a_table_and_of_a_folder_have_names_as_classes(tmp_path):
         assert set(classifier.predict(loaded.data)) <= {"cat", "dog", "owl"}
 
 
-def test_urls_stay_as_they_are_and_are_not_checked(tmp_path, files):
+def test_urls_are_kept_and_not_checked(tmp_path, files):
     paths = ["s3://bucket/a.png", files[0], "https://host/b.png?Signature=1"]
     table = write(tmp_path, {"path": paths, "label": ["x", "y", "x"]})
     assert load_image_table(table, root=tmp_path).data.tolist() == [

@@ -126,7 +126,7 @@ def test_hugging_face_items_are_resolved():
         (object(), "object"),
     ],
 )
-def test_items_that_are_no_image_are_rejected(item, what):
+def test_items_that_are_not_images_are_rejected(item, what):
     with pytest.raises(ImageError) as caught:
         resolve(item)
     assert caught.value.reason == (
@@ -138,7 +138,7 @@ def test_items_that_are_no_image_are_rejected(item, what):
 @pytest.mark.parametrize(
     "item", [np.array([[7]]), torch.tensor([[7]]), [[7]], np.array([[[7]]], dtype=np.float32)]
 )
-def test_image_of_one_pixel_is_no_wrapped_object(item):
+def test_image_of_one_pixel_is_not_unwrapped(item):
     assert resolve(item).tolist() == [[[7]]]
 
 
@@ -152,7 +152,7 @@ def test_image_of_one_pixel_is_no_wrapped_object(item):
         (np.ones(9), r"Got shape \(9,\), but expected"),
     ],
 )
-def test_arrays_that_are_no_image_are_rejected(item, reason):
+def test_arrays_that_are_not_images_are_rejected(item, reason):
     with pytest.raises(ImageError, match=reason):
         resolve(item)
 
@@ -197,7 +197,7 @@ def test_signatures_of_usual_formats_are_known(file_type):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Make a home folder that contains cat.png, and work in it."""
+    """Create a home folder that contains cat.png, and work in it."""
     (tmp_path / "cat.png").write_bytes(PNG)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -423,7 +423,7 @@ class Readable:
         ),
         (
             Readable(),
-            "Got Readable, which is no file that can be read again. Pass what its read() returns; "
+            "Got Readable, which cannot be read a second time. Pass what its read() returns; "
             "if read() is asynchronous, await it.",
         ),
         (io.StringIO("text"), "Got a StringIO, a file opened as text. Open it with mode 'rb'."),

@@ -157,7 +157,7 @@ def test_labels_that_scikit_learn_rejects_are_rejected(y, options, match):
         *("ab", b"ab", bytearray(b"ab"), {0: "a", 1: "b"}, {0: "a", 1: "b"}.values(), {"a", "b"}),
     ],
 )
-def test_labels_that_are_no_list_are_rejected(y):
+def test_labels_that_are_not_a_list_are_rejected(y):
     with pytest.raises(TypeError, match=r"^Got y=.* a list or an array with an entry for each"):
         check_labels(range(2), y)
 

@@ -412,7 +412,7 @@ def test_busy_server_is_asked_again_but_not_after_a_refusal(server, urls, quick)
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_all_broken_urls_are_told_at_once(server, urls, store, stored, quick):
+def test_all_broken_urls_are_named_at_once(server, urls, store, stored, quick):
     server.statuses = {"/1.png": 403}
     X = [*urls, server.url("none.png"), "nowhere.png"]
     cache = store if stored else None

@@ -293,7 +293,7 @@ def test_estimate_cost_of_an_extractor_needs_no_labels():
         (("the head fit", "the other steps"), ", excluding the head fit and the other steps"),
     ],
 )
-def test_cost_repr_has_units_and_says_what_is_excluded(excluded, ending):
+def test_cost_repr_has_units_and_names_excluded_steps(excluded, ending):
     assert repr(Cost(1001, 60_000, 0, 45_783_040, 239.9, excluded)).splitlines() == [
         "Cost, at most",
         "  fits               1,001",
@@ -326,7 +326,7 @@ PIPELINE = make_pipeline(PretrainedFeatureExtractor(Tiny), LogisticRegression())
         ),
     ],
 )
-def test_cost_says_what_it_excludes(estimator, excluded):
+def test_cost_names_the_steps_that_it_excludes(estimator, excluded):
     assert estimate_cost(estimator(), X, Y).excluded == excluded
 
 

@@ -31,7 +31,7 @@ Y = np.arange(6) % 2
         ([(range(3), range(3, 6))], 1),
     ],
 )
-def test_splits_are_rows(cv, n_splits):
+def test_check_splits_returns_the_rows_of_each_split(cv, n_splits):
     splits = check_splits(cv, 6, Y)
     assert len(splits) == n_splits
     for train, test in splits:
@@ -87,7 +87,7 @@ GROUPS = [0, 0, 1, 1, 1, 1]
         ("5", Y, None, "expected an int; pass cv=5 without quotation marks"),
     ],
 )
-def test_error_names_what_a_split_needs(cv, y, groups, problem):
+def test_error_names_the_missing_input_of_a_splitter(cv, y, groups, problem):
     with pytest.raises(ValueError, match=r"^Got cv=") as caught:
         check_splits(cv, 6, y, groups)
     assert f", but {problem}" in str(caught.value)

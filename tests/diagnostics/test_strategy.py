@@ -61,7 +61,7 @@ def test_recommend_strategy_tunes_all_blocks_for_scans(far):
     assert far.probe_results.side == (8, 8, 8)
 
 
-def test_recommend_strategy_keeps_the_network_frozen_for_few_photographs(near):
+def test_recommend_strategy_freezes_the_network_for_few_photographs(near):
     assert near.case == "Few images, similar to the pretraining images"
     assert near.strategy == "frozen"
     assert not near.different

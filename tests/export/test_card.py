@@ -259,7 +259,7 @@ def test_self_training_counts_labels_and_not_pseudo_labels():
     assert card.count("### Parameters") == 1
 
 
-def test_names_are_shown_as_they_are(classifier):
+def test_names_are_shown_without_markup(classifier):
     """Names of folders may have characters that Markdown or its tables use."""
     markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
     names = ["__a__ *b* `c`", "x|y <b>", "[z](u) \\ & ~d~ e_f"]
@@ -341,12 +341,12 @@ def test_evaluation_of_another_model_is_an_error(classifier):
 
 
 @pytest.mark.parametrize("license_id", ["", " ", "mit\nlibrary_name: x", 3])
-def test_license_is_a_line(classifier, license_id):
+def test_license_that_is_not_one_line_is_rejected(classifier, license_id):
     with pytest.raises(ValueError, match=r"^Got the license .*, but expected a name such as mit"):
         make_card(classifier, license_id=license_id)
 
 
-def test_file_that_is_no_model_is_an_error(tmp_path):
+def test_file_without_a_model_is_an_error(tmp_path):
     (tmp_path / "model.skt").write_bytes(b"no model")
     with pytest.raises(ModelFileError, match="another kind of file"):
         make_card(tmp_path / "model.skt")

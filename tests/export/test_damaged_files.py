@@ -65,10 +65,10 @@ def test_no_flipped_bit_and_no_cut_is_overlooked(model_file, tmp_path):
     content, path = model_file.read_bytes(), tmp_path / "damaged.skt"
     load(model_file)
     rng = np.random.default_rng(0)
-    places = np.concatenate([rng.integers(0, 8 * len(content), 300), np.arange(64)])
-    for place in (*places, *(8 * len(content) - 1 - np.arange(0, 2000, 20))):
+    positions = np.concatenate([rng.integers(0, 8 * len(content), 300), np.arange(64)])
+    for position in (*positions, *(8 * len(content) - 1 - np.arange(0, 2000, 20))):
         damaged = bytearray(content)
-        damaged[place // 8] ^= 1 << (place % 8)
+        damaged[position // 8] ^= 1 << (position % 8)
         path.write_bytes(damaged)
         assert_refused(path)
     for size in (0, 1, 3, 4, 30, *rng.integers(0, len(content), 60), len(content) - 1):
@@ -168,9 +168,9 @@ def test_bombs_are_refused(model_file, tmp_path):
     # A size in the central directory that is larger than the file.
     craft(path, entries.items())
     content = bytearray(path.read_bytes())
-    place = content.index(b"PK\x01\x02")
+    position = content.index(b"PK\x01\x02")
     for offset in (20, 24):
-        content[place + offset : place + offset + 4] = (2**31).to_bytes(4, "little")
+        content[position + offset : position + offset + 4] = (2**31).to_bytes(4, "little")
     seal(path, bytes(content))
     assert_refused(path, "sizes are wrong")
 
@@ -190,7 +190,7 @@ def test_bombs_are_refused(model_file, tmp_path):
         b'{"format": 1e999}',
     ],
 )
-def test_descriptions_of_nothing_are_refused(text, tmp_path):
+def test_descriptions_without_a_model_are_refused(text, tmp_path):
     craft(tmp_path / "crafted.skt", [(DESCRIPTION, text)], records=False)
     assert_refused(tmp_path / "crafted.skt")
 
@@ -217,11 +217,11 @@ VALUES = [None, True, -1, 10**12, 1.5, "", "../x", "os.system", [], {}, [[[1]]],
 def test_any_other_value_in_the_description_is_refused_or_harmless(file, request, tmp_path):
     entries, path = dict(entries_of(request.getfixturevalue(file))), tmp_path / "crafted.skt"
     rng = np.random.default_rng(0)
-    places = [*leaves(json.loads(entries[DESCRIPTION])["model"], ("model",))]
+    positions = [*leaves(json.loads(entries[DESCRIPTION])["model"], ("model",))]
     refused = 0
     for _ in range(150):
         tree = json.loads(entries[DESCRIPTION])
-        *above, last = places[rng.integers(len(places))]
+        *above, last = positions[rng.integers(len(positions))]
         parent = tree
         for key in above:
             parent = parent[key]
@@ -263,8 +263,8 @@ def test_wrong_tensors_are_refused(model_file, edit, problem, tmp_path):
     assert_refused(tmp_path / "crafted.skt", problem)
 
 
-def lie(content, place, value):
-    return content[:place] + value + content[place + len(value) :]
+def lie(content, position, value):
+    return content[:position] + value + content[position + len(value) :]
 
 
 @pytest.mark.parametrize(

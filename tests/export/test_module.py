@@ -101,7 +101,7 @@ def test_classifier_with_adapted_batch_norm():
     assert largest_difference(to_module(fitted), plain.predict_proba) > 1e-3
 
 
-def test_mean_of_self_training():
+def test_module_of_self_training_averages_its_classifiers():
     fitted = SelfTrainedImageClassifier(make_classifier(unfreeze=(0, 1)), shares=[0.5])
     fitted.fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
     module = to_module(fitted).train()

@@ -216,7 +216,7 @@ def test_float16_weights_may_change_probabilities_more(classifier):
         onnx_export._compare(classifier, EXAMPLES, outputs, "float16")
 
 
-def test_batch_gives_what_its_images_give(exported):
+def test_batch_equals_its_images_one_by_one(exported):
     batch = images(7, 40)
     together = run(exported[0], [batch])
     apart = run(exported[0], [image[None] for image in batch])
@@ -413,7 +413,7 @@ def test_missing_package_names_the_extra(pipeline, tmp_path, monkeypatch, packag
 
 
 @pytest.mark.slow
-def test_real_network_on_photographs(tmp_path):
+def test_exported_real_networks_agree_on_photographs(tmp_path):
     photographs = load_sample_images().images
     crops = [
         np.ascontiguousarray(photograph[top : top + 320, left : left + 400])

@@ -81,7 +81,7 @@ def test_label_is_the_most_probable_class(classes):
     assert output_of(graph, "label").type.tensor_type.shape.dim[0].dim_param == "N"
 
 
-def test_weights_beyond_float16_stay_as_they_are():
+def test_weights_beyond_float16_are_not_converted():
     writer = GraphWriter()
     for name, value in {"small": 0.1, "large": 1e5}.items():
         writer.add("Identity", np.full((16, 16), value, np.float32), output=name)

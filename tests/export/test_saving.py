@@ -306,7 +306,7 @@ def test_fresh_process_without_network_predicts_the_same(fitted, name, tmp_path)
         (Tiny(), TypeError, "Got a Tiny, but expected"),
     ],
 )
-def test_what_cannot_be_saved_is_refused(model, error, message, tmp_path):
+def test_models_that_cannot_be_saved_are_refused(model, error, message, tmp_path):
     with pytest.raises(error, match=message):
         save(model, tmp_path / "model.skt")
     assert not [*tmp_path.iterdir()]

@@ -93,7 +93,7 @@ def test_share_between_is_the_average_of_all_weights(share, parameters):
 
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, 2)])
 @pytest.mark.parametrize("known", [True, False])
-def test_share_is_the_largest_whose_loss_is_near_the_lowest_on_validation_images(unfreeze, known):
+def test_share_is_the_largest_with_nearly_the_lowest_loss(unfreeze, known):
     """Labels of noise have nothing that tuning could learn."""
     data = (X, Y) if known else (images(60, seed=5), Y)
     valid = (X_TEST, Y_TEST) if known else (images(30, seed=6), Y[:30])
@@ -236,7 +236,7 @@ def test_check_does_not_change_the_training_of_the_fit(parameters):
     )
 
 
-def test_probabilities_are_calibrated_for_labels_that_nothing_can_learn():
+def test_probabilities_are_calibrated_for_random_labels():
     noise, labels = images(120, seed=8), np.random.RandomState(0).randint(0, 3, 120)
     fit = classifier(lr=0.03, max_epochs=8).fit(noise, labels)
     assert fit.temperature_ > 1

@@ -61,7 +61,7 @@ def test_network_apply_does_not_depend_on_the_chunk_size(boundary, chunk, store,
         lengths.append(len(x))
         return suffix(x)
 
-    monkeypatch.setattr(cut_network, "_CHUNK", chunk)
+    monkeypatch.setattr(cut_network, "_IMAGES_PER_CHUNK", chunk)
     atol = 1e-6 * np.abs(whole).max()  # chunks of another length may be summed in another order
     for _ in range(2):
         chunked = network.apply(X, layer, compute_config(store), 0)
@@ -71,7 +71,7 @@ def test_network_apply_does_not_depend_on_the_chunk_size(boundary, chunk, store,
 
 
 def test_network_apply_names_the_row_of_a_broken_image_in_a_later_chunk(monkeypatch):
-    monkeypatch.setattr(cut_network, "_CHUNK", 7)
+    monkeypatch.setattr(cut_network, "_IMAGES_PER_CHUNK", 7)
     X = [*images(20), b"no image", *images(2)]
     for boundary in (0, 1):
         network, suffix, _ = cut(boundary)

@@ -7,7 +7,7 @@ from helpers import X_TARGET, X_TEST, Tiny, X, Y, seeded
 from torch import nn
 
 from sktransfer import FineTunedImageClassifier
-from sktransfer.finetuning import decision as room
+from sktransfer.finetuning import decision as decision_module
 from sktransfer.finetuning.decision import (
     FitDecision,
     count_last_blocks,
@@ -101,7 +101,7 @@ def test_training_follows_from_the_stages_and_the_number_of_images(
     assert decision.strategy is None
 
 
-def test_given_values_win():
+def test_given_parameters_are_not_decided():
     given = {"unfreeze": (0, 1), "augment": "industrial", "max_epochs": 3, "lr": 0.5}
     for name in given:
         rest = {key: value for key, value in given.items() if key != name}
@@ -157,7 +157,7 @@ def test_cosine_weighs_pairs_of_classes_equally():
     assert mean_interclass_cosine(embeddings, codes) == pytest.approx(np.mean(pairs))
 
 
-def test_cosine_ignores_the_lengths_of_embeddings_and_embeddings_of_zero():
+def test_cosine_ignores_embedding_lengths_and_zero_embeddings():
     embeddings, codes = np.eye(3)[[0, 1, 2, 0]] + 0.5, np.array([0, 1, 1, 0])
     longer = embeddings * np.array([[1], [5], [0.1], [3]])
     assert mean_interclass_cosine(longer, codes) == pytest.approx(
@@ -166,8 +166,8 @@ def test_cosine_ignores_the_lengths_of_embeddings_and_embeddings_of_zero():
     assert mean_interclass_cosine(np.zeros((4, 3)), codes) == 0
 
 
-def test_sample_has_the_same_share_of_each_class_and_some_images_of_each(monkeypatch):
-    monkeypatch.setattr(room, "MAX_MEASURED", 100)
+def test_sample_has_equal_shares_and_some_images_of_each_class(monkeypatch):
+    monkeypatch.setattr(decision_module, "MAX_MEASURED", 100)
     codes = np.repeat([0, 1, 2], [300, 88, 12])
     rows = sample_rows(codes, 0)
     assert np.bincount(codes[rows]).tolist() == [75, 22, 10]
@@ -191,7 +191,7 @@ def test_decided_copy_leaves_the_estimator_unchanged():
     estimator = classifier()
     copy = with_decision(estimator, decided(20, 0.9))
     assert (copy.unfreeze, copy.augment, copy.max_epochs) == ((0, "all"), "light", 10)
-    assert {getattr(estimator, name) for name in room.DECIDED} == {"auto"}
+    assert {getattr(estimator, name) for name in decision_module.DECIDED} == {"auto"}
 
 
 # Fits
@@ -215,7 +215,7 @@ def test_fit_with_the_decided_values_gives_the_same_result(
     default = classifier(backbone, random_state=seed, **settings).fit(X[:n], Y[:n])
     decision = default.decision_
     assert decision.strategy == strategy
-    assert set(decision.parameters) == {*room.DECIDED} - {*parameters}
+    assert set(decision.parameters) == {*decision_module.DECIDED} - {*parameters}
     if seed is not None:
         settings.pop("checkpoint_dir")  # otherwise the fit takes the result of the first
     explicit = classifier(backbone, random_state=seed, **settings, **decision.parameters)

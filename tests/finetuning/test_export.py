@@ -164,7 +164,7 @@ def test_save_weights_rejects_other_file_endings(source, tmp_path):
 
 
 @pytest.mark.parametrize("path", [None, 0, True, [], ("a.safetensors",)])
-def test_save_weights_rejects_what_is_no_path(source, path):
+def test_save_weights_rejects_non_paths(source, path):
     with pytest.raises(
         TypeError, match=r"^Got path=.* but expected the path of a \.safetensors file"
     ):

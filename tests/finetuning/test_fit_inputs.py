@@ -45,7 +45,7 @@ def test_draw_seed_accepts_ints_and_random_states():
     assert seeds[0] == draw_seed(np.random.RandomState(3))
 
 
-def test_draw_seed_of_none_is_random_and_leaves_the_global_state_unchanged():
+def test_draw_seed_of_none_leaves_the_global_state_unchanged():
     state = np.random.get_state()[1].copy()
     assert draw_seed(None) != draw_seed(None)
     assert (np.random.get_state()[1] == state).all()
@@ -74,7 +74,7 @@ def test_check_parameters_rejects_invalid_max_epochs(value):
         check_parameters(make_classifier(max_epochs=value))
 
 
-def test_train_and_valid_holds_nothing_out_of_the_training_set_if_a_validation_set_is_given():
+def test_given_validation_set_leaves_the_training_set_whole():
     train, valid = training_set(), training_set(X[:9], Y[:9])
     assert train_and_valid(make_classifier(), train, valid, 0, TASK) == (train, valid)
     part, held_out = train_and_valid(make_classifier(validation_fraction=0.2), train, None, 0, TASK)
@@ -112,7 +112,7 @@ def test_resolve_target_returns_the_target_only_if_the_fit_uses_it(parameters, u
         assert shown == {image.tobytes() for image in X_TARGET[:4]}
 
 
-def test_load_fit_backbone_adapts_batch_norm_unless_a_target_does_so_later():
+def test_load_fit_backbone_adapts_batch_norm_without_a_target():
     train, target = training_set(), training_set(X_TEST, Y[:30])
     classifier = make_classifier(batch_norm="adapt")
     plain, _ = load_fit_backbone(make_classifier(), train, None)

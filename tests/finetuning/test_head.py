@@ -9,14 +9,14 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import get_tags
 
-from sktransfer.finetuning import head as room
-from sktransfer.finetuning.head import STRENGTHS, LabeledEmbeddings, fit_head
+from sktransfer.finetuning import head as head_module
+from sktransfer.finetuning.head import STRENGTHS, LabeledEmbeddings, fit_logistic_regression
 
 
 @pytest.fixture
 def to_the_end(monkeypatch):
     """Lower the tolerance, so that two solutions can be compared."""
-    monkeypatch.setattr(room, "_TOL", 1e-10)
+    monkeypatch.setattr(head_module, "_TOL", 1e-10)
 
 
 # Standard deviations of the features, without the distance between classes.
@@ -84,7 +84,7 @@ def losses(train, valid):
 @pytest.mark.usefixtures("to_the_end")
 def test_head_equals_logistic_regression_on_scaled_embeddings(classes, views):
     train = labeled(classes=classes, views=views, noise=2.0)
-    head = fit_head(train, labeled(24, classes, seed=1, views=1, noise=2.0), classes)
+    head = fit_logistic_regression(train, labeled(24, classes, seed=1, views=1, noise=2.0), classes)
     assert head.weight.shape == (classes, 8)
     assert head.bias.shape == (classes,)
     center, scale = scaling(train)
@@ -99,7 +99,7 @@ def test_head_equals_logistic_regression_on_scaled_embeddings(classes, views):
 @pytest.mark.usefixtures("to_the_end")
 def test_head_minimizes_mean_loss_plus_penalty(classes, views):
     train = labeled(classes=classes, views=views, noise=2.0)
-    head = fit_head(train, None, classes)
+    head = fit_logistic_regression(train, None, classes)
     x = torch.from_numpy(train.embeddings.reshape(-1, 8).astype(float))
     y = torch.from_numpy(np.repeat(train.y, views))
     share = torch.from_numpy(np.repeat(train.weights / views, views) / train.weights.sum())
@@ -117,18 +117,18 @@ ON_TENSORS = """
 import numpy as np
 import sklearn, torch
 from sktransfer.finetuning import head
-from sktransfer.finetuning.head import LabeledEmbeddings, fit_head
+from sktransfer.finetuning.head import LabeledEmbeddings, fit_logistic_regression
 
 rng = np.random.default_rng(0)
 y = np.arange(90) % CLASSES
 x = (rng.normal(size=(90, 2, 6)) + y[:, None, None]).astype(np.float32)
 data = LabeledEmbeddings(x, y, rng.uniform(0.5, 2, 90))
-with_numpy = fit_head(data, None, CLASSES)
+with_numpy = fit_logistic_regression(data, None, CLASSES)
 seen = []
 fit = head.LogisticRegression.fit
 head.LogisticRegression.fit = lambda self, X, *rest: seen.append(type(X)) or fit(self, X, *rest)
 head._solver_device = lambda device, size: device
-with_torch = fit_head(data, None, CLASSES)
+with_torch = fit_logistic_regression(data, None, CLASSES)
 assert set(seen) == {torch.Tensor}
 assert with_numpy.strength == with_torch.strength
 np.testing.assert_allclose(with_torch.weight, with_numpy.weight, rtol=1e-3, atol=1e-5)
@@ -164,12 +164,12 @@ def test_solver_device_is_the_gpu_only_for_large_problems(
     monkeypatch, switch, device, numbers, on_device
 ):
     monkeypatch.setenv("SCIPY_ARRAY_API", switch)
-    where = room._solver_device(torch.device(device), numbers)
-    assert where == (torch.device(device) if on_device else None)
+    solver_device = head_module._solver_device(torch.device(device), numbers)
+    assert solver_device == (torch.device(device) if on_device else None)
 
 
 def test_two_classes_have_mirrored_logits():
-    head = fit_head(labeled(classes=2), None, 2)
+    head = fit_logistic_regression(labeled(classes=2), None, 2)
     np.testing.assert_allclose(head.weight[0], -head.weight[1])
     np.testing.assert_allclose(head.bias[0], -head.bias[1])
 
@@ -179,7 +179,7 @@ def test_constant_dimension_gets_a_negligible_weight(value):
     train = labeled(views=1)
     embeddings = (train.embeddings / SCALES).astype(np.float32)
     embeddings[:, :, 3] = value
-    head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
+    head = fit_logistic_regression(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
     assert np.abs(head.weight[:, 3]).max() < 1e-3 * np.abs(head.weight).max()
     moved = embeddings[:, 0].copy()
     moved[:, 3] += 1
@@ -192,7 +192,7 @@ def test_nearly_constant_dimension_gets_a_bounded_weight():
     embeddings = (train.embeddings / SCALES).astype(np.float32)
     # It separates the classes perfectly, at a scale that is lost in other computations.
     embeddings[:, 0, 3] = 1e-5 * train.y
-    head = fit_head(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
+    head = fit_logistic_regression(LabeledEmbeddings(embeddings, train.y, train.weights), None, 3)
     moved = embeddings[:, 0].copy()
     moved[:, 3] += 1
     still = logits_of(head, embeddings[:, 0])
@@ -210,7 +210,7 @@ def test_weight_equals_repetition(classes, with_valid):
     repeated = LabeledEmbeddings(data.embeddings[rows], data.y[rows], np.ones(len(rows)))
     valid = labeled(20, classes, seed=1, views=1) if with_valid else None
     weighted_head, repeated_head = (
-        fit_head(train, valid, classes) for train in (weighted, repeated)
+        fit_logistic_regression(train, valid, classes) for train in (weighted, repeated)
     )
     assert_same(weighted_head, repeated_head, data)
 
@@ -221,7 +221,7 @@ def test_validation_weight_equals_repetition():
     rows = np.repeat(np.arange(20), counts)
     weighted = LabeledEmbeddings(valid.embeddings, valid.y, counts.astype(float))
     repeated = LabeledEmbeddings(valid.embeddings[rows], valid.y[rows], np.ones(len(rows)))
-    heads = [fit_head(train, validation, 3) for validation in (weighted, repeated)]
+    heads = [fit_logistic_regression(train, validation, 3) for validation in (weighted, repeated)]
     assert heads[0].strength == heads[1].strength
 
 
@@ -229,13 +229,16 @@ def test_validation_weight_equals_repetition():
 @pytest.mark.parametrize("noise", [0.3, 2.0, 10.0])
 def test_strength_is_the_best_on_the_validation_images(noise):
     train, valid = labeled(noise=noise), labeled(30, noise=noise, seed=1, views=1)
-    assert fit_head(train, valid, 3).strength == STRENGTHS[np.argmin(losses(train, valid))]
+    assert (
+        fit_logistic_regression(train, valid, 3).strength
+        == STRENGTHS[np.argmin(losses(train, valid))]
+    )
 
 
-def test_noise_is_regularized_more_than_signal_with_and_without_validation():
+def test_noise_is_regularized_more_than_signal():
     for valid_seed in (1, None):
         clean, noisy = (
-            fit_head(
+            fit_logistic_regression(
                 labeled(60, noise=noise),
                 None if valid_seed is None else labeled(60, noise=noise, seed=1, views=1),
                 3,
@@ -252,7 +255,10 @@ def test_strength_is_chosen_by_the_first_view_of_each_image():
     junk[:, 1] = junk[:, 0]
     alone = LabeledEmbeddings(data.embeddings[:, :1], data.y, data.weights)
     doubled = LabeledEmbeddings(junk, data.y, data.weights)
-    single_head, doubled_head = fit_head(alone, None, 3), fit_head(doubled, None, 3)
+    single_head, doubled_head = (
+        fit_logistic_regression(alone, None, 3),
+        fit_logistic_regression(doubled, None, 3),
+    )
     assert_same(single_head, doubled_head, data)
 
 
@@ -260,7 +266,10 @@ def test_strength_is_chosen_by_the_first_view_of_each_image():
 def test_folds_do_not_depend_on_the_row_order():
     data = labeled(noise=2.0)
     order = np.random.default_rng(0).permutation(60)
-    head, shuffled_head = fit_head(data, None, 3), fit_head(data.take(order), None, 3)
+    head, shuffled_head = (
+        fit_logistic_regression(data, None, 3),
+        fit_logistic_regression(data.take(order), None, 3),
+    )
     assert_same(head, shuffled_head, data)
 
 
@@ -268,17 +277,18 @@ def test_folds_do_not_depend_on_the_row_order():
 @pytest.mark.parametrize("valid", [None, labeled(30, noise=0.1, seed=1, views=1)])
 def test_given_strength_is_used(valid):
     data = labeled(noise=0.1)
-    chosen = fit_head(data, valid, 3)
+    chosen = fit_logistic_regression(data, valid, 3)
     assert chosen.strength > 1
-    head = fit_head(data, valid, 3, strength=0.01)
+    head = fit_logistic_regression(data, valid, 3, strength=0.01)
     assert head.strength == 0.01
     assert np.abs(head.weight).max() < 0.5 * np.abs(chosen.weight).max()
-    assert_same(fit_head(data, valid, 3, strength=chosen.strength), chosen, data)
+    assert_same(fit_logistic_regression(data, valid, 3, strength=chosen.strength), chosen, data)
 
 
 def folds_of(data):
     return [
-        [set(part.embeddings[:, 0, 0].tolist()) for part in fold] for fold in room._folds(data, 3)
+        [set(part.embeddings[:, 0, 0].tolist()) for part in fold]
+        for fold in head_module._folds(data, 3)
     ]
 
 
@@ -293,7 +303,7 @@ def test_class_with_a_single_image_is_trained_on_in_all_folds(copies):
     assert set().union(*(valid for _, valid in folds)) == {
         *data.embeddings[:-copies, 0, 0].tolist()
     }
-    head = fit_head(data, None, 3)
+    head = fit_logistic_regression(data, None, 3)
     assert head.strength > 1, "the other classes show that the images are easy"
     assert (logits_of(head, data.embeddings[:, 0]).argmax(1) == data.y).all()
 
@@ -301,7 +311,7 @@ def test_class_with_a_single_image_is_trained_on_in_all_folds(copies):
 @pytest.mark.parametrize("copies", [1, 2])
 def test_strength_is_the_default_if_all_classes_have_a_single_image(copies):
     data = labeled(3).take(np.repeat(np.arange(3), copies))
-    head = fit_head(data, None, 3)
+    head = fit_logistic_regression(data, None, 3)
     assert head.strength == 0.1
     assert np.isfinite(head.weight).all()
 
@@ -313,14 +323,14 @@ def test_folds_keep_copies_of_an_image_together():
 
 def test_two_images_per_class_are_enough_for_folds():
     data = labeled(6, noise=0.1)
-    head = fit_head(data, None, 3)
+    head = fit_logistic_regression(data, None, 3)
     assert head.strength != 0.1
     assert (logits_of(head, data.embeddings[:, 0]).argmax(1) == data.y).all()
 
 
 def test_validation_set_may_lack_a_class():
     valid = labeled(30, seed=1, views=1)
-    head = fit_head(labeled(), valid.take(valid.y != 1), 3)
+    head = fit_logistic_regression(labeled(), valid.take(valid.y != 1), 3)
     assert head.weight.shape == (3, 8)
     assert head.strength in STRENGTHS
 
@@ -331,7 +341,7 @@ def test_constant_embeddings_predict_the_class_frequencies(value, with_valid):
     y, weights = np.arange(12) % 3, np.random.default_rng(0).uniform(0.5, 2, 12)
     data = LabeledEmbeddings(np.full((12, 2, 4), value, np.float32), y, weights)
     valid = LabeledEmbeddings(data.embeddings[:, :1], y, weights) if with_valid else None
-    head = fit_head(data, valid, 3)
+    head = fit_logistic_regression(data, valid, 3)
     # The network computes it in float32.
     logits = data.embeddings[0, :1] @ head.weight.astype(np.float32).T
     p = np.exp(log_softmax(logits + head.bias.astype(np.float32), axis=1))[0]
@@ -351,22 +361,25 @@ def test_head_does_not_depend_on_the_scale_of_the_embeddings(power):
         assert ((embeddings != 0) == (data.embeddings != 0)).all()
         return LabeledEmbeddings(embeddings, data.y, data.weights)
 
-    head, scaled_head = fit_head(data, valid, 3), fit_head(sized(data), sized(valid), 3)
+    head, scaled_head = (
+        fit_logistic_regression(data, valid, 3),
+        fit_logistic_regression(sized(data), sized(valid), 3),
+    )
     assert scaled_head.strength == head.strength
     np.testing.assert_allclose(
         logits_of(scaled_head, sized(data).embeddings.astype(float)),
         logits_of(head, data.embeddings.astype(float)),
         atol=1e-6,
     )
-    alone = fit_head(sized(data), None, 3)
+    alone = fit_logistic_regression(sized(data), None, 3)
     predicted = logits_of(alone, sized(data).embeddings[:, 0].astype(float)).argmax(1)
     assert (predicted == data.y).mean() > 0.8
 
 
-def test_fit_head_leaves_its_input_unchanged():
+def test_fit_leaves_its_input_unchanged():
     train, valid = labeled(), labeled(30, seed=1, views=1)
     before = [array.copy() for data in (train, valid) for array in vars(data).values()]
-    fit_head(train, valid, 3)
+    fit_logistic_regression(train, valid, 3)
     after = [array for data in (train, valid) for array in vars(data).values()]
     for array_before, array_after in zip(before, after, strict=True):
         np.testing.assert_array_equal(array_before, array_after)

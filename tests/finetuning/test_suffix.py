@@ -89,7 +89,7 @@ def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, le
     parts = {name: set(part.state_dict()) for name, part in suffix.parts().items()}
     train_a_little(suffix, run_before(network, 4 if start == 3 else start, float_images(10)))
     changed_names = changed(suffix, state)
-    place = {
+    attributes = {
         "a": "blocks.0",
         "b": "blocks.1",
         "c": "blocks.2",
@@ -97,7 +97,7 @@ def test_frozen_parts_keep_every_bit_and_trained_parts_change(start, trained, le
         "head": "head",
     }
     expected = {
-        f"{place[name]}.{key}"
+        f"{attributes[name]}.{key}"
         for name in trained
         for key in parts[name]
         if learn_statistics or not key.endswith(("running_mean", "running_var", "tracked"))
@@ -262,7 +262,7 @@ def test_target_gradient_reaches_the_blocks_reversed():
     torch.testing.assert_close(gradients[0.5], -0.5 * gradients[-1.0])
 
 
-def test_detached_adversary_is_no_part():
+def test_parts_leave_out_a_detached_adversary():
     suffix = suffix_of(Wide())
     suffix.attach_adversary(Adversary(7, 1.0))
     assert [*suffix.parts()] == [*PARTS, ADVERSARY]

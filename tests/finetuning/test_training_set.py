@@ -19,7 +19,7 @@ def examples(X, y, sample_weight=None, class_weight=None):
 
 
 def balanced_images(*counts):
-    """Make images and labels, with a given number of images per class."""
+    """Build images and labels, with a given number of images per class."""
     y = np.repeat([f"class{i}" for i in range(len(counts))], counts)
     return images(len(y), side=4), y
 

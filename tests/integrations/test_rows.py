@@ -56,7 +56,7 @@ def embeddings(column):
     return np.array(column.drop_null().to_pylist(), np.float32)
 
 
-def test_embeddings_are_those_of_the_extractor_and_broken_images_have_an_error(table_and_broken):
+def test_embeddings_equal_the_extractor_and_broken_images_have_errors(table_and_broken):
     table, broken = table_and_broken
     extractor = make_extractor()
     result = remote_model(extractor, "embed").run(list(table["path"]))
@@ -228,7 +228,7 @@ def test_replaced_file_is_loaded_again(tmp_path):
     assert not remote.run(png(X[:2])).equals(first)
 
 
-def test_model_stays_as_it_is(log):
+def test_remote_model_leaves_its_model_unchanged(log):
     extractor = make_extractor(CountingTiny(log), cache="auto", n_jobs=1, verbose=0)
     parameters = extractor.get_params()
     remote_model(extractor, "embed", threads=2).run(png(X[:3]))
@@ -246,7 +246,7 @@ def test_threads_and_device_are_chosen_in_the_worker(monkeypatch):
     assert (loaded.model.device, loaded.model.n_jobs, loaded.threads) == ("cuda:2", 2, 2)
 
 
-def test_torch_uses_the_threads_of_the_worker_and_then_as_many_as_before(monkeypatch):
+def test_torch_uses_the_worker_threads_and_is_restored(monkeypatch):
     before, seen = torch.get_num_threads(), []
     transform = PretrainedFeatureExtractor.transform
 

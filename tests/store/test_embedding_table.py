@@ -55,7 +55,7 @@ def test_read_handles_many_keys_in_any_order(table, monkeypatch):
     assert (out[~is_stored] == -1).all()
 
 
-def test_methods_accept_no_keys(table):
+def test_table_methods_accept_empty_lists(table):
     assert table.read([], np.empty((0, 2), np.float32)).tolist() == []
     assert table.claim([]) == []
     table.write([], rows().reshape(0, 2))

@@ -1,4 +1,4 @@
-"""All workers find the session store, and it is removed with its owner."""
+"""All workers find the session store, and it is removed with the process that created it."""
 
 import os
 import shutil

@@ -463,13 +463,13 @@ def test_pickled_store_refers_to_the_same_directory(store, table):
 
 
 @pytest.mark.parametrize("max_bytes", [1, 1e9, np.int64(100), 2**60])
-def test_limit_is_an_integer(tmp_path, max_bytes):
+def test_max_bytes_becomes_an_integer(tmp_path, max_bytes):
     limit = EmbeddingStore(tmp_path, max_bytes=max_bytes).max_bytes
     assert (limit, type(limit)) == (int(max_bytes), int)
 
 
 @pytest.mark.parametrize("directory", [None, 0, True, b"x", "", "none", "False", __file__])
-def test_directory_that_is_no_path_is_rejected(directory):
+def test_directory_that_is_not_a_path_is_rejected(directory):
     with pytest.raises(
         (TypeError, ValueError, NotADirectoryError), match=r"^Got .*a directory for"
     ):

@@ -121,7 +121,7 @@ def test_augmentation_is_the_same_in_several_threads(augment):
     assert all(torch.equal(a, b) for a, b in zip(serial, reversed(threaded), strict=True))
 
 
-def test_augmentation_leaves_global_random_states_and_the_image_unchanged(augment):
+def test_augmentation_leaves_random_states_and_image_unchanged(augment):
     image = smooth_image()
     before = image.clone()
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
@@ -422,7 +422,7 @@ def test_unknown_policy_is_rejected_with_a_suggestion():
         (v2.RandomRotation, r"; make one: RandomRotation\(...\)$"),
     ],
 )
-def test_values_that_are_no_transform_are_rejected(augment, remedy):
+def test_values_that_are_not_transforms_are_rejected(augment, remedy):
     start = "^Got augment=.*, but expected one of 'light', 'standard', 'aggressive', 'industrial', "
     with pytest.raises(TypeError, match=f"{start}None, or a transform .*{remedy}"):
         resolve_augmentation(augment)
@@ -442,7 +442,7 @@ def test_values_that_are_no_transform_are_rejected(augment, remedy):
         (lambda image: image * torch.nan, ValueError, "from nan to nan"),
     ],
 )
-def test_transform_that_returns_no_image_is_rejected(augment, error, message):
+def test_transform_that_does_not_return_an_image_is_rejected(augment, error, message):
     with pytest.raises(error, match=message):
         resolve_augmentation(augment)(smooth_image(), 0)
 

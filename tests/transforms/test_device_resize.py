@@ -79,7 +79,7 @@ def test_groups_within_the_memory_limit_give_the_same(monkeypatch):
         (Preprocessing(200, (224, 180)), (300, 200), True),
     ],
 )
-def test_can_resize_tells_what_the_cpu_does_in_one_step(preprocessing, size, possible):
+def test_can_resize_accepts_what_the_cpu_resizes_in_one_step(preprocessing, size, possible):
     assert can_resize(preprocessing, size) == possible
 
 

@@ -80,7 +80,7 @@ def test_prepared_images_are_channels_last():
     "size",
     ["big", "224", 0, 1, 7, -3, (0, 5), 10**6, True, (True, 32), (224, 224, 3), (), 32.0],
 )
-def test_check_image_size_rejects_what_is_no_size(size):
+def test_check_image_size_rejects_other_values(size):
     with pytest.raises(ValueError, match=r"but expected a side in pixels such as 224 \(an integer"):
         check_image_size(size, options=("auto",))
 

@@ -22,7 +22,7 @@ PREPROCESSING = Preprocessing(resize=20, crop=(SIZE, SIZE))
 
 
 @dataclass
-class Noted:
+class RecordingAugmentation:
     """An augmentation that adds a number and records its seeds."""
 
     added: int = 1
@@ -59,7 +59,7 @@ def all_of(views):
 
 def test_items_list_the_views_image_by_image():
     X = images(3)
-    views = views_of(X, Noted(), 2)
+    views = views_of(X, RecordingAugmentation(), 2)
     assert len(views) == 9
     for item in range(9):
         row, number = divmod(item, 3)
@@ -108,11 +108,11 @@ def test_fingerprint_covers_everything_that_determines_a_view():
     """Fail if a parameter of `Views` is neither in the fingerprint nor known not to matter."""
     X, changed = images(1), images(1)
     changed[0, 0, 0, 0] ^= 1
-    usual = {"augmentation": Noted(1), "n_views": 3}
+    usual = {"augmentation": RecordingAugmentation(1), "n_views": 3}
     base = views_of(X, **usual)
     variants = {
         "images": views_of(changed, **usual),
-        "augmentation": views_of(X, Noted(2), 3),
+        "augmentation": views_of(X, RecordingAugmentation(2), 3),
         "salt": views_of(X, **usual, salt=b"s"),
         "only": views_of(X, **usual, only=2),
         "the image alone": views_of(X),
@@ -124,7 +124,7 @@ def test_fingerprint_covers_everything_that_determines_a_view():
     assert prints["the image alone"] == numbers[0]
     assert all(len(fingerprint) == 16 for fingerprint in numbers)
     # A view does not depend on the number of views. The preprocessing is in the recipe's key.
-    assert views_of(X, Noted(1), 99).fingerprint(1) == numbers[1]
+    assert views_of(X, RecordingAugmentation(1), 99).fingerprint(1) == numbers[1]
     known = {*variants, "n_views", "preprocessing", "self"} - {"the image alone"}
     assert set(inspect.signature(Views.__init__).parameters) == known
 
@@ -135,13 +135,13 @@ def test_seeds_depend_only_on_content_view_number_and_salt(tmp_path):
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for path in paths:
         Image.fromarray(X[0]).save(path)
-    first, second = Noted(), Noted(2)
+    first, second = RecordingAugmentation(), RecordingAugmentation(2)
     all_of(views_of([X[1], paths[0], paths[1]], first, 2))
     all_of(views_of([Path(paths[0]).read_bytes()], second, 3))
     of_other, of_path = first.seeds[:2], first.seeds[2:4]
     assert first.seeds[4:] == of_path == second.seeds[:2]
     assert len({*of_other, *of_path}) == 4
-    salted = Noted()
+    salted = RecordingAugmentation()
     all_of(views_of(paths[:1], salted, 3, salt=b"s"))
     assert len({*second.seeds, *salted.seeds}) == 6
 
@@ -167,7 +167,7 @@ def test_views_do_not_depend_on_global_random_numbers():
 
 def test_views_read_in_order_decode_each_image_once():
     counted = Counted(images(30))
-    views = Views(counted, PREPROCESSING, Noted(), 3)
+    views = Views(counted, PREPROCESSING, RecordingAugmentation(), 3)
     for _ in ImageReader(views, 1, ImageErrors("raise")).batches(range(len(views)), 7):
         pass
     assert counted.decoded == [1] * 30
@@ -181,14 +181,14 @@ def test_image_is_decoded_once_for_several_threads():
             assert both.acquire(timeout=30), "the other thread never came"
             return super().decode_with_digest(row, side)
 
-    class Told(Views):
+    class SignalingViews(Views):
         def prepare(self, item):
             if item == 1:
                 both.release(2)
             return super().prepare(item)
 
     counted = Slow(images(1, side=400))
-    views = Told(counted, PREPROCESSING, Noted(), 1)
+    views = SignalingViews(counted, PREPROCESSING, RecordingAugmentation(), 1)
     with ThreadPoolExecutor(2) as pool:
         original, augmented = pool.map(views.prepare, range(2))
     assert torch.equal(original + 1, augmented)
@@ -196,20 +196,20 @@ def test_image_is_decoded_once_for_several_threads():
 
 
 def test_views_keep_few_images_in_memory():
-    views = views_of(images(100), Noted(), 1)
+    views = views_of(images(100), RecordingAugmentation(), 1)
     all_of(views)
     assert len(views._resized) <= 64
-    alone = views_of(images(30), Noted(), only=1)
+    alone = views_of(images(30), RecordingAugmentation(), only=1)
     all_of(alone)
     assert not alone._resized
 
 
 def test_in_place_transform_leaves_the_kept_image_unchanged():
-    def spoil(image):
+    def blacken(image):
         return image.fill_(0)
 
     X = images(1)
-    views = views_of(X, resolve_augmentation(spoil), 1)
+    views = views_of(X, resolve_augmentation(blacken), 1)
     assert views.prepare(1).sum() == 0
     assert torch.equal(views.prepare(0), PREPROCESSING.prepare(X[0]))
 
@@ -217,7 +217,7 @@ def test_in_place_transform_leaves_the_kept_image_unchanged():
 @pytest.mark.parametrize("method", ["prepare", "fingerprint"])
 def test_broken_image_names_the_row_of_x(method, tmp_path):
     chosen = as_images([*images(2), str(tmp_path / "missing.png")]).take([2, 0])
-    views = Views(chosen, PREPROCESSING, Noted(), 2)
+    views = Views(chosen, PREPROCESSING, RecordingAugmentation(), 2)
     with pytest.raises(ImageError) as caught:
         getattr(views, method)(1)
     assert caught.value.row == 2

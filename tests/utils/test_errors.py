@@ -2,12 +2,17 @@ import math
 import pickle
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import X, Y, make_classifier
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
 
+from sktransfer import SelfTrainedImageClassifier, load_image_folder
 from sktransfer.utils.errors import (
     ImageError,
     check_bool,
@@ -17,6 +22,7 @@ from sktransfer.utils.errors import (
     check_random_state,
     check_verbose,
     import_optional,
+    warn_user,
 )
 
 
@@ -191,7 +197,7 @@ def test_check_bool_rejects_other_values(value):
         (__file__, NotADirectoryError, f"Got the file {__file__!r}, but expected a directory"),
     ],
 )
-def test_check_directory_rejects_what_is_no_directory(value, error, message):
+def test_check_directory_rejects_other_values(value, error, message):
     check_directory("folder", Path("none"))  # not a string
     check_directory("folder", str(Path(__file__).parent))
     with pytest.raises(error, match=re.escape(message)):
@@ -210,3 +216,31 @@ def test_import_optional_names_the_purpose_and_the_extra(monkeypatch):
         ImportError, match=r"^The test needs 'json'.*pip install 'sktransfer\[x\]'$"
     ):
         import_optional("json", extra="x", purpose="The test")
+
+
+def warn_in_a_thread():
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(warn_user, "in a thread").result()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: warn_user("direct"),
+        lambda: make_classifier(lr_drop=2, unfreeze=0).fit(X, Y),
+        lambda: make_pipeline(make_classifier(lr_drop=2, unfreeze=0)).fit(X, Y),
+        lambda: cross_val_score(make_classifier(lr_drop=2, unfreeze=0), X, Y, cv=2),
+        lambda: SelfTrainedImageClassifier(make_classifier(lr_drop=2, unfreeze=0)).fit(X, Y),
+        lambda: load_image_folder(Path(__file__).parent.parent, extensions=[".py"]),
+    ],
+)
+def test_warnings_name_the_line_of_the_user(call):
+    with pytest.warns(UserWarning, match="direct|lr_drop|Ignored") as caught:
+        call()
+    line = call.__code__.co_firstlineno
+    assert {(warning.filename, warning.lineno) for warning in caught} == {(__file__, line)}
+
+
+def test_warning_in_a_thread_is_not_lost():
+    with pytest.warns(UserWarning, match="in a thread"):
+        warn_in_a_thread()

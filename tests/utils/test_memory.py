@@ -210,6 +210,6 @@ def test_container_may_have_less_memory(tmp_path, monkeypatch, files, expected):
     assert memory._system_memory(tmp_path) == expected
 
 
-def test_memory_is_assumed_if_the_system_does_not_tell_it(tmp_path, monkeypatch):
+def test_memory_is_assumed_if_the_system_does_not_report_it(tmp_path, monkeypatch):
     monkeypatch.delattr(memory.os, "sysconf", raising=False)
     assert memory._system_memory(tmp_path) == 2**33

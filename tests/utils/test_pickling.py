@@ -117,7 +117,7 @@ def test_estimator_within_another_names_its_parameter(wrap):
         pickle.dumps(wrap(FineTunedImageClassifier(augment=lambda image: image)))
 
 
-def test_object_that_is_no_code_has_no_remedy_for_code():
+def test_object_without_code_has_no_remedy_for_code():
     message = (
         r"Got callbacks=\[<unlocked .*, which pickle, joblib and skops cannot save: cannot pickle "
         r"'_thread\.lock' object\. Save the model with sktransfer\.save, which leaves it out$"
@@ -252,14 +252,14 @@ def test_parameter_is_named_whatever_its_repr(text, shown):
 
 
 @pytest.mark.parametrize("module", ["mypackage.distributed", "mypackage.pool", "copying"])
-def test_modules_of_users_with_names_like_those_of_libraries_are_checked(module):
+def test_user_modules_named_like_libraries_are_checked(module):
     user = types.ModuleType(module)
     exec("import pickle\ndef save(estimator): return pickle.dumps(estimator)", user.__dict__)
     with pytest.raises(pickle.PicklingError, match=r"^Got augment=.*<lambda>"):
         user.save(FineTunedImageClassifier(augment=lambda image: image))
 
 
-def test_hashing_of_dask_is_no_saving(of_main, recwarn):
+def test_hashing_by_dask_does_not_count_as_saving(of_main, recwarn):
     tokenize = pytest.importorskip("dask.base").tokenize
     tokenize(PretrainedFeatureExtractor(of_main))
     assert not [w for w in recwarn if "can load this file" in str(w.message)]

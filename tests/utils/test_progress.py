@@ -65,7 +65,7 @@ class Staged(CallbackSupport, GaussianNB):
 
 
 class Recorder:
-    """Records the events that a callback receives, with the place of each task."""
+    """Records the events that a callback receives, with the path of each task."""
 
     def __init__(self, stop_after=()):
         self.heard = []
@@ -79,12 +79,12 @@ class Recorder:
         self.heard.append("teardown")
 
     def on_fit_task_begin(self, estimator, context):
-        self.heard.append(f"begin {place(context)}")
+        self.heard.append(f"begin {task_path(context)}")
 
     def on_fit_task_end(self, estimator, context, *, X=None, fitted_estimator=None):
-        self.heard.append(f"end {place(context)}")
+        self.heard.append(f"end {task_path(context)}")
         self.metrics.append(getattr(context, "metrics", None))
-        return place(context) in self.stop_after
+        return task_path(context) in self.stop_after
 
 
 class Follower(Recorder):
@@ -93,7 +93,7 @@ class Follower(Recorder):
     max_propagation_depth = None
 
 
-def place(context):
+def task_path(context):
     """Return the path of a task, such as fit.1.0 for the first epoch of the second stage."""
     numbers = []
     while context.parent is not None:
@@ -163,7 +163,7 @@ def test_error_of_the_fit_takes_precedence_over_callback_errors():
     class Broken(Recorder):
         def on_fit_task_end(self, estimator, context):
             super().on_fit_task_end(estimator, context)
-            raise OSError(f"no connection in {place(context)}")
+            raise OSError(f"no connection in {task_path(context)}")
 
     with pytest.raises(OSError, match=r"no connection in fit\.0"):
         Staged().set_callbacks(Broken()).fit(X, y)
@@ -485,7 +485,7 @@ def test_describe_shortens_rates(lr, text):
 
 
 def test_stage_without_epochs_shows_its_metrics(capfd):
-    class Solved(CallbackSupport):
+    class HeadOnly(CallbackSupport):
         @with_callbacks
         def fit(self):
             with (
@@ -494,7 +494,7 @@ def test_stage_without_epochs_shows_its_metrics(capfd):
             ):
                 epochs.update({"valid_loss": None, "valid_acc": 0.875})
 
-    Solved().fit()
+    HeadOnly().fit()
     (bar,) = bars(capfd.readouterr().err)
     assert "1/1" in bar
     assert bar.endswith(", valid_acc=0.875]")

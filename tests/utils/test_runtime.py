@@ -126,7 +126,7 @@ def test_torch_threads_are_set_and_restored():
 
 
 @pytest.mark.parametrize("n_jobs", [0, "all", 1.5, True, 10**9, float("nan"), [1], np.float64(2)])
-def test_resolve_threads_rejects_what_is_no_number_of_threads(n_jobs):
+def test_resolve_threads_rejects_invalid_numbers(n_jobs):
     with pytest.raises(ValueError, match=r"^Got n_jobs=.*number of threads from 1 to 1,024, a neg"):
         resolve_threads(n_jobs)
 
@@ -137,7 +137,7 @@ def test_resolve_threads_accepts_integers(n_jobs, threads):
 
 
 @pytest.mark.parametrize("device", [0, None, True, "", "gpu", "cuda:x", 1.5, ["cpu"]])
-def test_resolve_device_rejects_what_is_no_device(device):
+def test_resolve_device_rejects_unknown_devices(device):
     with pytest.raises(ValueError, match=r"^Got device=.*, but expected 'auto', 'cpu', 'cuda', 'c"):
         resolve_device(device)
 
