@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,28 @@ def measure(estimator: Any, X: Any, y: np.ndarray, X_test: Any, y_test: np.ndarr
         "accuracy": round(float(accuracy), 4),
         "predict_seconds": round(time.perf_counter() - fitted, 2),
     }
+
+
+class PeakMemory:
+    """Sample the anonymous memory of this process (Linux), and keep the maximum in bytes."""
+
+    def __enter__(self) -> PeakMemory:
+        self.bytes, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            kilobytes = int(status.split("RssAnon:")[1].split()[0])
+            self.bytes = max(self.bytes, 1024 * kilobytes)
+            if self._stop.wait(0.01):
+                return
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

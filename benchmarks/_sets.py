@@ -159,14 +159,32 @@ def drawings() -> tuple[list[str], np.ndarray, None]:
 
 
 def _fashion(kinds: dict[int, str]) -> tuple[np.ndarray, np.ndarray, None]:
+    pixels, codes = _read_fashion("train")
+    rows = np.concatenate([np.flatnonzero(codes == code)[:900] for code in kinds])
+    return pixels[rows], np.array([kinds[code] for code in codes[rows]]), None
+
+
+def all_clothes() -> tuple[np.ndarray, np.ndarray]:
+    """Load all 70,000 images of clothes, gray, 28 x 28; the last 10,000 are for testing.
+
+    Returns uint8 of shape (70000, 28, 28), and the numbers of the ten classes.
+    """
+    parts = [_read_fashion(part) for part in ("train", "t10k")]
+    pixels, codes = zip(*parts, strict=True)
+    return np.concatenate(pixels), np.concatenate(codes)
+
+
+def _read_fashion(part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read images and class numbers of "train" or "t10k"."""
     if not CLOTHES.is_dir():
         sys.exit(f"{CLOTHES} is missing; install it with: apt install dataset-fashion-mnist")
     pixels, codes = (
-        np.frombuffer(gzip.decompress((CLOTHES / f"train-{name}.gz").read_bytes()), np.uint8, -1, n)
+        np.frombuffer(
+            gzip.decompress((CLOTHES / f"{part}-{name}.gz").read_bytes()), np.uint8, -1, n
+        )
         for name, n in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
     )
-    rows = np.concatenate([np.flatnonzero(codes == code)[:900] for code in kinds])
-    return pixels.reshape(-1, 28, 28)[rows], np.array([kinds[code] for code in codes[rows]]), None
+    return pixels.reshape(-1, 28, 28), codes
 
 
 def faces() -> tuple[np.ndarray, np.ndarray, None]:

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-from _common import command_line, finish, in_fresh_process
+from _common import PeakMemory, command_line, finish, in_fresh_process
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV
@@ -54,28 +53,6 @@ def search(extractor: PretrainedFeatureExtractor | None, X: np.ndarray, y: np.nd
     start = time.perf_counter()
     GridSearchCV(make_pipeline(*steps), grid, cv=3, refit=False).fit(X, y)
     return time.perf_counter() - start
-
-
-class PeakMemory:
-    """Sample the anonymous memory of this process (Linux), and keep the maximum in bytes."""
-
-    def __enter__(self) -> PeakMemory:
-        self.bytes, self._stop = 0, threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while True:
-            status = Path("/proc/self/status").read_text()
-            kilobytes = int(status.split("RssAnon:")[1].split()[0])
-            self.bytes = max(self.bytes, 1024 * kilobytes)
-            if self._stop.wait(0.01):
-                return
 
 
 def measure(count: int) -> dict:

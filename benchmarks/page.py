@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md and its plots from the figures in benchmarks/results/.
+"""Write docs/benchmarks.md, its plots, and the tables of docs/scaling.md from benchmarks/results/.
 
 Run it after the benchmarks have written their JSON files; benchmarks/run_all.py does both.
 
@@ -12,6 +12,7 @@ import statistics
 import textwrap
 from typing import Any
 
+import _scaling_page
 import matplotlib.pyplot as plt
 from _common import ROOT
 
@@ -626,6 +627,59 @@ the same network in torch (eager, inference mode, channels last), without the li
 """
 
 
+OUT_OF_CORE_LABELS = {
+    "memory": "`LogisticRegression` on an array in memory",
+    "mapped": "`LogisticRegression` on a memory map",
+    "sample": "`LogisticRegression` on {} rows",
+    "pca": "`IncrementalPCA(256)`, then `LogisticRegression` in memory",
+    "blocks": "`MLPClassifier(())` from blocks",
+    "parquet": "`MLPClassifier(())` from blocks of a Parquet file",
+    "sgd": "`SGDClassifier` from blocks",
+    "sgd_averaged": "`SGDClassifier` from blocks, constant rate, averaged",
+}
+
+
+def out_of_core_section() -> str:
+    sets = load("out_of_core")["sets"]
+    tables = {}
+    for name, figures in sets.items():
+        rows = [
+            [out_of_core_label(variant), v["seconds"], f"{v['peak_mb']:,}", f"{v['accuracy']:.4f}",
+             f"{v['log_loss']:.3f}"]
+            for variant, v in figures["variants"].items()
+        ]  # fmt: skip
+        epochs = f"{figures['epochs']} epoch{'s' if figures['epochs'] > 1 else ''}"
+        head = [f"{figures['rows']:,} rows x {figures['features']:,}, {epochs}", "seconds", "MB",
+                "accuracy", "log loss"]  # fmt: skip
+        tables[name] = table(head, rows)
+    arrays = [f"{figures['array_mb']:,}" for figures in sets.values()]
+    return f"""## Embeddings that do not fit in memory
+
+Linear classifiers on embeddings in a file, each learned in a fresh process
+(`benchmarks/out_of_core.py`; the code is in [the guide](out_of_core.md)). MB is the
+memory that learning adds at its peak, without the pages of mapped files. The arrays of the training
+rows alone take {", ".join(arrays[:-1])} and {arrays[-1]} MB. Files are not in the page cache when
+the learning begins. Accuracy and log loss are those on 10,000 other rows.
+
+Embeddings of images of clothes at 32 x 32:
+
+{tables["clothes"]}
+
+Synthetic rows, class centers with correlated noise:
+
+{tables["million"]}
+
+{tables["many"]}
+"""
+
+
+def out_of_core_label(variant: str) -> str:
+    kind, _, count = variant.partition("_")
+    if kind == "sample":
+        return OUT_OF_CORE_LABELS[kind].format(f"{int(count):,}")
+    return OUT_OF_CORE_LABELS[variant]
+
+
 HEAD = """# Benchmarks
 
 All figures were measured on 2 cores of an AMD EPYC or an Intel Xeon, with torch {torch}. Compare
@@ -655,12 +709,15 @@ def main() -> None:
         int8_section(),
         export_section(),
         serving_section(),
+        out_of_core_section(),
     ]
     results = [load(path.stem) for path in RESULTS.glob("*.json")]
     versions = {result["machine"]["torch"] for result in results if "machine" in result}
     head = HEAD.format(torch=" or ".join(sorted(versions)))
     page = wrap(head + "\n".join(sections)).rstrip("\n") + "\n"
     (DOCS / "benchmarks.md").write_text(page)
+    scaling = DOCS / "scaling.md"
+    scaling.write_text(_scaling_page.filled(scaling.read_text(), _scaling_page.tables(load)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Run all CPU benchmarks one after the other, and write docs/benchmarks.md.
+"""Run all CPU benchmarks one after the other, and write the pages of figures.
 
 This takes about five hours on two cores, on which nothing else should run. If a benchmark fails,
 the others still run. benchmarks/gpu.py measures the speed on a CUDA device.
 
-The last one, export, needs Node.js, and `npm install onnxruntime-node onnxruntime-web sharp` in the
-current folder.
+The benchmark `export` needs Node.js, and `npm install onnxruntime-node onnxruntime-web sharp` in
+the current folder.
 
     python benchmarks/run_all.py [--only embedding,search]
 """
@@ -27,6 +27,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "search": [],
     "growth": [],
     "store_read": [],
+    "clusters": [],
+    "scaling": [],
     "tuning": ["--folds", "0,1,2,3,4"],
     "accuracy": [],
     "epoch": [],
@@ -37,6 +39,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "industrial": [],
     "export": ["--node", "."],
     "serving": [],
+    "out_of_core": [],
 }
 
 

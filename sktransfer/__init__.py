@@ -16,7 +16,8 @@ Fitted models in files
     save, load, make_card (a model card), export_onnx, register_onnx_converter, to_module (a torch
     module)
 Clusters
-    embed and predict of sktransfer.integrations.dask and sktransfer.integrations.ray
+    embed and predict of sktransfer.integrations.dask, sktransfer.integrations.ray and
+    sktransfer.integrations.spark
 
 X can be paths, URLs, PIL images, arrays, tensors, bytes or a column of a table. The guide is in
 docs/; docs/architecture.md describes how the package is built.

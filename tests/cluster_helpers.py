@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -74,13 +75,31 @@ def files(folder, n=N_IMAGES):
     return table, np.isin(np.arange(n), broken)
 
 
-def kill_worker(log):
-    """Kill a process that has computed images, as soon as two have."""
-    end = time.monotonic() + 100
+def check_table(result, extractor, table, broken):
+    """Check that each row is there once, with its embedding or its error, in any order.
+
+    `result` is a pyarrow Table with the key `number`.
+    """
+    result = result.sort_by("number")
+    assert result["number"].to_pylist() == list(table["number"])
+    expected = extractor.transform(list(table["path"][~broken]))
+    embeddings = np.array(result["embedding"].drop_null().to_pylist(), np.float32)
+    # The last bit of an embedding depends on the size of its batch.
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-6)
+    np.testing.assert_array_equal(result["embedding"].is_null(), broken)
+    np.testing.assert_array_equal(result["error"].is_valid(), broken)
+
+
+def kill_worker(log, *, generation=0):
+    """Kill a process that has computed images, as soon as two have; or its parent, and so on."""
+    end = time.monotonic() + 200
     while time.monotonic() < end:
         processes = {line.split()[1].partition("-")[0] for line in _lines(log)}
         if len(processes) > 1:
-            os.kill(int(min(processes)), signal.SIGKILL)
+            process = min(processes)
+            for _ in range(generation):
+                process = subprocess.check_output(["ps", "-o", "ppid=", "-p", process]).strip()
+            os.kill(int(process), signal.SIGKILL)
             return
         time.sleep(0.02)
     raise TimeoutError("two workers have not computed any images")
@@ -90,6 +109,11 @@ def loads(log):
     """Return how often each process has loaded a model, by its id."""
     lines = _lines(log)
     return {int(process): lines.count(process) for process in lines}
+
+
+def check_loads(log):
+    """Check that one or two processes have loaded the model, each of them once."""
+    assert list(loads(log).values()) in ([1], [1, 1])  # one may have done all before the other
 
 
 def _lines(log):

@@ -45,7 +45,7 @@ from sktransfer.utils.progress import StageProgress
 # The contract of scikit-learn
 
 
-@pytest.mark.parametrize("unfreeze", [(0,), (0, 1, 2)])
+@pytest.mark.parametrize("unfreeze", [pytest.param((0,), marks=pytest.mark.slow), (0, 1, 2)])
 def test_classifier_passes_check_estimator(unfreeze):
     estimator = FineTunedImageClassifier(
         Tiny,

@@ -23,6 +23,8 @@ from sktransfer.cli.main import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+# Pages that take half of the time of all pages; `make test-slow` runs them.
+LONG_PAGES = {"domains.md", "export.md", "fine_tuning.md", "input_formats.md", "recipes.md"}
 BLOCK = re.compile(r"^```(?:python|text)\n(?P<code>.*?)^```$", re.M | re.S)
 ERROR = re.compile(r"\w+(?:Error|Warning): ")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -83,7 +85,14 @@ def offline(monkeypatch, folder):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in LONG_PAGES else [])
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_python_blocks_print_the_documented_output(page, offline):
     namespace = {"__name__": "__main__"}
     for line, code, expected in blocks(page):

@@ -52,6 +52,7 @@ def test_three_lines_with_defaults_prints_counts_and_score(tmp_path):
     assert numbers(r"test digits: (\d\.\d+)", printed)[0] > 0.8
 
 
+@pytest.mark.slow
 def test_folder_of_images_runs_without_a_folder(tmp_path):
     printed = run("02_folder_of_images.py", tmp_path)
     assert "48 images below" in printed
@@ -71,6 +72,7 @@ def test_folder_of_images_reports_a_broken_image(tmp_path):
     assert re.search(r"accuracy +\d\.\d+ +6\n", printed)
 
 
+@pytest.mark.slow
 def test_images_beside_columns_scores_better_than_columns(tmp_path):
     printed = run("03_images_beside_columns.py", tmp_path)
     assert numbers("images and columns: accuracy (.*) in", printed)[0] > 0.9

@@ -131,8 +131,8 @@ def test_too_little_memory_gives_the_same(paths, on_cpu):
     [
         {"unfreeze": 0},
         {"unfreeze": (0, 2)},
-        {"unfreeze": (0, 2), "n_views": None},
-        {"unfreeze": (0, 2), "batch_norm": "adapt"},
+        pytest.param({"unfreeze": (0, 2), "n_views": None}, marks=pytest.mark.slow),
+        pytest.param({"unfreeze": (0, 2), "batch_norm": "adapt"}, marks=pytest.mark.slow),
         {"unfreeze": "all", "augment": None, "max_epochs": 1},
     ],
 )

@@ -198,6 +198,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_cloudpickle_saves_code_of_the_main_script_and_pickle_does_not(tmp_path):
     np.save(tmp_path / "X.npy", X)
     np.save(tmp_path / "y.npy", Y)

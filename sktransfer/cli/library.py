@@ -47,10 +47,11 @@ _cache_option = click.option(
     epilog=options.example(
         f"export {CACHE.name}=~/.cache/sktransfer",
         "sktransfer cache info",
+        "sktransfer cache export photos.embeddings",
     )
 )
 def cache() -> None:
-    """Show or clear a folder of embeddings, kept with --cache."""
+    """Show, clear or carry a folder of embeddings, kept with --cache."""
 
 
 @cache.command(epilog=options.example("sktransfer cache info --cache embeddings"))
@@ -76,10 +77,39 @@ def clear(cache: Path, notes: Notes) -> None:
     notes(f"Removed {counted(n_images, 'embedding')} from {cache}")
 
 
+@cache.command(epilog=options.example("sktransfer cache export photos.embeddings --cache kept"))
+@click.argument("file", metavar="FILE", type=options.PATH)
+@_cache_option
+@options.notes_option
+def export(file: Path, cache: Path, notes: Notes) -> None:
+    """Write the embeddings to one file, which another machine absorbs.
+
+    FILE is replaced if it exists.
+    """
+    n_images = _open(cache).export(file)
+    notes(f"Wrote {counted(n_images, 'embedding')} to {file}")
+
+
+@cache.command(epilog=options.example("sktransfer cache absorb photos.embeddings --cache kept"))
+@click.argument("file", metavar="FILE", type=options.PATH)
+@_cache_option
+@options.notes_option
+def absorb(file: Path, cache: Path, notes: Notes) -> None:
+    """Add the embeddings of a file that `cache export` wrote.
+
+    Commands on copies of the same images then compute none of them, wherever the copies are. FILE
+    is checked before anything is added.
+    """
+    from sktransfer.store.store import EmbeddingStore
+
+    n_images = EmbeddingStore(cache).absorb(file)
+    notes(f"Added {counted(n_images, 'embedding')} to {cache}")
+
+
 def _open(folder: Path) -> Any:
     from sktransfer.store.store import EmbeddingStore
 
     store = EmbeddingStore(folder)
-    if not store.directory.joinpath("embeddings.sqlite").is_file():
+    if not store.path.is_file():
         raise FileNotFoundError(f"there are no embeddings in {str(folder)!r}")
     return store

@@ -631,12 +631,17 @@ def fingerprint(
     return _digest(("encoded", *ranges, *settings), bytes(raw))
 
 
-def content_digest(raw: RawImage) -> bytes:
-    """Compute a digest of the content of an image, also of a file, which is read."""
+def content_digest(
+    raw: RawImage, pixel_range: PixelRange | None = None, background: Color = WHITE
+) -> bytes:
+    """Compute the fingerprint of the content of an image, also of a file, which is read.
+
+    It does not depend on the name of the file: the encoded image has the same one.
+    """
     if not isinstance(raw, str):
-        return fingerprint(raw)
+        return fingerprint(raw, pixel_range, background)
     with _explained(raw):
-        return fingerprint(_read_file(raw).data)
+        return fingerprint(_read_file(raw).data, pixel_range, background)
 
 
 def _pil_content(

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -51,6 +51,21 @@ _Result = TypeVar("_Result")
 _appearances: dict[bytes, bytes] = {}
 # Properties of images at URLs, by function and fingerprint, for the same reason.
 _known_properties: dict[tuple[str, bytes], Any] = {}
+
+
+class Identity(NamedTuple):
+    """What identifies an image in a cache.
+
+    Parameters
+    ----------
+    fingerprint : bytes of length 16
+    is_file : bool
+        Whether the fingerprint is that of a path, size and modification time. Then it is only valid
+        on this machine.
+    """
+
+    fingerprint: bytes
+    is_file: bool
 
 
 class Images(Sequence[np.ndarray]):
@@ -208,11 +223,30 @@ class Images(Sequence[np.ndarray]):
         ImageError
             If a file is missing or an item is not an image.
         """
+        return self.identity(row).fingerprint
+
+    def identity(self, row: int) -> Identity:
+        """Return the fingerprint of one image, and whether the image is a file on a disk."""
 
         def versioned(file: RemoteFile) -> RemoteVersion:
             return self.remote.version(file, partial(self._remote_files, range(len(self))))
 
-        return self._apply(decoding.fingerprint, row, versioned)
+        def identify(image: Any, *settings: Any) -> Identity:
+            return Identity(decoding.fingerprint(image, *settings), isinstance(image, str))
+
+        return self._apply(identify, row, versioned)
+
+    def content_fingerprint(self, row: int) -> bytes:
+        """Compute the fingerprint of the content of one image; a file is read.
+
+        Copies of a file have the same one on all machines, and so has the encoded image in bytes.
+
+        Raises
+        ------
+        ImageError
+            As in `fingerprint`; also if a file cannot be read.
+        """
+        return self._apply(decoding.content_digest, row)
 
     def order_key(self, row: int) -> bytes:
         """Return a key for sorting images: the path, the name of a URL, or else the content.

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
+from sktransfer.data.images import Identity, Images
 from sktransfer.embedding.compute import ComputeConfig
 from sktransfer.embedding.recipe import Recipe, output_width
 from sktransfer.engines.base import FrozenEngine, pad
 from sktransfer.engines.choice import create_engine, engine_batch_size
 from sktransfer.store.embedding_table import chunks
-from sktransfer.store.store import embed_once
+from sktransfer.store.store import EmbeddingStore, embed_once
 from sktransfer.transforms.device_feed import DeviceFeed, image_reader
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.views import Views
@@ -34,6 +35,8 @@ from sktransfer.utils.progress import progress_bar
 _MIN_DEVICE_BATCHES, _MIN_DEVICE_BATCH = 4, 64
 # Items that a thread hashes at once.
 _HASHED_TOGETHER = 64
+
+_Result = TypeVar("_Result")
 
 
 class Embedded(NamedTuple):
@@ -110,7 +113,7 @@ def embed(
     image_errors = ImageErrors(on_error if compute.store is None else "nan")
     items, keys = list(range(len(views))), list[bytes]()
     if compute.store is not None:
-        items, keys = _fingerprints(views, compute.threads, image_errors)
+        items, keys = _keys(views, compute.store, compute.threads, image_errors)
     if out is None:
         out = np.full((len(views), width), np.nan, dtype=recipe.dtype)
     all_readable = len(items) == len(views)
@@ -254,32 +257,76 @@ def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEng
     return _engines.get((recipe.digest, from_library, engine, device), make, n_bytes, device)
 
 
-def _fingerprints(
-    views: Views, threads: int, image_errors: ImageErrors
+def _keys(
+    views: Views, store: EmbeddingStore, threads: int, image_errors: ImageErrors
 ) -> tuple[list[int], list[bytes]]:
-    """Return the items of the readable images, and their keys."""
-
-    def fingerprints(part: list[int]) -> list[bytes | ImageError]:
-        return [_fingerprint(views, item) for item in part]
-
-    items = list(range(len(views)))
-    if len(views) <= _HASHED_TOGETHER or views.images.path(0) is not None:
-        keys = fingerprints(items)
-    else:  # pixels and encoded images are hashed in parallel
-        with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(fingerprints, chunks(items, _HASHED_TOGETHER))
-            keys = [key for part in parts for key in part]
-    readable = list[int]()
-    for item, key in enumerate(keys):
-        if isinstance(key, ImageError):
-            image_errors.add(item, key)
+    """Return the items of the readable images, and their keys in the store."""
+    of_images = _keys_of_images(views.images, store, threads)
+    items, keys = list[int](), list[bytes]()
+    for item in range(len(views)):
+        of_image = of_images[views.image_of(item)]
+        if isinstance(of_image, ImageError):
+            image_errors.add(item, of_image)
         else:
-            readable.append(item)
-    return readable, [key for key in keys if isinstance(key, bytes)]
+            items.append(item)
+            keys.append(views.fingerprint(item, of_image))
+    return items, keys
 
 
-def _fingerprint(views: Views, item: int) -> bytes | ImageError:
+def _keys_of_images(
+    images: Images, store: EmbeddingStore, threads: int
+) -> list[bytes | ImageError]:
+    """Return the fingerprint of the content of each image, or its error.
+
+    A file is read if the store does not know it yet, by its path, size and modification time.
+    """
+    # Files are only looked up; pixels and encoded images are hashed in parallel.
+    in_parallel = threads if len(images) and images.path(0) is None else 1
+    identities = _map(images.identity, range(len(images)), in_parallel)
+    keys = [each if isinstance(each, ImageError) else each.fingerprint for each in identities]
+    files = {
+        row: each.fingerprint
+        for row, each in enumerate(identities)
+        if isinstance(each, Identity) and each.is_file
+    }
+    errors = dict[bytes, ImageError]()
+
+    def read(unknown: list[bytes]) -> dict[bytes, bytes]:
+        row_of = {key: row for row, key in files.items()}
+        digests = _map(images.content_fingerprint, [row_of[key] for key in unknown], threads)
+        results = dict(zip(unknown, digests, strict=True))
+        errors.update({key: each for key, each in results.items() if isinstance(each, ImageError)})
+        return {key: each for key, each in results.items() if isinstance(each, bytes)}
+
+    contents = store.contents_of(list(files.values()), read)
+    for row, key in files.items():
+        # The same file may be in several rows, which the error names.
+        keys[row] = contents[key] if key in contents else _of_row(errors[key], images, row)
+    return keys
+
+
+def _of_row(error: ImageError, images: Images, row: int) -> ImageError:
+    origin = int(images.origins[row])
+    return ImageError(error.reason, origin, images.describe(row), argument=images.argument)
+
+
+def _map(
+    function: Callable[[int], _Result], rows: Sequence[int], threads: int
+) -> list[_Result | ImageError]:
+    """Return the result of a function or its error for each row; on threads, if there are many."""
+
+    def apply(part: Sequence[int]) -> list[_Result | ImageError]:
+        return [_result_or_error(function, row) for row in part]
+
+    if threads == 1 or len(rows) <= _HASHED_TOGETHER:
+        return apply(rows)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(apply, chunks(list(rows), _HASHED_TOGETHER))
+        return [each for part in parts for each in part]
+
+
+def _result_or_error(function: Callable[[int], _Result], row: int) -> _Result | ImageError:
     try:
-        return views.fingerprint(item)
+        return function(row)
     except ImageError as error:
         return error

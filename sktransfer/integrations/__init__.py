@@ -1,1 +1,1 @@
-"""Columns of images on clusters: Dask and Ray."""
+"""Columns of images on clusters: Dask, Ray and Spark."""

@@ -35,7 +35,8 @@ def embed(
     keys : list of str, default=()
         Columns that are returned, too. The index always is.
     cache : path or None, default=None
-        Directory where embeddings are cached, shared by all workers; None disables caching.
+        Directory on a local disk where embeddings are cached, shared by the workers of a machine;
+        None disables caching.
     threads : int or None, default=None
         Threads of each worker process. None is as many as the Dask worker has; without a cluster
         (`dask.distributed`), it is `n_jobs` of the model.
@@ -113,7 +114,7 @@ def _map_partitions(
     purpose = "sktransfer.integrations.dask"
     dask = import_optional("dask", extra="dask", purpose=purpose)
     frames = import_optional("dask.dataframe", extra="dask", purpose=purpose)
-    _check_columns(frames, images, column, keys)
+    _check(remote, frames, images, column, keys)
     # The model is one value of the graph, which each worker gets once.
     shared = dask.delayed(remote, pure=True, traverse=False)
     keys = list(keys)
@@ -121,7 +122,9 @@ def _map_partitions(
     return images.map_partitions(_run, shared, column, keys, meta=meta)
 
 
-def _check_columns(frames: Any, images: Any, column: str | None, keys: Sequence[str]) -> None:
+def _check(
+    remote: RemoteModel, frames: Any, images: Any, column: str | None, keys: Sequence[str]
+) -> None:
     if isinstance(images, frames.Series):
         if column is not None or keys:
             raise ValueError(
@@ -134,12 +137,7 @@ def _check_columns(frames: Any, images: Any, column: str | None, keys: Sequence[
             f"Got a {type(images).__name__}, but expected a dask DataFrame or Series; convert a "
             "pandas one with dask.dataframe.from_pandas"
         )
-    if isinstance(keys, str):
-        raise TypeError(f"Got keys={keys!r}, but expected a list of columns: [{keys!r}]")
-    names = list(images.columns)
-    for parameter, name in (("column", column), *(("keys", key) for key in keys)):
-        if name not in names:
-            raise ValueError(f"Got {parameter}={name!r}, but expected one of the columns {names}")
+    remote.check_columns(list(images.columns), column, keys)
 
 
 def _run(part: Any, remote: RemoteModel, column: str | None, keys: list[str]) -> Any:

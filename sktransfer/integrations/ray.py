@@ -41,7 +41,8 @@ def embed(
     batch_size : int, default=256
         Images that an actor gets at once.
     cache : path or None, default=None
-        Directory where embeddings are cached, shared by all workers; None disables caching.
+        Directory on a local disk where embeddings are cached, shared by the workers of a machine;
+        None disables caching.
     threads : int, default=1
         Cores that each actor reserves and uses.
     num_gpus : float or None, default=None
@@ -142,12 +143,7 @@ def _map_batches(
             f"Got a {type(images).__name__}, but expected a ray.data.Dataset; convert a pandas "
             "DataFrame with ray.data.from_pandas"
         )
-    if isinstance(keys, str):
-        raise TypeError(f"Got keys={keys!r}, but expected a list of columns: [{keys!r}]")
-    names = images.schema().names
-    for parameter, name in (("column", column), *(("keys", key) for key in keys)):
-        if name not in names:
-            raise ValueError(f"Got {parameter}={name!r}, but expected one of the columns {names}")
+    remote.check_columns(images.schema().names, column, keys)
     check_number("batch_size", batch_size, Integral, 1)
     if workers is not None:
         check_number("workers", workers, Integral, 1, besides="None")

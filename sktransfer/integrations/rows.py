@@ -64,6 +64,31 @@ class RemoteModel:
         arrow = import_arrow()
         return arrow.schema([*self.fields, ("error", arrow.string())])
 
+    def check_columns(self, names: Sequence[Any], column: Any, keys: Sequence[Any]) -> None:
+        """Check the column of images and the keys against the columns `names` of a table.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a column is missing, or if two columns of the results would have the same name.
+        """
+        if isinstance(keys, str):
+            raise TypeError(f"Got keys={keys!r}, but expected a list of columns: [{keys!r}]")
+        for parameter, name in (("column", column), *(("keys", key) for key in keys)):
+            if name not in names:
+                raise ValueError(
+                    f"Got {parameter}={name!r}, but expected one of the columns {names}"
+                )
+        computed = self.schema.names
+        for position, key in enumerate(keys):
+            if key in computed:
+                raise ValueError(
+                    f"Got the key {key!r}, but the results have a column of this name: {computed}; "
+                    "rename the key first"
+                )
+            if key in keys[:position]:
+                raise ValueError(f"Got the key {key!r} twice, but expected each column once")
+
     def run(
         self,
         images: Sequence[str | bytes | None],

@@ -21,7 +21,7 @@ T = TypeVar("T")
 Connection = sqlite3.Connection
 FAILURES = (sqlite3.Error, OSError)  # errors of a disk or a file, not bugs of this package
 
-_VERSION = 2  # of the tables; a file with another version is refused
+_VERSION = 3  # of the tables; a file with another version is refused
 _SCHEMA = (
     """CREATE TABLE tables (
         id INTEGER PRIMARY KEY, digest BLOB UNIQUE, description TEXT, width INTEGER, dtype TEXT,
@@ -30,6 +30,8 @@ _SCHEMA = (
     """CREATE TABLE embeddings (
         id INTEGER PRIMARY KEY, table_id INTEGER, key BLOB, value BLOB, UNIQUE (table_id, key))""",
     "CREATE INDEX oldest_first ON embeddings (table_id)",  # every index ends in the id
+    # The content of a file that has a path, size and modification time; both are digests.
+    """CREATE TABLE files (id INTEGER PRIMARY KEY, file BLOB UNIQUE, content BLOB)""",
     """CREATE TABLE owners (
         token BLOB PRIMARY KEY, host TEXT, pid INTEGER, expires REAL) WITHOUT ROWID""",
     """CREATE TABLE claims (
@@ -49,11 +51,15 @@ class Database:
         The file; the first transaction creates it and its directory.
     temporary : bool
         Never wait for the disk, and let only this user read the directory.
+    wal : bool
+        Use a write-ahead log, with which readers and a writer do not wait for each other. It needs
+        memory that processes share through the file system.
     """
 
-    def __init__(self, path: Path, temporary: bool) -> None:
+    def __init__(self, path: Path, temporary: bool, wal: bool = True) -> None:
         self.path = path
         self.temporary = temporary
+        self.wal = wal
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._identity: tuple[int, int] | None = None  # of the open file
@@ -61,7 +67,7 @@ class Database:
         _databases[id(self)] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Database, (self.path, self.temporary)
+        return Database, (self.path, self.temporary, self.wal)
 
     def transact(self, operation: Callable[[Connection], T], *, write: bool = True) -> T:
         """Run `operation` in one transaction; repeat it in a new file if this one is corrupt.
@@ -148,8 +154,11 @@ class Database:
         with connection:
             connection.execute("BEGIN")
             new = self._is_new(connection)
+        if not self.wal:
+            _leave_wal(connection)
         if new:
-            _prefer_wal(connection)
+            if self.wal:
+                _prefer_wal(connection)
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 if self._is_new(connection):  # else another process has created the tables
@@ -202,6 +211,12 @@ def _prefer_wal(connection: Connection) -> None:
                 time.sleep(0.01)
                 continue
         return
+
+
+def _leave_wal(connection: Connection) -> None:
+    """Switch to the rollback journal, unless another process has the file open."""
+    with contextlib.suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
 
 
 # If a connection is open during a fork, SQLite assumes that the child holds the locks of its

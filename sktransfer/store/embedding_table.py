@@ -26,7 +26,7 @@ from sktransfer.store.database import FAILURES, Connection, Database
 T = TypeVar("T")
 
 LEASE_SECONDS = 60.0
-_ITEMS_PER_QUERY = 500
+ITEMS_PER_QUERY = 500
 _BYTES_PER_READ = 2**23
 
 
@@ -150,24 +150,37 @@ class EmbeddingTable:
 
     def write(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
         """Store `rows` of shape (N, D), drop their claims, and count the images as computed."""
+        self._store(keys, rows, computed=len(keys))
+
+    def absorb(self, keys: Sequence[bytes], rows: np.ndarray) -> int:
+        """Store `rows` of shape (N, D) that another store has computed; return how many are new."""
+        return self._store(keys, rows, computed=0)
+
+    def check_shape(self) -> None:
+        """Raise a ValueError if the store has this table with another width or dtype."""
+        self.database.transact(self._id, write=False)
+
+    def _store(self, keys: Sequence[bytes], rows: np.ndarray, computed: int) -> int:
         rows = self.as_rows(rows, len(keys))
         fits = self.row_bytes <= self.max_bytes
 
-        def write(connection: Connection) -> bool:
+        def write(connection: Connection) -> tuple[int, bool]:
             table_id = self._id(connection, create=True)
             assert table_id is not None
             row_keys = [(table_id, key) for key in keys]
             connection.executemany("DELETE FROM claims WHERE table_id = ? AND key = ?", row_keys)
             self._renew(connection)
-            self._count(connection, "computed", len(keys))
+            self._count(connection, "computed", computed)
             if not fits:
-                return False
+                return 0, False
             values = [(*key, row.tobytes()) for key, row in zip(row_keys, rows, strict=True)]
             insert = "INSERT OR IGNORE INTO embeddings (table_id, key, value) VALUES (?, ?, ?)"
-            self._count(connection, "images", connection.executemany(insert, values).rowcount)
-            return self._evict(connection, table_id)
+            new = connection.executemany(insert, values).rowcount
+            self._count(connection, "images", new)
+            return new, self._evict(connection, table_id)
 
-        if self.database.transact(write):
+        new, evicted = self.database.transact(write)
+        if evicted:
             self.database.shrink(spare=self.max_bytes // 5)  # room for the next rows
         if not fits:
             self.database.warn_once(
@@ -175,6 +188,7 @@ class EmbeddingTable:
                 f"{self.database.path} is limited to {self.max_bytes} bytes, so none is stored; "
                 "raise max_bytes."
             )
+        return new
 
     def release(self, keys: Iterable[bytes] | None = None) -> None:
         """Drop claims of this object without storing anything; all claims if `keys` is None."""
@@ -245,7 +259,7 @@ class EmbeddingTable:
     ) -> list[tuple[Any, ...]]:
         table_id = self._id(connection)
         rows: list[tuple[Any, ...]] = []
-        for chunk in chunks(items, _ITEMS_PER_QUERY):
+        for chunk in chunks(items, ITEMS_PER_QUERY):
             marks = ", ".join("?" * len(chunk))
             rows += connection.execute(f"{query} ({marks})", (table_id, *chunk))
         return rows

@@ -8,7 +8,6 @@ session in three ways: a store inherited in a fork, the environment variable
 from __future__ import annotations
 
 import contextlib
-import getpass
 import multiprocessing
 import os
 import shutil
@@ -20,6 +19,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 from sktransfer.store.embedding_table import is_running, this_host
+from sktransfer.store.location import temporary_root
 from sktransfer.store.store import EmbeddingStore
 from sktransfer.utils.config import SESSION
 from sktransfer.utils.errors import check_directory
@@ -117,7 +117,7 @@ def read_from_parent(name: str) -> bytes | None:
 
 
 def _shared_file(name: str, pid: int | None) -> Path:
-    return _base() / f"{name}-{this_host()}-{pid}"
+    return temporary_root() / f"{name}-{this_host()}-{pid}"
 
 
 def _from_environment() -> Path | None:
@@ -131,12 +131,12 @@ def _from_parent() -> Path | None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return None
-    directories = _base().glob(f"{this_host()}-{parent.pid}-*")
+    directories = temporary_root().glob(f"{this_host()}-{parent.pid}-*")
     return max(directories, key=_last_changed, default=None)
 
 
 def _create() -> Path:
-    base = _base()
+    base = temporary_root()
     _remove_stale(base)
     directory = base / f"{this_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with contextlib.suppress(OSError):
@@ -145,16 +145,6 @@ def _create() -> Path:
     # process, and only after the processes that this process waits for.
     Finalize(None, _remove, args=(directory,), exitpriority=-1)
     return directory
-
-
-def _base() -> Path:
-    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    base = Path(tempfile.gettempdir()) / f"sktransfer-{user}"
-    with contextlib.suppress(OSError):
-        base.mkdir(0o700, exist_ok=True)
-        if hasattr(os, "getuid") and os.lstat(base).st_uid != user:  # created by another user
-            return base.with_name(f"{base.name}-{uuid.uuid4().hex}")
-    return base
 
 
 def _remove_stale(base: Path) -> None:

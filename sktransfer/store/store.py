@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -28,8 +30,16 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sktransfer.store.archive import absorb_archive, write_archive
 from sktransfer.store.database import FAILURES, Connection, Database
-from sktransfer.store.embedding_table import LEASE_SECONDS, EmbeddingTable, chunks, first_rows
+from sktransfer.store.embedding_table import (
+    ITEMS_PER_QUERY,
+    LEASE_SECONDS,
+    EmbeddingTable,
+    chunks,
+    first_rows,
+)
+from sktransfer.store.location import locate
 from sktransfer.utils.errors import check_bool, check_directory, check_number
 
 __all__ = [
@@ -45,6 +55,8 @@ T = TypeVar("T")
 Compute = Callable[[Iterator[list[int]]], Iterable[tuple[list[int], np.ndarray]]]
 
 DEFAULT_MAX_BYTES = 32 * 2**30
+# Files whose content a store remembers: one for so many bytes of its limit, and so many at least.
+_BYTES_PER_FILE, _MIN_FILES = 2**12, 10_000
 _MIN_PAUSE, _MAX_PAUSE = 0.001, 0.05  # seconds between two checks for results of others
 
 
@@ -57,8 +69,9 @@ class EmbeddingStore:
     Parameters
     ----------
     directory : str or Path
-        Directory of the file ``embeddings.sqlite``, created when needed. It should be on a local
-        disk: SQLite cannot coordinate several machines that write to one network directory.
+        Directory of the file ``embeddings.sqlite``, created when needed. If it is on a network file
+        system, where SQLite is not safe, a warning says so, and the file is in a directory of this
+        machine instead.
     max_bytes : int, default=32 GiB
         Limit on the stored values. If it is exceeded, the oldest rows of the least recently used
         tables are deleted, until a tenth is free.
@@ -109,7 +122,18 @@ class EmbeddingStore:
         self.directory = Path(directory).expanduser().resolve()
         self.max_bytes = int(max_bytes)
         self.temporary = bool(temporary)
-        self._database = Database(self.directory / "embeddings.sqlite", temporary)
+
+    @functools.cached_property
+    def _database(self) -> Database:
+        place = locate(self.directory, stay=self.temporary)
+        return Database(
+            place.directory / "embeddings.sqlite", self.temporary, wal=not place.on_network
+        )
+
+    @property
+    def path(self) -> Path:
+        """The file: in `directory`, or on a local disk if that is on a network file system."""
+        return self._database.path
 
     def table(
         self, digest: bytes, description: str, width: int, dtype: npt.DTypeLike = np.float32
@@ -117,11 +141,161 @@ class EmbeddingStore:
         """Return the table that `digest` identifies, of embeddings of `width` values."""
         return EmbeddingTable(self._database, self.max_bytes, digest, description, width, dtype)
 
+    def contents_of(
+        self, files: Sequence[bytes], read: Callable[[list[bytes]], Mapping[bytes, bytes]]
+    ) -> dict[bytes, bytes]:
+        """Look up the digest of the content of files; read and remember those that are unknown.
+
+        Parameters
+        ----------
+        files : sequence of bytes
+            Digests of path, size and modification time.
+        read : callable
+            Takes the unknown files, and returns the digests of those that it can read.
+
+        Returns
+        -------
+        dict
+            The digest of the content of each file that is known or was read. If the store fails,
+            all are read.
+        """
+
+        def select(connection: Connection) -> dict[bytes, bytes]:
+            known = dict[bytes, bytes]()
+            for chunk in chunks(list(files), ITEMS_PER_QUERY):
+                marks = ", ".join("?" * len(chunk))
+                query = f"SELECT file, content FROM files WHERE file IN ({marks})"
+                known.update(connection.execute(query, chunk))
+            return known
+
+        if not files:
+            return {}
+        try:
+            known, failed = self._database.transact(select, write=False), False
+        except FAILURES:  # a warning follows when embeddings are read
+            known, failed = {}, True
+        unknown = [file for file in dict.fromkeys(files) if file not in known]
+        new = read(unknown) if unknown else {}
+        if new and not failed:
+            self._remember(new)
+        return {**known, **new}
+
+    def _remember(self, contents: Mapping[bytes, bytes]) -> None:
+        limit = max(_MIN_FILES, self.max_bytes // _BYTES_PER_FILE)
+
+        def remember(connection: Connection) -> None:
+            insert = "REPLACE INTO files (file, content) VALUES (?, ?)"
+            connection.executemany(insert, contents.items())
+            oldest = "DELETE FROM files WHERE id <= (SELECT MAX(id) FROM files) - ?"
+            connection.execute(oldest, (limit,))
+
+        with contextlib.suppress(*FAILURES):
+            self._database.transact(remember)
+
+    def export(self, path: str | os.PathLike[str]) -> int:
+        """Write all embeddings to one file, for the store of another machine.
+
+        Other processes may use the store meanwhile. Memory does not grow with the store.
+
+        Parameters
+        ----------
+        path : str or Path
+            A file at this path is replaced, once the new one is complete.
+
+        Returns
+        -------
+        int
+            The number of embeddings in the file.
+
+        Raises
+        ------
+        FileNotFoundError, IsADirectoryError
+            If there is no store in the directory yet, or if `path` is a directory.
+        OSError, sqlite3.Error
+            If the file cannot be written, or the store cannot be read.
+
+        See Also
+        --------
+        EmbeddingStore.absorb : Add the embeddings to another store.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> store, other = (EmbeddingStore(Path(folder.name, name)) for name in ("a", "b"))
+        >>> table = store.table(b"digest of a recipe", "an example", width=2)
+        >>> table.write([b"cat", b"dog"], np.ones((2, 2)))
+        >>> store.export(Path(folder.name, "embeddings"))
+        2
+        >>> other.absorb(Path(folder.name, "embeddings"))
+        2
+        >>> other.absorb(Path(folder.name, "embeddings"))
+        0
+        >>> store.close()
+        >>> other.close()
+        >>> folder.cleanup()
+        """
+        if Path(path).expanduser().is_dir():
+            raise IsADirectoryError(
+                f"Got the directory {str(path)!r}, but expected a file for embeddings; add a name."
+            )
+        if not self._database.path.exists():
+            raise FileNotFoundError(
+                f"Got the directory {str(self.directory)!r}, but there are no embeddings in it; "
+                "embed images with this store as cache first."
+            )
+        # Its own connection: other threads do not wait for the file.
+        database = Database(self._database.path, self.temporary, self._database.wal)
+        try:
+            return write_archive(database, Path(path).expanduser())
+        finally:
+            database.close()
+
+    def absorb(self, path: str | os.PathLike[str]) -> int:
+        """Add the embeddings of a file of `export`, except for those that the store has.
+
+        The whole file is checked before anything is added. Other processes may use the store
+        meanwhile. As everywhere, `max_bytes` limits the store, and the least recently used
+        embeddings are deleted. If an error of the disk ends it early, the embeddings added so far
+        stay, and it may be repeated.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Returns
+        -------
+        int
+            The number of embeddings that were new.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged or incomplete, has another version or is not such a file, or if
+            its embeddings have other shapes than those in the store. Nothing is added then.
+        OSError, sqlite3.Error
+            If the file cannot be read, or the store cannot be written.
+
+        Warns
+        -----
+        UserWarning
+            If the file has more embeddings than the store may keep.
+        """
+        path = Path(path).expanduser()
+        if path.is_file() and path.stat().st_size > self.max_bytes:
+            warnings.warn(
+                f"Got {str(path)!r} of {_readable(path.stat().st_size)}, but the embedding store "
+                f"{self._database.path} is limited to {_readable(self.max_bytes)}, so it keeps "
+                "only a part; raise max_bytes.",
+                stacklevel=2,
+            )
+        return absorb_archive(path, self.table)
+
     def clear(self) -> None:
         """Remove every embedding and counter; the file shrinks."""
 
         def clear(connection: Connection) -> None:
-            for table in ("embeddings", "claims", "owners", "tables"):
+            for table in ("embeddings", "files", "claims", "owners", "tables"):
                 connection.execute(f"DELETE FROM {table}")
 
         if self._database.path.exists():
@@ -138,7 +312,7 @@ class EmbeddingStore:
             rows = self._database.transact(lambda c: c.execute(query).fetchall(), write=False)
         files = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
         return StoreInfo(
-            directory=self.directory,
+            directory=path.parent,
             bytes=sum(file.stat().st_size for file in files if file.exists()),
             max_bytes=self.max_bytes,
             tables=tuple(TableInfo(*row[:4]) for row in rows),
@@ -148,7 +322,8 @@ class EmbeddingStore:
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        self._database.close()
+        if "_database" in vars(self):
+            self._database.close()
 
     def __repr__(self) -> str:
         return f"EmbeddingStore({str(self.directory)!r}, max_bytes={self.max_bytes})"

@@ -57,7 +57,10 @@ class ImageErrors:
             raise ImageError.of(self.sorted())
 
     def copy_to_duplicates(self, rows: Sequence[int], keys: Sequence[bytes], views: Views) -> None:
-        """Copy the error of a broken image to all other rows with the same image."""
+        """Copy the error of a broken image to all other rows with the same image.
+
+        Rows are items of `views`. Copies of a broken file have other names.
+        """
         if not self._errors:
             return
         broken = {
@@ -70,7 +73,7 @@ class ImageErrors:
                 self._errors[row] = ImageError(
                     broken[key].reason,
                     views.origin(row),
-                    broken[key].source,
+                    views.images.describe(views.image_of(row)),
                     argument=views.images.argument,
                 )
 

@@ -121,8 +121,14 @@ class Views:
         row, _ = self._row_and_view(item)
         return row if self.images.rows is None else int(self.images.rows[row])
 
-    def fingerprint(self, item: int) -> bytes:
+    def fingerprint(self, item: int, of_image: bytes | None = None) -> bytes:
         """Compute the 16 bytes that identify a view; those of the image if it is not augmented.
+
+        Parameters
+        ----------
+        item : int
+        of_image : bytes or None
+            Those of the image; None computes its fingerprint.
 
         Raises
         ------
@@ -130,14 +136,18 @@ class Views:
             If a file is missing or an item is not an image.
         """
         row, number = self._row_and_view(item)
-        last_row, fingerprint = self._last_fingerprint
-        if last_row != row:  # the views of an image are consecutive
-            fingerprint = self.images.fingerprint(row)
-            self._last_fingerprint = row, fingerprint
+        fingerprint = self._of_image(row) if of_image is None else of_image
         if number == 0 or self.augmentation is None:
             return fingerprint
         parts = fingerprint + self.augmentation.digest + number.to_bytes(8, "little") + self._salt
         return hashlib.blake2b(parts, digest_size=16).digest()
+
+    def _of_image(self, row: int) -> bytes:
+        last_row, fingerprint = self._last_fingerprint
+        if last_row != row:  # the views of an image are consecutive
+            fingerprint = self.images.fingerprint(row)
+            self._last_fingerprint = row, fingerprint
+        return fingerprint
 
     def prepare(self, item: int) -> torch.Tensor:
         """Decode, resize, augment and crop an image; return (3, H, W), uint8, 0-255.

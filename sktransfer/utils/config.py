@@ -52,5 +52,10 @@ CACHE = Variable(
     "auto",
     "Folder in which the command line keeps embeddings, as with --cache; auto deletes them.",
 )
+NETWORK_CACHE = Variable(
+    "SKTRANSFER_NETWORK_CACHE",
+    "0",
+    "1 keeps embeddings in directories on network file systems, too: never for several machines.",
+)
 
-VARIABLES = (TUNE_MALLOC, DEVICE_JPEG, SESSION, CACHE)
+VARIABLES = (TUNE_MALLOC, DEVICE_JPEG, SESSION, CACHE, NETWORK_CACHE)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 from cli_helpers import run
 
@@ -35,10 +36,33 @@ def test_cache_is_shown_and_cleared(photos, tmp_path):
     assert json.loads(run("cache", "info", "--cache", cache, "--json").stdout)["tables"] == []
 
 
+def test_cache_is_carried_to_another_folder(photos, tmp_path):
+    """Copies of the images elsewhere are not embedded again."""
+    first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "a.embeddings"
+    arguments = ["-o", tmp_path / "x.npy", "--image-size", "32", "--quiet"]
+    run("embed", photos, *arguments, "--cache", first)
+    result = run("cache", "export", file, "--cache", first)
+    assert (result.stdout, result.stderr) == ("", f"Wrote 24 embeddings to {file}\n")
+    result = run("cache", "absorb", file, "--cache", second)
+    assert (result.stdout, result.stderr) == ("", f"Added 24 embeddings to {second}\n")
+    copies = shutil.copytree(photos, tmp_path / "copies", copy_function=shutil.copyfile)
+    run("embed", copies, *arguments, "--cache", second)
+    info = json.loads(run("cache", "info", "--cache", second, "--json").stdout)
+    assert (info["computed"], info["read"]) == (0, 24)
+    result = run("cache", "absorb", file, "--cache", second)
+    assert result.stderr == f"Added 0 embeddings to {second}\n"
+    file.write_bytes(file.read_bytes()[:-1])
+    result = run("cache", "absorb", file, "--cache", tmp_path / "third", code=1)
+    problem = "it is incomplete or damaged; copy it or export it again"
+    assert result.stderr == f"sktransfer: Got '{file}', but {problem}\n"
+    assert not (tmp_path / "third").exists()
+
+
 def test_cache_needs_a_folder_of_embeddings(tmp_path, monkeypatch):
     monkeypatch.delenv("SKTRANSFER_CACHE", raising=False)
-    for command in ("info", "clear"):
-        assert "Missing option '--cache'" in run("cache", command, code=2).stderr
-        result = run("cache", command, "--cache", tmp_path, code=1)
+    file = tmp_path / "file"
+    for command in (["info"], ["clear"], ["export", file]):
+        assert "Missing option '--cache'" in run("cache", *command, code=2).stderr
+        result = run("cache", *command, "--cache", tmp_path, code=1)
         assert result.stderr == f"sktransfer: there are no embeddings in '{tmp_path}'\n"
     assert list(tmp_path.iterdir()) == []

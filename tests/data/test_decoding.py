@@ -8,6 +8,7 @@ from helpers import encoded
 from PIL import Image
 
 from sktransfer.data.decoding import (
+    content_digest,
     decode,
     extent,
     fingerprint,
@@ -492,6 +493,20 @@ def test_fingerprints_of_ordinary_images_are_those_of_stored_embeddings():
     ]:
         assert fingerprint(image).hex() == expected
     assert fingerprint(array / 255, (0, 1)).hex() == "5f6ee08d2b481cdc4bca99333435bd6e"
+
+
+def test_content_digest_of_a_file_is_the_fingerprint_of_its_bytes(tmp_path):
+    data = encoded(Image.fromarray(RGB))
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(data)
+        for settings in ((), ((0, 255),), (None, (0, 0, 0)), ((0, 1), (0, 0, 0))):
+            expected = fingerprint(data, *settings)
+            assert content_digest(str(tmp_path / name), *settings) == expected
+            assert content_digest(data, *settings) == expected
+    assert content_digest(RGB, (0, 1)) == fingerprint(RGB)
+    for path, reason in (("none.png", "There is no such file"), ("", "Got a folder")):
+        with pytest.raises(ImageError, match=reason):
+            content_digest(str(tmp_path / path))
 
 
 def test_fingerprint_of_a_path_does_not_open_the_file(tmp_path, monkeypatch):

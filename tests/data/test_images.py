@@ -52,6 +52,29 @@ def channels_first(pixels):
     return torch.tensor(pixels).permute(0, 3, 1, 2)
 
 
+def test_files_are_told_from_other_images(paths, pixels):
+    content = file_contents(paths)
+    X = [
+        paths[0],
+        Path(paths[0]),
+        {"path": paths[0], "bytes": None},
+        Path(paths[0]).as_uri(),
+        content[0],
+        pixels[0],
+        Image.fromarray(pixels[0]),
+    ]
+    images = Images(X)
+    assert [images.identity(row).is_file for row in range(7)] == [True] * 4 + [False] * 3
+    for row in range(7):
+        assert images.fingerprint(row) == images.identity(row).fingerprint
+    for row in range(5):
+        assert images.content_fingerprint(row) == images.fingerprint(4)
+    assert images.content_fingerprint(5) == images.fingerprint(5)
+    for other in (pixels, channels_first(pixels), Items(content)):
+        assert not as_images(other).identity(0).is_file
+    assert as_images(Items(paths)).identity(0).is_file
+
+
 FORMS = {
     "list of str": lambda paths, _: paths,
     "tuple of Path": lambda paths, _: tuple(map(Path, paths)),

@@ -201,6 +201,7 @@ def test_result_is_the_same_for_any_number_of_jobs(tmp_path, model, make):
     assert scores(model(), paths, 2) == expected  # in workers that are older than the settings
 
 
+@pytest.mark.slow
 def test_settings_of_a_parent_reach_the_workers_of_a_worker(tmp_path):
     ImageFile.LOAD_TRUNCATED_IMAGES = True
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,17 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import CountingTiny, Tiny, counted, images, make_classifier, make_search, workers
+from helpers import (
+    CountingTiny,
+    Tiny,
+    counted,
+    images,
+    make_classifier,
+    make_search,
+    save_images,
+    workers,
+)
+from PIL import Image
 from sklearn.base import clone
 from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import RidgeClassifier
@@ -21,6 +32,7 @@ from sklearn.pipeline import make_pipeline, make_union
 
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 from sktransfer.backbones import loading
+from sktransfer.data import decoding
 from sktransfer.embedding import embed as embedding
 from sktransfer.utils.memory import MemoryCache
 
@@ -158,8 +170,6 @@ def test_repeated_image_is_embedded_once(log, store):
 
 
 def test_changed_file_is_embedded_again(log, store, tmp_path):
-    from PIL import Image
-
     path = tmp_path / "image.png"
     Image.fromarray(X[0]).save(path)
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
@@ -168,6 +178,125 @@ def test_changed_file_is_embedded_again(log, store, tmp_path):
     after = extractor.transform([path])
     assert counted(log) == 2
     assert not np.allclose(before, after)
+
+
+def test_copies_and_contents_of_a_file_are_embedded_once(log, store, tmp_path, monkeypatch):
+    paths = [Path(path) for path in save_images(X[:9], tmp_path / "images")]
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
+    expected = extractor.fit_transform([*paths, paths[0], paths[0]])
+    assert counted(log) == 9
+    copies = shutil.copytree(tmp_path / "images", tmp_path / "copies")
+    moved = tmp_path / "another name"
+    paths[3].rename(moved)
+    os.utime(paths[4])
+    paths[3] = moved
+    monkeypatch.chdir(copies)
+    for again in (
+        paths,
+        [str(path) for path in paths],
+        [f"{row}.png" for row in range(9)],
+        [path.read_bytes() for path in paths],
+        [paths[0], Image.open(copies / "1.png"), *paths[2:]],
+    ):
+        embedded = extractor.transform(again)
+        np.testing.assert_allclose(embedded, expected[:9], rtol=1e-6)
+    assert counted(log) == 10  # the pixels of the PIL image
+
+
+def test_known_file_is_not_read(log, store, tmp_path, monkeypatch):
+    paths = save_images(X[:9], tmp_path / "images")
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store, n_jobs=2)
+    extractor.fit_transform(paths)
+    read = []
+    honest = decoding._read_file
+    monkeypatch.setattr(decoding, "_read_file", lambda path: read.append(path) or honest(path))
+    extractor.transform(paths[::-1])
+    assert read == []
+    os.utime(paths[5])
+    extractor.transform([*paths, paths[5]])
+    assert read == [paths[5]]
+    extractor.transform(paths)
+    assert read == [paths[5]]
+
+
+def test_background_of_a_file_is_in_its_key(log, store, tmp_path):
+    image = Image.fromarray(X[0]).convert("RGBA")
+    image.putalpha(128)
+    image.save(tmp_path / "a.png")
+    for count, background in ((1, "white"), (2, "black"), (2, "white")):
+        extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store)
+        extractor.set_params(background=background).fit_transform([tmp_path / "a.png"])
+        assert counted(log) == count
+
+
+def test_unreadable_and_broken_copies_are_named_by_their_own_paths(store, tmp_path, monkeypatch):
+    paths = save_images(X[:6], tmp_path)
+    for row in (1, 4):
+        Path(paths[row]).write_bytes(b"no image")
+    honest = decoding._read_file
+
+    def read(path):
+        if path == paths[2]:
+            raise PermissionError(13, "Permission denied")
+        return honest(path)
+
+    monkeypatch.setattr(decoding, "_read_file", read)
+    extractor = PretrainedFeatureExtractor(Tiny, cache=store, on_error="nan").fit(paths[:1])
+    extractor.transform([*paths, paths[2]])
+    named = [(error.row, error.source) for error in extractor.errors_]
+    assert named == [(row, paths[row]) for row in (1, 2, 4)] + [(6, paths[2])]
+    assert "Permission denied" in str(extractor.errors_[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("augment", [None, "light"])
+def test_store_of_another_machine_serves_copies_of_its_files(tmp_path, augment):
+    """Two processes have different homes, stores, and folders of the same images."""
+    script = """
+import sys
+from pathlib import Path
+from helpers import Y, CountingTiny, counted, make_classifier
+from sktransfer import EmbeddingStore, PretrainedFeatureExtractor
+
+root, log, augment, file = sys.argv[1:]
+store = EmbeddingStore("~/embeddings")
+if Path(file).exists():
+    print(store.absorb(file))
+paths = [str(Path(root, f"{row}.png")) for row in range(60)]
+backbone = CountingTiny(log)
+if augment == "None":
+    PretrainedFeatureExtractor(backbone, cache=store).fit_transform(paths)
+else:
+    make_classifier(backbone, cache=store, augment=augment, max_epochs=1).fit(paths, Y)
+print(counted(Path(log)), store.directory)
+if not Path(file).exists():
+    print(store.export(file))
+"""
+    save_images(helpers.X, tmp_path / "images")
+    printed = []
+    for host in ("a", "b"):
+        (tmp_path / host).mkdir()
+        root = shutil.copytree(
+            tmp_path / "images", tmp_path / host / f"of {host}", copy_function=shutil.copyfile
+        )
+        environment = {**os.environ, "HOME": str(tmp_path / host)}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        # The log is an attribute of the network, and so in the key.
+        arguments = [root, "log", str(augment), tmp_path / "embeddings"]
+        run = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            env=environment,
+            cwd=tmp_path / host,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        printed.append(run.stdout.split())
+    (computed, first, exported), (absorbed, computed_by_b, second) = printed
+    assert int(computed) >= 60
+    assert int(exported) == int(absorbed) >= 60
+    assert computed_by_b == "0"
+    assert (first, second) == (str(tmp_path / "a/embeddings"), str(tmp_path / "b/embeddings"))
 
 
 # Many models in one process

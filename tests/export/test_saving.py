@@ -268,7 +268,15 @@ np.save(sys.argv[3], method(X))
 
 
 @pytest.mark.parametrize(
-    "name", ["extractor", "classifier", "pipeline", "self-trained", "classifier with code"]
+    "name",
+    [
+        "extractor",
+        "classifier",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ["pipeline", "self-trained", "classifier with code"]
+        ),
+    ],
 )
 def test_fresh_process_without_network_predicts_the_same(fitted, name, tmp_path):
     model = fitted(name)

@@ -143,7 +143,7 @@ takes_tensors = pytest.mark.skipif(
 
 
 @takes_tensors
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_head_is_the_same_on_tensors(classes):
     environment = os.environ | {"SCIPY_ARRAY_API": "1"}
     script = f"CLASSES = {classes}\n{ON_TENSORS}"

@@ -127,6 +127,13 @@ def test_invalid_arguments_are_rejected(files_and_broken):
         embed(extractor, frame, "path", keys=["id"])
     with pytest.raises(TypeError, match="Got keys='number', but expected a list of columns"):
         embed(extractor, frame, "path", keys="number")
+    with pytest.raises(ValueError, match="Got the key 'path' twice, but expected each column once"):
+        embed(extractor, frame, "path", keys=["path", "path"])
+    clash = frame.rename(columns={"number": "embedding"})
+    with pytest.raises(ValueError, match=r"Got the key 'embedding', .* rename the key first"):
+        embed(extractor, clash, "path", keys=["embedding"])
+    labels = predict(make_pipeline_for(Y), clash, "path", keys=["embedding"])  # not among these
+    assert list(labels.columns) == ["embedding", "prediction", "error"]
     with pytest.raises(ValueError, match=r"Got column='path' and keys=\(\) with a Series"):
         embed(extractor, frame["path"], "path")
 

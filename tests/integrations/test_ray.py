@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_helpers import LogsLoads, SlowTiny, files, kill_worker, loads, make_extractor
+from cluster_helpers import (
+    LogsLoads,
+    SlowTiny,
+    check_loads,
+    check_table,
+    files,
+    kill_worker,
+    make_extractor,
+)
 from helpers import Tiny, X, Y, make_classifier
 from sklearn.pipeline import make_pipeline
 
@@ -40,18 +48,6 @@ def ray(tmp_path_factory):
     ray.shutdown()
 
 
-def check(result, extractor, table, broken):
-    """Check that each row is there once, with its embedding or its error."""
-    result = result.sort_by("number")
-    assert result["number"].to_pylist() == list(table["number"])
-    expected = extractor.transform(list(table["path"][~broken]))
-    embeddings = np.array(result["embedding"].drop_null().to_pylist(), np.float32)
-    # The last bit of an embedding depends on the size of its batch.
-    np.testing.assert_allclose(embeddings, expected, rtol=1e-6)
-    np.testing.assert_array_equal(result["embedding"].is_null(), broken)
-    np.testing.assert_array_equal(result["error"].is_valid(), broken)
-
-
 def collect(dataset):
     return arrow.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
 
@@ -62,7 +58,7 @@ def test_actor_returns_keys_and_results(tmp_path):
     actor = _Actor(remote_model(extractor, "embed"), "path", ["number"])
     result = actor(arrow.Table.from_pandas(table))
     assert result.column_names == ["number", "embedding", "error"]
-    check(result, extractor, table, broken)
+    check_table(result, extractor, table, broken)
     assert actor(arrow.Table.from_pandas(table[:0])).schema == result.schema
 
 
@@ -83,6 +79,8 @@ def test_invalid_arguments_are_rejected(ray, tmp_path):
         embed(extractor, dataset, "path", keys="number")
     with pytest.raises(ValueError, match="Got column='file', but expected one of the columns"):
         embed(extractor, dataset, "file", keys=["number"])
+    with pytest.raises(ValueError, match="Got the key 'error', but the results have a column of"):
+        embed(extractor, dataset.rename_columns({"number": "error"}), "path", keys=["error"])
     with pytest.raises(ValueError, match="Got workers=0, but expected None or an integer"):
         embed(extractor, dataset, "path", keys=["number"], workers=0)
 
@@ -96,8 +94,8 @@ def test_actors_load_the_model_once_and_embed_as_it_does(ray, tmp_path):
     extractor = make_extractor()
     model = make_pipeline(extractor, LogsLoads(log))
     result = embed(model, dataset, "path", keys=["number"], workers=2, batch_size=4)
-    check(collect(result), extractor, table, broken)
-    assert list(loads(log).values()) == [1, 1]
+    check_table(collect(result), extractor, table, broken)
+    check_loads(log)
 
 
 @pytest.mark.slow
@@ -123,7 +121,7 @@ def test_file_is_read_by_the_actors(ray, tmp_path):
     save(extractor, tmp_path / "model.skt")
     dataset = ray.data.from_pandas(table)
     result = embed(tmp_path / "model.skt", dataset, "path", keys=["number"], workers=1)
-    check(collect(result), extractor, table, broken)
+    check_table(collect(result), extractor, table, broken)
 
 
 @pytest.mark.slow
@@ -139,7 +137,7 @@ def test_actor_that_is_killed_costs_no_rows(ray, tmp_path):
         collected = collect(result)
         assert killed.done()  # before the job has ended
         killed.result()
-    check(collected, make_extractor(Tiny), table, broken)
+    check_table(collected, make_extractor(Tiny), table, broken)
 
 
 @pytest.mark.slow
@@ -154,4 +152,4 @@ def test_code_in_the_documentation_runs(ray, tmp_path):
     written = arrow.parquet.read_table(tmp_path / "embeddings")
     numbers = [list(table["path"]).index(path) for path in written["path"].to_pylist()]
     numbered = written.append_column("number", [np.array(numbers) + 100])
-    check(numbered, extractor, table, broken)
+    check_table(numbered, extractor, table, broken)

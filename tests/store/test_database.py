@@ -153,7 +153,7 @@ def test_file_of_another_version_is_rejected(file, statement):
     with pytest.raises(ValueError, match="Got version") as error:
         noted(file)
     assert str(error.value) == (
-        f"Got version {version} of the embedding store {file.path}, but expected version 2; "
+        f"Got version {version} of the embedding store {file.path}, but expected version 3; "
         "delete that file, or pass another directory as cache."
     )
 

@@ -24,7 +24,7 @@ def base(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setattr(session, "_session", None)
     monkeypatch.setattr(session, "_stores", {})
-    yield session._base()
+    yield session.temporary_root()
     for store in [session._session, *session._stores.values()]:
         if store is not None:
             store.close()

@@ -376,8 +376,48 @@ def test_clear_removes_every_row_and_frees_the_file(store, table):
     info = store.info()
     assert info.tables == ()
     assert (info.computed, info.read) == (0, 0)
-    assert sum(path.stat().st_size for path in store.directory.glob("*.sqlite")) < 300_000
+    assert sum(path.stat().st_size for path in store.directory.glob("*.sqlite")) < 400_000
     assert not is_stored(large).any()
+
+
+def digests(files):
+    return {file: b"content of " + file for file in files if file != b"unreadable"}
+
+
+def test_contents_of_files_are_read_once(store):
+    read = []
+
+    def honest(files):
+        read.append(files)
+        return digests(files)
+
+    assert store.contents_of([], honest) == {}
+    assert not store.directory.exists()
+    assert store.contents_of([b"a", b"b", b"a", b"unreadable"], honest) == digests([b"a", b"b"])
+    assert store.contents_of([b"c", b"b"], honest) == digests([b"b", b"c"])
+    assert store.contents_of([b"a", b"b", b"c"], honest) == digests([b"a", b"b", b"c"])
+    assert read == [[b"a", b"b", b"unreadable"], [b"c"]]
+    many = [b"%d" % number for number in range(2000)]
+    assert store.contents_of(many, digests) == store.contents_of(many, dict) == digests(many)
+    store.clear()
+    store.contents_of([b"a"], honest)
+    assert read[2:] == [[b"a"]]
+
+
+def test_contents_of_the_oldest_files_are_forgotten_beyond_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_MIN_FILES", 10)
+    store = EmbeddingStore(tmp_path / "store", max_bytes=1000)
+    store.contents_of([b"%d" % number for number in range(25)], digests)
+    assert store.contents_of([b"14", b"15", b"24"], lambda unknown: {}).keys() == {b"15", b"24"}
+    store.close()
+
+
+def test_contents_of_files_are_read_if_the_store_fails(tmp_path):
+    """A locked store takes a minute for each attempt, so there is only one."""
+    (tmp_path / "file").touch()
+    store = EmbeddingStore(tmp_path / "file" / "store")
+    for _ in range(2):
+        assert store.contents_of([b"a", b"b"], digests) == digests([b"a", b"b"])
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,7 @@ def test_weights_are_not_pickled_to_look_for_code(monkeypatch):
         pickle.dumps(module)
 
 
+@pytest.mark.slow
 def test_search_with_workers_takes_a_lambda():
     search = GridSearchCV(
         FineTunedImageClassifier(
