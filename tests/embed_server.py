@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 
-def serve(main, images):
+def serve(main, images, output):
     for line in sys.stdin:
         arguments, kill_at = json.loads(line)
         reader, writer = os.pipe()
@@ -23,8 +23,10 @@ def serve(main, images):
             os.close(reader)
             events = Events(kill_at)
             events.count(images.Images, "decode")
-            for owner, name in ((os, "replace"), (os, "rmdir"), (Path, "unlink"), (Path, "rmdir")):
-                events.count(owner, name)
+            events.count(output.ParquetFile, "append")
+            events.count(os, "replace")
+            events.count(Path, "unlink")
+            events.count(Path, "rmdir")
             status = main(arguments)
             os.write(writer, json.dumps([events.n_images, events.n]).encode())
             os._exit(status)
@@ -72,4 +74,4 @@ if __name__ == "__main__":
 
     sktransfer.cli.embed.make_extractor = tiny_extractor
     output.BLOCK_SIZE = 4
-    serve(main, images)
+    serve(main, images, output)

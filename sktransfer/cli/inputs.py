@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from sktransfer.data.image_lists import ImageList
 
+_TAR_SUFFIXES = (".tar", ".tgz", ".gz")  # an error says that they must not be compressed
+
 
 def load_data(source: Path, columns: Mapping[str, Any], notes: Notes) -> Bunch:
     """Load the paths and labels of a folder of class folders, or of a table.
@@ -137,6 +139,7 @@ def load_image_list(
     suffix = first.suffix.lower()
     images: ImageList
     if kind == "tar files":
+        notes(f"Searching {counted(len(kinds), 'tar file')} ...")
         images = TarList(list(kinds))
     elif suffix in image_lists.LIST_SUFFIXES:
         images = image_lists.read_path_list(first)
@@ -160,12 +163,13 @@ def _kind_of(path: Path) -> str:
     from sktransfer.data.remote import as_remote_file
 
     suffix = path.suffix.lower()
-    if path.is_dir() or as_remote_file(str(path)):
-        return "images"
-    if suffix == ".tar":
-        return "tar files"
     tables = (*image_lists.LIST_SUFFIXES, *image_lists.CSV_SUFFIXES, *image_lists.PARQUET_SUFFIXES)
-    return "table" if suffix in tables else "images"
+    kind = "tar files" if suffix in _TAR_SUFFIXES else "table" if suffix in tables else "images"
+    if path.is_dir():
+        return "images"
+    if kind != "images" and (file := as_remote_file(str(path))):
+        raise ValueError(f"Got {file}, but expected a file on this machine; download it")
+    return kind
 
 
 def report_ignored(files: Sequence[str], notes: Notes) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sktransfer.cli.messages import MAX_LISTED
+from sktransfer.cli.messages import MAX_LISTED, listed
 
 # Entry of the metadata of a Parquet file that holds the manifest.
 _METADATA = "sktransfer"
@@ -131,11 +131,25 @@ class EmbeddingParts:
         ValueError
             If no image can be read.
         """
-        from sktransfer.cli.messages import listed
+        from sktransfer.utils.files import complete_file
+
+        joined = self.folder / "joined.parquet"
+        with complete_file(joined) as unfinished:
+            n_broken, problems = self._join_to(unfinished)
+            with open(unfinished, "rb+") as file:
+                os.fsync(file)  # before the parts are removed
+        if n_broken and n_broken == sum(map(len, self._blocks)):
+            self._clear()
+            raise ValueError(listed("no image can be read", problems))
+        os.replace(joined, self.output)
+        self._clear()
+        return n_broken, problems
+
+    def _join_to(self, path: Path) -> tuple[int, list[str]]:
         from sktransfer.embedding.output import ParquetFile, import_parquet
 
-        joined, n_broken, problems = self.folder / "joined.tmp", 0, list[str]()
-        with ParquetFile(joined, self.schema) as file:
+        n_broken, problems = 0, list[str]()
+        with ParquetFile(path, self.schema) as file:
             for block in range(len(self._blocks)):
                 with import_parquet().ParquetFile(self._path(block)) as part:
                     table = part.read()
@@ -147,13 +161,6 @@ class EmbeddingParts:
                     for row in broken.slice(0, MAX_LISTED + 1).to_pylist()
                 ]
                 del problems[MAX_LISTED + 1 :]
-        if n_broken and n_broken == sum(map(len, self._blocks)):
-            self._clear()
-            raise ValueError(listed("no image can be read", problems))
-        with open(joined, "rb+") as file:
-            os.fsync(file)  # before the parts are removed
-        os.replace(joined, self.output)
-        self._clear()
         return n_broken, problems
 
     def _path(self, block: int) -> Path:

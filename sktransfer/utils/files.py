@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def complete_file(path: Path) -> Iterator[Path]:
     'content'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    # Processes on several machines may have the same number.
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex[:12]}.{os.getpid()}.tmp")
     try:
         yield unfinished
         os.replace(unfinished, path)

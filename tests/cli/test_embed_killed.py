@@ -94,15 +94,15 @@ def test_shards_killed_at_random_events_lose_and_double_no_row(host, photos, tmp
         arguments = (Path(photos[0]).parent, "-o", output, "--shard", f"{shard}/3", "--resume")
         status = KILLED
         while status == KILLED:
-            # An embedding of a block of four images is finished in some of the runs.
-            status, *_ = host.run(*arguments, kill_at=random_numbers.randint(1, 12))
+            # A block of four images is finished in some of the runs.
+            status, *_ = host.run(*arguments, kill_at=random_numbers.randint(1, 20))
             n_kills += status == KILLED
             assert n_kills < 300
             assert status == KILLED or output.exists()
         assert status == 0, host.messages()
     assert n_kills >= 20
     whole = tmp_path / "whole.parquet"
-    assert host.run(Path(photos[0]).parent, "-o", whole) == [0, 42, pytest.approx(90, abs=30)]
+    assert host.run(Path(photos[0]).parent, "-o", whole)[:2] == [0, 42]
     union = pd.concat(map(pd.read_parquet, outputs), ignore_index=True)
     pd.testing.assert_frame_equal(union, pd.read_parquet(whole))
     check(union, photos)

@@ -1,4 +1,3 @@
-import fcntl
 import os
 import subprocess
 import sys
@@ -6,6 +5,8 @@ import sys
 import pytest
 
 from sktransfer.utils.files import complete_file, locked_file
+
+fcntl = pytest.importorskip("fcntl")
 
 
 def test_lock_of_a_process_ends_with_it(tmp_path):
