@@ -283,10 +283,10 @@ class EmbeddingStore:
         """
         path = Path(path).expanduser()
         if path.is_file() and path.stat().st_size > self.max_bytes:
+            size, limit = _binary_size(path.stat().st_size), _binary_size(self.max_bytes)
             warn_user(
-                f"Got {str(path)!r} of {_binary_size(path.stat().st_size)}, but the embedding store "
-                f"{self._database.path} is limited to {_binary_size(self.max_bytes)}, so it keeps "
-                "only a part; raise max_bytes.",
+                f"Got {str(path)!r} of {size}, but the embedding store {self._database.path} is "
+                f"limited to {limit}, so it keeps only a part; raise max_bytes."
             )
         return absorb_archive(path, self.table)
 
