@@ -32,9 +32,10 @@ arrow = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.parquet")
 
 
-def test_pyspark_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
-    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[spark\]'"):
+@pytest.mark.parametrize("name", ["pyspark.sql", "cloudpickle"])
+def test_package_that_is_missing_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"'{name}', .* pip install 'sktransfer\[spark\]'"):
         embed(make_extractor(), None, "path")
 
 
