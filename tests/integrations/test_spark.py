@@ -131,6 +131,12 @@ def spark(tmp_path_factory):
     pyspark = pytest.importorskip("pyspark")
     sql = pytest.importorskip("pyspark.sql")
     folder = tmp_path_factory.mktemp("spark")
+    # Executors write their logs to a folder "work" in this one.
+    spark_home = folder / "spark_home"
+    spark_home.mkdir()
+    for path in Path(pyspark.__file__).parent.iterdir():
+        if path.name != "work":
+            (spark_home / path.name).symlink_to(path)
     java_options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # starts faster
     settings = {
         "spark.driver.extraJavaOptions": java_options,
@@ -150,7 +156,7 @@ def spark(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         set_java(patch, folder)
-        patch.chdir(folder)  # where the executors write their logs
+        patch.setenv("SPARK_HOME", str(spark_home))
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         builder = sql.SparkSession.builder.master("local-cluster[2,1,1024]")
