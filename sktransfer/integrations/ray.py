@@ -67,7 +67,7 @@ def embed(
     >>> images = ray.data.read_parquet("images.parquet")  # doctest: +SKIP
     >>> embed(extractor, images, "path", keys=["path"], workers=2)  # doctest: +SKIP
     """
-    remote = remote_model(model, "embed", cache=cache, threads=threads)
+    remote = remote_model(model, "embed", cache=cache, threads=threads, extra="ray")
     return _map_batches(remote, images, column, keys, workers, batch_size, threads, num_gpus)
 
 
@@ -108,7 +108,9 @@ def predict(
     ImportError, NotFittedError, TypeError, ValueError
         See `embed`.
     """
-    remote = remote_model(model, "predict", probability=probability, cache=cache, threads=threads)
+    remote = remote_model(
+        model, "predict", probability=probability, cache=cache, threads=threads, extra="ray"
+    )
     return _map_batches(remote, images, column, keys, workers, batch_size, threads, num_gpus)
 
 

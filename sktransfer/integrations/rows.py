@@ -187,6 +187,7 @@ def remote_model(
     probability: bool = False,
     cache: Any = None,
     threads: int | None = None,
+    extra: str = "dask",
 ) -> RemoteModel:
     """Check a fitted model, and prepare it for workers.
 
@@ -201,9 +202,13 @@ def remote_model(
         Whether predictions come with the probability of each class.
     cache, threads
         See `RemoteModel`.
+    extra : {"dask", "ray", "spark"}
+        The extra that installs what is missing.
 
     Raises
     ------
+    ImportError
+        If cloudpickle is not installed.
     NotFittedError
         If the model is not fitted.
     ValueError, TypeError
@@ -219,7 +224,7 @@ def remote_model(
         model = load(key)
     else:
         check_is_fitted(model)
-        content = _pickled(model)
+        content = _pickled(model, extra)
         key = hashlib.blake2b(content, digest_size=16).hexdigest()
     if method == "embed":
         _embedder(model)
@@ -229,9 +234,9 @@ def remote_model(
     return RemoteModel(key, content, tuple(fields), cache, threads)
 
 
-def _pickled(model: Any) -> bytes:
+def _pickled(model: Any, extra: str) -> bytes:
     """Pickle a model with the code that it has of a notebook."""
-    cloudpickle: Any = import_optional("cloudpickle", extra="dask", purpose=_PURPOSE)
+    cloudpickle: Any = import_optional("cloudpickle", extra=extra, purpose=_PURPOSE)
     return bytes(cloudpickle.dumps(model))
 
 

@@ -64,7 +64,7 @@ def embed(
     >>> images = spark.read.parquet("images.parquet")  # doctest: +SKIP
     >>> embed(extractor, images, "path", keys=["path"]).write.parquet("out")  # doctest: +SKIP
     """
-    remote = remote_model(model, "embed", cache=cache, threads=threads)
+    remote = remote_model(model, "embed", cache=cache, threads=threads, extra="spark")
     return _map_in_arrow(remote, images, column, keys)
 
 
@@ -102,7 +102,9 @@ def predict(
     ImportError, NotFittedError, TypeError, ValueError
         See `embed`.
     """
-    remote = remote_model(model, "predict", probability=probability, cache=cache, threads=threads)
+    remote = remote_model(
+        model, "predict", probability=probability, cache=cache, threads=threads, extra="spark"
+    )
     return _map_in_arrow(remote, images, column, keys)
 
 

@@ -32,9 +32,10 @@ arrow = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.parquet")
 
 
-def test_pyspark_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
-    with pytest.raises(ImportError, match=r"pip install 'sktransfer\[spark\]'"):
+@pytest.mark.parametrize("name", ["pyspark.sql", "cloudpickle"])
+def test_package_that_is_missing_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"'{name}', .* pip install 'sktransfer\[spark\]'"):
         embed(make_extractor(), None, "path")
 
 
@@ -130,6 +131,12 @@ def spark(tmp_path_factory):
     pyspark = pytest.importorskip("pyspark")
     sql = pytest.importorskip("pyspark.sql")
     folder = tmp_path_factory.mktemp("spark")
+    # Executors write their logs to a folder "work" in this one.
+    spark_home = folder / "spark_home"
+    spark_home.mkdir()
+    for path in Path(pyspark.__file__).parent.iterdir():
+        if path.name != "work":
+            (spark_home / path.name).symlink_to(path)
     java_options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # starts faster
     settings = {
         "spark.driver.extraJavaOptions": java_options,
@@ -149,7 +156,7 @@ def spark(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         set_java(patch, folder)
-        patch.chdir(folder)  # where the executors write their logs
+        patch.setenv("SPARK_HOME", str(spark_home))
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         builder = sql.SparkSession.builder.master("local-cluster[2,1,1024]")
