@@ -46,7 +46,7 @@ def test_cache_is_carried_to_another_folder(photos, tmp_path):
     result = run("cache", "absorb", file, "--cache", second)
     assert (result.stdout, result.stderr) == ("", f"Added 24 embeddings to {second}\n")
     copies = shutil.copytree(photos, tmp_path / "copies", copy_function=shutil.copyfile)
-    run("embed", copies, *arguments, "--cache", second)
+    run("embed", copies, *arguments, "--cache", second, "--overwrite")
     info = json.loads(run("cache", "info", "--cache", second, "--json").stdout)
     assert (info["computed"], info["read"]) == (0, 24)
     result = run("cache", "absorb", file, "--cache", second)
