@@ -7,12 +7,14 @@ import time
 
 import numpy as np
 import pandas as pd
-from helpers import Counter, Tiny, X, images, save_images
+from helpers import Counter, Tiny, X, cosine, images, save_images
+from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.datasets import load_sample_images
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from sktransfer import PretrainedFeatureExtractor
+from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 
 N_IMAGES = 48
 
@@ -118,3 +120,40 @@ def check_loads(log):
 
 def _lines(log):
     return log.read_text().splitlines() if log.exists() else []
+
+
+def photographs(folder):
+    """Save crops of two photographs; return a table of their paths, numbers and names."""
+    rows = []
+    for name, photograph in zip(["temple", "flower"], load_sample_images().images, strict=True):
+        for left in range(0, 440, 40):
+            path = os.path.join(folder, f"{name}-{left}.jpg")
+            Image.fromarray(photograph[100:300, left : left + 200]).save(path)
+            rows.append({"path": path, "number": len(rows), "name": name})
+    return pd.DataFrame(rows)
+
+
+def check_photographs(table, embed, predict):
+    """Check that real networks compute in workers what they compute here.
+
+    `embed(model)` and `predict(model)` return pyarrow Tables of all rows of `table`, with the key
+    `number`.
+    """
+    paths, names = list(table["path"]), list(table["name"])
+    settings = {"image_size": 112, "cache": None}
+    # With this engine, the other images of a batch do not change an embedding.
+    extractor = PretrainedFeatureExtractor(engine="openvino", **settings).fit(paths)
+    result = embed(extractor).sort_by("number")
+    assert result["number"].to_pylist() == list(table["number"])
+    embeddings = np.array(result["embedding"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(embeddings, extractor.transform(paths))
+
+    classifier = FineTunedImageClassifier(
+        unfreeze=(0, 1), max_epochs=1, augment=None, random_state=0, **settings
+    ).fit(paths[::2], names[::2])
+    embeddings = np.array(embed(classifier).sort_by("number")["embedding"].to_pylist())
+    assert cosine(embeddings, classifier.transform(paths)).min() >= 0.9999
+    result = predict(classifier).sort_by("number")
+    assert result["prediction"].to_pylist() == list(classifier.predict(paths))
+    probabilities = np.array(result["probability"].to_pylist())
+    np.testing.assert_allclose(probabilities, classifier.predict_proba(paths), rtol=1e-4, atol=1e-6)

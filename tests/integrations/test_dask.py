@@ -9,11 +9,13 @@ import pytest
 from cluster_helpers import (
     LogsLoads,
     SlowTiny,
+    check_photographs,
     files,
     kill_worker,
     loads,
     make_extractor,
     make_pipeline_for,
+    photographs,
 )
 from helpers import Tiny, X, Y, make_classifier
 from sklearn.pipeline import make_pipeline
@@ -185,6 +187,22 @@ def _settings_of_models():
 
     (loaded,) = [value for value in gc.get_objects() if type(value) is LoadedModel]
     return os.getpid(), loaded.threads, loaded.model[0].n_jobs
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_photographs_are_embedded_and_predicted_as_here(cluster, tmp_path):
+    table = photographs(tmp_path)
+    frame = frames.from_pandas(table, npartitions=5)
+
+    def collect(results):
+        return pyarrow.Table.from_pandas(results.compute())
+
+    check_photographs(
+        table,
+        lambda model: collect(embed(model, frame, "path", keys=["number"])),
+        lambda model: collect(predict(model, frame, "path", keys=["number"], probability=True)),
+    )
 
 
 @pytest.mark.slow

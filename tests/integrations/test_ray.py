@@ -12,10 +12,12 @@ from cluster_helpers import (
     LogsLoads,
     SlowTiny,
     check_loads,
+    check_photographs,
     check_table,
     files,
     kill_worker,
     make_extractor,
+    photographs,
 )
 from helpers import Tiny, X, Y, make_classifier
 from sklearn.pipeline import make_pipeline
@@ -122,6 +124,21 @@ def test_file_is_read_by_the_actors(ray, tmp_path):
     dataset = ray.data.from_pandas(table)
     result = embed(tmp_path / "model.skt", dataset, "path", keys=["number"], workers=1)
     check_table(collect(result), extractor, table, broken)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_photographs_are_embedded_and_predicted_as_here(ray, tmp_path):
+    table = photographs(tmp_path)
+    dataset, options = ray.data.from_pandas(table).repartition(5), {"workers": 2, "batch_size": 5}
+    keys = ["number"]
+    check_photographs(
+        table,
+        lambda model: collect(embed(model, dataset, "path", keys=keys, **options)),
+        lambda model: collect(
+            predict(model, dataset, "path", keys=keys, probability=True, **options)
+        ),
+    )
 
 
 @pytest.mark.slow

@@ -14,10 +14,12 @@ from cluster_helpers import (
     LogsLoads,
     SlowTiny,
     check_loads,
+    check_photographs,
     check_table,
     files,
     kill_worker,
     make_extractor,
+    photographs,
 )
 from helpers import Tiny, X, Y, make_classifier
 from sklearn.linear_model import LogisticRegression
@@ -238,6 +240,19 @@ def test_predictions_of_a_tuned_classifier_are_equal(spark, tmp_path):
     probabilities = np.array(result["probability"].drop_null().to_pylist(), np.float32)
     np.testing.assert_allclose(probabilities, classifier.predict_proba(readable), rtol=1e-6)
     np.testing.assert_array_equal(result["error"].is_valid(), broken)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_photographs_are_embedded_and_predicted_as_here(spark, tmp_path):
+    table = photographs(tmp_path)
+    frame = spark.createDataFrame(table).repartition(5)
+    keys = ["number"]
+    check_photographs(
+        table,
+        lambda model: embed(model, frame, "path", keys=keys).toArrow(),
+        lambda model: predict(model, frame, "path", keys=keys, probability=True).toArrow(),
+    )
 
 
 @pytest.mark.slow
