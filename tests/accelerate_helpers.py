@@ -164,6 +164,14 @@ def failures(accelerator, folder):
         for name, run in fits.items():
             results[name] = outcome(run)
         results["skipped"] = describe(fit_readable(paths, labels))
+
+    def fails_before_its_fit():
+        with data_parallel(accelerator):
+            if rank == 1:
+                raise ValueError("the disk is on fire")
+            make_classifier().fit(X[:N], Y[:N])
+
+    results["error outside of a fit"] = outcome(fails_before_its_fit)
     return results
 
 

@@ -108,6 +108,11 @@ SAME = "but all must call fit with the same ones"
             (STOPPED.format("ValueError: the disk is on fire"), "the disk is on fire"),
         ),
         (
+            "error outside of a fit",
+            ("RuntimeError", "ValueError"),
+            (STOPPED.format("ValueError: the disk is on fire"), "the disk is on fire"),
+        ),
+        (
             "interrupt",
             ("RuntimeError", "KeyboardInterrupt"),
             (STOPPED.format("KeyboardInterrupt"), ""),
