@@ -222,18 +222,18 @@ class Images(Sequence[np.ndarray]):
         ImageError
             If a file is missing or an item is not an image.
         """
-        return self.identity(row).fingerprint
+        return self._apply(decoding.fingerprint, row, self._versioned)
 
     def identity(self, row: int) -> Identity:
         """Return the fingerprint of one image, and whether the image is a file on a disk."""
 
-        def versioned(file: RemoteFile) -> RemoteVersion:
-            return self.remote.version(file, partial(self._remote_files, range(len(self))))
-
         def identify(image: Any, *settings: Any) -> Identity:
             return Identity(decoding.fingerprint(image, *settings), isinstance(image, str))
 
-        return self._apply(identify, row, versioned)
+        return self._apply(identify, row, self._versioned)
+
+    def _versioned(self, file: RemoteFile) -> RemoteVersion:
+        return self.remote.version(file, partial(self._remote_files, range(len(self))))
 
     def content_fingerprint(self, row: int) -> bytes:
         """Compute the fingerprint of the content of one image; a file is read.

@@ -284,15 +284,15 @@ def _keys_of_images(
     """
     # Files are only looked up; pixels and encoded images are hashed in parallel.
     in_parallel = threads if len(images) and images.path(0) is None else 1
+    if store.temporary:
+        return _map(images.fingerprint, range(len(images)), in_parallel)
     identities = _map(images.identity, range(len(images)), in_parallel)
     keys = [each if isinstance(each, ImageError) else each.fingerprint for each in identities]
     files = {
         row: each.fingerprint
         for row, each in enumerate(identities)
-        if isinstance(each, Identity) and each.is_file and not store.temporary
+        if isinstance(each, Identity) and each.is_file
     }
-    if not files:
-        return keys
     errors = dict[bytes, ImageError]()
 
     def read(unknown: list[bytes]) -> dict[bytes, bytes]:
