@@ -16,7 +16,7 @@ import sys
 from _common import command_line, finish
 
 ESTIMATORS = "from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor"
-DEPENDENCIES = "import torch, torchvision, sklearn"
+DEPENDENCIES = "import torch, torchvision, skorch, sklearn.linear_model"
 MAX_RATIO = 1.15
 CODE = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 

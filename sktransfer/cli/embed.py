@@ -85,7 +85,7 @@ class _ShardType(click.ParamType):
     metavar="I/N",
     type=_ShardType(),
     default="0/1",
-    help="Embed only the part I of N of the images, 0 <= I < N.",
+    help="Embed only part I of N of the images, 0 <= I < N.",
 )
 @click.option("--resume", is_flag=True, help="Go on if there are parts of FILE, else begin.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE, or parts of it.")
@@ -131,8 +131,8 @@ def embed(
     A .parquet file has a row for each image, with the columns path, embedding, and error: why an
     image cannot be read. A .npy file has an array with one row for each image, float32.
 
-    With --shard, several machines embed a part of the images each. A .parquet file is written in
-    parts: if the command is killed, the same one with --resume goes on.
+    With --shard, each of several machines embeds a part of the images. A .parquet file is written
+    in parts: after the command was killed, run it again with --resume to go on.
     """
     check_output(output, SUFFIXES, images)
     _check_options(output, resume, overwrite)
