@@ -45,7 +45,10 @@ from sktransfer.utils.progress import StageProgress
 # The contract of scikit-learn
 
 
-@pytest.mark.parametrize("unfreeze", [pytest.param((0,), marks=pytest.mark.slow), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "unfreeze",
+    [0, *(pytest.param(depths, marks=pytest.mark.slow) for depths in [(0,), (0, 1, 2)])],
+)
 def test_classifier_passes_check_estimator(unfreeze):
     estimator = FineTunedImageClassifier(
         Tiny,
@@ -566,6 +569,7 @@ def test_out_of_memory_in_trained_blocks_halves_the_batch(monkeypatch):
 # Pickles
 
 
+@pytest.mark.slow
 def test_pickle_holds_only_trained_blocks_and_predicts_the_same(tmp_path):
     settings = {"unfreeze": (0, 1), "image_size": 64, "max_epochs": 1, "augment": None}
     classifier = FineTunedImageClassifier(random_state=0, **settings).fit(X[:30], Y[:30])

@@ -43,6 +43,7 @@ def test_search_embeds_each_view_once_per_boundary(log, store, folder, n_jobs):
     assert counted(log) == before
 
 
+@pytest.mark.slow
 def test_search_without_a_store_embeds_in_every_fit(log):
     estimator = counting(log, None, unfreeze=(0, 1), augment="light")
     search = GridSearchCV(estimator, {"lr": [1e-3, 1e-4]}, cv=3)
@@ -63,6 +64,7 @@ def test_classifier_is_calibrated():
     assert classifier.score(X_TEST, Y_TEST) > 0.9
 
 
+@pytest.mark.slow
 def test_classifier_is_stacked():
     rows = X.reshape(len(X), -1)
     estimators = [
@@ -79,6 +81,7 @@ def test_classifier_works_in_cross_val_predict():
     assert (np.unique(Y)[p.argmax(axis=1)] == Y).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_classifier_works_in_learning_curve():
     sizes, _, scores = learning_curve(
         make_classifier(), X, Y, cv=3, train_sizes=[0.5, 1.0], shuffle=True
@@ -87,6 +90,7 @@ def test_classifier_works_in_learning_curve():
     assert scores.mean(axis=1)[-1] > 0.9
 
 
+@pytest.mark.slow
 def test_classifier_works_in_a_halving_search():
     classifier = make_classifier(early_stopping=False)  # there are too few images to hold any out
     rates = {"lr": [1e-4, 1e-5]}  # with 15 images, the loss of this network rises at 1e-3
@@ -94,6 +98,7 @@ def test_classifier_works_in_a_halving_search():
     assert search.fit(X, Y).score(X_TEST, Y_TEST) > 0.9
 
 
+@pytest.mark.slow
 def test_classifier_works_in_a_threshold_search():
     rows = np.flatnonzero(Y != "owl")
     classifier = TunedThresholdClassifierCV(make_classifier(), cv=3).fit(X[rows], Y[rows])

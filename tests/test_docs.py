@@ -23,8 +23,15 @@ from sktransfer.cli.main import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-# Pages that take half of the time of all pages; `make test-slow` runs them.
-LONG_PAGES = {"domains.md", "export.md", "fine_tuning.md", "input_formats.md", "recipes.md"}
+# Pages that take most of the time of all pages; `make test-slow` runs them.
+LONG_PAGES = {
+    "domains.md",
+    "export.md",
+    "fine_tuning.md",
+    "input_formats.md",
+    "out_of_core.md",
+    "recipes.md",
+}
 BLOCK = re.compile(r"^```(?:python|text)\n(?P<code>.*?)^```$", re.M | re.S)
 ERROR = re.compile(r"\w+(?:Error|Warning): ")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -39,6 +39,7 @@ def test_every_example_is_tested():
         assert f'run("{script.name}"' in tests
 
 
+@pytest.mark.slow
 def test_three_lines_prints_counts_and_score(tmp_path):
     printed = run("01_three_lines.py", tmp_path, "--digits", "200")
     assert "Images through the network: 200 (without the store: 4700)" in printed

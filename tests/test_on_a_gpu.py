@@ -132,7 +132,7 @@ def test_too_little_memory_gives_the_same_embeddings(paths, on_cpu):
     "options",
     [
         {"unfreeze": 0},
-        {"unfreeze": (0, 2)},
+        pytest.param({"unfreeze": (0, 2)}, marks=pytest.mark.slow),
         pytest.param({"unfreeze": (0, 2), "n_views": None}, marks=pytest.mark.slow),
         pytest.param({"unfreeze": (0, 2), "batch_norm": "adapt"}, marks=pytest.mark.slow),
         {"unfreeze": "all", "augment": None, "max_epochs": 1},
@@ -145,6 +145,7 @@ def test_same_seed_gives_the_same_classifier(device, paths, options):
         assert (first.argmax(1) == Y).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_predictions_equal_those_of_the_cpu(device, paths):
     fitted = classifier(precision="float32").fit(paths, Y)
     found, embeddings = fitted.predict_proba(paths), fitted.transform(paths)
@@ -154,6 +155,7 @@ def test_predictions_equal_those_of_the_cpu(device, paths):
     assert min_cosine(fitted.transform(paths), embeddings) > MIN_COSINE
 
 
+@pytest.mark.slow
 def test_adversarial_fit_and_adaptation_run(device, paths):
     domain = np.where(np.arange(N) < N // 2, 1, -1)
     fitted = classifier(domain_adversarial=1.0, unfreeze=(0, 1)).fit(paths, Y, sample_domain=domain)
@@ -164,6 +166,7 @@ def test_adversarial_fit_and_adaptation_run(device, paths):
     assert np.median(cosines(adapted, expected)) > MIN_COSINE_WITHIN_DECODING
 
 
+@pytest.mark.slow
 def test_interrupted_fit_is_resumed(device, paths, tmp_path):
     options = {"max_epochs": 4, "early_stopping": False}
     expected = classifier(**options).fit(paths, Y).predict_proba(paths)
@@ -186,6 +189,7 @@ def test_store_is_shared_with_the_cpu(device, paths, tmp_path):
     store.close()
 
 
+@pytest.mark.slow
 def test_pickle_predicts_in_a_process_without_a_gpu(device, paths, tmp_path):
     fitted = classifier(device="auto", precision="float32").fit(paths, Y)
     expected = fitted.predict_proba(paths)

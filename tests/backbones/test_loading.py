@@ -139,7 +139,7 @@ def test_weights_file_of_another_network_is_rejected(tmp_path):
         (3, "default", TypeError, "Got backbone=3, but expected a name"),
         (lambda: 3, "default", TypeError, "which built a int, but expected a torch.nn.Module"),
         ("resnet50", "IMAGENET1K_V3", ValueError, "Got weights='IMAGENET1K_V3', but expected one"),
-        ("resnet50", 7, TypeError, "Got weights=7, but expected 'default', a name of"),
+        ("resnet50", 7, TypeError, "Got weights=7, but expected 'default', a torchvision name"),
         ("resnet50", "gone.pth", WeightsNotFoundError, r"there is no such file \(looked in "),
         ("efficientnet_lite0", "V1", ValueError, "expected 'default' or the path of"),
         (Tiny, None, ValueError, "Got weights=None for the backbone 'tiny', but expected"),

@@ -66,12 +66,17 @@ def trained(monkeypatch):
         {"averaging": 0.5, "n_views": None},
         {"augment": "standard", "n_views": None, "averaging": 1.0},
         {"max_epochs": "auto"},
-        {"augment": None, "n_views": None},
-        {"n_views": None},
-        {"n_views": None, "unfreeze": (1,)},
-        {"unfreeze": (1, 1)},
         {"unfreeze": 0},
-        {"cache": None},
+        *(
+            pytest.param(parameters, marks=pytest.mark.slow)
+            for parameters in [
+                {"augment": None, "n_views": None},
+                {"n_views": None},
+                {"n_views": None, "unfreeze": (1,)},
+                {"unfreeze": (1, 1)},
+                {"cache": None},
+            ]
+        ),
     ],
 )
 def test_estimate_cost_equals_the_counts_of_a_classifier_search(log, store, trained, parameters):

@@ -130,7 +130,7 @@ def assert_same(loaded, model, X=TEST):
         np.testing.assert_array_equal(outputs[name], output, err_msg=name)
 
 
-@pytest.mark.parametrize("standalone", [True, False])
+@pytest.mark.parametrize("standalone", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_loaded_model_predicts_the_same(fitted, name, standalone, tmp_path):
     model, path = fitted(name), tmp_path / "model.skt"

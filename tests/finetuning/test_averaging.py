@@ -220,9 +220,14 @@ def test_many_images_use_the_usual_share_without_a_check(trials, monkeypatch, un
         {},
         {"unfreeze": (0, 2)},
         {"augment": "standard", "n_views": None},
-        {"augment": "light", "n_views": 2},
-        {"batch_norm": "train"},
-        {"mixup": 0.3},
+        *(
+            pytest.param(parameters, marks=pytest.mark.slow)
+            for parameters in [
+                {"augment": "light", "n_views": 2},
+                {"batch_norm": "train"},
+                {"mixup": 0.3},
+            ]
+        ),
     ],
 )
 def test_check_does_not_change_the_training_of_the_fit(parameters):

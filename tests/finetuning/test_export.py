@@ -80,6 +80,7 @@ def test_saved_weights_give_the_tuned_embedding(source, tmp_path, times):
     Tiny().load_state_dict(load_file(tmp_path / "folder" / "tuned.safetensors"))
 
 
+@pytest.mark.slow
 def test_saved_weights_give_the_same_embedding_in_another_process(source, tmp_path):
     source.save_weights(tmp_path / "tuned.safetensors")
     np.save(tmp_path / "X.npy", X_TEST)

@@ -315,6 +315,7 @@ def test_digest_depends_on_the_augmentation_version(monkeypatch):
     assert all(resolve_augmentation(a).digest != b for a, b in zip(augments, before, strict=True))
 
 
+@pytest.mark.slow
 def test_digest_of_torchvision_transforms_is_the_same_in_any_process():
     script = (
         "import torch\nfrom torchvision.transforms import v2\n"

@@ -402,6 +402,7 @@ def test_fit_is_quiet_in_meta_estimators(many, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_fit_is_quiet_in_a_parallel_search(folder, capfd):
     """The fixture starts new workers, whose output is captured."""
     GridSearchCV(Staged(verbose=1), {"epochs": [(0, 2), (0, 3)]}, cv=2, n_jobs=2).fit(X, y)
