@@ -47,7 +47,7 @@ from sktransfer.utils.progress import StageProgress
 
 @pytest.mark.parametrize(
     "unfreeze",
-    [0, *(pytest.param(depths, marks=pytest.mark.slow) for depths in [(0,), (0, 1, 2)])],
+    [(0,), *(pytest.param(depths, marks=pytest.mark.slow) for depths in [0, (0, 1, 2)])],
 )
 def test_classifier_passes_check_estimator(unfreeze):
     estimator = FineTunedImageClassifier(
