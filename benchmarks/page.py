@@ -210,8 +210,8 @@ A search with six candidates and five folds on 432 photographs (`benchmarks/sear
 
 The search takes {figures["times_parts"]} times as long as embedding once and searching on the
 embeddings. Importing the two estimators takes {imports["ratio"]} times as long as
-`import torch, torchvision, skorch, sklearn.linear_model`, and `import sktransfer` alone {imports["sktransfer"]:.2f} s
-(`benchmarks/import_time.py`).
+`import torch, torchvision, skorch, sklearn.linear_model`, and `import sktransfer` alone
+{imports["sktransfer"]:.2f} s (`benchmarks/import_time.py`).
 """
 
 

@@ -111,9 +111,9 @@ def embed(
     batch_size = batch_size or _batch_size(recipe, compute, engine, n_images)
     # With a store, readable images are embedded after a broken one too, so no work is lost.
     image_errors = ImageErrors(on_error if compute.store is None else "nan")
-    items, keys = list(range(len(views))), list[bytes]()
+    items, keys, files = list(range(len(views))), list[bytes](), dict[int, bytes]()
     if compute.store is not None:
-        items, keys = _keys(views, compute.store, compute.threads, image_errors)
+        items, keys, files = _keys(views, compute.store, compute.threads, image_errors)
     if out is None:
         out = np.full((len(views), width), np.nan, dtype=recipe.dtype)
     all_readable = len(items) == len(views)
@@ -144,8 +144,9 @@ def embed(
             )
             key_index_of = {item: key_index for key_index, item in enumerate(items)}
             for batch, values in _run(runner, reader, batches, full_size, sequential=sequential):
-                yield [key_index_of[item] for item in batch], values
                 bar.update(len(batch))
+                same = _unchanged(batch, files, views, image_errors)
+                yield [key_index_of[batch[row]] for row in same], values[same]
 
         if compute.store is not None:
             table = compute.store.table(recipe.digest, str(recipe), width, recipe.dtype)
@@ -259,9 +260,12 @@ def _make_engine(recipe: Recipe, engine: str, device: torch.device) -> FrozenEng
 
 def _keys(
     views: Views, store: EmbeddingStore, threads: int, image_errors: ImageErrors
-) -> tuple[list[int], list[bytes]]:
-    """Return the items of the readable images, and their keys in the store."""
-    of_images = _keys_of_images(views.images, store, threads)
+) -> tuple[list[int], list[bytes], dict[int, bytes]]:
+    """Return the items of the readable images, and their keys in the store.
+
+    Also return the fingerprints of files whose content is in the key, by the row of the image.
+    """
+    of_images, files = _keys_of_images(views.images, store, threads)
     items, keys = list[int](), list[bytes]()
     for item in range(len(views)):
         of_image = of_images[views.image_of(item)]
@@ -270,22 +274,44 @@ def _keys(
         else:
             items.append(item)
             keys.append(views.fingerprint(item, of_image))
-    return items, keys
+    return items, keys, files
+
+
+def _unchanged(
+    batch: list[int], files: dict[int, bytes], views: Views, image_errors: ImageErrors
+) -> list[int]:
+    """Return the rows of a batch, without those of files that have changed since they were hashed.
+
+    The store would otherwise have the new embedding as that of the old content.
+    """
+    if not files:
+        return list(range(len(batch)))
+    same = list[int]()
+    for row, item in enumerate(batch):
+        image = views.image_of(item)
+        identity = _result_or_error(views.images.identity, image)
+        if image not in files or getattr(identity, "fingerprint", None) == files[image]:
+            same.append(row)
+        else:
+            reason = "The file has changed while it was embedded; embed it again."
+            error = ImageError(reason, 0, "")
+            image_errors.add(item, _of_row(error, views.images, image))
+    return same
 
 
 def _keys_of_images(
     images: Images, store: EmbeddingStore, threads: int
-) -> list[bytes | ImageError]:
-    """Return the fingerprint of each image in a store, or its error.
+) -> tuple[list[bytes | ImageError], dict[int, bytes]]:
+    """Return the fingerprint of each image in a store, or its error, and those of files by row.
 
-    It is that of the content, so that embeddings may be carried to another machine. A file is read
-    for it if the store does not know it yet, by its path, size and modification time. A temporary
-    store is not carried, so these identify its files.
+    The first is that of the content, so that embeddings may be carried to another machine. A file
+    is read for it if the store does not know it yet, by its path, size and modification time. A
+    temporary store is not carried, so these identify its files.
     """
     # Files are only looked up; pixels and encoded images are hashed in parallel.
     in_parallel = threads if len(images) and images.path(0) is None else 1
     if store.temporary:
-        return _map(images.fingerprint, range(len(images)), in_parallel)
+        return _map(images.fingerprint, range(len(images)), in_parallel), {}
     identities = _map(images.identity, range(len(images)), in_parallel)
     keys = [each if isinstance(each, ImageError) else each.fingerprint for each in identities]
     files = {
@@ -306,7 +332,7 @@ def _keys_of_images(
     for row, key in files.items():
         # The same file may be in several rows, which the error names.
         keys[row] = contents[key] if key in contents else _of_row(errors[key], images, row)
-    return keys
+    return keys, files
 
 
 def _of_row(error: ImageError, images: Images, row: int) -> ImageError:

@@ -28,7 +28,9 @@ _FORMAT, _VERSION = b"sktransfer embeddings", 1
 _FIRST_LINE = b"%s %d\n" % (_FORMAT, _VERSION)
 _DIGEST_BYTES = 32
 _BYTES_PER_BLOCK = 2**23
-_MAX_LINE = 2**20  # a description has a few hundred bytes
+_MAX_LINE = 2**20
+_MAX_DESCRIPTION = 10_000  # characters; a few hundred are usual
+_DTYPES = ("<f2", "<f4", "<f8")
 _SQLITE = b"SQLite format 3\0"
 _FIELDS = {"digest": str, "description": str, "width": int, "dtype": str, "rows": int, "key": int}
 
@@ -167,7 +169,7 @@ def _blocks(file: IO[bytes], path: Path, table_of: TableOf) -> Iterator[_Block]:
     while file.tell() < end:
         try:
             block = _read_block(file, end, table_of)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             _refuse(path, f"one of its blocks is not valid ({error}); export it again")
         if not np.isfinite(block.values).all():
             _refuse(path, "it has embeddings that are not finite; export it again")
@@ -179,6 +181,10 @@ def _read_block(file: IO[bytes], end: int, table_of: TableOf) -> _Block:
     wrong = [name for name, kind in _FIELDS.items() if type(header[name]) is not kind]
     if wrong:
         raise ValueError(f"fields {wrong} have other types")
+    if header["dtype"] not in _DTYPES:
+        raise ValueError(f"a table has the dtype {header['dtype'][:20]!r}")
+    if len(header["description"]) > _MAX_DESCRIPTION or not header["description"].isprintable():
+        raise ValueError("the description of a table is too long, or is not printable")
     table = table_of(
         bytes.fromhex(header["digest"]), header["description"], header["width"], header["dtype"]
     )

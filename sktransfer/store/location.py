@@ -23,7 +23,8 @@ from sktransfer.utils.errors import warn_user
 _NETWORK_TYPES = frozenset(
     {
         *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "9p", "afs"),
-        *("lustre", "gpfs", "beegfs", "ceph", "glusterfs", "gfs2", "ocfs2", "pvfs2", "wekafs"),
+        *("lustre", "gpfs", "beegfs", "ceph", "glusterfs", "gfs2", "ocfs2", "panfs", "pvfs2"),
+        "wekafs",
     }
 )
 # After "fuse.". Other file systems of FUSE, such as mergerfs, are on local disks.
@@ -122,7 +123,9 @@ def _mounts(mount_table: str) -> Iterator[tuple[str, str]]:
         left, _, right = line.partition(" - ")
         fields, types = left.split(" "), right.split(" ")
         if len(fields) > 5 and types[0]:
-            yield _unescaped(fields[4]), types[0]
+            # Some file systems of FUSE have their name in the column of the source only.
+            kind = f"fuse.{types[1]}" if types[0] == "fuse" and len(types) > 1 else types[0]
+            yield _unescaped(fields[4]), kind
 
 
 def _unescaped(point: str) -> str:

@@ -211,6 +211,8 @@ class EmbeddingStore:
         ------
         FileNotFoundError, IsADirectoryError
             If there is no store in the directory yet, or if `path` is a directory.
+        ValueError
+            If `path` is the file of the store.
         OSError, sqlite3.Error
             If the file cannot be written, or the store cannot be read.
 
@@ -238,6 +240,12 @@ class EmbeddingStore:
         if Path(path).expanduser().is_dir():
             raise IsADirectoryError(
                 f"Got the directory {str(path)!r}, but expected a file for embeddings; add a name."
+            )
+        own = {f"{self._database.path}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
+        if os.path.realpath(Path(path).expanduser()) in own:
+            raise ValueError(
+                f"Got {str(path)!r}, a file of the store itself, but expected another file for "
+                "embeddings; choose another name or folder."
             )
         if not self._database.path.exists():
             raise FileNotFoundError(

@@ -30,7 +30,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, ShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline, make_union
 
-from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
+from sktransfer import FineTunedImageClassifier, ImageError, PretrainedFeatureExtractor
 from sktransfer.backbones import loading
 from sktransfer.data import decoding
 from sktransfer.embedding import embed as embedding
@@ -217,6 +217,28 @@ def test_known_file_is_not_read(log, store, tmp_path, monkeypatch):
     assert read == [paths[5]]
     extractor.transform(paths)
     assert read == [paths[5]]
+
+
+def test_file_that_changes_after_it_was_hashed_is_not_stored(log, store, tmp_path, monkeypatch):
+    paths = save_images(X[:5], tmp_path / "images")
+    honest = decoding.content_digest
+
+    def hash_and_change(path, *settings):
+        digest = honest(path, *settings)
+        if path == paths[3]:
+            Image.fromarray(X[9]).save(path)
+            os.utime(path, (1, 1))
+        return digest
+
+    extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=store).fit(X[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "content_digest", hash_and_change)
+        with pytest.raises(ImageError, match=r"3\.png.*has changed while it was embedded"):
+            extractor.transform(paths)
+    before = Path(tmp_path, "before.png")
+    Image.fromarray(X[3]).save(before)  # the old content
+    expected = PretrainedFeatureExtractor(Tiny, cache=None).fit(X[:2]).transform([before, paths[3]])
+    np.testing.assert_allclose(extractor.transform([before, paths[3]]), expected, rtol=1e-6)
 
 
 def test_session_store_reads_no_file_for_its_key(log, tmp_path, monkeypatch):

@@ -141,6 +141,15 @@ def test_directory_is_no_file_to_export_to(exported, store, tmp_path):
         store.export(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["embeddings.sqlite", "../store/embeddings.sqlite-wal"])
+def test_store_is_not_exported_to_its_own_file(exported, store, name):
+    before = contents(store)
+    store.close()
+    with pytest.raises(ValueError, match="a file of the store itself, but expected another file"):
+        store.export(store.directory / name)
+    assert contents(store) == before
+
+
 def test_failed_export_leaves_the_older_file(store, exported, monkeypatch):
     before = exported.read_bytes()
 
@@ -214,8 +223,17 @@ def test_other_files_are_refused(store, exported, other, tmp_path):
         (b'"rows": 8', b'"rows": 0', "0 rows of 30 values do not fit the file"),
         (b'"width": 30', b'"width": 0', "Got width=0"),
         (b'"width": 30', b'"breadth": 30', r"not valid \('width'\)"),
-        (b'"dtype": "<f4"', b'"dtype": "|O8"', "not valid"),
-        (b'"dtype": "<f4"', b'"dtype": "<i4"', "expected at least one value of a floating dtype"),
+        (b'"dtype": "<f4"', b'"dtype": "|O8"', r"a table has the dtype '\|O8'"),
+        (b'"dtype": "<f4"', b'"dtype": "<i4"', "a table has the dtype '<i4'"),
+        (b'"dtype": "<f4"', b'"dtype": "(1,2"', "a table has the dtype"),
+        (b'"description": ""', b'"description": "\\ud800"', "or is not printable"),
+        (b'"description": ""', b'"description": "\\u001b[31m"', "or is not printable"),
+        (b'"description": ""', b'"description": "%s"' % (b"a" * 10_001), "is too long"),
+        (
+            b'"description": ""',
+            b'"description": ' + b"[" * 100_000,
+            "one of its blocks is not valid",
+        ),
         (np.float32(7).tobytes(), np.float32(np.nan).tobytes(), "that are not finite; export it"),
         (np.float32(7).tobytes(), np.float32(np.inf).tobytes(), "that are not finite; export it"),
     ],
