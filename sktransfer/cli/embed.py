@@ -75,7 +75,7 @@ class _ShardType(click.ParamType):
     epilog=options.example(
         "sktransfer embed photos -o photos.parquet",
         "sktransfer embed photos -o photos.npy --backbone resnet50",
-        "sktransfer embed shards/*.tar -o part-3.parquet --shard 3/16 --resume",
+        "sktransfer embed shards/*.tar -o parts/03.parquet --shard 3/16 --resume",
     ),
 )
 @options.images_argument

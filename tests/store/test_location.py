@@ -59,6 +59,13 @@ def test_longest_mount_point_and_then_the_last_mount_wins():
     assert network_type(Path("/x"), mounts(("/", "nfs"))) == "nfs"
 
 
+def test_name_of_a_fuse_file_system_may_be_its_source():
+    table = f"{ROOT}\n60 22 0:60 / /bucket rw shared:9 - fuse mountpoint-s3 rw,user_id=0"
+    assert network_type(Path("/bucket/a"), table) == "fuse.mountpoint-s3"
+    local = f"{ROOT}\n60 22 0:60 / /pool rw - fuse /dev/sda1 rw"
+    assert network_type(Path("/pool/a"), local) is None
+
+
 def test_escaped_characters_of_a_mount_point_are_decoded():
     table = mounts((r"/my\040data\134new\011tab\012line/größe", "nfs4"))
     assert network_type(Path("/my data\\new\ttab\nline/größe/x"), table) == "nfs4"
