@@ -16,6 +16,7 @@ from sktransfer.data.image_lists import ImageList, ListedImages
 _LABEL_EXTENSION = ".cls"
 # Tar files that are searched at the same time; on a network, most of the time is waiting.
 _SEARCHED_AT_ONCE = 16
+_CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,32 @@ def _members(archive: Path) -> Iterator[TarMember]:
                 if (info.isfile() or is_link) and not is_hidden(info.name):
                     size = None if is_link else info.size
                     yield TarMember(str(archive), info.name, info.offset_data, size)
+            _check_end(archive, tar.offset)  # type: ignore[attr-defined]
     except tarfile.TarError as error:
         raise ValueError(
             f"Got {str(archive)!r}, which is not a complete tar file without compression "
             f"({error}); pack it again, or leave it out"
         ) from error
+
+
+def _check_end(archive: Path, offset: int) -> None:
+    """Raise a ReadError unless a tar file has zeros from `offset` to its end.
+
+    At a damaged header or at the end of a cut file, tarfile ends as if the tar file were complete.
+    """
+    with open(archive, "rb") as file:
+        file.seek(offset)
+        first = file.read(tarfile.BLOCKSIZE)
+        if len(first) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"it is cut off at byte {offset + len(first):,}")
+        if any(first):
+            raise tarfile.ReadError(f"the header at byte {offset:,} is damaged")
+        while chunk := file.read(_CHUNK):
+            if rest := chunk.lstrip(b"\0"):
+                raise tarfile.ReadError(
+                    f"after its end, there is more at byte {file.tell() - len(rest):,}; tar files "
+                    "that are joined, as for tar -i, cannot be read"
+                )
 
 
 def _is_image(name: str) -> bool:

@@ -29,6 +29,36 @@ def test_members_have_their_bytes(tar_format, tmp_path):
         images.items[0].read_bytes()
 
 
+def test_damaged_tar_files_are_refused_wherever_the_damage_is(tmp_path):
+    path = tmp_path / "a.tar"
+    offsets = []
+    with tarfile.open(path, "w") as tar:
+        for row in range(4):
+            offsets.append(tar.offset)
+            info = tarfile.TarInfo(f"{row}.jpg")
+            info.size = 700
+            tar.addfile(info, io.BytesIO(b"x" * 700))
+        end = tar.offset
+    content = path.read_bytes()
+    damaged = {
+        "is cut off at byte 6,144": content[:end],
+        "is cut off at byte 6,244": content[: end + 100],
+        "is cut off at byte 3,172": content[: offsets[2] + 100],
+        "unexpected end of data": content[: offsets[2] + 600],
+        "header at byte 3,072 is damaged": content[:3072] + b"y" + content[3073:],
+        f"there is more at byte {len(content):,}": content + content,
+        "there is more at byte 4,096": content[:3072] + bytes(1024) + content[3072:],
+        "there is more at byte 10,239": content[:-1] + b"x",
+    }
+    for message, changed in damaged.items():
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=f"a.tar', which is not .*{message}.*pack it again"):
+            TarList([path])
+    for complete in (content, content[: end + 512], content + bytes(200_000)):
+        path.write_bytes(complete)
+        assert len(TarList([path])) == 4
+
+
 def test_memory_of_counting_does_not_grow_with_the_members(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for row in range(3000):
