@@ -30,14 +30,17 @@ class TarMember:
     name : str
     offset : int
         Where its bytes begin.
-    size : int or None
-        Number of its bytes; None is a link to another member.
+    size : int
+        Number of its bytes.
+    problem : str or None
+        Why it cannot be read.
     """
 
     archive: str
     name: str
     offset: int
-    size: int | None
+    size: int
+    problem: str | None = None
 
     def read_bytes(self) -> bytes:
         """Read the member.
@@ -45,10 +48,10 @@ class TarMember:
         Raises
         ------
         OSError
-            If the file cannot be read or has become shorter, or if the member is a link.
+            If the file cannot be read or has become shorter, or if there is a `problem`.
         """
-        if self.size is None:
-            raise OSError("it is a link; pack the tar file with --dereference --hard-dereference")
+        if self.problem is not None:
+            raise OSError(self.problem)
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             content = file.read(self.size)
@@ -121,16 +124,23 @@ def _members(archive: Path) -> Iterator[TarMember]:
         with tarfile.open(archive, "r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
-                is_link = info.islnk() or info.issym()
-                if (info.isfile() or is_link) and not is_hidden(info.name):
-                    size = None if is_link else info.size
-                    yield TarMember(str(archive), info.name, info.offset_data, size)
+                problem = _problem(info)
+                if (info.isfile() or problem) and not is_hidden(info.name):
+                    yield TarMember(str(archive), info.name, info.offset_data, info.size, problem)
             _check_end(archive, tar.offset)  # type: ignore[attr-defined]
     except tarfile.TarError as error:
         raise ValueError(
             f"Got {str(archive)!r}, which is not a complete tar file without compression "
             f"({error}); pack it again, or leave it out"
         ) from error
+
+
+def _problem(info: tarfile.TarInfo) -> str | None:
+    if info.islnk() or info.issym():
+        return "it is a link; pack the tar file with --dereference --hard-dereference"
+    if info.issparse():
+        return "it is a sparse file; pack the tar file without --sparse"
+    return None
 
 
 def _check_end(archive: Path, offset: int) -> None:

@@ -59,6 +59,21 @@ def test_damaged_tar_files_are_refused_wherever_the_damage_is(tmp_path):
         assert len(TarList([path])) == 4
 
 
+def test_sparse_members_have_a_reason(tmp_path):
+    info = tarfile.TarInfo("a.png")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"00000001000\0" + b"00000001000\0"  # 512 bytes at byte 512
+    header[483:495] = b"00000002000\0"  # of a file of 1,024 bytes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + b"x" * 512 + bytes(1024))
+    images = TarList([tmp_path / "a.tar"])
+    assert len(images) == 1
+    with pytest.raises(OSError, match="it is a sparse file; pack the tar file without --sparse"):
+        images.read(0, 1).items[0].read_bytes()
+
+
 def test_memory_of_counting_does_not_grow_with_the_members(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for row in range(3000):
