@@ -153,8 +153,8 @@ class ParquetList(ImageList):
 
     Raises
     ------
-    ValueError, TypeError
-        If the file is not Parquet, or has not the columns.
+    ValueError
+        If the file is not Parquet, has not the columns, or if the paths are not strings.
     ImportError
         If pyarrow is missing.
     """
@@ -167,6 +167,12 @@ class ParquetList(ImageList):
             raise ValueError(f"Got {str(table)!r}, which is not a Parquet file: {error}") from error
         schema = self._file.schema_arrow
         check_columns([path_column, *columns.values()], schema.names, table)
+        kind = schema.field(path_column).type
+        if not _is_text(kind):
+            raise ValueError(
+                f"Got the column {path_column!r} of {str(table)!r} with values of type {kind}, but "
+                "expected strings, which are paths or URLs; convert it, or name another column"
+            )
         self._table, self._path_column, self._names = table, path_column, dict(columns)
         self.columns = {name: schema.field(column).type for name, column in columns.items()}
 
@@ -181,14 +187,16 @@ class ParquetList(ImageList):
         names = list(dict.fromkeys([self._path_column, *self._names.values()]))
         cells = self._file.read_row_group(group, columns=names).to_pydict()
         paths = cells[self._path_column]
-        for path in paths:
-            if path is not None and not isinstance(path, str):
-                raise TypeError(
-                    f"Got {type(path).__name__} in the column {self._path_column!r} of "
-                    f"{str(self._table)!r}, but expected paths as strings"
-                )
         columns = {name: cells[column] for name, column in self._names.items()}
         return ListedImages(paths, _located(paths, self._table.parent), columns)
+
+
+def _is_text(kind: Any) -> bool:
+    """Return whether a type of pyarrow is that of strings or of missing values."""
+    types = import_optional("pyarrow.types", extra="parquet", purpose="a Parquet file")
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in {"string", "large_string", "string_view", "null"}
 
 
 def read_path_list(file: Path) -> PathList:
