@@ -70,8 +70,9 @@ class _Contents(NamedTuple):
 class TarList(ImageList):
     """The images of tar files, by the extensions of their names, in the order of the files.
 
-    The keys are the names of the members. If there are members such as `cat.cls` next to
-    `cat.jpg`, their text is the column `label`.
+    The keys are the names of the members; of several tar files, with the path of the tar file, such
+    as `shards/0.tar/cat.jpg`. If there are members such as `cat.cls` next to `cat.jpg`, their text
+    is the column `label`.
 
     Parameters
     ----------
@@ -99,7 +100,8 @@ class TarList(ImageList):
     def read_group(self, group: int) -> ListedImages:
         """Find the images of a tar file, and read the labels."""
         images, labels = list[TarMember](), dict[str, str]()
-        for member in _members(self._archives[group]):
+        archive = self._archives[group]
+        for member in _members(archive):
             if _is_image(member.name):
                 images.append(member)
             elif member.name.endswith(_LABEL_EXTENSION):
@@ -107,7 +109,9 @@ class TarList(ImageList):
         columns = {
             name: [labels.get(_sample(image.name)) for image in images] for name in self.columns
         }
-        return ListedImages([image.name for image in images], images, columns)
+        # Shards often have the same names.
+        prefix = f"{archive}/" if len(self._archives) > 1 else ""
+        return ListedImages([prefix + image.name for image in images], images, columns)
 
 
 def _contents(archive: Path) -> _Contents:
