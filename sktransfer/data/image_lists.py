@@ -6,6 +6,8 @@ Shapes: N images.
 from __future__ import annotations
 
 import bisect
+import codecs
+import io
 import itertools
 import os
 from abc import ABC, abstractmethod
@@ -203,8 +205,20 @@ def read_path_list(file: Path) -> PathList:
     """Read a text file with a path or URL in each line, relative to its folder.
 
     Empty lines are left out.
+
+    Raises
+    ------
+    ValueError
+        If it is in UTF-16 or is not text.
     """
-    text = file.read_text("utf-8-sig", "surrogateescape")
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ValueError(
+            f"Got {str(file)!r}, which is in UTF-16 or is not text, but expected a path or URL in "
+            "each line; save it as UTF-8"
+        )
+    # Names of files may be in another encoding.
+    text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=None).getvalue()
     return PathList([line for line in text.split("\n") if line.strip()], file.parent)
 
 

@@ -98,14 +98,20 @@ class TarList(ImageList):
         return self._sizes
 
     def read_group(self, group: int) -> ListedImages:
-        """Find the images of a tar file, and read the labels."""
+        """Find the images of a tar file, and read the labels.
+
+        Raises
+        ------
+        ValueError
+            If the tar file has changed and is not complete, or if a label is not text.
+        """
         images, labels = list[TarMember](), dict[str, str]()
         archive = self._archives[group]
         for member in _members(archive):
             if _is_image(member.name):
                 images.append(member)
             elif member.name.endswith(_LABEL_EXTENSION):
-                labels[_sample(member.name)] = member.read_bytes().decode().strip()
+                labels[_sample(member.name)] = _label(member)
         columns = {
             name: [labels.get(_sample(image.name)) for image in images] for name in self.columns
         }
@@ -165,6 +171,16 @@ def _check_end(archive: Path, offset: int) -> None:
                     f"after its end, there is more at byte {file.tell() - len(rest):,}; tar files "
                     "that are joined, as for tar -i, cannot be read"
                 )
+
+
+def _label(member: TarMember) -> str:
+    try:
+        return member.read_bytes().decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Got the label {member.name!r} in {member.archive!r}, which cannot be read: {error}; "
+            "pack it again as a file with text in UTF-8, or leave it out"
+        ) from error
 
 
 def _is_image(name: str) -> bool:

@@ -82,3 +82,13 @@ def test_path_column_of_a_table_must_be_of_strings(tmp_path):
         pq.write_table(pa.table({"path": values}), table)
         with pytest.raises(ValueError, match=f"'path' of .*of type {kind}.* expected strings"):
             ParquetList(table, "path", {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_list_in_utf16_is_refused(encoding, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes("a.png\r\nb.png\r\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"list.txt', which is in UTF-16 .* save it as UTF-8"):
+        read_path_list(listed)
+    listed.write_bytes(b"a.png\r\nb.png\rc.png\n")
+    assert read_path_list(listed).read(0, 3).keys == ["a.png", "b.png", "c.png"]

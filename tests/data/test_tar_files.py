@@ -74,6 +74,17 @@ def test_sparse_members_have_a_reason(tmp_path):
         images.read(0, 1).items[0].read_bytes()
 
 
+def test_labels_that_cannot_be_read_are_named(tmp_path):
+    link, binary = tarfile.TarInfo("a.cls"), tarfile.TarInfo("a.cls")
+    link.type, link.linkname, binary.size = tarfile.SYMTYPE, "b.cls", 1
+    for info, reason in ((link, "it is a link"), (binary, "can't decode byte 0xe9")):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo("a.jpg"))
+            tar.addfile(info, io.BytesIO(b"\xe9"))
+        with pytest.raises(ValueError, match=f"the label 'a.cls' in '.*a.tar', .*{reason}"):
+            TarList([tmp_path / "a.tar"]).read(0, 1)
+
+
 def test_memory_of_counting_does_not_grow_with_the_members(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for row in range(3000):
