@@ -137,7 +137,7 @@ def _members(archive: Path) -> Iterator[TarMember]:
                 problem = _problem(info)
                 if (info.isfile() or problem) and not is_hidden(info.name):
                     yield TarMember(str(archive), info.name, info.offset_data, info.size, problem)
-            _check_end(archive, tar.offset)  # type: ignore[attr-defined]
+            _check_end(archive, tar.offset)
     except tarfile.TarError as error:
         raise ValueError(
             f"Got {str(archive)!r}, which is not a complete tar file without compression "
