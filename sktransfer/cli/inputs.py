@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sktransfer.data.image_lists import ImageList
 
 _TAR_SUFFIXES = (".tar", ".tgz", ".gz")  # an error says that they must not be compressed
+_PATH_COLUMN = "path"  # by default
 
 
 def load_data(source: Path, columns: Mapping[str, Any], notes: Notes) -> Bunch:
@@ -120,7 +121,8 @@ def load_image_list(
     FileNotFoundError
         If files are missing.
     ValueError
-        If there are no images, or if the paths are of different kinds.
+        If there are no images, if the paths are of different kinds, or if there are names of
+        columns, but no table.
     """
     from sktransfer.data import image_lists
     from sktransfer.data.tar_files import TarList
@@ -132,11 +134,13 @@ def load_image_list(
             f"Got {listed_paths(paths)}, but expected images, URLs and folders; or tar files; or "
             "one list or table, and nothing else"
         )
+    suffix = first.suffix.lower()
+    if kind != "table" or suffix in image_lists.LIST_SUFFIXES:
+        _refuse_columns(path_column, columns, paths)
     if kind == "images":
         return image_lists.PathList([*load_images(paths, notes)])
     for path in paths:
         check_exists(path, "file")
-    suffix = first.suffix.lower()
     images: ImageList
     if kind == "tar files":
         notes(f"Searching {counted(len(kinds), 'tar file')} ...")
@@ -150,6 +154,16 @@ def load_image_list(
     if not len(images):
         raise ValueError(f"no images in {listed_paths(paths)}")
     return images
+
+
+def _refuse_columns(path_column: str, columns: Mapping[str, str], paths: Sequence[Path]) -> None:
+    """Raise a ValueError if there are names of columns."""
+    named = {} if path_column == _PATH_COLUMN else {"path": path_column}
+    for name, column in {**named, **columns}.items():
+        raise ValueError(
+            f"Got --{name}-column {column} with {listed_paths(paths)}, but expected a .csv, .tsv "
+            "or .parquet table, which has columns; leave the option out"
+        )
 
 
 def listed_paths(paths: Sequence[Path]) -> str:

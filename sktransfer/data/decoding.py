@@ -558,7 +558,9 @@ def _explained(raw: RawImage) -> Iterator[None]:
 
 def _why(error: Exception, raw: RawImage) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"There is no such file. Relative paths are resolved from {os.getcwd()}."
+        # Paths of a list are relative to its folder. The repr is UTF-8 whatever the path is.
+        where = f" It was looked for at {os.path.abspath(raw)!r}." if isinstance(raw, str) else ""
+        return f"There is no such file.{where}"
     if isinstance(raw, str) and os.path.isdir(raw):
         return "Got a folder, but expected an image. load_image_folder lists the images in it."
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

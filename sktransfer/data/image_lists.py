@@ -6,6 +6,8 @@ Shapes: N images.
 from __future__ import annotations
 
 import bisect
+import codecs
+import io
 import itertools
 import os
 from abc import ABC, abstractmethod
@@ -153,8 +155,8 @@ class ParquetList(ImageList):
 
     Raises
     ------
-    ValueError, TypeError
-        If the file is not Parquet, or has not the columns.
+    ValueError
+        If the file is not Parquet, has not the columns, or if the paths are not strings.
     ImportError
         If pyarrow is missing.
     """
@@ -167,6 +169,12 @@ class ParquetList(ImageList):
             raise ValueError(f"Got {str(table)!r}, which is not a Parquet file: {error}") from error
         schema = self._file.schema_arrow
         check_columns([path_column, *columns.values()], schema.names, table)
+        kind = schema.field(path_column).type
+        if not _is_text(kind):
+            raise ValueError(
+                f"Got the column {path_column!r} of {str(table)!r} with values of type {kind}, but "
+                "expected strings, which are paths or URLs; convert it, or name another column"
+            )
         self._table, self._path_column, self._names = table, path_column, dict(columns)
         self.columns = {name: schema.field(column).type for name, column in columns.items()}
 
@@ -181,22 +189,36 @@ class ParquetList(ImageList):
         names = list(dict.fromkeys([self._path_column, *self._names.values()]))
         cells = self._file.read_row_group(group, columns=names).to_pydict()
         paths = cells[self._path_column]
-        for path in paths:
-            if path is not None and not isinstance(path, str):
-                raise TypeError(
-                    f"Got {type(path).__name__} in the column {self._path_column!r} of "
-                    f"{str(self._table)!r}, but expected paths as strings"
-                )
         columns = {name: cells[column] for name, column in self._names.items()}
         return ListedImages(paths, _located(paths, self._table.parent), columns)
+
+
+def _is_text(kind: Any) -> bool:
+    """Return whether a type of pyarrow is that of strings or of missing values."""
+    types = import_optional("pyarrow.types", extra="parquet", purpose="a Parquet file")
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in {"string", "large_string", "string_view", "null"}
 
 
 def read_path_list(file: Path) -> PathList:
     """Read a text file with a path or URL in each line, relative to its folder.
 
     Empty lines are left out.
+
+    Raises
+    ------
+    ValueError
+        If it is in UTF-16 or is not text.
     """
-    text = file.read_text("utf-8-sig", "surrogateescape")
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ValueError(
+            f"Got {str(file)!r}, which is in UTF-16 or is not text, but expected a path or URL in "
+            "each line; save it as UTF-8"
+        )
+    # Names of files may be in another encoding.
+    text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=None).getvalue()
     return PathList([line for line in text.split("\n") if line.strip()], file.parent)
 
 

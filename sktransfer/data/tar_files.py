@@ -16,6 +16,7 @@ from sktransfer.data.image_lists import ImageList, ListedImages
 _LABEL_EXTENSION = ".cls"
 # Tar files that are searched at the same time; on a network, most of the time is waiting.
 _SEARCHED_AT_ONCE = 16
+_CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,17 @@ class TarMember:
     name : str
     offset : int
         Where its bytes begin.
-    size : int or None
-        Number of its bytes; None is a link to another member.
+    size : int
+        Number of its bytes.
+    problem : str or None
+        Why it cannot be read.
     """
 
     archive: str
     name: str
     offset: int
-    size: int | None
+    size: int
+    problem: str | None = None
 
     def read_bytes(self) -> bytes:
         """Read the member.
@@ -44,10 +48,10 @@ class TarMember:
         Raises
         ------
         OSError
-            If the file cannot be read or has become shorter, or if the member is a link.
+            If the file cannot be read or has become shorter, or if there is a `problem`.
         """
-        if self.size is None:
-            raise OSError("it is a link; pack the tar file with --dereference --hard-dereference")
+        if self.problem is not None:
+            raise OSError(self.problem)
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             content = file.read(self.size)
@@ -66,8 +70,9 @@ class _Contents(NamedTuple):
 class TarList(ImageList):
     """The images of tar files, by the extensions of their names, in the order of the files.
 
-    The keys are the names of the members. If there are members such as `cat.cls` next to
-    `cat.jpg`, their text is the column `label`.
+    The keys are the names of the members; of several tar files, with the path of the tar file, such
+    as `shards/0.tar/cat.jpg`. If there are members such as `cat.cls` next to `cat.jpg`, their text
+    is the column `label`.
 
     Parameters
     ----------
@@ -93,17 +98,26 @@ class TarList(ImageList):
         return self._sizes
 
     def read_group(self, group: int) -> ListedImages:
-        """Find the images of a tar file, and read the labels."""
+        """Find the images of a tar file, and read the labels.
+
+        Raises
+        ------
+        ValueError
+            If the tar file has changed and is not complete, or if a label is not text.
+        """
         images, labels = list[TarMember](), dict[str, str]()
-        for member in _members(self._archives[group]):
+        archive = self._archives[group]
+        for member in _members(archive):
             if _is_image(member.name):
                 images.append(member)
             elif member.name.endswith(_LABEL_EXTENSION):
-                labels[_sample(member.name)] = member.read_bytes().decode().strip()
+                labels[_sample(member.name)] = _label(member)
         columns = {
             name: [labels.get(_sample(image.name)) for image in images] for name in self.columns
         }
-        return ListedImages([image.name for image in images], images, columns)
+        # Shards often have the same names.
+        prefix = f"{archive}/" if len(self._archives) > 1 else ""
+        return ListedImages([prefix + image.name for image in images], images, columns)
 
 
 def _contents(archive: Path) -> _Contents:
@@ -120,14 +134,52 @@ def _members(archive: Path) -> Iterator[TarMember]:
         with tarfile.open(archive, "r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
-                is_link = info.islnk() or info.issym()
-                if (info.isfile() or is_link) and not is_hidden(info.name):
-                    size = None if is_link else info.size
-                    yield TarMember(str(archive), info.name, info.offset_data, size)
+                problem = _problem(info)
+                if (info.isfile() or problem) and not is_hidden(info.name):
+                    yield TarMember(str(archive), info.name, info.offset_data, info.size, problem)
+            _check_end(archive, tar.offset)
     except tarfile.TarError as error:
         raise ValueError(
             f"Got {str(archive)!r}, which is not a complete tar file without compression "
             f"({error}); pack it again, or leave it out"
+        ) from error
+
+
+def _problem(info: tarfile.TarInfo) -> str | None:
+    if info.islnk() or info.issym():
+        return "it is a link; pack the tar file with --dereference --hard-dereference"
+    if info.issparse():
+        return "it is a sparse file; pack the tar file without --sparse"
+    return None
+
+
+def _check_end(archive: Path, offset: int) -> None:
+    """Raise a ReadError unless a tar file has zeros from `offset` to its end.
+
+    At a damaged header or at the end of a cut file, tarfile ends as if the tar file were complete.
+    """
+    with open(archive, "rb") as file:
+        file.seek(offset)
+        first = file.read(tarfile.BLOCKSIZE)
+        if len(first) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"it is cut off at byte {offset + len(first):,}")
+        if any(first):
+            raise tarfile.ReadError(f"the header at byte {offset:,} is damaged")
+        while chunk := file.read(_CHUNK):
+            if rest := chunk.lstrip(b"\0"):
+                raise tarfile.ReadError(
+                    f"after its end, there is more at byte {file.tell() - len(rest):,}; tar files "
+                    "that are joined, as for tar -i, cannot be read"
+                )
+
+
+def _label(member: TarMember) -> str:
+    try:
+        return member.read_bytes().decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Got the label {member.name!r} in {member.archive!r}, which cannot be read: {error}; "
+            "pack it again as a file with text in UTF-8, or leave it out"
         ) from error
 
 

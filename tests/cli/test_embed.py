@@ -134,6 +134,18 @@ def test_lists_and_tables_are_sources(kind, tiny, tmp_path, monkeypatch):
         assert table["label"].tolist() == [str(row) for row in range(11)]
 
 
+def test_missing_file_of_a_list_is_named_with_its_full_path(tiny, tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    path = save_images(images(1), tmp_path / "lists")[0]
+    names = [os.path.basename(path).encode(), b"gone.png", b"\xe9.png"]
+    (tmp_path / "lists" / "a.txt").write_bytes(b"\n".join(names))
+    monkeypatch.chdir(tmp_path)
+    table = embedded(Path("lists/a.txt"), "-o", tmp_path / "x.parquet")
+    folder = f"There is no such file. It was looked for at '{tmp_path}/lists"
+    reasons = [f"{folder}/gone.png'.", f"{folder}/\\udce9.png'."]
+    assert table["error"].dropna().tolist() == reasons
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_missing_columns_of_a_table_are_named(kind, tiny, tmp_path):
     source, _ = write_source(kind, ["a.png"], tmp_path)
@@ -213,7 +225,9 @@ def test_tar_files_are_sources(tiny, tmp_path):
     for tar, part in zip(tars, (members[:10], [], members[10:]), strict=True):
         save_tar(tar, part)
     table = embedded(*tars, "-o", tmp_path / "x.parquet")
-    check_rows(table, names, tiny.transform(X))
+    n_first = sum(name.endswith(".PNG") for name, _ in members[:10])
+    paths = [f"{tars[0 if row < n_first else 2]}/{name}" for row, name in enumerate(names)]
+    check_rows(table, paths, tiny.transform(X))
     labels = [str(row) if row % 2 else None for row in range(11)]
     assert table["label"].fillna("none").tolist() == [label or "none" for label in labels]
     part = embedded(*tars, "-o", tmp_path / "y.parquet", "--shard", "1/2")

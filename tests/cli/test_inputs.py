@@ -1,4 +1,5 @@
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from sktransfer import PretrainedFeatureExtractor
-from sktransfer.cli.inputs import load_data, load_groups, load_images, set_options
+from sktransfer.cli.inputs import (
+    load_data,
+    load_groups,
+    load_image_list,
+    load_images,
+    set_options,
+)
 from sktransfer.cli.messages import Notes
 
 QUIET = Notes(quiet=True)
@@ -48,3 +55,23 @@ def test_options_reach_the_estimators_of_this_package_only():
     assert pipeline.verbose is False
     assert pipeline["pretrainedfeatureextractor"].verbose == 1
     assert pipeline["logisticregression"].verbose == 0
+
+
+def test_columns_are_named_only_with_a_table(tmp_path):
+    root = save_classes(tmp_path / "photos", n=1)
+    names = [os.path.relpath(path, tmp_path) for path in paths_below(root)]
+    (tmp_path / "a.txt").write_text("\n".join(names))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(root, "photos")
+    for source in (root, tmp_path / "a.txt", tmp_path / "a.tar"):
+        assert len(load_image_list([source], "path", {}, QUIET)) == 3
+        for option, path_column, columns in (
+            ("--path-column file", "file", {}),
+            ("--label-column kind", "path", {"label": "kind"}),
+            ("--split-column part", "path", {"split": "part"}),
+        ):
+            with pytest.raises(ValueError, match=f"Got {option} with {source}, .* table"):
+                load_image_list([source], path_column, columns, QUIET)
+    write_csv(tmp_path / "a.csv", "file,kind", [(name, "x") for name in names])
+    images = load_image_list([tmp_path / "a.csv"], "file", {"label": "kind"}, QUIET)
+    assert images.read(0, 3).columns == {"label": ["x"] * 3}

@@ -1,7 +1,17 @@
 import itertools
 from pathlib import Path
 
-from sktransfer.data.image_lists import ImageList, ListedImages, PathList, read_path_list
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sktransfer.data.image_lists import (
+    ImageList,
+    ListedImages,
+    ParquetList,
+    PathList,
+    read_path_list,
+)
 
 SIZES = [0, 3, 0, 1, 5, 0]
 NAMES = [f"{row}.png" for row in range(sum(SIZES))]
@@ -58,3 +68,27 @@ def test_text_files_of_any_system_are_lists(tmp_path):
     part = read_path_list(listed).read(0, 3)
     assert part.keys == ["ä.png", " b\t.png ", "\udce9.png"]
     assert part.items == [f"{tmp_path}/{key}" for key in part.keys]
+
+
+def test_path_column_of_a_table_must_be_of_strings(tmp_path):
+    table = tmp_path / "a.parquet"
+    text = pa.array(["a.png", None])
+    for column in (text, text.cast(pa.large_string()), text.dictionary_encode()):
+        pq.write_table(pa.table({"path": column}), table)
+        assert ParquetList(table, "path", {}).read(0, 2).items == [f"{tmp_path}/a.png", None]
+    pq.write_table(pa.table({"path": pa.nulls(2)}), table)
+    assert ParquetList(table, "path", {}).read(0, 2).items == [None, None]
+    for values, kind in (([1, 2], "int64"), ([b"a.png"], "binary"), ([["a.png"]], "list<")):
+        pq.write_table(pa.table({"path": values}), table)
+        with pytest.raises(ValueError, match=f"'path' of .*of type {kind}.* expected strings"):
+            ParquetList(table, "path", {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_list_in_utf16_is_refused(encoding, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes("a.png\r\nb.png\r\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"list.txt', which is in UTF-16 .* save it as UTF-8"):
+        read_path_list(listed)
+    listed.write_bytes(b"a.png\r\nb.png\rc.png\n")
+    assert read_path_list(listed).read(0, 3).keys == ["a.png", "b.png", "c.png"]
