@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,16 +137,15 @@ def embed(
     """
     check_output(output, SUFFIXES, images)
     _check_options(output, resume, overwrite)
-    columns = {"label": label_column, "split": split_column}
-    source = load_image_list(
-        images, path_column, {name: column for name, column in columns.items() if column}, notes
-    )
+    given = {"label": label_column, "split": split_column}
+    columns = {name: column for name, column in given.items() if column}
+    source = load_image_list(images, path_column, columns, notes)
     # The results are kept, so there is no need for a temporary store.
     store = None if cache == "auto" else cache
     extractor = make_extractor(backbone, image_size, store, notes, skip_broken=True)
     # All shards learn from the same images.
     extractor.fit([item for item in source.sample(_SAMPLE) if item is not None])
-    work = _Work(source, shard.rows(len(source)), extractor, notes)
+    work = _Work(source, columns, shard.rows(len(source)), extractor, notes)
     if output.suffix.lower() == ".parquet":
         _write_parquet(work, output, resume=resume, overwrite=overwrite)
     else:
@@ -190,6 +190,8 @@ class _Work:
     ----------
     source : ImageList
         All images, also those of other shards.
+    columns : dict of str to str
+        Other columns that options name: name in the output, name in the table.
     rows : range
         Those of this shard.
     extractor : fitted PretrainedFeatureExtractor
@@ -197,6 +199,7 @@ class _Work:
     """
 
     source: ImageList
+    columns: dict[str, str]
     rows: range
     extractor: Any
     notes: Notes
@@ -238,29 +241,51 @@ class _Work:
         from sktransfer.embedding.output import BLOCK_SIZE
 
         recipe, extractor = self.job.recipe, self.extractor
+        images, values = self._digests()
         return {
-            "format": 1,
+            "format": 2,
             "network": str(recipe),
             "recipe": recipe.digest.hex(),
             "pixel range": extractor.pixel_range_,
             "number of images": len(self.source),
             "rows": [self.rows.start, self.rows.stop],
-            "list of images": self._digest(),
-            "columns": list(self.source.columns),
+            "list of images": images,
+            "columns": {
+                name: [self.columns.get(name), str(kind or "string")]
+                for name, kind in self.source.columns.items()
+            },
+            "values of the columns": values,
             "block size": BLOCK_SIZE,
         }
 
-    def _digest(self) -> str:
-        """Return a digest of the keys of the shard."""
+    def _digests(self) -> tuple[str, str]:
+        """Return digests of the images of the shard, and of the other columns."""
         import hashlib
 
         from sktransfer.embedding.job import blocks
 
-        digest = hashlib.blake2b(digest_size=16)
+        images, values = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
         for rows in blocks(self.rows.stop, _KEYS, self.rows.start):
-            for key in self.source.read(rows.start, rows.stop).keys:
-                digest.update(repr(key).encode())
-        return digest.hexdigest()
+            listed_images = self.source.read(rows.start, rows.stop)
+            for key, item in zip(listed_images.keys, listed_images.items, strict=True):
+                images.update(repr((key, _located(item))).encode())
+            values.update(repr(listed_images.columns).encode())
+        return images.hexdigest(), values.hexdigest()
+
+
+def _located(item: Any) -> Any:
+    """Return an image with the absolute path of its file, wherever the command runs.
+
+    Other folders and tar files have images of the same names.
+    """
+    from sktransfer.data.remote import as_remote_file
+    from sktransfer.data.tar_files import TarMember
+
+    if isinstance(item, TarMember):
+        return replace(item, archive=os.path.abspath(item.archive))
+    if not item or as_remote_file(item):
+        return item
+    return os.path.abspath(item)
 
 
 def _write_parquet(work: _Work, output: Path, *, resume: bool, overwrite: bool) -> None:

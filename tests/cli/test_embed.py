@@ -438,6 +438,62 @@ def test_resume_refuses_another_job(tiny, tmp_path, disk, monkeypatch):
     assert re.search(message.format("format"), run("embed", photos, *resume, code=1).stderr)
 
 
+def begin_and_resume(disk, output, first, second):
+    """Finish two of several blocks with some arguments; go on with others, which are refused."""
+    disk["left"] = 2
+    run("embed", *first, "-o", output, code=1)
+    disk["left"] = 1000
+    before = parts_of(output)
+    assert len(before) == 4
+    message = run("embed", *second, "-o", output, "--resume", code=1).stderr
+    assert parts_of(output) == before
+    run("embed", *first, "-o", output, "--resume")
+    return message
+
+
+def test_resume_refuses_other_columns_and_values(tiny, tmp_path, disk):
+    paths = save_images(images(11), tmp_path / "photos")
+    cells = pd.DataFrame({"path": paths, "a": range(11), "b": range(11, 22)})
+    for kind, write in {"csv": cells.to_csv, "parquet": cells.to_parquet}.items():
+        source, output = tmp_path / f"source.{kind}", tmp_path / f"{kind}.parquet"
+        write(source, index=False)
+        a, b = ((source, "--label-column", column) for column in "ab")
+        message = begin_and_resume(disk, output, a, b)
+        assert "Got --resume with columns {'label': ['b', " in message, message
+        assert pd.read_parquet(output)["label"].astype(int).tolist() == list(range(11))
+    # The same columns with another value in a block that is finished.
+    disk["left"] = 2
+    run("embed", *a, "-o", tmp_path / "x.parquet", code=1)
+    disk["left"] = 1000
+    cells.assign(a=[7, *range(1, 11)]).to_parquet(source)
+    message = run("embed", *a, "-o", tmp_path / "x.parquet", "--resume", code=1).stderr
+    assert "Got --resume with values of the columns " in message
+
+
+def test_resume_refuses_other_images_of_the_same_names(tiny, tmp_path, disk, monkeypatch):
+    X = images(22)
+    sources = {"tar": [], "txt": []}
+    for folder, part in {"f1": X[:11], "f2": X[11:]}.items():
+        (tmp_path / folder).mkdir()
+        contents = [encoded(Image.fromarray(image)) for image in part]
+        members = [(f"{row:02}.png", content) for row, content in enumerate(contents)]
+        sources["tar"].append(save_tar(tmp_path / folder / "a.tar", members))
+        for name, content in members:
+            (tmp_path / folder / name).write_bytes(content)
+        listed = tmp_path / folder / "l.txt"
+        listed.write_text("\n".join(name for name, _ in members))
+        sources["txt"].append(listed)
+    for kind, (first, second) in sources.items():
+        output = tmp_path / f"{kind}.parquet"
+        message = begin_and_resume(disk, output, [first], [second])
+        assert "Got --resume with list of images " in message, message
+        names = [f"{row:02}.png" for row in range(11)]
+        check_rows(pd.read_parquet(output), names, tiny.transform(X[:11]))
+        # The same file in other words is the same.
+        monkeypatch.chdir(first.parent)
+        assert "complete" in run("embed", first.name, "-o", output, "--resume").stderr
+
+
 def test_damaged_parts_are_computed_again(tiny, tmp_path, disk):
     photos, output = tmp_path / "photos", tmp_path / "x.parquet"
     paths = sorted(save_images(images(11), photos))
