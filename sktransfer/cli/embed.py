@@ -16,7 +16,13 @@ from sktransfer.cli import options
 from sktransfer.cli.inputs import load_image_list, make_extractor
 from sktransfer.cli.messages import MAX_LISTED, Notes, listed
 from sktransfer.cli.outputs import check_output, import_pyarrow, replacing
-from sktransfer.cli.parts import EmbeddingParts, check_unfinished, has_parts, parts_folder
+from sktransfer.cli.parts import (
+    EmbeddingParts,
+    check_parts_folder,
+    check_unfinished,
+    has_parts,
+    parts_folder,
+)
 from sktransfer.utils.tables import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -158,6 +164,7 @@ def _check_options(output: Path, resume: bool, overwrite: bool) -> None:
         raise click.UsageError("Got --resume and --overwrite, but expected one of them.")
     if output.suffix.lower() == ".parquet":
         import_pyarrow()
+        check_parts_folder(output)
     elif resume:
         raise click.UsageError(
             f"Got --resume with {str(output)!r}, but only .parquet files are written in parts."

@@ -499,10 +499,60 @@ def test_damaged_parts_are_computed_again(tiny, tmp_path, disk):
     paths = sorted(save_images(images(11), photos))
     disk["left"] = 3
     run("embed", photos, "-o", output, code=1)
-    (Path(f"{output}.parts") / "000001.parquet").write_bytes(b"")
+    part = Path(f"{output}.parts") / "000001.parquet"
+    content = part.read_bytes()
+    for damaged in (b"", content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :]):
+        part.write_bytes(damaged)
+        disk["left"] = 2  # for the parts 1 and 2
+        run("embed", photos, "-o", output, "--resume", code=1)
+        assert part.read_bytes() == content
     disk["left"] = 1000
     run("embed", photos, "-o", output, "--resume")
     check_rows(pd.read_parquet(output), paths, tiny.transform(paths))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff"])
+def test_damaged_manifest_is_named(content, tiny, tmp_path, disk):
+    photos, output = tmp_path / "photos", tmp_path / "x.parquet"
+    save_images(images(5), photos)
+    disk["left"] = 1
+    run("embed", photos, "-o", output, code=1)
+    disk["left"] = 1000
+    manifest = Path(f"{output}.parts") / "manifest.json"
+    manifest.write_bytes(content)
+    message = run("embed", photos, "-o", output, "--resume", code=1).stderr
+    assert f"Got '{manifest}', which is damaged, but expected" in message
+    assert "begin again with --overwrite" in message
+    assert len(embedded(photos, "-o", output, "--overwrite")) == 5
+    table = pq.read_table(output)
+    pq.write_table(table.replace_schema_metadata({"sktransfer": content}), output)
+    message = run("embed", photos, "-o", output, "--resume", code=1).stderr
+    assert "Got --resume with format 2, but expected None" in message
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder of parts", "link", "file"])
+def test_content_that_is_not_of_parts_is_kept(kind, tiny, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "x.parquet"
+    save_images(images(1), photos)
+    path = Path(f"{output}.parts")
+    thesis = path / "thesis.txt"
+    if kind == "file":
+        thesis = path
+    elif kind == "link":
+        (tmp_path / "target").mkdir()
+        path.symlink_to(tmp_path / "target")
+    else:
+        path.mkdir()
+    if kind == "folder of parts":
+        for name in ("000000.parquet", "manifest.json"):
+            (path / name).write_text("{}")
+    thesis.write_text("years of work")
+    for option in ([], ["--overwrite"], ["--resume"]):
+        message = run("embed", photos, "-o", output, *option, code=1).stderr
+        assert f"sktransfer: Got '{path}', a {kind.split()[0]}" in message
+        assert "move it away, or choose another file" in message
+        assert thesis.read_text() == "years of work"
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
