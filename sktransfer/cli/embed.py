@@ -136,7 +136,8 @@ def embed(
     path.
 
     A .parquet file has a row for each image, with the columns path, embedding, and error: why an
-    image cannot be read. A .npy file has an array with one row for each image, float32.
+    image cannot be read. If none can, the file is written, but the exit status is 1. A .npy file
+    has an array with one row for each image, float32.
 
     With --shard, each of several machines embeds a part of the images. A .parquet file is written
     in parts: after the command was killed, run it again with --resume to go on.
@@ -150,12 +151,27 @@ def embed(
     store = None if cache == "auto" else cache
     extractor = make_extractor(backbone, image_size, store, notes, skip_broken=True)
     # All shards learn from the same images.
-    extractor.fit([item for item in source.sample(_SAMPLE) if item is not None])
+    extractor.fit(_sample(source))
     work = _Work(source, columns, shard.rows(len(source)), extractor, notes)
     if output.suffix.lower() == ".parquet":
         _write_parquet(work, output, resume=resume, overwrite=overwrite)
     else:
         _write_npy(work, output, skip_broken)
+
+
+def _sample(source: ImageList) -> list[Any]:
+    """Return images of the whole list that are not missing; one missing image if all are."""
+    from sktransfer.embedding.job import blocks
+
+    if images := [item for item in source.sample(_SAMPLE) if item is not None]:
+        return images
+    # Most are missing: it takes the first ones that are there.
+    for rows in blocks(len(source), _KEYS):
+        items = source.read(rows.start, rows.stop).items
+        images += [item for item in items if item is not None][: _SAMPLE - len(images)]
+        if len(images) == _SAMPLE:
+            break
+    return images or [None]
 
 
 def _check_options(output: Path, resume: bool, overwrite: bool) -> None:
@@ -312,11 +328,14 @@ def _write_parquet(work: _Work, output: Path, *, resume: bool, overwrite: bool) 
             if has_parts(output):
                 notes(f"The finished parts are in {parts_folder(output)}; go on with --resume.")
             raise
-    if n_broken:
+    none_left = n_broken > 0 and n_broken == len(work.rows)
+    if n_broken and not none_left:
         text = f"{counted(n_broken, 'image')} cannot be read, as the column error says"
         notes.list(text, problems)
     size = format_bytes(output.stat().st_size)
     notes(f"{'Replaced' if existed else 'Wrote'} {output} ({size})")
+    if none_left:  # the rows of this shard are part of the table of all shards nevertheless
+        raise ValueError(listed("no image can be read", problems))
 
 
 def _embed_parts(work: _Work, parts: EmbeddingParts, blocks: list[range], n_finished: int) -> None:

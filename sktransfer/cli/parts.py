@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sktransfer.cli.messages import MAX_LISTED, listed
+from sktransfer.cli.messages import MAX_LISTED
 
 # Entry of the metadata of a Parquet file that holds the manifest.
 _METADATA = "sktransfer"
@@ -134,11 +134,6 @@ class EmbeddingParts:
             Number of images that cannot be read.
         problems : list of str
             The first of them, each with the reason.
-
-        Raises
-        ------
-        ValueError
-            If no image can be read.
         """
         from sktransfer.utils.files import complete_file
 
@@ -146,9 +141,6 @@ class EmbeddingParts:
         with complete_file(joined) as unfinished:
             n_broken, problems = self._join_to(unfinished)
             _flush(unfinished)  # before the parts are removed
-        if n_broken and n_broken == sum(map(len, self._blocks)):
-            self._clear()
-            raise ValueError(listed("no image can be read", problems))
         os.replace(joined, self.output)
         self._clear()
         return n_broken, problems

@@ -170,6 +170,25 @@ def test_missing_paths_of_a_table_are_rows_with_a_reason(tiny, tmp_path):
     assert table["error"][5].startswith("There is no such file.")
 
 
+def test_pixel_range_is_learned_from_paths_that_are_not_missing(tiny, tmp_path):
+    """All images that are spread evenly over the table are missing."""
+    path = str(tmp_path / "a.png")
+    Image.fromarray(np.full((32, 32), 60_000, np.uint16)).save(path)
+    sampled = np.linspace(0, 199, 64).round().astype(int)
+    names = [None if row in sampled else path for row in range(200)]
+    source = tmp_path / "source.parquet"
+    pd.DataFrame({"path": names}).to_parquet(source, row_group_size=30)
+    table = embedded(source, "-o", tmp_path / "x.parquet")
+    assert np.flatnonzero(table["error"].notna()).tolist() == sampled.tolist()
+    expected = PretrainedFeatureExtractor(Tiny, cache=None).fit_transform([path])[0]
+    rows = table["embedding"][table["error"].isna()]
+    np.testing.assert_allclose(np.stack(rows), np.tile(expected, (136, 1)), rtol=1e-5)
+    pd.DataFrame({"path": [None, None]}).to_parquet(source)
+    result = run("embed", source, "-o", tmp_path / "y.parquet", code=1)
+    assert "no image can be read:\n  missing path: " in result.stderr
+    assert pd.read_parquet(tmp_path / "y.parquet")["error"].notna().tolist() == [True, True]
+
+
 def test_urls_are_sources(tiny, tmp_path):
     pytest.importorskip("fsspec")
     import fsspec
@@ -322,7 +341,14 @@ def test_broken_images_are_rows_with_a_reason(tiny, tmp_path):
     (tmp_path / "list.txt").write_text("\n".join([paths[1], paths[4]]))
     result = run("embed", tmp_path / "list.txt", "-o", tmp_path / "y.parquet", code=1)
     assert f"no image can be read:\n  {paths[1]}: " in result.stderr
-    assert sorted(os.listdir(tmp_path)) == ["list.txt", "photos", "x.parquet"]
+    # The table of all shards needs the rows, and a queue does not try forever.
+    assert f"Wrote {tmp_path / 'y.parquet'} (" in result.stderr
+    table = pd.read_parquet(tmp_path / "y.parquet")
+    assert table["path"].tolist() == [paths[1], paths[4]]
+    assert table["error"].notna().all()
+    assert table["embedding"].isna().all()
+    run("embed", tmp_path / "list.txt", "-o", tmp_path / "y.parquet", "--resume")
+    assert sorted(os.listdir(tmp_path)) == ["list.txt", "photos", "x.parquet", "y.parquet"]
 
 
 def test_file_names_that_are_not_utf8_are_rows(tiny, tmp_path):
