@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,13 @@ from sktransfer.cli import options
 from sktransfer.cli.inputs import load_image_list, make_extractor
 from sktransfer.cli.messages import MAX_LISTED, Notes, listed
 from sktransfer.cli.outputs import check_output, import_pyarrow, replacing
-from sktransfer.cli.parts import EmbeddingParts, check_unfinished, has_parts, parts_folder
+from sktransfer.cli.parts import (
+    EmbeddingParts,
+    check_parts_folder,
+    check_unfinished,
+    has_parts,
+    parts_folder,
+)
 from sktransfer.utils.tables import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -129,27 +136,42 @@ def embed(
     path.
 
     A .parquet file has a row for each image, with the columns path, embedding, and error: why an
-    image cannot be read. A .npy file has an array with one row for each image, float32.
+    image cannot be read. If none can, the file is written, but the exit status is 1. A .npy file
+    has an array with one row for each image, float32.
 
     With --shard, each of several machines embeds a part of the images. A .parquet file is written
     in parts: after the command was killed, run it again with --resume to go on.
     """
     check_output(output, SUFFIXES, images)
     _check_options(output, resume, overwrite)
-    columns = {"label": label_column, "split": split_column}
-    source = load_image_list(
-        images, path_column, {name: column for name, column in columns.items() if column}, notes
-    )
+    given = {"label": label_column, "split": split_column}
+    columns = {name: column for name, column in given.items() if column}
+    source = load_image_list(images, path_column, columns, notes)
     # The results are kept, so there is no need for a temporary store.
     store = None if cache == "auto" else cache
     extractor = make_extractor(backbone, image_size, store, notes, skip_broken=True)
     # All shards learn from the same images.
-    extractor.fit([item for item in source.sample(_SAMPLE) if item is not None])
-    work = _Work(source, shard.rows(len(source)), extractor, notes)
+    extractor.fit(_sample(source))
+    work = _Work(source, columns, shard.rows(len(source)), extractor, notes)
     if output.suffix.lower() == ".parquet":
         _write_parquet(work, output, resume=resume, overwrite=overwrite)
     else:
         _write_npy(work, output, skip_broken)
+
+
+def _sample(source: ImageList) -> list[Any]:
+    """Return images of the whole list that are not missing; one missing image if all are."""
+    from sktransfer.embedding.job import blocks
+
+    if images := [item for item in source.sample(_SAMPLE) if item is not None]:
+        return images
+    # Most are missing: it takes the first ones that are there.
+    for rows in blocks(len(source), _KEYS):
+        items = source.read(rows.start, rows.stop).items
+        images += [item for item in items if item is not None][: _SAMPLE - len(images)]
+        if len(images) == _SAMPLE:
+            break
+    return images or [None]
 
 
 def _check_options(output: Path, resume: bool, overwrite: bool) -> None:
@@ -158,6 +180,7 @@ def _check_options(output: Path, resume: bool, overwrite: bool) -> None:
         raise click.UsageError("Got --resume and --overwrite, but expected one of them.")
     if output.suffix.lower() == ".parquet":
         import_pyarrow()
+        check_parts_folder(output)
     elif resume:
         raise click.UsageError(
             f"Got --resume with {str(output)!r}, but only .parquet files are written in parts."
@@ -190,6 +213,8 @@ class _Work:
     ----------
     source : ImageList
         All images, also those of other shards.
+    columns : dict of str to str
+        Other columns that options name: name in the output, name in the table.
     rows : range
         Those of this shard.
     extractor : fitted PretrainedFeatureExtractor
@@ -197,6 +222,7 @@ class _Work:
     """
 
     source: ImageList
+    columns: dict[str, str]
     rows: range
     extractor: Any
     notes: Notes
@@ -238,29 +264,51 @@ class _Work:
         from sktransfer.embedding.output import BLOCK_SIZE
 
         recipe, extractor = self.job.recipe, self.extractor
+        images, values = self._digests()
         return {
-            "format": 1,
+            "format": 2,
             "network": str(recipe),
             "recipe": recipe.digest.hex(),
             "pixel range": extractor.pixel_range_,
             "number of images": len(self.source),
             "rows": [self.rows.start, self.rows.stop],
-            "list of images": self._digest(),
-            "columns": list(self.source.columns),
+            "list of images": images,
+            "columns": {
+                name: [self.columns.get(name), str(kind or "string")]
+                for name, kind in self.source.columns.items()
+            },
+            "values of the columns": values,
             "block size": BLOCK_SIZE,
         }
 
-    def _digest(self) -> str:
-        """Return a digest of the keys of the shard."""
+    def _digests(self) -> tuple[str, str]:
+        """Return digests of the images of the shard, and of the other columns."""
         import hashlib
 
         from sktransfer.embedding.job import blocks
 
-        digest = hashlib.blake2b(digest_size=16)
+        images, values = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
         for rows in blocks(self.rows.stop, _KEYS, self.rows.start):
-            for key in self.source.read(rows.start, rows.stop).keys:
-                digest.update(repr(key).encode())
-        return digest.hexdigest()
+            listed_images = self.source.read(rows.start, rows.stop)
+            for key, item in zip(listed_images.keys, listed_images.items, strict=True):
+                images.update(repr((key, _located(item))).encode())
+            values.update(repr(listed_images.columns).encode())
+        return images.hexdigest(), values.hexdigest()
+
+
+def _located(item: Any) -> Any:
+    """Return an image with the absolute path of its file, wherever the command runs.
+
+    Other folders and tar files have images of the same names.
+    """
+    from sktransfer.data.remote import as_remote_file
+    from sktransfer.data.tar_files import TarMember
+
+    if isinstance(item, TarMember):
+        return replace(item, archive=os.path.abspath(item.archive))
+    if not item or as_remote_file(item):
+        return item
+    return os.path.abspath(item)
 
 
 def _write_parquet(work: _Work, output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -280,11 +328,14 @@ def _write_parquet(work: _Work, output: Path, *, resume: bool, overwrite: bool) 
             if has_parts(output):
                 notes(f"The finished parts are in {parts_folder(output)}; go on with --resume.")
             raise
-    if n_broken:
+    none_left = n_broken > 0 and n_broken == len(work.rows)
+    if n_broken and not none_left:
         text = f"{counted(n_broken, 'image')} cannot be read, as the column error says"
         notes.list(text, problems)
     size = format_bytes(output.stat().st_size)
     notes(f"{'Replaced' if existed else 'Wrote'} {output} ({size})")
+    if none_left:  # the rows of this shard are part of the table of all shards nevertheless
+        raise ValueError(listed("no image can be read", problems))
 
 
 def _embed_parts(work: _Work, parts: EmbeddingParts, blocks: list[range], n_finished: int) -> None:

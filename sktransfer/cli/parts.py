@@ -9,14 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sktransfer.cli.messages import MAX_LISTED, listed
+from sktransfer.cli.messages import MAX_LISTED
 
 # Entry of the metadata of a Parquet file that holds the manifest.
 _METADATA = "sktransfer"
+# Names of the files in the folder of parts, complete or not yet.
+_OWN_NAME = re.compile(
+    r"lock|(\d{6,}|joined)\.parquet|manifest\.json|(\d{6,}|joined|manifest)\.[0-9a-f]+\.\d+\.tmp"
+)
 
 
 class EmbeddingParts:
@@ -55,28 +60,32 @@ class EmbeddingParts:
         ------
         RuntimeError
             If another process is writing it.
+        FileExistsError
+            If the folder of the parts has other content.
         """
-        from sktransfer.utils.files import locked_file
-
-        self.folder.mkdir(exist_ok=True)
+        check_parts_folder(self.output)
         lock = self.folder / "lock"
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locked_file(lock))
-            except BlockingIOError:
-                raise RuntimeError(
-                    f"Got {str(self.output)!r}, which another process is writing; wait for its "
-                    "end, or choose another file"
-                ) from None
+        try:
+            held = _hold(lock)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"Got {str(self.output)!r}, which another process is writing; wait for its end, "
+                "or choose another file"
+            ) from None
+        with held:
             try:
                 # Without a lock, two processes would write the same parts, each as a whole.
                 yield
             finally:
                 if not has_parts(self.output):
                     self._clear()
-                    stack.close()
-                    with contextlib.suppress(OSError):  # another process has begun
+                    if os.name == "nt":  # where an open file cannot be removed
+                        held.close()
+                    # While it is held: later it may be the lock of another process.
+                    with contextlib.suppress(OSError):
                         lock.unlink()
+                    held.close()
+                    with contextlib.suppress(OSError):  # another process has begun
                         self.folder.rmdir()
 
     def begin(self, *, resume: bool, overwrite: bool) -> int | None:
@@ -87,13 +96,13 @@ class EmbeddingParts:
         FileExistsError
             If there is a file, or parts of it, and neither `resume` nor `overwrite` is true.
         ValueError
-            If `resume` is true, but the file or the parts have another manifest.
+            If `resume` is true, but the file or the parts have another manifest, or a damaged one.
         """
         from sktransfer.utils.files import complete_file
 
         check_unfinished(self.output, resume=resume, overwrite=overwrite)
         if resume and has_parts(self.output):
-            self._check(json.loads(self._manifest_file.read_text()), self.folder)
+            self._check(self._begun_manifest(), self.folder)
             for path in self.folder.glob("*.tmp"):
                 path.unlink()
             return self._n_finished()
@@ -103,6 +112,7 @@ class EmbeddingParts:
         self._clear()
         with complete_file(self._manifest_file) as unfinished:
             unfinished.write_text(json.dumps(self._manifest, indent=2))
+            _flush(unfinished)
         return 0
 
     def write(self, block: int, table: Any) -> None:
@@ -110,11 +120,10 @@ class EmbeddingParts:
         from sktransfer.embedding.output import ParquetFile
         from sktransfer.utils.files import complete_file
 
-        with (
-            complete_file(self._path(block)) as unfinished,
-            ParquetFile(unfinished, self.schema) as file,
-        ):
-            file.append(table)
+        with complete_file(self._path(block)) as unfinished:
+            with ParquetFile(unfinished, self.schema) as file:
+                file.append(table)
+            _flush(unfinished)
 
     def join(self) -> tuple[int, list[str]]:
         """Join the parts to the file, and remove them.
@@ -125,22 +134,13 @@ class EmbeddingParts:
             Number of images that cannot be read.
         problems : list of str
             The first of them, each with the reason.
-
-        Raises
-        ------
-        ValueError
-            If no image can be read.
         """
         from sktransfer.utils.files import complete_file
 
         joined = self.folder / "joined.parquet"
         with complete_file(joined) as unfinished:
             n_broken, problems = self._join_to(unfinished)
-            with open(unfinished, "rb+") as file:
-                os.fsync(file)  # before the parts are removed
-        if n_broken and n_broken == sum(map(len, self._blocks)):
-            self._clear()
-            raise ValueError(listed("no image can be read", problems))
+            _flush(unfinished)  # before the parts are removed
         os.replace(joined, self.output)
         self._clear()
         return n_broken, problems
@@ -172,11 +172,24 @@ class EmbeddingParts:
 
         for block, rows in enumerate(self._blocks):
             try:
-                if import_parquet().read_metadata(self._path(block)).num_rows != len(rows):
-                    return block
+                # All of it: the metadata at its end may be there without the rest.
+                with import_parquet().ParquetFile(self._path(block)) as part:
+                    if len(part.read()) != len(rows):
+                        return block
             except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
                 return block
         return len(self._blocks)
+
+    def _begun_manifest(self) -> dict[str, Any]:
+        """Read the manifest of the parts that are there."""
+        with contextlib.suppress(ValueError):
+            manifest = json.loads(self._manifest_file.read_bytes())
+            if isinstance(manifest, dict):
+                return manifest
+        raise ValueError(
+            f"Got {str(self._manifest_file)!r}, which is damaged, but expected a JSON object that "
+            "says what the parts are; begin again with --overwrite"
+        )
 
     def _check(self, manifest: dict[str, Any], begun: Path) -> None:
         """Raise a ValueError if what was begun has another manifest."""
@@ -188,10 +201,10 @@ class EmbeddingParts:
                 )
 
     def _clear(self) -> None:
-        """Remove everything but the lock, first the manifest, without which parts do not count."""
+        """Remove the parts but the lock, first the manifest, without which they do not count."""
         self._manifest_file.unlink(missing_ok=True)
         for path in self.folder.iterdir():
-            if path.name != "lock":
+            if path.name != "lock" and _OWN_NAME.fullmatch(path.name):
                 path.unlink()
 
 
@@ -210,6 +223,30 @@ def has_parts(output: Path) -> bool:
     """Return whether there are finished parts of a file."""
     folder = parts_folder(output)
     return (folder / "manifest.json").exists() and any(folder.glob("*.parquet"))
+
+
+def check_parts_folder(output: Path) -> None:
+    """Raise a FileExistsError if the folder of the parts of a file has any other content."""
+    folder = parts_folder(output)
+    if not os.path.lexists(folder):
+        return
+    problem = None
+    if folder.is_symlink() or not folder.is_dir():
+        problem = "a link" if folder.is_symlink() else "a file"
+    else:
+        with os.scandir(folder) as entries:
+            others = sorted(
+                entry.name
+                for entry in entries
+                if not (_OWN_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+            )
+        if others:
+            problem = f"a folder with {', '.join(others[:MAX_LISTED])}"
+    if problem:
+        raise FileExistsError(
+            f"Got {str(folder)!r}, {problem}, but expected no such path, or a folder of parts that "
+            "this command has written; move it away, or choose another file"
+        )
 
 
 def check_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -233,6 +270,34 @@ def _manifest_of(output: Path) -> dict[str, Any]:
 
     try:
         metadata = import_parquet().read_schema(output).metadata or {}
-        return json.loads(metadata.get(_METADATA.encode(), b"{}"))
+        manifest = json.loads(metadata.get(_METADATA.encode(), b"{}"))
     except ValueError:
         return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _hold(lock: Path) -> contextlib.ExitStack:
+    """Hold a lock until the stack is closed.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it.
+    """
+    from sktransfer.utils.files import locked_file
+
+    while True:
+        lock.parent.mkdir(exist_ok=True)
+        # A process that ends removes the lock. One that was opened before keeps nobody away.
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            lock.open("a").close()
+            before = lock.stat()
+            stack.enter_context(locked_file(lock))
+            if os.path.samestat(before, lock.stat()):
+                return stack.pop_all()
+
+
+def _flush(path: Path) -> None:
+    """Write a file to the disk, so that a power failure leaves it whole or not there."""
+    with open(path, "rb+") as file:
+        os.fsync(file)

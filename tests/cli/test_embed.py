@@ -182,6 +182,25 @@ def test_missing_paths_of_a_table_are_rows_with_a_reason(tiny, tmp_path):
     assert table["error"][5].startswith("There is no such file.")
 
 
+def test_pixel_range_is_learned_from_paths_that_are_not_missing(tiny, tmp_path):
+    """All images that are spread evenly over the table are missing."""
+    path = str(tmp_path / "a.png")
+    Image.fromarray(np.full((32, 32), 60_000, np.uint16)).save(path)
+    sampled = np.linspace(0, 199, 64).round().astype(int)
+    names = [None if row in sampled else path for row in range(200)]
+    source = tmp_path / "source.parquet"
+    pd.DataFrame({"path": names}).to_parquet(source, row_group_size=30)
+    table = embedded(source, "-o", tmp_path / "x.parquet")
+    assert np.flatnonzero(table["error"].notna()).tolist() == sampled.tolist()
+    expected = PretrainedFeatureExtractor(Tiny, cache=None).fit_transform([path])[0]
+    rows = table["embedding"][table["error"].isna()]
+    np.testing.assert_allclose(np.stack(rows), np.tile(expected, (136, 1)), rtol=1e-5)
+    pd.DataFrame({"path": [None, None]}).to_parquet(source)
+    result = run("embed", source, "-o", tmp_path / "y.parquet", code=1)
+    assert "no image can be read:\n  missing path: " in result.stderr
+    assert pd.read_parquet(tmp_path / "y.parquet")["error"].notna().tolist() == [True, True]
+
+
 def test_urls_are_sources(tiny, tmp_path):
     pytest.importorskip("fsspec")
     import fsspec
@@ -336,7 +355,14 @@ def test_broken_images_are_rows_with_a_reason(tiny, tmp_path):
     (tmp_path / "list.txt").write_text("\n".join([paths[1], paths[4]]))
     result = run("embed", tmp_path / "list.txt", "-o", tmp_path / "y.parquet", code=1)
     assert f"no image can be read:\n  {paths[1]}: " in result.stderr
-    assert sorted(os.listdir(tmp_path)) == ["list.txt", "photos", "x.parquet"]
+    # The table of all shards needs the rows, and a queue does not try forever.
+    assert f"Wrote {tmp_path / 'y.parquet'} (" in result.stderr
+    table = pd.read_parquet(tmp_path / "y.parquet")
+    assert table["path"].tolist() == [paths[1], paths[4]]
+    assert table["error"].notna().all()
+    assert table["embedding"].isna().all()
+    run("embed", tmp_path / "list.txt", "-o", tmp_path / "y.parquet", "--resume")
+    assert sorted(os.listdir(tmp_path)) == ["list.txt", "photos", "x.parquet", "y.parquet"]
 
 
 def test_file_names_that_are_not_utf8_are_rows(tiny, tmp_path):
@@ -452,15 +478,122 @@ def test_resume_refuses_another_job(tiny, tmp_path, disk, monkeypatch):
     assert re.search(message.format("format"), run("embed", photos, *resume, code=1).stderr)
 
 
+def begin_and_resume(disk, output, first, second):
+    """Finish two of several blocks with some arguments; go on with others, which are refused."""
+    disk["left"] = 2
+    run("embed", *first, "-o", output, code=1)
+    disk["left"] = 1000
+    before = parts_of(output)
+    assert len(before) == 4
+    message = run("embed", *second, "-o", output, "--resume", code=1).stderr
+    assert parts_of(output) == before
+    run("embed", *first, "-o", output, "--resume")
+    return message
+
+
+def test_resume_refuses_other_columns_and_values(tiny, tmp_path, disk):
+    paths = save_images(images(11), tmp_path / "photos")
+    cells = pd.DataFrame({"path": paths, "a": range(11), "b": range(11, 22)})
+    for kind, write in {"csv": cells.to_csv, "parquet": cells.to_parquet}.items():
+        source, output = tmp_path / f"source.{kind}", tmp_path / f"{kind}.parquet"
+        write(source, index=False)
+        a, b = ((source, "--label-column", column) for column in "ab")
+        message = begin_and_resume(disk, output, a, b)
+        assert "Got --resume with columns {'label': ['b', " in message, message
+        assert pd.read_parquet(output)["label"].astype(int).tolist() == list(range(11))
+    # The same columns with another value in a block that is finished.
+    disk["left"] = 2
+    run("embed", *a, "-o", tmp_path / "x.parquet", code=1)
+    disk["left"] = 1000
+    cells.assign(a=[7, *range(1, 11)]).to_parquet(source)
+    message = run("embed", *a, "-o", tmp_path / "x.parquet", "--resume", code=1).stderr
+    assert "Got --resume with values of the columns " in message
+
+
+def test_resume_refuses_other_images_of_the_same_names(tiny, tmp_path, disk, monkeypatch):
+    X = images(22)
+    sources = {"tar": [], "txt": []}
+    for folder, part in {"f1": X[:11], "f2": X[11:]}.items():
+        (tmp_path / folder).mkdir()
+        contents = [encoded(Image.fromarray(image)) for image in part]
+        members = [(f"{row:02}.png", content) for row, content in enumerate(contents)]
+        sources["tar"].append(save_tar(tmp_path / folder / "a.tar", members))
+        for name, content in members:
+            (tmp_path / folder / name).write_bytes(content)
+        listed = tmp_path / folder / "l.txt"
+        listed.write_text("\n".join(name for name, _ in members))
+        sources["txt"].append(listed)
+    for kind, (first, second) in sources.items():
+        output = tmp_path / f"{kind}.parquet"
+        message = begin_and_resume(disk, output, [first], [second])
+        assert "Got --resume with list of images " in message, message
+        names = [f"{row:02}.png" for row in range(11)]
+        check_rows(pd.read_parquet(output), names, tiny.transform(X[:11]))
+        # The same file in other words is the same.
+        monkeypatch.chdir(first.parent)
+        assert "complete" in run("embed", first.name, "-o", output, "--resume").stderr
+
+
 def test_damaged_parts_are_computed_again(tiny, tmp_path, disk):
     photos, output = tmp_path / "photos", tmp_path / "x.parquet"
     paths = sorted(save_images(images(11), photos))
     disk["left"] = 3
     run("embed", photos, "-o", output, code=1)
-    (Path(f"{output}.parts") / "000001.parquet").write_bytes(b"")
+    part = Path(f"{output}.parts") / "000001.parquet"
+    content = part.read_bytes()
+    end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # where the metadata begins
+    for damaged in (b"", content[:4] + bytes(end - 4) + content[end:]):
+        part.write_bytes(damaged)
+        disk["left"] = 2  # for the parts 1 and 2
+        run("embed", photos, "-o", output, "--resume", code=1)
+        assert part.read_bytes() == content
     disk["left"] = 1000
     run("embed", photos, "-o", output, "--resume")
     check_rows(pd.read_parquet(output), paths, tiny.transform(paths))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff"])
+def test_damaged_manifest_is_named(content, tiny, tmp_path, disk):
+    photos, output = tmp_path / "photos", tmp_path / "x.parquet"
+    save_images(images(5), photos)
+    disk["left"] = 1
+    run("embed", photos, "-o", output, code=1)
+    disk["left"] = 1000
+    manifest = Path(f"{output}.parts") / "manifest.json"
+    manifest.write_bytes(content)
+    message = run("embed", photos, "-o", output, "--resume", code=1).stderr
+    assert f"Got '{manifest}', which is damaged, but expected" in message
+    assert "begin again with --overwrite" in message
+    assert len(embedded(photos, "-o", output, "--overwrite")) == 5
+    table = pq.read_table(output)
+    pq.write_table(table.replace_schema_metadata({"sktransfer": content}), output)
+    message = run("embed", photos, "-o", output, "--resume", code=1).stderr
+    assert "Got --resume with format 2, but expected None" in message
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder of parts", "link", "file"])
+def test_content_that_is_not_of_parts_is_kept(kind, tiny, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "x.parquet"
+    save_images(images(1), photos)
+    path = Path(f"{output}.parts")
+    thesis = path / "thesis.txt"
+    if kind == "file":
+        thesis = path
+    elif kind == "link":
+        (tmp_path / "target").mkdir()
+        path.symlink_to(tmp_path / "target")
+    else:
+        path.mkdir()
+    if kind == "folder of parts":
+        for name in ("000000.parquet", "manifest.json"):
+            (path / name).write_text("{}")
+    thesis.write_text("years of work")
+    for option in ([], ["--overwrite"], ["--resume"]):
+        message = run("embed", photos, "-o", output, *option, code=1).stderr
+        assert f"sktransfer: Got '{path}', a {kind.split()[0]}" in message
+        assert "move it away, or choose another file" in message
+        assert thesis.read_text() == "years of work"
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])

@@ -1,13 +1,16 @@
 """Parts are joined with the memory of one; how commands use them is in test_embed."""
 
+import contextlib
 import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from sktransfer.cli.parts import EmbeddingParts
 from sktransfer.embedding.output import embedding_table
+from sktransfer.utils import files
 
 
 def test_memory_of_joining_is_that_of_a_part(tmp_path):
@@ -36,3 +39,53 @@ def test_memory_of_joining_is_that_of_a_part(tmp_path):
     metadata = pq.read_metadata(output)
     assert (metadata.num_rows, metadata.num_row_groups) == (64 * 60, 60)
     assert output.stat().st_size > 30e6
+
+
+def make_parts(folder):
+    return EmbeddingParts(folder / "x.parquet", {"path": None}, [range(1)], {"rows": [0, 1]})
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_lock_that_its_owner_removed_keeps_others_away(tmp_path, monkeypatch, follows):
+    """The owner ends after another process has opened the lock; a third process may follow."""
+    locked_file, stack, n_calls = files.locked_file, contextlib.ExitStack(), 0
+
+    @contextlib.contextmanager
+    def lock_of_another_process(path):
+        nonlocal n_calls
+        n_calls += 1
+        with locked_file(path):
+            if n_calls == 1:
+                path.unlink()
+                if follows:
+                    stack.enter_context(locked_file(path))
+            yield
+
+    monkeypatch.setattr(files, "locked_file", lock_of_another_process)
+    with stack:
+        if follows:
+            with (
+                pytest.raises(RuntimeError, match="another process"),
+                make_parts(tmp_path).locked(),
+            ):
+                pass
+        else:
+            with make_parts(tmp_path).locked(), pytest.raises(BlockingIOError):
+                stack.enter_context(locked_file(tmp_path / "x.parquet.parts" / "lock"))
+        assert n_calls == 2
+
+
+def test_lock_is_removed_before_it_is_released(tmp_path, monkeypatch):
+    locked_file, at_release = files.locked_file, []
+
+    @contextlib.contextmanager
+    def watched(path):
+        with locked_file(path):
+            yield
+            at_release.append(path.exists())
+
+    monkeypatch.setattr(files, "locked_file", watched)
+    with make_parts(tmp_path).locked():
+        assert (tmp_path / "x.parquet.parts" / "lock").exists()
+    assert at_release == [False]
+    assert not list(tmp_path.iterdir())
