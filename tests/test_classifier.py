@@ -566,6 +566,13 @@ def test_out_of_memory_in_trained_blocks_halves_the_batch(monkeypatch):
     assert sum(sizes) == 30
 
 
+def test_fit_prints_nothing_if_another_library_replaces_print(monkeypatch, capsys):
+    honest = print
+    monkeypatch.setattr("builtins.print", lambda *args, **options: honest(*args, **options))
+    make_classifier().fit(X, Y)
+    assert capsys.readouterr().out == ""
+
+
 # Pickles
 
 

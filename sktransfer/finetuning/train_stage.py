@@ -103,6 +103,8 @@ def make_net(
         iterator_train=_iterate_batches,
         iterator_valid=_iterate_batches,
         callbacks=[("epoch_setup", _EpochSetup()), *callbacks, ("best_weights", _BestWeights())],
+        # It prints at verbose=0, too, if Ray has replaced the function `print`.
+        callbacks__print_log=None,
         device=device,
         verbose=0,
     )

@@ -164,7 +164,8 @@ def test_two_processes_embed_each_image_once_in_total(tmp_path, log):
     assert scores[0] == scores[1]
     n_embedded = counted(tmp_path / "images.log")
     log.unlink()
-    classifier = make_classifier(lambda: CountingTiny(log), cache="auto").fit(X[:N], Y[:N])
+    store = tmp_path / "store"  # other tests may have used the session's
+    classifier = make_classifier(lambda: CountingTiny(log), cache=store).fit(X[:N], Y[:N])
     classifier.score(X_TEST, helpers.Y_TEST)
     n_alone = counted(log)
     # Each process has predicted, too.
