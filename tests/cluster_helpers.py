@@ -1,12 +1,18 @@
 """Models that log what worker processes do, and images for them."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from helpers import Counter, Tiny, X, cosine, images, save_images
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -17,6 +23,37 @@ from sklearn.pipeline import make_pipeline
 from sktransfer import FineTunedImageClassifier, PretrainedFeatureExtractor
 
 N_IMAGES = 48
+
+
+@contextlib.contextmanager
+def dask_client(threads):
+    """Start two worker processes of Dask with some threads each."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=threads, dashboard_address=":0", memory_limit=0
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def ray_runtime(cores):
+    """Start Ray on this machine."""
+    ray = pytest.importorskip("ray")
+    ray.init(
+        num_cpus=cores,
+        num_gpus=0,
+        object_store_memory=150 * 2**20,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        # pytest adds the folder of the helpers only here.
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+    )
+    yield ray
+    ray.shutdown()
 
 
 class SlowTiny(Tiny):
@@ -107,6 +144,16 @@ def kill_worker(log, *, generation=0):
     raise TimeoutError("two workers have not computed any images")
 
 
+def collect_while_a_worker_dies(collect, log, *, generation=0):
+    """Kill a worker while `collect` gets the results, and return them."""
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_worker, log, generation=generation)
+        collected = collect()
+        assert killed.done()  # before the job has ended
+        killed.result()
+    return collected
+
+
 def loads(log):
     """Return how often each process has loaded a model, by its id."""
     lines = _lines(log)
@@ -157,3 +204,18 @@ def check_photographs(table, embed, predict):
     assert result["prediction"].to_pylist() == list(classifier.predict(paths))
     probabilities = np.array(result["probability"].to_pylist())
     np.testing.assert_allclose(probabilities, classifier.predict_proba(paths), rtol=1e-4, atol=1e-6)
+
+
+def check_code_of_page(first_line, tmp_path):
+    """Run the code of docs/clusters.md that begins so, and check the file that it writes."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table, broken = files(tmp_path / "images", n=8)
+    page = Path(__file__).parents[1].joinpath("docs", "clusters.md").read_text()
+    (code,) = re.findall(rf"^```text\n({first_line}.*?)^```$", page, re.M | re.S)
+    code = code.replace("/shared/embeddings", str(tmp_path / "embeddings"))
+    extractor = make_extractor()
+    exec(code, {"extractor": extractor, "table": table.assign(photograph="flower")})
+    written = parquet.read_table(tmp_path / "embeddings")
+    numbers = [list(table["path"]).index(path) for path in written["path"].to_pylist()]
+    numbered = written.append_column("number", [np.array(numbers) + 100])
+    check_table(numbered, extractor, table, broken)

@@ -174,10 +174,11 @@ def listed_paths(paths: Sequence[Path]) -> str:
 def _kind_of(path: Path) -> str:
     """Return what kind of images a path leads to."""
     from sktransfer.data import image_lists
+    from sktransfer.data.folders import PARQUET_SUFFIXES
     from sktransfer.data.remote import as_remote_file
 
     suffix = path.suffix.lower()
-    tables = (*image_lists.LIST_SUFFIXES, *image_lists.CSV_SUFFIXES, *image_lists.PARQUET_SUFFIXES)
+    tables = (*image_lists.LIST_SUFFIXES, *image_lists.CSV_SUFFIXES, *PARQUET_SUFFIXES)
     kind = "tar files" if suffix in _TAR_SUFFIXES else "table" if suffix in tables else "images"
     if path.is_dir():
         return "images"

@@ -110,9 +110,8 @@ class EmbeddingParts:
             self._check(_manifest_of(self.output), self.output)
             return None
         self._clear()
-        with complete_file(self._manifest_file) as unfinished:
+        with complete_file(self._manifest_file, durable=True) as unfinished:
             unfinished.write_text(json.dumps(self._manifest, indent=2))
-            _flush(unfinished)
         return 0
 
     def write(self, block: int, table: Any) -> None:
@@ -120,10 +119,11 @@ class EmbeddingParts:
         from sktransfer.embedding.output import ParquetFile
         from sktransfer.utils.files import complete_file
 
-        with complete_file(self._path(block)) as unfinished:
-            with ParquetFile(unfinished, self.schema) as file:
-                file.append(table)
-            _flush(unfinished)
+        with (
+            complete_file(self._path(block), durable=True) as unfinished,
+            ParquetFile(unfinished, self.schema) as file,
+        ):
+            file.append(table)
 
     def join(self) -> tuple[int, list[str]]:
         """Join the parts to the file, and remove them.
@@ -138,9 +138,8 @@ class EmbeddingParts:
         from sktransfer.utils.files import complete_file
 
         joined = self.folder / "joined.parquet"
-        with complete_file(joined) as unfinished:
+        with complete_file(joined, durable=True) as unfinished:
             n_broken, problems = self._join_to(unfinished)
-            _flush(unfinished)  # before the parts are removed
         os.replace(joined, self.output)
         self._clear()
         return n_broken, problems
@@ -295,9 +294,3 @@ def _hold(lock: Path) -> contextlib.ExitStack:
             stack.enter_context(locked_file(lock))
             if os.path.samestat(before, lock.stat()):
                 return stack.pop_all()
-
-
-def _flush(path: Path) -> None:
-    """Write a file to the disk, so that a power failure leaves it whole or not there."""
-    with open(path, "rb+") as file:
-        os.fsync(file)

@@ -567,7 +567,7 @@ def _labeled_paths(
 
 # Possible delimiters of a CSV file; its header shows which one it uses.
 _DELIMITERS = (",", ";", "\t")
-_CSV, _PARQUET = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
+_CSV, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 # Column that is used as the split if there is one.
 _SPLIT_COLUMN = "split"
 _MAX_NAMED_ROWS = 10
@@ -693,10 +693,10 @@ def _check_table(path: object) -> Path:
             f"Got path={str(table)!r}, but there is no such file. Relative paths are resolved from "
             f"{os.getcwd()}."
         )
-    if table.suffix.lower() not in (*_CSV, *_PARQUET):
+    if table.suffix.lower() not in (*_CSV, *PARQUET_SUFFIXES):
         raise ValueError(
             f"Got path={str(table)!r}, but expected a file whose name ends in "
-            f"{', '.join((*_CSV, *_PARQUET))}; save the table as one of these"
+            f"{', '.join((*_CSV, *PARQUET_SUFFIXES))}; save the table as one of these"
         )
     return table
 

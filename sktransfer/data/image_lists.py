@@ -23,7 +23,7 @@ from sktransfer.data.folders import check_columns, read_csv
 from sktransfer.data.remote import as_remote_file
 from sktransfer.utils.errors import import_optional
 
-LIST_SUFFIXES, CSV_SUFFIXES, PARQUET_SUFFIXES = (".txt",), (".csv", ".tsv"), (".parquet", ".pq")
+LIST_SUFFIXES, CSV_SUFFIXES = (".txt",), (".csv", ".tsv")
 
 
 @dataclass(frozen=True)

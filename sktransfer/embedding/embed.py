@@ -284,19 +284,24 @@ def _unchanged(
 
     The store would otherwise have the new embedding as that of the old content.
     """
-    if not files:
-        return list(range(len(batch)))
     same = list[int]()
     for row, item in enumerate(batch):
         image = views.image_of(item)
-        identity = _result_or_error(views.images.identity, image)
-        if image not in files or getattr(identity, "fingerprint", None) == files[image]:
+        # Only a file is looked at again: pixels would be hashed anew.
+        if image not in files or _fingerprint(views.images, image) == files[image]:
             same.append(row)
         else:
             reason = "The file has changed while it was embedded; embed it again."
-            error = ImageError(reason, 0, "")
-            image_errors.add(item, _of_row(error, views.images, image))
+            image_errors.add(item, _error_of_row(reason, views.images, image))
     return same
+
+
+def _fingerprint(images: Images, row: int) -> bytes | None:
+    """Return the fingerprint of an image, or None if it cannot be read any more."""
+    try:
+        return images.fingerprint(row)
+    except ImageError:
+        return None
 
 
 def _keys_of_images(
@@ -331,13 +336,15 @@ def _keys_of_images(
     contents = store.contents_of(list(files.values()), read)
     for row, key in files.items():
         # The same file may be in several rows, which the error names.
-        keys[row] = contents[key] if key in contents else _of_row(errors[key], images, row)
+        keys[row] = (
+            contents[key] if key in contents else _error_of_row(errors[key].reason, images, row)
+        )
     return keys, files
 
 
-def _of_row(error: ImageError, images: Images, row: int) -> ImageError:
+def _error_of_row(reason: str, images: Images, row: int) -> ImageError:
     origin = int(images.origins[row])
-    return ImageError(error.reason, origin, images.describe(row), argument=images.argument)
+    return ImageError(reason, origin, images.describe(row), argument=images.argument)
 
 
 def _map(

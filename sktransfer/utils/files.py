@@ -15,10 +15,11 @@ except ImportError:  # Windows
 
 
 @contextlib.contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
+def complete_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a path to write to; its file replaces that at `path` at the end of the block.
 
-    If the block fails, an older file stays as it is. Missing folders are created.
+    If the block fails, an older file stays as it is. Missing folders are created. A `durable` file
+    is on the disk before it replaces the older one, so that a power failure does not damage it.
 
     Examples
     --------
@@ -34,6 +35,9 @@ def complete_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_suffix(f".{uuid.uuid4().hex[:12]}.{os.getpid()}.tmp")
     try:
         yield unfinished
+        if durable:
+            with open(unfinished, "rb+") as file:
+                os.fsync(file)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

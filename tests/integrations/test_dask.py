@@ -10,6 +10,7 @@ from cluster_helpers import (
     LogsLoads,
     SlowTiny,
     check_photographs,
+    dask_client,
     files,
     kill_worker,
     loads,
@@ -152,13 +153,7 @@ def test_dask_that_is_missing_is_named(monkeypatch):
 @pytest.fixture
 def cluster():
     """Start two worker processes with two threads each."""
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, dashboard_address=":0", memory_limit=0
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with dask_client(threads=2) as client:
         yield client
 
 

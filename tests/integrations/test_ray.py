@@ -1,23 +1,21 @@
 """Columns of images in Ray Data: keys, types, actors that die."""
 
-import os
-import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cluster_helpers import (
     LogsLoads,
     SlowTiny,
+    check_code_of_page,
     check_loads,
     check_photographs,
     check_table,
+    collect_while_a_worker_dies,
     files,
-    kill_worker,
     make_extractor,
     photographs,
+    ray_runtime,
 )
 from helpers import Tiny, X, Y, make_classifier
 from sklearn.pipeline import make_pipeline
@@ -31,23 +29,12 @@ pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(scope="module")
-def ray(tmp_path_factory):
-    """Start Ray on this machine."""
-    ray = pytest.importorskip("ray")
+def ray():
+    """Start Ray with cores for two actors, and for the tasks that give images to them."""
     pytest.importorskip("ray.data")
-    ray.init(
-        num_cpus=4,  # also for the tasks that give images to the two actors
-        num_gpus=0,
-        object_store_memory=150 * 2**20,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        # pytest adds the folder of the helpers only here.
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield ray
-    ray.shutdown()
+    with ray_runtime(cores=4) as ray:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield ray
 
 
 def collect(dataset):
@@ -149,24 +136,11 @@ def test_actor_that_is_killed_costs_no_rows(ray, tmp_path):
     log = tmp_path / "images.log"
     extractor = make_extractor(SlowTiny(log))
     result = embed(extractor, dataset, "path", keys=["number"], workers=2, batch_size=2)
-    with ThreadPoolExecutor(1) as pool:
-        killed = pool.submit(kill_worker, log)
-        collected = collect(result)
-        assert killed.done()  # before the job has ended
-        killed.result()
+    collected = collect_while_a_worker_dies(lambda: collect(result), log)
     check_table(collected, make_extractor(Tiny), table, broken)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_code_in_the_documentation_runs(ray, tmp_path):
-    table, broken = files(tmp_path / "images", n=8)
-    page = Path(__file__).parents[2].joinpath("docs", "clusters.md").read_text()
-    (code,) = re.findall(r"^```text\n(import ray\n.*?)^```$", page, re.M | re.S)
-    code = code.replace("/shared/embeddings", str(tmp_path / "embeddings"))
-    extractor = make_extractor()
-    exec(code, {"extractor": extractor, "table": table.assign(photograph="flower")})
-    written = arrow.parquet.read_table(tmp_path / "embeddings")
-    numbers = [list(table["path"]).index(path) for path in written["path"].to_pylist()]
-    numbered = written.append_column("number", [np.array(numbers) + 100])
-    check_table(numbered, extractor, table, broken)
+    check_code_of_page("import ray\n", tmp_path)

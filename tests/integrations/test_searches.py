@@ -2,13 +2,13 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from cluster_helpers import dask_client, ray_runtime
 from helpers import (
     CountingTiny,
     Tiny,
@@ -34,34 +34,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(scope="module")
 def dask_cluster():
-    """Start two worker processes of Dask."""
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    """Start two worker processes of Dask with one thread each."""
+    with dask_client(threads=1) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def ray_cluster():
     """Start Ray with two cores."""
-    ray = pytest.importorskip("ray")
     register = pytest.importorskip("ray.util.joblib").register_ray
-    ray.init(
-        num_cpus=2,
-        num_gpus=0,
-        object_store_memory=150 * 2**20,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-    )
-    register()
-    yield
-    ray.shutdown()
+    with ray_runtime(cores=2):
+        register()
+        yield
 
 
 @pytest.fixture(params=["dask", "ray"])

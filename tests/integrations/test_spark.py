@@ -1,10 +1,8 @@
 """Columns of images in Spark: keys, types, processes that die."""
 
 import os
-import re
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +11,12 @@ import pytest
 from cluster_helpers import (
     LogsLoads,
     SlowTiny,
+    check_code_of_page,
     check_loads,
     check_photographs,
     check_table,
+    collect_while_a_worker_dies,
     files,
-    kill_worker,
     make_extractor,
     photographs,
 )
@@ -295,24 +294,11 @@ def test_process_that_is_killed_costs_no_rows(spark, tmp_path, generation):
     frame = spark.createDataFrame(table).repartition(24)
     log = tmp_path / "images.log"
     lazy = embed(make_extractor(SlowTiny(log)), frame, "path", keys=["number"])
-    with ThreadPoolExecutor(1) as pool:
-        killed = pool.submit(kill_worker, log, generation=generation)
-        collected = lazy.toArrow()
-        assert killed.done()  # before the job has ended
-        killed.result()
+    collected = collect_while_a_worker_dies(lazy.toArrow, log, generation=generation)
     check_table(collected, make_extractor(Tiny), table, broken)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_code_in_the_documentation_runs(spark, tmp_path):
-    table, broken = files(tmp_path / "images", n=8)
-    page = Path(__file__).parents[2].joinpath("docs", "clusters.md").read_text()
-    (code,) = re.findall(r"^```text\n(from pyspark.*?)^```$", page, re.M | re.S)
-    code = code.replace("/shared/embeddings", str(tmp_path / "embeddings"))
-    extractor = make_extractor()
-    exec(code, {"extractor": extractor, "table": table.assign(photograph="flower")})
-    written = arrow.parquet.read_table(tmp_path / "embeddings")
-    numbers = [list(table["path"]).index(path) for path in written["path"].to_pylist()]
-    numbered = written.append_column("number", [np.array(numbers) + 100])
-    check_table(numbered, extractor, table, broken)
+    check_code_of_page("from pyspark", tmp_path)
