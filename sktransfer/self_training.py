@@ -90,14 +90,14 @@ class SelfTrainedImageClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstima
     >>> from sklearn.datasets import load_digits
     >>> from sktransfer import FineTunedImageClassifier, SelfTrainedImageClassifier
     >>> digits = load_digits()
-    >>> X = np.concatenate([digits.images[:100], 16 - digits.images[100:200]])  # black, then white
-    >>> y = np.concatenate([digits.target[:100], np.full(100, -1)])
+    >>> X = np.concatenate([digits.images[:50], 16 - digits.images[50:100]])  # black, then white
+    >>> y = np.concatenate([digits.target[:50], np.full(50, -1)])
     >>> first = FineTunedImageClassifier(
     ...     image_size=32, unfreeze=0, augment=None, batch_norm="adapt", random_state=0
     ... )
     >>> classifier = SelfTrainedImageClassifier(first, shares=[0.5])
-    >>> classifier = classifier.fit(X, y, sample_domain=np.repeat([1, -2], 100))
-    >>> bool((classifier.pseudo_rows_ >= 100).all())
+    >>> classifier = classifier.fit(X, y, sample_domain=np.repeat([1, -2], 50))
+    >>> bool((classifier.pseudo_rows_ >= 50).all())
     True
     """
 

@@ -5,6 +5,16 @@ from joblib.externals.loky import get_reusable_executor
 from sktransfer.store.store import EmbeddingStore
 
 
+def pytest_itemcollected(item):
+    """Mark the cases of a parametrized test that `slow_cases` names as slow.
+
+    A name is the id of a case, or some of its parts between hyphens.
+    """
+    marker = item.get_closest_marker("slow_cases")
+    if marker and any(f"-{name}-" in f"-{item.callspec.id}-" for name in marker.args):
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(config, items):
     """Deselect tests that need a CUDA device if there is none."""
     if torch.cuda.is_available():

@@ -141,6 +141,7 @@ def circles(edges):
     return sorted(remaining)
 
 
+@functools.cache
 def code(module):
     """Return the source of a module without docstrings and comments."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())

@@ -31,6 +31,8 @@ LONG_PAGES = {
     "input_formats.md",
     "out_of_core.md",
     "recipes.md",
+    "saving.md",
+    "strategy.md",
 }
 BLOCK = re.compile(r"^```(?:python|text)\n(?P<code>.*?)^```$", re.M | re.S)
 ERROR = re.compile(r"\w+(?:Error|Warning): ")

@@ -319,6 +319,7 @@ def test_embedding_does_not_depend_on_batch_size_and_threads(batch_size):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pickle_is_small_and_works_in_a_fresh_process(tmp_path, photographs):
     extractor = PretrainedFeatureExtractor().fit(photographs)
     pickled = pickle.dumps(extractor)

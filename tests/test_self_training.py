@@ -103,6 +103,7 @@ def test_self_training_equals_the_same_fits_one_by_one():
     np.testing.assert_array_equal(restored.predict_proba(X), self_trained.predict_proba(X))
 
 
+@pytest.mark.slow_cases("nothing", "None")
 @pytest.mark.parametrize("garbage", ["cat", "nothing", None])
 def test_target_labels_are_never_read(garbage):
     estimator = make_classifier(unfreeze=0, batch_norm="adapt")

@@ -194,6 +194,7 @@ def describe_code(model: nn.Module) -> list[str]:
 _parsing = threading.Lock()
 
 
+@lru_cache(maxsize=1024)
 def _source(kind: type) -> str:
     """Return the source code of a class, or its name if there is none."""
     try:

@@ -5,6 +5,7 @@ Shapes: N images, V views of each, D features, K classes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import warnings
@@ -17,7 +18,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import get_tags
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 # Values of C that are tried, from strong to weak regularization.
 STRENGTHS = tuple((10.0 ** np.arange(-4, 4.01, 0.5)).tolist())
@@ -215,13 +216,19 @@ def _fit(
     threads = 1 if x.size < _SINGLE_THREAD_SIZE else None
     with (
         warnings.catch_warnings(),
-        threadpool_limits(threads),
+        _thread_pools().limit(limits=threads),
         sklearn.config_context(array_api_dispatch=solver_device is not None),
     ):
         # The later stages gain more than full convergence would.
         warnings.simplefilter("ignore", ConvergenceWarning)
         arrays = (_array(values, solver_device) for values in (x, y, weights.astype(x.dtype)))
         return model.set_params(C=strength).fit(*arrays)
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    """Return the thread pools of the process; to find them takes as long as a small fit."""
+    return ThreadpoolController()
 
 
 def _array(values: np.ndarray, solver_device: torch.device | None) -> Any:

@@ -109,6 +109,7 @@ def test_gradients_improve_the_adversary_and_worsen_the_embeddings():
 # Labels of the target
 
 
+@pytest.mark.slow_cases("parameters1")
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}, {"domain_adversarial": 0.0}])
 def test_target_labels_are_never_read(parameters):
     expected = net_state(fitted(**parameters))
@@ -358,6 +359,7 @@ def test_callbacks_score_the_labeled_images():
 # Resumed fits
 
 
+@pytest.mark.slow_cases("parameters1")
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "adapt"}])
 def test_resumed_fit_gives_the_same_result(tmp_path, parameters):
     settings = {"max_epochs": 4, "n_iter_no_change": 9, "unfreeze": (0, 1, 2), **parameters}

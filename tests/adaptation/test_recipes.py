@@ -16,6 +16,7 @@ from sktransfer import PretrainedFeatureExtractor
 PAGE = Path(__file__).parent.parent.parent / "docs" / "domains.md"
 
 
+@pytest.mark.slow
 def test_skada_recipe_of_the_docs_runs():
     # Importing skada warns, and changes the configuration of scikit-learn.
     with warnings.catch_warnings(), sklearn.config_context():

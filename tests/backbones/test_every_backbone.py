@@ -13,7 +13,7 @@ from sktransfer.backbones.catalogue import list_backbones
 from sktransfer.backbones.torchvision_blocks import list_torchvision
 from sktransfer.embedding import embed as features
 
-LARGE = 6e6  # parameters; random values for more of them take seconds
+LARGE = 4e6  # parameters; random values for more of them take seconds
 
 ROWS = {row.name: row for row in list_backbones()}
 

@@ -183,6 +183,7 @@ def test_interrupted_process_ends_with_130(tmp_path):
     assert not (tmp_path / "m.skt").exists()
 
 
+@pytest.mark.slow
 def test_closed_pipe_ends_quietly(tmp_path):
     """As with `sktransfer backbones | head -1`."""
     reading, writing = os.pipe()

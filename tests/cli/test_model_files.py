@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from cli_helpers import run, save_splits
 from PIL import Image
 
@@ -24,6 +25,7 @@ def test_exported_model_predicts_the_same(model, photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.slow
 def test_export_stores_most_weights_as_float16_on_request(model, tmp_path):
     run("export", model, "-o", tmp_path / "m.onnx", "--weight-dtype", "float16")
     constants = onnx.load(tmp_path / "m.onnx").graph.initializer

@@ -225,6 +225,7 @@ def test_pickle_and_hash_do_not_depend_on_settings(tmp_path, make):
     assert clone(fitted).get_params() == fitted.get_params()
 
 
+@pytest.mark.slow
 def test_pickle_changes_no_other_process(tmp_path):
     fitted = PretrainedFeatureExtractor(cache=None)
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = True, None
@@ -273,6 +274,7 @@ def test_plugin_that_a_worker_lacks_is_left_out(tmp_path, monkeypatch):
     assert "LOST" not in Image.OPEN
 
 
+@pytest.mark.slow
 def test_file_is_private_and_removed_at_exit(tmp_path):
     script = (
         "import os, pickle\n"

@@ -474,6 +474,7 @@ def test_images_at_urls_survive_pickle_and_copy(memory):
         assert (copied[1] == rows[1]).all()
 
 
+@pytest.mark.slow
 def test_workers_read_urls(server, folder):
     X, y = colored_images(12)
     names = [f"train{row}.png" for row in range(len(X))]

@@ -62,14 +62,14 @@ def trained(monkeypatch):
     "parameters",
     [
         {},
-        {"averaging": 1.0},
-        {"averaging": 0.5, "n_views": None},
         {"augment": "standard", "n_views": None, "averaging": 1.0},
-        {"max_epochs": "auto"},
-        {"unfreeze": 0},
         *(
             pytest.param(parameters, marks=pytest.mark.slow)
             for parameters in [
+                {"averaging": 1.0},
+                {"averaging": 0.5, "n_views": None},
+                {"max_epochs": "auto"},
+                {"unfreeze": 0},
                 {"augment": None, "n_views": None},
                 {"n_views": None},
                 {"n_views": None, "unfreeze": (1,)},
@@ -113,6 +113,7 @@ DOMAIN = np.repeat([1, -2], [N, 30])
 BOTH_LABELS = np.concatenate([Y, np.full(30, Y[0])])
 
 
+@pytest.mark.slow_cases("parameters0", "parameters1")
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -205,6 +206,7 @@ def test_estimate_cost_counts_each_embedding_of_a_search_separately(log, store, 
     assert cost.images_embedded - adapting - counted(log) == unknown
 
 
+@pytest.mark.slow
 def test_estimate_cost_equals_the_counts_of_nested_cross_validation(log, store):
     tuned = classifier(CountingTiny(log), cache=store, max_epochs=1)
     search = GridSearchCV(tuned, {"lr": [1e-3, 1e-4]}, cv=2)
@@ -365,6 +367,7 @@ def logistic(extractor):
     return make_pipeline(extractor, LogisticRegression(max_iter=1000))
 
 
+@pytest.mark.slow_cases("data3-3", "data4-3", "data5", "data7-3")
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("cv", [None, 3])
 @pytest.mark.parametrize(

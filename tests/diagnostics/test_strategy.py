@@ -147,6 +147,7 @@ def test_recommend_strategy_measures_a_sample_of_many_images(log, monkeypatch):
     assert np.bincount(y[report.rows]).tolist() == [30, 10, 5]
 
 
+@pytest.mark.slow
 def test_recommend_strategy_keeps_groups_together(monkeypatch):
     """The images of a group share a color, which helps only if folds divide groups."""
     random = np.random.RandomState(0)

@@ -116,6 +116,7 @@ def test_parallel_search_embeds_each_image_about_once(log, tmp_path, backend, ca
     assert len(workers(log)) == 2
 
 
+@pytest.mark.slow
 def test_cache_directory_serves_a_second_process(log, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(

@@ -113,6 +113,9 @@ def test_embedding_of_a_large_image_is_independent_of_its_batch(monkeypatch):
     assert (together == alone).all()
 
 
+@pytest.mark.slow_cases(
+    "1-4-67108864", "1-1-100", "1-1000-100", "4-4-67108864", "4-1-100", "4-1000-100"
+)
 @pytest.mark.parametrize(
     ("fitting", "heavy", "together"), [(4, 2**26, 4), (1, 100, 4), (1000, 100, 16)]
 )
@@ -155,6 +158,7 @@ def test_graph_is_written_once_and_reused(graphs, monkeypatch):
         make(key=b"another")
 
 
+@pytest.mark.slow_cases("0.0")
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("damaged", ["graph.xml", "graph.bin"])
 def test_truncated_graph_is_rebuilt(graphs, damaged, share, monkeypatch):

@@ -52,6 +52,7 @@ def test_embeddings_are_those_of_the_extractor(parameters):
     assert module.classes is None
 
 
+@pytest.mark.slow_cases("two classes")
 @pytest.mark.parametrize(
     "parameters",
     [

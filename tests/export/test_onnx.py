@@ -86,6 +86,7 @@ def assert_equal_predictions(model, path):
     assert outputs["label"].tolist() == model.predict(EXAMPLES).tolist()
 
 
+@pytest.mark.slow_cases("two classes", "last block", "all blocks, boolean, of its own size")
 @pytest.mark.parametrize(
     ("parameters", "y"),
     [
@@ -106,6 +107,7 @@ def test_file_predicts_as_the_classifier(parameters, y, tmp_path):
     assert result.max_difference == pytest.approx(difference, abs=1e-6)
 
 
+@pytest.mark.slow_cases("two classes", "linear", "forest of numbers")
 @pytest.mark.parametrize(
     ("steps", "y"),
     [
@@ -114,7 +116,7 @@ def test_file_predicts_as_the_classifier(parameters, y, tmp_path):
         ([MinMaxScaler(), PCA(4), RandomForestClassifier(10, random_state=0)], Y),
         ([RandomForestClassifier(10, random_state=0)], np.arange(60) % 2),
     ],
-    ids=str,
+    ids=["two classes", "linear", "forest after PCA", "forest of numbers"],
 )
 def test_file_predicts_as_the_pipeline(steps, y, tmp_path):
     model = make_pipeline(extractor(), *steps).fit(X, y)
@@ -129,6 +131,7 @@ def test_tuned_network_at_the_start_of_a_pipeline(tmp_path):
     assert_equal_predictions(model, tmp_path / "model.onnx")
 
 
+@pytest.mark.slow_cases("FineTunedImageClassifier")
 @pytest.mark.parametrize(
     "estimator",
     [make_classifier(unfreeze=(0, 1)), make_pipeline(extractor(), LogisticRegression())],
@@ -144,6 +147,7 @@ def test_self_training_is_the_mean_of_its_classifiers(estimator, tmp_path):
     assert len(set(contents)) == len(contents)  # frozen weights are stored once
 
 
+@pytest.mark.slow_cases("scaled", "passthrough")
 @pytest.mark.parametrize(
     "model",
     [
@@ -153,7 +157,7 @@ def test_self_training_is_the_mean_of_its_classifiers(estimator, tmp_path):
         make_pipeline(extractor(), "passthrough"),
         make_pipeline(extractor(), StandardScaler(), PCA(3)),
     ],
-    ids=str,
+    ids=["extractor", "layers", "scaled", "passthrough", "reduced"],
 )
 def test_file_embeds_as_the_model(model, tmp_path):
     export_onnx(model.fit(X), tmp_path / "model.onnx")
@@ -178,6 +182,7 @@ HALF_MODELS = {
 }
 
 
+@pytest.mark.slow_cases("classifier", "pipeline")
 @pytest.mark.parametrize("name", HALF_MODELS)
 def test_file_with_float16_weights_computes_as_one_with_rounded_weights(name, tmp_path):
     model, y = HALF_MODELS[name]

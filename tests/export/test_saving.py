@@ -130,6 +130,9 @@ def assert_same(loaded, model, X=TEST):
         np.testing.assert_array_equal(outputs[name], output, err_msg=name)
 
 
+@pytest.mark.slow_cases(
+    "default parameters", "self-trained", "random weights", "tuned twice", "all blocks"
+)
 @pytest.mark.parametrize("standalone", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_loaded_model_predicts_the_same(fitted, name, standalone, tmp_path):
@@ -167,6 +170,7 @@ def test_loaded_model_is_fitted_again(fitted, tmp_path):
     )
 
 
+@pytest.mark.slow_cases("True")
 @pytest.mark.parametrize("standalone", [True, False])
 @pytest.mark.parametrize(
     "make",
@@ -270,11 +274,10 @@ np.save(sys.argv[3], method(X))
 @pytest.mark.parametrize(
     "name",
     [
-        "extractor",
         "classifier",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ["pipeline", "self-trained", "classifier with code"]
+            for name in ["extractor", "pipeline", "self-trained", "classifier with code"]
         ),
     ],
 )

@@ -101,6 +101,7 @@ def any_model(kind):
     return extractor
 
 
+@pytest.mark.slow_cases("openvino")
 @pytest.mark.parametrize("kind", ["self-trained", "extractor", "frozen", "openvino"])
 def test_every_kind_of_model_is_warmed_up(kind, built, tmp_path):
     if kind == "openvino":

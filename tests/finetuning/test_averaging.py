@@ -35,6 +35,7 @@ def log_loss(outputs, y):
     return -log_softmax(outputs.astype(float), axis=1)[np.arange(len(y)), y].mean()
 
 
+@pytest.mark.slow_cases("unfreeze1", "unfreeze2")
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, 2), (0, 1, 2), (0, ["0"])])
 def test_share_of_zero_predicts_as_the_head_alone_up_to_a_factor(unfreeze):
     alone, average = fitted(unfreeze=(0,)), fitted(unfreeze=unfreeze, averaging=0)
@@ -74,6 +75,7 @@ def test_share_of_one_keeps_the_tuned_weights(monkeypatch):
     assert (tuned.averaging_, tuned.temperature_) == (1, 1)
 
 
+@pytest.mark.slow_cases("parameters2", "0.9")
 @pytest.mark.parametrize("share", [0.3, 0.9])
 @pytest.mark.parametrize("parameters", [{}, {"batch_norm": "train"}, {"unfreeze": (0, 1, 2)}])
 def test_share_between_is_the_average_of_all_weights(share, parameters):
@@ -91,6 +93,7 @@ def test_share_between_is_the_average_of_all_weights(share, parameters):
     assert changed >= 4
 
 
+@pytest.mark.slow_cases("unfreeze1")
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, 2)])
 @pytest.mark.parametrize("known", [True, False])
 def test_share_is_the_largest_with_nearly_the_lowest_loss(unfreeze, known):
@@ -160,6 +163,7 @@ def contents(training_set):
     return {training_set.images[row].tobytes() for row in range(len(training_set.y))}
 
 
+@pytest.mark.slow_cases("unfreeze1")
 @pytest.mark.parametrize(("n", "n_held_out"), [(60, 15), (201, 102)])
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, 2)])
 def test_check_compares_on_images_that_it_does_not_train_on(trials, n, n_held_out, unfreeze):
@@ -218,11 +222,11 @@ def test_many_images_use_the_usual_share_without_a_check(trials, monkeypatch, un
     "parameters",
     [
         {},
-        {"unfreeze": (0, 2)},
-        {"augment": "standard", "n_views": None},
         *(
             pytest.param(parameters, marks=pytest.mark.slow)
             for parameters in [
+                {"unfreeze": (0, 2)},
+                {"augment": "standard", "n_views": None},
                 {"augment": "light", "n_views": 2},
                 {"batch_norm": "train"},
                 {"mixup": 0.3},
@@ -302,6 +306,7 @@ def test_check_that_diverges_ends_with_the_usual_share(monkeypatch):
     assert fitted().averaging_ == 0.75
 
 
+@pytest.mark.slow
 def test_resumed_fit_is_averaged_as_an_undisturbed_fit(tmp_path):
     settings = {"max_epochs": 5, "unfreeze": (0, 1, 2)}
     expected = fitted(**settings)

@@ -206,6 +206,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow_cases("no seed", "given blocks", "staged")
 @pytest.mark.parametrize(("backbone", "n", "parameters", "strategy"), CASES)
 def test_fit_with_the_decided_values_gives_the_same_result(
     tmp_path, backbone, n, parameters, strategy

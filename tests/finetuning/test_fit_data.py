@@ -76,6 +76,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow_cases("without early stopping", "decided", "balanced", "all blocks")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_fit_equals_the_fit_on_the_readable_images(name, tmp_path):
     X, y = broken_files(tmp_path)
@@ -215,6 +216,7 @@ def count_reads(monkeypatch):
     return reads
 
 
+@pytest.mark.slow_cases("without early stopping", "decided", "adapted", "all blocks")
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "balanced"])
 def test_readable_images_are_not_read_more_often_than_by_default(name, tmp_path, monkeypatch):
     X, y = colored_images(N)
