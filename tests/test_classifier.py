@@ -484,6 +484,7 @@ def slow_noise(image):
     return image // 2 + noise
 
 
+@pytest.mark.slow_cases("unfreeze0")
 @pytest.mark.parametrize("unfreeze", [(0, 1), "all"])
 def test_background_transforms_do_not_change_dropout(unfreeze):
     settings = {"n_views": None, "dropout": 0.5, "batch_size": 4, "n_jobs": 2, "max_epochs": 2}

@@ -25,6 +25,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 # Pages that take most of the time of all pages; `make test-slow` runs them.
 LONG_PAGES = {
+    "backbones.md",
     "domains.md",
     "export.md",
     "fine_tuning.md",
@@ -32,6 +33,7 @@ LONG_PAGES = {
     "out_of_core.md",
     "recipes.md",
     "saving.md",
+    "several_gpus.md",
     "strategy.md",
 }
 BLOCK = re.compile(r"^```(?:python|text)\n(?P<code>.*?)^```$", re.M | re.S)

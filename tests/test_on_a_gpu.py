@@ -128,6 +128,7 @@ def test_too_little_memory_gives_the_same_embeddings(paths, on_cpu):
     assert min_cosine(found[:N], expected) > MIN_COSINE
 
 
+@pytest.mark.slow_cases("options4")
 @pytest.mark.parametrize(
     "options",
     [

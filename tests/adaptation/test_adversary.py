@@ -199,6 +199,7 @@ def test_auto_early_stopping_holds_nothing_out_with_an_adversary(monkeypatch):
     assert plain.stages_[-1]["valid_loss"] is not None
 
 
+@pytest.mark.slow_cases("parameters1")
 @pytest.mark.parametrize("parameters", [{"mixup": 0.3}, {"batch_norm": "adapt"}])
 def test_fit_is_bitwise_reproducible_for_a_seed(parameters):
     assert equal_states(net_state(fitted(**parameters)), net_state(fitted(**parameters)))

@@ -99,6 +99,7 @@ def test_build_on_meta_takes_no_memory_and_no_random_numbers(name):
 # Random weights and published ones ------------------------------------------------------------
 
 
+@pytest.mark.slow_cases("googlenet", "inception_v3", "vit_b_32")
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "inception_v3", "vit_b_32", "swin_t"])
 def test_random_weights_depend_only_on_the_seed(name):
     options = {"image_size": 64} if name == "vit_b_32" else {}

@@ -273,6 +273,7 @@ def test_user_module_runs_with_openvino():
     np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_openvino_is_imported_on_first_use_and_without_telemetry():
     script = """
 import sys

@@ -18,6 +18,7 @@ def extractor(**parameters):
     return PretrainedFeatureExtractor(Tiny, cache=None, **parameters)
 
 
+@pytest.mark.slow_cases("two extractors")
 @pytest.mark.parametrize(
     "embed",
     [extractor(), make_union(extractor(), extractor(layer="0", image_size=24))],

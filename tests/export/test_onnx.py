@@ -201,6 +201,7 @@ def test_file_with_float16_weights_computes_as_one_with_rounded_weights(name, tm
     assert 0 < result.max_difference < 1e-2
 
 
+@pytest.mark.slow
 def test_float16_weights_that_are_shared_are_stored_once(tmp_path):
     model = SelfTrainedImageClassifier(make_pipeline(extractor(), LogisticRegression()), shares=[1])
     model.fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)

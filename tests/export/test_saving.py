@@ -152,6 +152,7 @@ def test_few_images_are_predicted_the_same(fitted, name, n, tmp_path):
     assert_same(load(tmp_path / "model.skt"), model, images(n, seed=50 + n))
 
 
+@pytest.mark.slow_cases("self-trained", "classifier as backbone")
 @pytest.mark.parametrize(
     "name", ["classifier", "self-trained", "pipeline", "classifier as backbone"]
 )

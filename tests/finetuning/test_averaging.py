@@ -93,7 +93,7 @@ def test_share_between_is_the_average_of_all_weights(share, parameters):
     assert changed >= 4
 
 
-@pytest.mark.slow_cases("unfreeze1")
+@pytest.mark.slow_cases("True", "unfreeze1")
 @pytest.mark.parametrize("unfreeze", [(0, 1), (0, 2)])
 @pytest.mark.parametrize("known", [True, False])
 def test_share_is_the_largest_with_nearly_the_lowest_loss(unfreeze, known):
