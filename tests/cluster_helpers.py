@@ -99,7 +99,7 @@ def make_extractor(backbone=Tiny, **parameters):
 def make_pipeline_for(y, **parameters):
     """Fit an extractor and a logistic regression on the images of `helpers`."""
     extractor = PretrainedFeatureExtractor(Tiny, cache=None, **parameters)
-    return make_pipeline(extractor, LogisticRegression()).fit(X, y)
+    return make_pipeline(extractor, LogisticRegression(max_iter=1000)).fit(X, y)
 
 
 def files(folder, n=N_IMAGES):

@@ -232,7 +232,9 @@ def test_limitations_follow_from_facts(classifier):
 
 def test_pipeline_has_no_training_images_of_a_classifier_inside(classifier):
     """It may have been trained on other images with other labels."""
-    pipeline = make_pipeline(clone(classifier), LogisticRegression()).fit(X, Y == "cat")
+    pipeline = make_pipeline(clone(classifier), LogisticRegression(max_iter=1000)).fit(
+        X, Y == "cat"
+    )
     card = make_card(pipeline)
     assert "labeled image" not in card
     assert rows(section(card, "Classes")) == [["Class"], ["False"], ["True"]]
@@ -357,7 +359,7 @@ def test_file_without_a_model_is_an_error(tmp_path):
 def test_model_that_cannot_be_saved_has_no_card():
     with pytest.raises(NotFittedError):
         make_card(extractor())
-    search = GridSearchCV(make_pipeline(extractor(), LogisticRegression()), {}, cv=2)
+    search = GridSearchCV(make_pipeline(extractor(), LogisticRegression(max_iter=1000)), {}, cv=2)
     with pytest.raises(TypeError, match="save its best_estimator_"):
         make_card(search.fit(X, Y))
 

@@ -126,7 +126,7 @@ def test_module_of_self_training_averages_its_classifiers():
     ids=str,
 )
 def test_pipelines_are_translated(steps, y):
-    fitted = make_pipeline(extractor(), *steps, LogisticRegression()).fit(X, y)
+    fitted = make_pipeline(extractor(), *steps, LogisticRegression(max_iter=1000)).fit(X, y)
     module = to_module(fitted)
     assert largest_difference(module, fitted.predict_proba) <= 1e-5
     assert module.classes.tolist() == fitted.classes_.tolist()
@@ -143,7 +143,7 @@ def test_pipeline_without_a_classifier_returns_embeddings(steps):
 
 def test_fitted_classifier_as_the_first_step_embeds():
     tuned = FrozenEstimator(make_classifier(unfreeze=(0, 1)).fit(X, Y))
-    fitted = make_pipeline(tuned, StandardScaler(), LogisticRegression()).fit(X, TWO)
+    fitted = make_pipeline(tuned, StandardScaler(), LogisticRegression(max_iter=1000)).fit(X, TWO)
     assert largest_difference(to_module(fitted), fitted.predict_proba) <= 1e-5
 
 
@@ -182,7 +182,7 @@ def test_exported_program_takes_all_sizes():
 
 
 def test_step_without_a_translation_is_named():
-    fitted = make_pipeline(extractor(), PCA(4), LogisticRegression()).fit(X, Y)
+    fitted = make_pipeline(extractor(), PCA(4), LogisticRegression(max_iter=1000)).fit(X, Y)
     message = re.escape(
         "Got a Pipeline with the step 'pca', PCA(n_components=4), which is not translated to torch"
     )
@@ -195,12 +195,12 @@ def test_subclass_of_a_known_step_is_not_translated():
         pass
 
     with pytest.raises(TypeError, match="step 'scaler'"):
-        to_module(make_pipeline(extractor(), Scaler(), LogisticRegression()).fit(X, Y))
+        to_module(make_pipeline(extractor(), Scaler(), LogisticRegression(max_iter=1000)).fit(X, Y))
 
 
 def test_other_models_raise_an_error():
     with pytest.raises(TypeError, match="Got LogisticRegression, but expected a fitted Pretr"):
-        to_module(LogisticRegression())
+        to_module(LogisticRegression(max_iter=1000))
     with pytest.raises(TypeError, match="begins with 'standardscaler', a StandardScaler"):
         to_module(make_pipeline(StandardScaler()).fit([[1.0], [2.0]]))
     search = make_search(extractor()).fit(X[:30], Y[:30])
@@ -213,7 +213,7 @@ def test_other_models_raise_an_error():
     [
         extractor(),
         make_classifier(),
-        make_pipeline(extractor(), LogisticRegression()),
+        make_pipeline(extractor(), LogisticRegression(max_iter=1000)),
         SelfTrainedImageClassifier(make_classifier()),
     ],
     ids=lambda model: type(model).__name__,

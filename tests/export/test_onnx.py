@@ -111,7 +111,7 @@ def test_file_predicts_as_the_classifier(parameters, y, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "y"),
     [
-        ([LogisticRegression()], TWO),
+        ([LogisticRegression(max_iter=1000)], TWO),
         ([StandardScaler(), Normalizer(), LogisticRegression()], Y),
         ([MinMaxScaler(), PCA(4), RandomForestClassifier(10, random_state=0)], Y),
         ([RandomForestClassifier(10, random_state=0)], np.arange(60) % 2),
@@ -134,7 +134,10 @@ def test_tuned_network_at_the_start_of_a_pipeline(tmp_path):
 @pytest.mark.slow_cases("FineTunedImageClassifier")
 @pytest.mark.parametrize(
     "estimator",
-    [make_classifier(unfreeze=(0, 1)), make_pipeline(extractor(), LogisticRegression())],
+    [
+        make_classifier(unfreeze=(0, 1)),
+        make_pipeline(extractor(), LogisticRegression(max_iter=1000)),
+    ],
     ids=lambda estimator: type(estimator).__name__,
 )
 def test_self_training_is_the_mean_of_its_classifiers(estimator, tmp_path):
@@ -203,7 +206,9 @@ def test_file_with_float16_weights_computes_as_one_with_rounded_weights(name, tm
 
 @pytest.mark.slow
 def test_float16_weights_that_are_shared_are_stored_once(tmp_path):
-    model = SelfTrainedImageClassifier(make_pipeline(extractor(), LogisticRegression()), shares=[1])
+    model = SelfTrainedImageClassifier(
+        make_pipeline(extractor(), LogisticRegression(max_iter=1000)), shares=[1]
+    )
     model.fit(BOTH, domain_labels("cat"), sample_domain=DOMAIN)
     export_onnx(model, tmp_path / "model.onnx", weight_dtype="float16")
     assert len(model.estimators_) > 1

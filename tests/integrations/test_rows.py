@@ -117,7 +117,7 @@ def test_predictions_have_the_type_of_the_labels(y, kind, table_and_broken):
 
 def test_probabilities_of_a_pipeline_run_the_network_once(log):
     extractor = PretrainedFeatureExtractor(CountingTiny(log), cache=None)
-    model = make_pipeline(extractor, StandardScaler(), LogisticRegression()).fit(X, Y)
+    model = make_pipeline(extractor, StandardScaler(), LogisticRegression(max_iter=1000)).fit(X, Y)
     before = counted(log)
     result = remote_model(model, "predict", probability=True).run(png(X[:9]))
     assert counted(log) == before + 9
@@ -208,7 +208,7 @@ def test_model_is_loaded_once_in_a_process(tmp_path):
 
 def test_file_and_estimator_give_the_same(tmp_path):
     extractor = PretrainedFeatureExtractor(image_size=32, cache=None).fit(X[:2])
-    model = make_pipeline(extractor, LogisticRegression()).fit(X, Y)
+    model = make_pipeline(extractor, LogisticRegression(max_iter=1000)).fit(X, Y)
     save(model, tmp_path / "model.skt")
     items = png(X[:5])
     for method in ("embed", "predict"):
@@ -285,7 +285,7 @@ def test_model_that_is_not_fitted_is_rejected():
 def test_model_without_the_results_is_rejected():
     extractor = make_extractor()
     with pytest.raises(TypeError, match="Got a LogisticRegression, which computes no embeddings"):
-        remote_model(LogisticRegression().fit([[0], [1]], [0, 1]), "embed")
+        remote_model(LogisticRegression(max_iter=1000).fit([[0], [1]], [0, 1]), "embed")
     with pytest.raises(TypeError, match="Got a PretrainedFeatureExtractor, but expected a fitted"):
         remote_model(extractor, "predict")
     with pytest.raises(TypeError, match="Got a Pipeline, but expected a fitted classifier"):

@@ -259,7 +259,9 @@ def test_photographs_are_embedded_and_predicted_as_here(spark, tmp_path):
 def test_unsigned_labels_of_a_saved_model_are_predicted_as_integers(spark, tmp_path):
     table, broken = files(tmp_path / "images", n=8)
     extractor = make_extractor("efficientnet_lite0", image_size=32)
-    model = make_pipeline(extractor, LogisticRegression()).fit(X, np.arange(60, dtype=np.uint8) % 3)
+    model = make_pipeline(extractor, LogisticRegression(max_iter=1000)).fit(
+        X, np.arange(60, dtype=np.uint8) % 3
+    )
     save(model, tmp_path / "model.skt")
     frame = spark.createDataFrame(table)
     result = predict(tmp_path / "model.skt", frame, "path", keys=["number"]).toArrow()
