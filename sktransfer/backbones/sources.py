@@ -181,7 +181,8 @@ def load_user_network(source: Any, weights: Any) -> LoadedNetwork:
 def describe_code(model: nn.Module) -> list[str]:
     """Describe the computation of a user's modules: their code, structure and plain settings."""
     described = [repr(model)]
-    for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: repr(kind)):
+    kinds: set[type] = {type(module) for module in model.modules()}
+    for kind in sorted(kinds, key=repr):
         if kind.__module__.split(".")[0] not in ("torch", "torchvision", "timm"):
             described.append(_source(kind))
     for name, module in model.named_modules():
