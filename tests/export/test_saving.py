@@ -131,9 +131,9 @@ def assert_same(loaded, model, X=TEST):
 
 
 @pytest.mark.slow_cases(
-    "default parameters", "self-trained", "random weights", "tuned twice", "all blocks"
+    "False", "default parameters", "self-trained", "random weights", "tuned twice", "all blocks"
 )
-@pytest.mark.parametrize("standalone", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("standalone", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_loaded_model_predicts_the_same(fitted, name, standalone, tmp_path):
     model, path = fitted(name), tmp_path / "model.skt"
@@ -272,15 +272,9 @@ np.save(sys.argv[3], method(X))
 """
 
 
+@pytest.mark.slow_cases("extractor", "pipeline", "self-trained", "classifier with code")
 @pytest.mark.parametrize(
-    "name",
-    [
-        "classifier",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ["extractor", "pipeline", "self-trained", "classifier with code"]
-        ),
-    ],
+    "name", ["extractor", "classifier", "pipeline", "self-trained", "classifier with code"]
 )
 def test_fresh_process_without_network_predicts_the_same(fitted, name, tmp_path):
     model = fitted(name)

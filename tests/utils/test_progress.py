@@ -347,8 +347,7 @@ def bars(err):
     return [line.split("\r")[-1].strip() for line in err.split("\n")[:-1]]
 
 
-def test_verbose_fit_shows_one_bar_per_stage(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")  # a slow epoch needs more than 80
+def test_verbose_fit_shows_one_bar_per_stage(capfd):
     Staged(verbose=1).fit(X, y)
     out, err = capfd.readouterr()
     assert out == ""
