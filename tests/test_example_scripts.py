@@ -14,13 +14,16 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def run(script, tmp_path, *arguments):
     """Run an example in a new process with warnings as errors, and return its output."""
+    # One thread: on shared cores, threads that wait for each other cost more than they save. A
+    # session of its own: the one of the tests may hold embeddings of another engine.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment.pop("SKTRANSFER_SESSION", None)
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / script, *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        # One thread: on shared cores, threads that wait for each other cost more than they save.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env=environment,
         timeout=600,
         check=False,
     )

@@ -81,7 +81,8 @@ class CompiledEngine(FrozenEngine):
         with contextlib.suppress(EngineError):
             self._read(folder)
             self._compare(network, precision)
-            os.utime(folder)
+            with contextlib.suppress(OSError):  # read-only, or removed by another process
+                os.utime(folder)
             return
         with new_folder(folder.parent) as new:
             self._write(network, new)

@@ -214,7 +214,10 @@ class Preprocessing:
         Tensor of shape (N, 3, H, W)
             float32.
         """
-        mean, std = _statistics(self.mean, self.std, batch.device)
+        # Tensors that are made while a graph is exported are no numbers, and must not be kept.
+        is_exporting = torch.compiler.is_compiling()
+        statistics = _statistics.__wrapped__ if is_exporting else _statistics
+        mean, std = statistics(self.mean, self.std, batch.device)
         return batch.to(torch.float32).sub_(mean).div_(std)
 
     def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:

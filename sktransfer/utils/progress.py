@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 
 __all__ = ["CallbackSupport", "FitProgress", "StageProgress", "with_callbacks"]
 
-# A bar that counts epochs shows their metrics instead of a rate.
-_EPOCHS_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+# A bar that counts epochs shows their metrics instead of a rate, and no percentage: with both, it
+# would be cut in a terminal of 80 columns.
+_EPOCHS_FORMAT = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 # A bar that counts images is shown for at least this many.
 _MIN_IMAGES = 64
 

@@ -158,6 +158,17 @@ def test_graph_is_written_once_and_reused(graphs, monkeypatch):
         make(key=b"another")
 
 
+def test_graph_of_another_user_is_reused(graphs, monkeypatch):
+    expected = make().run(pixel_batch())
+
+    def refuse(path):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(openvino_engine, "_convert", never)
+    assert (make().run(pixel_batch()) == expected).all()
+
+
 @pytest.mark.slow_cases("0.0")
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("damaged", ["graph.xml", "graph.bin"])

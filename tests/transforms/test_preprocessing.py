@@ -70,6 +70,20 @@ def test_strip_is_cropped_at_its_center():
     torch.testing.assert_close(prepared, prepared.flip(-1), atol=1, rtol=0)
 
 
+def test_export_before_the_first_image_changes_nothing():
+    class Normalize(torch.nn.Module):
+        def forward(self, batch):
+            return preprocessing.normalize(batch)
+
+    preprocessing = Preprocessing(mean=(0.25, 0.5, 0.75), std=(0.5, 0.25, 0.125))  # not used before
+    batch = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    exported = torch.export.export(Normalize(), (torch.zeros_like(batch),)).module()
+    expected = preprocessing.normalize(batch)
+    assert torch.equal(exported(batch), expected)
+    again = torch.export.export(Normalize(), (batch,)).module()
+    assert torch.equal(again(batch), expected)
+
+
 def test_prepared_images_are_channels_last():
     assert (
         Preprocessing().prepare(np.zeros((300, 300, 3), np.uint8)).permute(1, 2, 0).stride(2) == 1
