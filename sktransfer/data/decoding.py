@@ -14,8 +14,8 @@ import re
 import stat
 import struct
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from numbers import Integral
 from typing import NamedTuple
@@ -251,7 +251,7 @@ def decode(
         content = _content_of_pil(raw, _needs_all_bits(pixel_range))
     else:
         content = _content_of_file(raw, _needs_all_bits(pixel_range), side)
-    with _explained(raw):
+    with _Explained(raw):
         if isinstance(content, Samples):
             return _from_samples(content, pixel_range, background)
         assert content is not None  # Only only_numbers=True returns None.
@@ -352,7 +352,7 @@ def _content_of_file(
         Return None instead of a PIL image.
     """
     file = raw if isinstance(raw, str) else io.BytesIO(raw)
-    with _explained(raw):
+    with _Explained(raw):
         if isinstance(raw, str):
             _refuse_pipe(os.stat(raw).st_mode)
         try:
@@ -391,7 +391,7 @@ def _bounds(raw: str | Encoded, image: Image.Image) -> Samples | None:
 def _content_of_pil(image: Image.Image, all_bits: bool = False) -> Samples | Image.Image:
     """Return the numbers of the caller's image if it is not 8-bit, else an upright copy."""
     # The caller's image may be broken.
-    with _explained(image):
+    with _Explained(image):
         needed = formats.correction(image, all_bits)
     return _with_numbers(_upright_copy(image), needed)
 
@@ -524,7 +524,7 @@ def _on_background(image: Image.Image, background: Color) -> np.ndarray:
 def _upright_copy(image: Image.Image) -> Image.Image:
     """Copy the caller's image, from any thread, and apply its EXIF orientation."""
     # The image may not be loaded yet, and its file may be broken.
-    with _explained(image), _LOCKS[id(image) // 64 % len(_LOCKS)]:
+    with _Explained(image), _LOCKS[id(image) // 64 % len(_LOCKS)]:
         formats.scale_transparency(image)
         image.load()  # Pillow knows the mode of an embedded image only then.
         copy = ImageOps.exif_transpose(formats.without_undefined_alpha(image))
@@ -545,15 +545,19 @@ def _refuse_bomb(image: Image.Image) -> None:
         raise Image.DecompressionBombError
 
 
-@contextmanager
-def _explained(raw: RawImage) -> Iterator[None]:
-    """Convert errors of Pillow and of the system to an ImageError with a remedy."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on a broken file.
-        raise ImageError(_why(error, raw)) from error
+class _Explained:
+    """Convert errors of Pillow and of the system, inside the block, to an ImageError."""
+
+    def __init__(self, raw: RawImage) -> None:
+        self._raw = raw
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        # Pillow's plugins raise nearly anything on a broken file.
+        if isinstance(error, Exception) and not isinstance(error, ImageError | MemoryError):
+            raise ImageError(_why(error, self._raw)) from error
 
 
 def _why(error: Exception, raw: RawImage) -> str:
@@ -642,14 +646,14 @@ def content_digest(
     """
     if not isinstance(raw, str):
         return fingerprint(raw, pixel_range, background)
-    with _explained(raw):
+    with _Explained(raw):
         return fingerprint(_read_file(raw).data, pixel_range, background)
 
 
 def _pil_content(
     raw: Image.Image, ranges: tuple[PixelRange, ...], settings: tuple[object, ...]
 ) -> tuple[tuple[object, ...], bytes]:
-    with _explained(raw):
+    with _Explained(raw):
         needed = formats.correction(raw, _needs_all_bits(ranges[0]) if ranges else False)
         wide = formats.has_numbers(raw)
     image = _upright_copy(raw)
@@ -663,11 +667,12 @@ def _pil_content(
 
 
 def _file_identity(path: str) -> tuple[str, bytes, int, int]:
-    with _explained(path):
-        if os.path.isdir(path):
-            raise IsADirectoryError(path)
+    with _Explained(path):
         status = os.stat(path)
-        _refuse_pipe(status.st_mode)
+        if not stat.S_ISREG(status.st_mode):
+            _refuse_pipe(status.st_mode)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(path)
         absolute = os.fsencode(os.path.abspath(path))
     return "path", absolute, status.st_size, status.st_mtime_ns
 

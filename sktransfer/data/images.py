@@ -67,6 +67,10 @@ class Identity(NamedTuple):
     is_file: bool
 
 
+def _identity(image: Any, *settings: Any) -> Identity:
+    return Identity(decoding.fingerprint(image, *settings), isinstance(image, str))
+
+
 class Images(Sequence[np.ndarray]):
     """N images, decoded one at a time on access.
 
@@ -226,11 +230,7 @@ class Images(Sequence[np.ndarray]):
 
     def identity(self, row: int) -> Identity:
         """Return the fingerprint of one image, and whether the image is a file on a disk."""
-
-        def identify(image: Any, *settings: Any) -> Identity:
-            return Identity(decoding.fingerprint(image, *settings), isinstance(image, str))
-
-        return self._apply(identify, row, self._versioned)
+        return self._apply(_identity, row, self._versioned)
 
     def _versioned(self, file: RemoteFile) -> RemoteVersion:
         return self.remote.version(file, partial(self._remote_files, range(len(self))))

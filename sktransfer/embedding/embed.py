@@ -267,13 +267,13 @@ def _keys(
     """
     of_images, files = _keys_of_images(views.images, store, threads)
     items, keys = list[int](), list[bytes]()
-    for item in range(len(views)):
-        of_image = of_images[views.image_of(item)]
-        if isinstance(of_image, ImageError):
-            image_errors.add(item, of_image)
-        else:
-            items.append(item)
-            keys.append(views.fingerprint(item, of_image))
+    for row, of_image in enumerate(of_images):
+        for item in views.items_of(row):
+            if isinstance(of_image, ImageError):
+                image_errors.add(item, of_image)
+            else:
+                items.append(item)
+                keys.append(views.fingerprint(item, of_image))
     return items, keys, files
 
 

@@ -112,7 +112,6 @@ class Views:
         self._numbers: Sequence[int] = range(1 + n_views) if only is None else [only]
         self._resized: OrderedDict[int, Future[_Source]] = OrderedDict()
         self._lock = threading.Lock()
-        self._last_fingerprint = -1, b""
 
     def __len__(self) -> int:
         return len(self.images) * len(self._numbers)
@@ -122,7 +121,6 @@ class Views:
         selected = copy.copy(self)
         selected.images = self.images[rows]
         selected._resized, selected._lock = OrderedDict(), threading.Lock()
-        selected._last_fingerprint = -1, b""
         count = len(self._numbers)
         return slice(rows.start * count, rows.stop * count), selected
 
@@ -145,19 +143,15 @@ class Views:
         ImageError
             If a file is missing or an item is not an image.
         """
-        row, number = self._row_and_view(item)
-        fingerprint = self._of_image(row) if of_image is None else of_image
-        if number == 0 or self.augmentation is None:
-            return fingerprint
-        parts = fingerprint + self.augmentation.digest + number.to_bytes(8, "little") + self._salt
+        if of_image is None:
+            of_image = self.images.fingerprint(self.image_of(item))
+        if self.augmentation is None:
+            return of_image
+        _, number = self._row_and_view(item)
+        if number == 0:
+            return of_image
+        parts = of_image + self.augmentation.digest + number.to_bytes(8, "little") + self._salt
         return hashlib.blake2b(parts, digest_size=16).digest()
-
-    def _of_image(self, row: int) -> bytes:
-        last_row, fingerprint = self._last_fingerprint
-        if last_row != row:  # the views of an image are consecutive
-            fingerprint = self.images.fingerprint(row)
-            self._last_fingerprint = row, fingerprint
-        return fingerprint
 
     def prepare(self, item: int) -> torch.Tensor:
         """Decode, resize, augment and crop an image; return (3, H, W), uint8, 0-255.
@@ -202,6 +196,11 @@ class Views:
     def image_of(self, item: int) -> int:
         """Return the position of the image of a view."""
         return self._row_and_view(item)[0]
+
+    def items_of(self, image: int) -> range:
+        """Return the views of the image at a position."""
+        count = len(self._numbers)
+        return range(image * count, (image + 1) * count)
 
     def pixels(self, item: int) -> tuple[np.ndarray, bytes]:
         """Decode the image of a view: (h, w, 3), uint8, 0-255, and the digest of its content.

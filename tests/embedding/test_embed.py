@@ -13,6 +13,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
+from activation_helpers import TINY, compute_config, views_of
 from helpers import (
     CountingTiny,
     Tiny,
@@ -34,6 +35,8 @@ from sktransfer import FineTunedImageClassifier, ImageError, PretrainedFeatureEx
 from sktransfer.backbones import loading
 from sktransfer.data import decoding
 from sktransfer.embedding import embed as embedding
+from sktransfer.embedding.recipe import Recipe
+from sktransfer.store.session import session_store
 from sktransfer.utils.memory import MemoryCache
 
 N = 60
@@ -168,6 +171,21 @@ def test_repeated_image_is_embedded_once(log, store):
     embedded = extractor.fit_transform(np.concatenate([X, X[::-1]]))
     assert counted(log) == N
     np.testing.assert_array_equal(embedded[:N], embedded[N:][::-1])
+
+
+def test_fingerprint_of_an_image_is_computed_once_for_all_its_views(monkeypatch):
+    hashed, fingerprint = [], decoding.fingerprint
+
+    def count(*image):
+        hashed.append(image)
+        return fingerprint(*image)
+
+    monkeypatch.setattr(decoding, "fingerprint", count)
+    views = views_of(3, n_views=4)
+    recipe = Recipe(TINY, views.preprocessing)
+    embedded = embedding.embed(views, recipe, compute_config(session_store()))
+    assert len(np.unique(embedded.embeddings, axis=0)) == 15
+    assert len(hashed) == 3
 
 
 def test_changed_file_is_embedded_again(log, store, tmp_path):
