@@ -34,6 +34,7 @@ from sklearn.pipeline import make_pipeline, make_union
 from sktransfer import FineTunedImageClassifier, ImageError, PretrainedFeatureExtractor
 from sktransfer.backbones import loading
 from sktransfer.data import decoding
+from sktransfer.data.images import Images
 from sktransfer.embedding import embed as embedding
 from sktransfer.embedding.recipe import Recipe
 from sktransfer.store.session import session_store
@@ -174,18 +175,18 @@ def test_repeated_image_is_embedded_once(log, store):
 
 
 def test_fingerprint_of_an_image_is_computed_once_for_all_its_views(monkeypatch):
-    hashed, fingerprint = [], decoding.fingerprint
+    rows, fingerprint = [], Images.fingerprint
 
-    def count(*image):
-        hashed.append(image)
-        return fingerprint(*image)
+    def record(images, row):
+        rows.append(row)
+        return fingerprint(images, row)
 
-    monkeypatch.setattr(decoding, "fingerprint", count)
+    monkeypatch.setattr(Images, "fingerprint", record)
     views = views_of(3, n_views=4)
     recipe = Recipe(TINY, views.preprocessing)
     embedded = embedding.embed(views, recipe, compute_config(session_store()))
     assert len(np.unique(embedded.embeddings, axis=0)) == 15
-    assert len(hashed) == 3
+    assert rows == [0, 1, 2]
 
 
 def test_changed_file_is_embedded_again(log, store, tmp_path):
