@@ -5,14 +5,22 @@ Shapes: M images of h x w pixels, K views of H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as nnf
 
 from sktransfer.transforms.augmentation import Augmentation
-from sktransfer.transforms.distortions import Geometry, Lighting
+from sktransfer.transforms.distortions import (
+    Blur,
+    ColorLoss,
+    Erase,
+    Geometry,
+    Lighting,
+    Part,
+    SensorNoise,
+)
 from sktransfer.utils.runtime import to_device
 
 # Maximum size in bytes of the images and views, float32, that are on the device at once.
@@ -20,11 +28,13 @@ _MAX_BYTES = 2**29
 
 
 def can_augment(augmentation: Any) -> bool:
-    """Return whether a device can compute the views of an augmentation: not of every policy."""
+    """Return whether a device can compute the views of an augmentation: not of other functions."""
     if not isinstance(augmentation, Augmentation) or not augmentation.steps:
         return False
     first, *others = augmentation.steps
-    return type(first) is Geometry and all(type(step) is Lighting for step in others)
+    # A view is cropped where it is resampled, so that must come first, and in every view.
+    resamples = type(first) is Geometry and first.p >= 1
+    return resamples and all(type(step) in _CHANGES for step in others)
 
 
 def augment(
@@ -66,8 +76,8 @@ def augment(
             [values[0] for values in drawn],
             size,
         )
-        for number in range(1, len(augmentation.steps)):
-            views = _lighting(views, [values[number] for values in drawn])
+        for number, part in enumerate(augmentation.steps[1:], 1):
+            _change(views, type(part), [values[number] for values in drawn])
         parts.append(views.to(torch.uint8))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -127,23 +137,81 @@ def _values_of(
     )
 
 
+def _change(views: torch.Tensor, kind: type[Any], drawn: list[dict[str, float]]) -> None:
+    """Change views (K, 3, H, W), float32, in place by a part; those without values stay as is."""
+    chosen = [number for number, values in enumerate(drawn) if values]
+    if chosen:
+        index = to_device(torch.tensor(chosen), views.device)
+        changed = _CHANGES[kind](views[index], [drawn[number] for number in chosen])
+        views[index] = changed.round_().clamp_(0, 255)
+
+
+def _columns(rows: Sequence[Sequence[float]], device: torch.device) -> torch.Tensor:
+    """Return a row of numbers for each view on a device: (number of columns, K, 1, 1, 1)."""
+    return to_device(torch.tensor(rows), device).T[:, :, None, None, None]
+
+
+# Each function maps views (K, 3, H, W), float32, whole numbers from 0 to 255, and the values drawn
+# for each of them to what the part makes of them, not yet rounded and clipped.
+
+
 def _lighting(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.Tensor:
-    """Change the light of views (K, 3, H, W), float32, whole numbers from 0 to 255."""
-    lit = [number for number, values in enumerate(drawn) if values]
-    if not lit:
-        return views
     names = ("exposure", "contrast", "gamma", "slope", "direction")
-    plans = torch.tensor([[drawn[number][name] for name in names] for number in lit])
-    exposure, contrast, gamma, slope, direction = to_device(plans, views.device).T[
-        :, :, None, None, None
-    ]
-    index = to_device(torch.tensor(lit), views.device)
-    chosen = views[index]
-    mean = chosen.mean((1, 2, 3), keepdim=True)
-    changed = ((chosen - mean).mul_(contrast) + mean).clamp_(0, 255)
-    changed = (changed / 255).pow_(gamma).mul_(255 * exposure)
+    plans = [[values[name] for name in names] for values in drawn]
+    exposure, contrast, gamma, slope, direction = _columns(plans, views.device)
+    mean = views.mean((1, 2, 3), keepdim=True)
+    lit = ((views - mean).mul_(contrast) + mean).clamp_(0, 255)
+    lit = (lit / 255).pow_(gamma).mul_(255 * exposure)
     x = torch.linspace(-1, 1, views.shape[3], device=views.device) * direction.cos()
     y = torch.linspace(-1, 1, views.shape[2], device=views.device)[:, None] * direction.sin()
-    changed.mul_(1 + slope * (x + y))
-    views[index] = changed.round_().clamp_(0, 255)
-    return views
+    return lit.mul_(1 + slope * (x + y))
+
+
+def _color_loss(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.Tensor:
+    plans = [[*ColorLoss.GRAY, ColorLoss.factor(values)] for values in drawn]
+    *shares, factor = _columns(plans, views.device)
+    gray = (views * torch.cat(shares, 1)).sum(1, keepdim=True)
+    return gray + (views - gray).mul_(factor)
+
+
+def _blur(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.Tensor:
+    kernels = [Blur.kernel(values, min(views.shape[2:])) for values in drawn]
+    side = max(map(len, kernels))
+    same_size = [nnf.pad(kernel, [(side - len(kernel)) // 2] * 4) for kernel in kernels]
+    weights = to_device(torch.stack(same_size), views.device).repeat_interleave(3, 0)[:, None]
+    wide = nnf.pad(views, [side // 2] * 4, mode="replicate")
+    return nnf.conv2d(wide.flatten(0, 1)[None], weights, groups=len(weights)).view_as(views)
+
+
+def _sensor_noise(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.Tensor:
+    height, width = views.shape[2:]
+    # Drawn on the CPU, whose random numbers the device does not have, and copied at once.
+    noise = [SensorNoise.noise(values, (height, width)) for values in drawn]
+    values = to_device(torch.cat([each.flatten() for each in noise]), views.device)
+    copies = values.split([each.numel() for each in noise])
+    enlarged = [
+        SensorNoise.enlarged(copy.view_as(each), (height, width))
+        for copy, each in zip(copies, noise, strict=True)
+    ]
+    shot, read = _columns([[each["shot"], each["read"]] for each in drawn], views.device)
+    deviation = (views * shot**2).add_(255 * read**2).mul_(255).sqrt_()
+    return torch.stack(enlarged).mul_(deviation).add_(views)
+
+
+def _erase(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.Tensor:
+    height, width = views.shape[2:]
+    edges = [Erase.edges(values, height, width) for values in drawn]
+    top, bottom, left, right = _columns(edges, views.device)
+    x = torch.arange(width, device=views.device)
+    y = torch.arange(height, device=views.device)[:, None]
+    is_inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    return torch.where(is_inside, views.mean((2, 3), keepdim=True), views)
+
+
+_CHANGES: dict[type[Part], Callable[[torch.Tensor, list[dict[str, float]]], torch.Tensor]] = {
+    Lighting: _lighting,
+    ColorLoss: _color_loss,
+    Blur: _blur,
+    SensorNoise: _sensor_noise,
+    Erase: _erase,
+}

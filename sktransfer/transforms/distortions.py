@@ -153,12 +153,20 @@ class Lighting(Part):
 class ColorLoss(Part):
     """Weaken the color by a factor (above 1: strengthen it); remove it with probability `gray`."""
 
+    # The gray of red, green and blue.
+    GRAY = (0.299, 0.587, 0.114)
+
     def __init__(self, keep: Range = (0.0, 0.8), gray: float = 0.3, p: float = 1.0) -> None:
         super().__init__(p, keep=keep, none=(gray - 1, gray))
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
-        gray = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), pixels.float(), 1)
-        return gray + (pixels - gray).mul_(0 if drawn["none"] >= 0 else drawn["keep"])
+        gray = torch.tensordot(torch.tensor(self.GRAY), pixels.float(), 1)
+        return gray + (pixels - gray).mul_(self.factor(drawn))
+
+    @staticmethod
+    def factor(drawn: dict[str, float]) -> float:
+        """Return the factor of the color."""
+        return 0 if drawn["none"] >= 0 else drawn["keep"]
 
 
 class Blur(Part):
@@ -169,15 +177,31 @@ class Blur(Part):
         super().__init__(p, **lengths, direction=math.pi, moving=1.0)
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
-        short, moving = min(pixels.shape[1:]), drawn["moving"] >= 0
+        kernel = self.kernel(drawn, min(pixels.shape[1:]))
+        wide = nnf.pad(pixels.float()[None], [len(kernel) // 2] * 4, mode="replicate")
+        return nnf.conv2d(wide, kernel.expand(3, 1, -1, -1), groups=3)[0]
+
+    @staticmethod
+    def kernel(drawn: dict[str, float], short: int) -> torch.Tensor:
+        """Return the weights of the neighbors, (S, S) with an odd S, for an image's shorter side.
+
+        Examples
+        --------
+        >>> Blur.kernel({"radius": 0.0, "path": 0.2, "direction": 0.0, "moving": 1.0}, short=10)
+        tensor([[0.0000, 0.0000, 0.0000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.0000, 0.0000, 0.0000],
+                [0.0000, 0.3333, 0.3333, 0.3333, 0.0000],
+                [0.0000, 0.0000, 0.0000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.0000, 0.0000, 0.0000]])
+        """
+        moving = drawn["moving"] >= 0
         half, radius = (drawn["path"] * short / 2, 0.5) if moving else (0, drawn["radius"] * short)
         reach = math.ceil(half + radius)
         x = torch.arange(-reach, reach + 1.0)
         cos, sin = math.cos(drawn["direction"]), math.sin(drawn["direction"])
         beyond = (x * cos + x[:, None] * sin).abs().sub_(half).clamp_(min=0)
-        kernel = (radius + 0.5 - torch.hypot(beyond, x * sin - x[:, None] * cos)).clamp_(0, 1)
-        wide = nnf.pad(pixels.float()[None], [reach] * 4, mode="replicate")
-        return nnf.conv2d(wide, (kernel / kernel.sum()).expand(3, 1, -1, -1), groups=3)[0]
+        weights = (radius + 0.5 - torch.hypot(beyond, x * sin - x[:, None] * cos)).clamp_(0, 1)
+        return weights / weights.sum()
 
 
 class SensorNoise(Part):
@@ -193,15 +217,24 @@ class SensorNoise(Part):
         super().__init__(p, **levels, grain=(0.0, grain), seed=(0.0, 2.0**24))
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(int(drawn["seed"]))
         deviation = (pixels * drawn["shot"] ** 2).add_(255 * drawn["read"] ** 2).mul_(255).sqrt_()
         height, width = pixels.shape[1:]
-        grain = max(1.0, drawn["grain"] * min(height, width))
-        sides = math.ceil(height / grain), math.ceil(width / grain)
-        noise = torch.randn(1, 3, *sides, generator=generator)
-        if grain > 1:
-            noise = nnf.interpolate(noise, (height, width), mode="bicubic")
-        return noise[0].mul_(deviation).add_(pixels)
+        noise = self.enlarged(self.noise(drawn, (height, width)), (height, width))
+        return noise.mul_(deviation).add_(pixels)
+
+    @staticmethod
+    def noise(drawn: dict[str, float], size: tuple[int, int]) -> torch.Tensor:
+        """Draw the noise of an image of `size` (height, width): (3, h, w), a number per grain."""
+        generator = torch.Generator().manual_seed(int(drawn["seed"]))
+        grain = max(1.0, drawn["grain"] * min(size))
+        return torch.randn(3, *(math.ceil(side / grain) for side in size), generator=generator)
+
+    @staticmethod
+    def enlarged(noise: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Enlarge the grains of noise to an image of `size` (height, width)."""
+        if noise.shape[1:] == size:
+            return noise
+        return nnf.interpolate(noise[None], size, mode="bicubic")[0]
 
 
 class Erase(Part):
@@ -212,8 +245,20 @@ class Erase(Part):
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
         erased = pixels.float()
-        side, (height, width) = min(pixels.shape[1:]) * drawn["area"] ** 0.5, pixels.shape[1:]
-        tall, broad = round(side * drawn["shape"] ** 0.5), round(side / drawn["shape"] ** 0.5)
-        top, left = round(drawn["top"] * (height - tall)), round(drawn["left"] * (width - broad))
-        erased[:, top : top + tall, left : left + broad] = erased.mean((1, 2), keepdim=True)
+        top, bottom, left, right = self.edges(drawn, *pixels.shape[1:])
+        erased[:, top:bottom, left:right] = erased.mean((1, 2), keepdim=True)
         return erased
+
+    @staticmethod
+    def edges(drawn: dict[str, float], height: int, width: int) -> tuple[int, int, int, int]:
+        """Return the first and the last row and column of the rectangle, exclusive at the end.
+
+        Examples
+        --------
+        >>> Erase.edges({"area": 0.04, "shape": 4.0, "top": 1.0, "left": 0.5}, 20, 30)
+        (12, 20, 14, 16)
+        """
+        side, stretch = min(height, width) * drawn["area"] ** 0.5, drawn["shape"] ** 0.5
+        tall, broad = min(round(side * stretch), height), min(round(side / stretch), width)
+        top, left = round(drawn["top"] * (height - tall)), round(drawn["left"] * (width - broad))
+        return top, top + tall, left, left + broad
