@@ -32,6 +32,10 @@ from sktransfer.backbones.frozen import FrozenPrefix
 from sktransfer.backbones.loading import Backbone, load_backbone
 from sktransfer.data.decoding import decode
 from sktransfer.data.images import as_images
+from sktransfer.embedding.compute import ComputeConfig
+from sktransfer.embedding.embed import embed
+from sktransfer.embedding.recipe import Recipe
+from sktransfer.transforms.augmentation import POLICIES, resolve_augmentation
 from sktransfer.transforms.loader import ImageErrors, ImageReader
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
@@ -295,6 +299,28 @@ def count_decoded(bench: Bench) -> str:
     with mock.patch.object(device_feed, "_decode", counted):
         bench.extractor().transform(paths)
     return f"{sum(counts)} of {len(paths)}"
+
+
+@phase(30)
+def views(bench: Bench, figures: Figures) -> None:
+    backbone, n_views = load_backbone(LITE0), 3
+    plain = bench.extractor(device="cpu", engine="torch", precision="float32")
+    on_cpu, on_device = ComputeConfig.of(plain), ComputeConfig.of(bench.extractor())
+    paths = bench.paths[: 4 if bench.fake else 32]
+
+    def embed_views(policy: str, compute: ComputeConfig, paths: list[str]) -> np.ndarray:
+        augmentation = resolve_augmentation(policy)
+        of_paths = Views(as_images(paths), backbone.preprocessing, augmentation, n_views)
+        recipe = Recipe(backbone, backbone.preprocessing, precision=compute.precision)
+        return embed(of_paths, recipe, compute).embeddings
+
+    for policy in POLICIES:
+        with recorded(figures, policy):
+            run = functools.partial(embed_views, policy)
+            check(figures, policy, run(on_device, paths), run(on_cpu, paths), OTHER_DECODER)
+            images = bench.speed(lambda n, run=run: run(on_device, bench.paths[:n]), 1024, 1)
+            figures[policy] = round(images * (1 + n_views), 1)
+            print(f"    {policy:24} {figures[policy]:>10}", flush=True)
 
 
 @phase(40, needs_device=True)

@@ -18,6 +18,7 @@ peers      embetter with its defaults and with its network on the device; plain 
 tuning     FineTunedImageClassifier: seconds, accuracy, reproducibility, its pickle on a CPU
 equal      each precision compared with float32 on the CPU; batches of 7; too little memory
 nvjpeg     decoding on the device: alone, in a plain loop, and not in PretrainedFeatureExtractor
+views      views per second: each image and three augmented views of it, for each policy
 tests      the tests marked gpu
 head       seconds to fit the head, on the device and on the CPU
 workers    a grid search in two processes on one device, and a forked child process
@@ -82,7 +83,7 @@ from sktransfer.finetuning.head import LabeledEmbeddings, fit_logistic_regressio
 # Phases that do not use CUDA come first, because they fork processes.
 ORDER = [
     *["machine", "decoding", "embedding", "forward", "peers", "tuning"],
-    *["equal", "nvjpeg", "tests", "head", "workers", "compiled"],
+    *["equal", "nvjpeg", "views", "tests", "head", "workers", "compiled"],
 ]
 
 
