@@ -73,7 +73,7 @@ def recommend(
             groups=load_groups(groups, images.data, data),
             random_state=seed,
         )
-    command = f"sktransfer train {' '.join(_given(['data', *_OF_TRAIN]))} -o model.skt"
+    command = f"sktransfer train {' '.join(_options_given(['data', *_OF_TRAIN]))} -o model.skt"
     if as_json:
         print_json(_strategy_as_dict(report, command))
     else:
@@ -81,7 +81,7 @@ def recommend(
         print_text(f"{report}\n\nTo train it: {command}\n")
 
 
-def _given(names: Sequence[str]) -> list[str]:
+def _options_given(names: Sequence[str]) -> list[str]:
     """Return parameters of the current command as they were given, for another command."""
     context = click.get_current_context()
     words = []

@@ -144,8 +144,8 @@ def embed(
     """
     check_output(output, SUFFIXES, images)
     _check_options(output, resume, overwrite)
-    given = {"label": label_column, "split": split_column}
-    columns = {name: column for name, column in given.items() if column}
+    column_of = {"label": label_column, "split": split_column}
+    columns = {name: column for name, column in column_of.items() if column}
     source = load_image_list(images, path_column, columns, notes)
     # The results are kept, so there is no need for a temporary store.
     store = None if cache == "auto" else cache

@@ -234,13 +234,13 @@ def load_groups(table: Path | None, images: Iterable[str], root: Path) -> list[s
         if path and group
     }
     images = list(images)
-    found = [groups.get(os.path.realpath(path)) for path in images]
-    missing = [path for path, group in zip(images, found, strict=True) if group is None]
+    group_of_each = [groups.get(os.path.realpath(path)) for path in images]
+    missing = [path for path, group in zip(images, group_of_each, strict=True) if group is None]
     if missing:
         raise ValueError(
             listed(f"{table} has no group for {counted(len(missing), 'image')}", missing)
         )
-    return [str(group) for group in found]
+    return [str(group) for group in group_of_each]
 
 
 def load_model(path: Path, notes: Notes) -> Any:
@@ -267,8 +267,10 @@ def set_options(model: Any, **options: Any) -> Any:
 
     for part in (model, *model.get_params(deep=True).values()):
         if isinstance(part, SharedEstimator):
-            own = part.get_params(deep=False)
-            part.set_params(**{name: value for name, value in options.items() if name in own})
+            parameters = part.get_params(deep=False)
+            part.set_params(
+                **{name: value for name, value in options.items() if name in parameters}
+            )
     return model
 
 

@@ -121,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 for success, 1 for a failure, 2 for invalid options or arguments, 130
         after an interruption from the keyboard.
     """
-    given = None if arguments is None else list(arguments)
+    words = None if arguments is None else list(arguments)
     try:
-        status = cli.main(given, prog_name=_PROGRAM, standalone_mode=False)
+        status = cli.main(words, prog_name=_PROGRAM, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -25,7 +25,7 @@ _WITHOUT_SKOPS = {
     *("Pipeline", "FrozenEstimator", "passthrough", "None"),
 }
 # A class with fewer training images is named as a limitation.
-_FEW = 10
+_FEW_IMAGES = 10
 # So is a largest class with this many times the training images of the smallest.
 _IMBALANCE = 10
 # Longer tables are folded, longer lists of names are cut, larger confusion matrices left out.
@@ -201,8 +201,8 @@ def _introduction(summary: Mapping[str, Any]) -> str:
 
 def _add_usage(card: _Card, summary: Mapping[str, Any], file: str) -> None:
     networks = summary["networks"]
-    own = [network["own_code"] for network in networks if network["own_code"]]
-    backbone = f", backbone={own[0].rpartition('.')[2]}" if own else ""
+    own_code = [network["own_code"] for network in networks if network["own_code"]]
+    backbone = f", backbone={own_code[0].rpartition('.')[2]}" if own_code else ""
     code = ["import sktransfer", "", f"model = sktransfer.load({_quote(file)}{backbone})"]
     if summary["classes"] is not None:
         code.append('labels = model.predict(["image.jpg"])')
@@ -213,8 +213,8 @@ def _add_usage(card: _Card, summary: Mapping[str, Any], file: str) -> None:
     elif summary["model"] == _EXTRACTOR:
         code.append('embeddings = model.transform(["image.jpg"])')
     text = ["```bash", f"pip install {_requirement(summary)}", "```", "", "```python", *code, "```"]
-    if own:
-        text += ["", f"`{own[0]}` is the code of the network, which is not in the file."]
+    if own_code:
+        text += ["", f"`{own_code[0]}` is the code of the network, which is not in the file."]
     elif summary.get("standalone") is False:
         text += ["", "The file has only the weights that were trained. The other ones are looked "]
         text[-1] += "up on the machine that loads it, by the name of the network."
@@ -478,11 +478,16 @@ def _limits_of_training(classes: Sequence[Any], counts: Sequence[int] | None) ->
     if counts is None:
         return []
     lines = []
-    few = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < _FEW]
-    if few:
-        has = "has" if len(few) == 1 else "have"
+    small = [
+        f"{name} ({count})"
+        for name, count in zip(classes, counts, strict=True)
+        if count < _FEW_IMAGES
+    ]
+    if small:
+        has = "has" if len(small) == 1 else "have"
         lines.append(
-            f"{counted(len(few), 'class')} {has} fewer than {_FEW} training images: {_names(few)}."
+            f"{counted(len(small), 'class')} {has} fewer than {_FEW_IMAGES} training images: "
+            f"{_names(small)}."
         )
     ratio = max(counts) / max(1, min(counts))
     if ratio >= _IMBALANCE:

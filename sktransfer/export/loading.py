@@ -158,12 +158,14 @@ class _Reader:
         """Refuse a user's network that no part of the model needs."""
         if self._own is None or self._needs_own:
             return
-        own = self._own
-        name = repr(own) if isinstance(own, str) else getattr(own, "__qualname__", None)
+        backbone = self._own
+        is_name = isinstance(backbone, str)
+        name = repr(backbone) if is_name else getattr(backbone, "__qualname__", None)
         names = ", ".join(map(repr, dict.fromkeys(self._names))) or "none"
         raise ValueError(
-            f"Got backbone={name or type(own).__name__}, but expected no backbone: load itself "
-            f"builds the networks of {str(self._archive.path)!r} ({names}); leave out backbone"
+            f"Got backbone={name or type(backbone).__name__}, but expected no backbone: load "
+            f"itself builds the networks of {str(self._archive.path)!r} ({names}); leave out "
+            "backbone"
         )
 
     def decode(self, node: dict[str, Any]) -> Any:

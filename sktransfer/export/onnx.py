@@ -213,11 +213,11 @@ def _compare(model: Any, images: Any, outputs: dict[str, np.ndarray], weight_dty
     if "embeddings" in outputs:
         expected = np.asarray(model.transform(images))
         scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
-        found = outputs["embeddings"] / scale
-        return _checked(found, expected / scale, weight_dtype, "embeddings", "transform")
+        exported = outputs["embeddings"] / scale
+        return _checked(exported, expected / scale, weight_dtype, "embeddings", "transform")
     expected = np.asarray(model.predict_proba(images))
-    found = outputs["probabilities"]
-    difference = _checked(found, expected, weight_dtype, "probabilities", "predict_proba")
+    exported = outputs["probabilities"]
+    difference = _checked(exported, expected, weight_dtype, "probabilities", "predict_proba")
     classes, labels = model.classes_.tolist(), np.asarray(model.predict(images)).tolist()
     for row, (label, other) in enumerate(zip(labels, outputs["label"].tolist(), strict=True)):
         if other == label:

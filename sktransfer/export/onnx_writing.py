@@ -164,17 +164,17 @@ def _rename(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
 
 def _with_shared_constants(model: Any) -> Any:
     """Keep one of several equal constants of a graph."""
-    first, names, kept = dict[bytes, str](), dict[str, str](), list[Any]()
+    first, names, distinct = dict[bytes, str](), dict[str, str](), list[Any]()
     for constant in model.graph.initializer:
         nameless = type(constant)()
         nameless.CopyFrom(constant)
         nameless.ClearField("name")
         names[constant.name] = first.setdefault(nameless.SerializeToString(), constant.name)
         if names[constant.name] == constant.name:
-            kept.append(constant)
+            distinct.append(constant)
     _rename(model.graph.node, names)
     graph = import_onnx().helper.make_graph(
-        model.graph.node, model.graph.name, model.graph.input, model.graph.output, kept
+        model.graph.node, model.graph.name, model.graph.input, model.graph.output, distinct
     )
     return make_model(graph, {opset.domain: opset.version for opset in model.opset_import})
 

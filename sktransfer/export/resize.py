@@ -64,10 +64,10 @@ def _middle(writer: GraphWriter, resize: int, crop: int) -> tuple[str, str]:
     rounded_up = writer.add("Add", writer.add("Mul", short, [2 * crop]), [resize - 1])
     length = writer.add("Div", rounded_up, [resize])
     length = writer.add("Max", length, writer.add("Mul", short, [MAX_ASPECT_RATIO]))
-    kept = writer.add("Min", whole, length)
-    start = writer.add("Div", writer.add("Sub", whole, kept), [2])
-    stop = writer.add("Add", start, kept)
-    return writer.add("Slice", "images", start, stop, [1, 2]), kept
+    size = writer.add("Min", whole, length)
+    start = writer.add("Div", writer.add("Sub", whole, size), [2])
+    stop = writer.add("Add", start, size)
+    return writer.add("Slice", "images", start, stop, [1, 2]), size
 
 
 def _enlarged(writer: GraphWriter, size: str, crop: list[int]) -> str:

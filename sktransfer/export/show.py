@@ -113,7 +113,7 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
     if "decision" not in node:
         return {**described, "layers": _listed(decode(node["layers"])), "pooling": node["pooling"]}
     decision = decode(node["decision"])
-    kept = ("stage", "trainable", "epochs", "best_epoch", "valid_loss", "valid_acc", "seconds")
+    columns = ("stage", "trainable", "epochs", "best_epoch", "valid_loss", "valid_acc", "seconds")
     return {
         **described,
         "decided": decision["parameters"],
@@ -125,7 +125,7 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
         "averaging": attributes["averaging_"],
         "temperature": attributes["temperature_"],
         "stages": [
-            {key: stage[key] for key in kept if key in stage}
+            {key: stage[key] for key in columns if key in stage}
             for stage in decode(attributes["stages_"])
         ],
     }

@@ -66,12 +66,12 @@ class WholeBatchDraws(TorchFunctionMode):
     ) -> torch.Tensor:
         if not training or not p or not self._has_rows(x):
             return dropout(x, p, training, inplace)
-        return x * self._own(dropout(torch.ones_like(self._whole(x)), p))
+        return x * self._part_of(dropout(torch.ones_like(self._whole(x)), p))
 
     def _draw(self, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._has_rows(noise):
             return noise.bernoulli_(*args, **kwargs)
-        return noise.copy_(self._own(self._whole(noise).bernoulli_(*args, **kwargs)))
+        return noise.copy_(self._part_of(self._whole(noise).bernoulli_(*args, **kwargs)))
 
     def _has_rows(self, x: torch.Tensor) -> bool:
         """Return whether the first axis of a tensor has the same number of rows for each image."""
@@ -85,7 +85,7 @@ class WholeBatchDraws(TorchFunctionMode):
             whole = whole.contiguous(memory_format=torch.channels_last)
         return whole
 
-    def _own(self, whole: torch.Tensor) -> torch.Tensor:
+    def _part_of(self, whole: torch.Tensor) -> torch.Tensor:
         """Return the rows of this process's share."""
         per_image, rows = len(whole) // self._share.total, self._share.rows
         return whole[rows.start * per_image : rows.stop * per_image]

@@ -128,13 +128,13 @@ def duplicates_in_errors(images: Images) -> Iterator[None]:
 
 
 def split_validation(
-    examples: TrainingSet, fraction: float, seed: int, task: Task
+    labeled: TrainingSet, fraction: float, seed: int, task: Task
 ) -> tuple[TrainingSet, TrainingSet | None]:
     """Split off a validation set.
 
     Parameters
     ----------
-    examples : TrainingSet
+    labeled : TrainingSet
     fraction : float
         Share of the images to hold out; 0 holds none out.
     seed : int
@@ -151,10 +151,10 @@ def split_validation(
         If some class has too few images to hold any of them out.
     """
     if fraction == 0:
-        return examples, None
-    valid, problem = task.validation_rows(examples.y, fraction, seed)
+        return labeled, None
+    valid, problem = task.validation_rows(labeled.y, fraction, seed)
     if problem:
         warn_user(problem)
     if not len(valid):
-        return examples, None
-    return examples.take(np.setdiff1d(np.arange(len(examples.y)), valid)), examples.take(valid)
+        return labeled, None
+    return labeled.take(np.setdiff1d(np.arange(len(labeled.y)), valid)), labeled.take(valid)

@@ -101,8 +101,8 @@ def _check_settings(accelerator: Any) -> None:
 @contextlib.contextmanager
 def _one_session(processes: Processes) -> Iterator[None]:
     """Let the processes of a machine have one session store, so that none embeds an image again."""
-    own = session_store().directory if processes.local_rank == 0 else Path()
-    directory = processes.gather(own)[processes.local_main]
+    directory = session_store().directory if processes.local_rank == 0 else Path()
+    directory = processes.gather(directory)[processes.local_main]
     if processes.local_rank == 0:
         yield
         return

@@ -241,8 +241,10 @@ class EmbeddingStore:
             raise IsADirectoryError(
                 f"Got the directory {str(path)!r}, but expected a file for embeddings; add a name."
             )
-        own = {f"{self._database.path}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
-        if os.path.realpath(Path(path).expanduser()) in own:
+        own_files = {
+            f"{self._database.path}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")
+        }
+        if os.path.realpath(Path(path).expanduser()) in own_files:
             raise ValueError(
                 f"Got {str(path)!r}, a file of the store itself, but expected another file for "
                 "embeddings; choose another name or folder."

@@ -134,8 +134,8 @@ def _resize_group(
     crop = whole or preprocessing.crop
     plans = torch.tensor(
         [
-            (before, after, 0 if whole else _crop_start(after, kept))
-            for axis, kept in enumerate(crop)
+            (before, after, 0 if whole else _crop_start(after, cropped))
+            for axis, cropped in enumerate(crop)
             for before, after in zip(
                 (size[axis] for size in sizes), (size[axis] for size in resized), strict=True
             )
@@ -175,6 +175,6 @@ def _weights(plan: torch.Tensor, count: int, length: int, cubic: bool) -> torch.
     return weights / weights.sum(2, keepdim=True).clamp_(min=1e-6)
 
 
-def _crop_start(length: int, kept: int) -> int:
+def _crop_start(length: int, cropped: int) -> int:
     # As torchvision's center_crop rounds.
-    return round((length - kept) / 2.0)
+    return round((length - cropped) / 2.0)

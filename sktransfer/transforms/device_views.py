@@ -188,10 +188,10 @@ def _sensor_noise(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.T
     # Drawn on the CPU, whose random numbers the device does not have, and copied at once.
     noise = [SensorNoise.noise(values, (height, width)) for values in drawn]
     values = to_device(torch.cat([each.flatten() for each in noise]), views.device)
-    copies = values.split([each.numel() for each in noise])
+    grains = values.split([each.numel() for each in noise])
     enlarged = [
-        SensorNoise.enlarged(copy.view_as(each), (height, width))
-        for copy, each in zip(copies, noise, strict=True)
+        SensorNoise.enlarged(drawn_grains.view_as(each), (height, width))
+        for drawn_grains, each in zip(grains, noise, strict=True)
     ]
     shot, read = _columns([[each["shot"], each["read"]] for each in drawn], views.device)
     deviation = (views * shot**2).add_(255 * read**2).mul_(255).sqrt_()

@@ -21,7 +21,7 @@ _MAX_NAMED_IMAGES = 10
 # Strings that would become directories, but are meant as None, True or False.
 _NOT_DIRECTORIES = ("none", "null", "nil", "false", "true", "off", "on", "no", "yes")
 # Packages that call this one for the user; a warning that named their lines would not help.
-_CALLERS = {
+_INTERMEDIATE_PACKAGES = {
     *("concurrent", "contextlib", "copy", "copyreg", "joblib", "pickle", "sklearn", "skops"),
     *("skorch", "sktransfer", "threading"),
 }
@@ -353,7 +353,7 @@ def warn_user(message: str) -> None:
     """Warn with a `UserWarning` that names the line of the user's code which led to it."""
     frame, level = inspect.currentframe(), 1
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _CALLERS:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _INTERMEDIATE_PACKAGES:
             break
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=2 if frame is None else level)
