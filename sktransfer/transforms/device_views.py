@@ -180,18 +180,18 @@ def _blur(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.Tensor:
     same_size = [nnf.pad(kernel, [(side - len(kernel)) // 2] * 4) for kernel in kernels]
     weights = to_device(torch.stack(same_size), views.device).repeat_interleave(3, 0)[:, None]
     wide = nnf.pad(views, [side // 2] * 4, mode="replicate")
-    return nnf.conv2d(wide.flatten(0, 1)[None], weights, groups=len(weights)).view_as(views)
+    return nnf.conv2d(wide.flatten(0, 1)[None], weights, groups=len(weights)).reshape(views.shape)
 
 
 def _sensor_noise(views: torch.Tensor, drawn: list[dict[str, float]]) -> torch.Tensor:
     height, width = views.shape[2:]
     # Drawn on the CPU, whose random numbers the device does not have, and copied at once.
     noise = [SensorNoise.noise(values, (height, width)) for values in drawn]
-    values = to_device(torch.cat([each.flatten() for each in noise]), views.device)
-    grains = values.split([each.numel() for each in noise])
+    copied = to_device(torch.cat([each.flatten() for each in noise]), views.device)
+    parts = copied.split([each.numel() for each in noise])
     enlarged = [
-        SensorNoise.enlarged(drawn_grains.view_as(each), (height, width))
-        for drawn_grains, each in zip(grains, noise, strict=True)
+        SensorNoise.enlarged(part.view_as(each), (height, width))
+        for part, each in zip(parts, noise, strict=True)
     ]
     shot, read = _columns([[each["shot"], each["read"]] for each in drawn], views.device)
     deviation = (views * shot**2).add_(255 * read**2).mul_(255).sqrt_()
