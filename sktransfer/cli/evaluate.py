@@ -192,13 +192,14 @@ def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
     --------
     >>> [round(limit, 3) for limit in wilson_interval(9, 10)]
     [0.596, 0.982]
-    >>> wilson_interval(5, 5)[1]
-    1.0
+    >>> wilson_interval(70, 70)[1], wilson_interval(0, 70)[0]
+    (1.0, 0.0)
     """
     share, spread = n_correct / n, _QUANTILE**2 / n
     center = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return max(0.0, center - half), min(1.0, center + half)
+    # At both ends, rounding would leave a limit beside 0 or 1.
+    return center - half if n_correct else 0.0, center + half if n_correct < n else 1.0
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:

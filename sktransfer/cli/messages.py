@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any
 
 import click
@@ -84,6 +85,13 @@ class Interruption(Failure):
         super().__init__("interrupted; no file was written")
 
 
+@dataclass
+class Job:
+    """The number of images that are processed; those that turn out to be broken are subtracted."""
+
+    n_images: int
+
+
 class Notes:
     """Lines on standard error that say what a command does, unless it is quiet.
 
@@ -110,14 +118,14 @@ class Notes:
         self(listed(text, items))
 
     @contextmanager
-    def timed(self, verb: str, past: str, n_images: int, what: str = "") -> Iterator[None]:
+    def timed(self, verb: str, past: str, n_images: int, what: str = "") -> Iterator[Job]:
         """Print a line before and after some images are processed, with the images per second."""
-        count = counted(n_images, "image") + what
-        self(f"{verb} {count} ...")
+        job = Job(n_images)
+        self(f"{verb} {counted(n_images, 'image')}{what} ...")
         start = time.perf_counter()
-        yield
+        yield job
         seconds = max(time.perf_counter() - start, 1e-3)
-        rate = n_images / seconds
+        rate, count = job.n_images / seconds, counted(job.n_images, "image") + what
         self(f"{past} {count} in {seconds:,.1f} s ({rate:,.{0 if rate >= 10 else 1}f} images/s)")
 
 

@@ -107,7 +107,7 @@ def predict_probabilities(
     # A model that was trained with --skip-broken would return rows of NaN.
     set_options(classifier, on_error="raise")
     paths, rows = list(paths), list(range(len(paths)))
-    with notes.timed(f"{verb}ing", f"{verb}ed", len(paths)):
+    with notes.timed(f"{verb}ing", f"{verb}ed", len(paths)) as job:
         try:
             probabilities = classifier.predict_proba(paths)
         except ImageError as error:
@@ -119,6 +119,7 @@ def predict_probabilities(
             if not rows:
                 raise ValueError(listed("no image can be read", problems)) from error
             notes.list(f"{text}, left out", problems)
+            job.n_images = len(rows)
             probabilities = classifier.predict_proba([paths[row] for row in rows])
     if np.isnan(probabilities).any():
         unread = [paths[row] for row in np.flatnonzero(np.isnan(probabilities).any(axis=1))]

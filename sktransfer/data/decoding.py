@@ -45,6 +45,9 @@ USUAL_RANGES: tuple[PixelRange, ...] = (
     (0.0, 65535.0),
 )
 _RANGE_16_BIT = USUAL_RANGES[-1]
+# How far values may be outside a range: earlier steps may have rounded to 1.0000001. Resizing and
+# sharpening exceed 0 and 1 by more; those values are clipped.
+_ROUNDING, _OVERSHOOT = 1e-3, 0.1
 
 # An image decoded at a reduced size keeps sides at least this many times the requested length.
 _DRAFT_MARGIN = 2
@@ -123,19 +126,21 @@ def extent(array: np.ndarray) -> PixelRange | None:
 
 
 def usual_range(low: float, high: float, among: Sequence[PixelRange] = USUAL_RANGES) -> PixelRange:
-    """Return the first usual range that contains the values within 0.001, or their own range.
+    """Return the first usual range that contains the values, nearly, or their own range.
 
     Examples
     --------
     >>> usual_range(0, 0.8), usual_range(-0.9, 0.8), usual_range(0, 15), usual_range(-3, 5)
     ((0.0, 1.0), (-1.0, 1.0), (0.0, 16.0), (-3, 5))
+    >>> usual_range(-0.04, 1.02), usual_range(0, 2)
+    ((0.0, 1.0), (0.0, 16.0))
     """
-    # Rounding in earlier steps can leave 1.0000001, which must not select (0, 16).
-    return next((usual for usual in among if _holds(usual, low, high, 1e-3)), (low, high))
+    return next((usual for usual in among if _holds(usual, low, high, _ROUNDING)), (low, high))
 
 
-def _holds(pixel_range: PixelRange, low: float, high: float, slack: float) -> bool:
-    return pixel_range[0] - slack <= low and high <= pixel_range[1] + slack
+def _holds(usual: PixelRange, low: float, high: float, slack: float) -> bool:
+    slack = _OVERSHOOT if usual == (0, 1) else slack
+    return usual[0] - slack <= low and high <= usual[1] + slack
 
 
 def _to_uint8(array: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:
@@ -146,7 +151,7 @@ def _to_uint8(array: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("Got NaN or infinite pixels, but expected finite numbers.")
     lo, hi = pixel_range or usual_range(low, high)
-    if (lo, hi) in USUAL_RANGES and not _holds((lo, hi), low, high, 1e-3 * (hi - lo)):
+    if (lo, hi) in USUAL_RANGES and not _holds((lo, hi), low, high, _ROUNDING * (hi - lo)):
         excess = f"up to {high:g}" if high > hi else f"down to {low:g}"
         raise ImageError(
             f"Got pixel values {excess}, but the pixel range is {lo:g} to {hi:g} (passed, or "

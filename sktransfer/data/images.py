@@ -525,14 +525,16 @@ def learn_pixel_range(
     -------
     (float, float) or None
         The first of (0, 1), (-1, 1), (0, 16), (0, 255), (0, 65535) that contains all numbers, or
-        their minimum and maximum if none does. None if no image needs a range, because all are
+        their minimum and maximum if none does. Values from -0.1 to 1.1 count as 0 to 1, because
+        resizing exceeds it; they are clipped. None if no image needs a range, because all are
         8-bit.
 
     Warns
     -----
     UserWarning
-        If the numbers are integers of 10, 12 or 14 bits, which are dark in the range of 16 bits, or
-        look as if they were normalized with a mean and a standard deviation.
+        If the images are dark in the range: integers of 10, 12 or 14 bits in that of 16 bits, and
+        other numbers below a quarter of it. Also if the numbers look as if they were normalized
+        with a mean and a standard deviation.
 
     Examples
     --------
@@ -566,11 +568,33 @@ def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
             f"bits, 0 to 65535, so the images are dark. If white is {white}, set "
             f"pixel_range=(0, {white})",
         )
+    if not integer and learned in USUAL_RANGES and 1 < high < learned[1] / 4:
+        warn_user(
+            f"Got floating-point pixels up to {high:g}, for which pixel_range='auto' uses the "
+            f"range {learned[0]:g} to {learned[1]:g}, so the images are dark. Set pixel_range to "
+            f"the values of black and white, such as (0, {high:g})",
+        )
     if not integer and learned not in USUAL_RANGES and learned[0] < 0:
         warn_user(
             f"Got floating-point pixels from {learned[0]:g} to {learned[1]:g}, which look "
             "normalized by mean and standard deviation, as the network does itself. Pass the "
             "images before normalization, or set pixel_range to the values of black and white",
+        )
+
+
+def warn_if_dark(images: Images) -> None:
+    """Warn if numbers in memory are nearly 0 in the pixel range that was learned from others."""
+    if images.pixel_range is None or isinstance(images.source, DatasetSource) or not len(images):
+        return
+    if images.path(0) is not None:
+        return
+    white = images.pixel_range[1]
+    high = max((e.high for e in _extents(images.sample(_N_ITEMS_FOR_PIXEL_RANGE))), default=0)
+    if (0 < high <= 1 and white >= 16) or (1 < high <= 255 and white == USUAL_RANGES[-1][1]):
+        warn_user(
+            f"Got pixels up to {high:g}, but the pixel range is {images.pixel_range[0]:g} to "
+            f"{white:g} (passed, or learned by fit), so the images are nearly black. Pass pixels "
+            "of the same range as to fit",
         )
 
 

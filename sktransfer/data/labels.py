@@ -25,7 +25,7 @@ from sklearn.utils.validation import (
 )
 
 from sktransfer.data.items import are_missing, as_array, is_missing
-from sktransfer.utils.errors import check_choice
+from sktransfer.utils.errors import check_choice, did_you_mean
 
 # numpy converts a float to a string of 32 characters, which has 4 bytes for each.
 _CONVERTED_ITEMSIZE = 4 * 32
@@ -380,11 +380,25 @@ def split_domains(sample_domain: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(domains > 0), np.flatnonzero(domains < 0)
 
 
+def _check_classes(class_weight: Mapping[Any, float], y: np.ndarray) -> None:
+    """Refuse weights of unknown classes while others have none: a name is probably misspelled."""
+    classes = np.unique(y).tolist()
+    unknown = [label for label in class_weight if label not in classes]
+    missing = [label for label in classes if label not in class_weight]
+    if unknown and missing:
+        raise ValueError(
+            f"Got class_weight with the unknown class {unknown[0]!r}, but without "
+            f"{', '.join(map(repr, missing))}; its keys must be labels"
+            f"{did_you_mean(unknown[0], missing)}"
+        )
+
+
 def _factors(class_weight: Any, y: np.ndarray, counts: np.ndarray) -> np.ndarray | float:
     """Return the weight of the class of each image."""
     if class_weight is None:
         return 1.0
     if not isinstance(class_weight, str):
+        _check_classes(class_weight, y)
         factors = compute_sample_weight(class_weight, y)
         if not factors.min() > 0:
             raise ValueError(

@@ -19,6 +19,7 @@ from sktransfer.data.images import (
     as_images,
     images_of_source,
     learn_pixel_range,
+    warn_if_dark,
     warn_if_invisible,
 )
 from sktransfer.data.items import has_signature, looks_like_image
@@ -62,6 +63,7 @@ def check_images(
     -----
     UserWarning
         In `fit`, if `image_shape` has no effect, or if all transparent images look the same.
+        Otherwise, if the images are nearly black in the pixel range that `fit` has learned.
     """
     check_not_swapped(X, y)
     background = resolve_background(estimator.background)
@@ -73,6 +75,8 @@ def check_images(
     if reset:
         warn_if_invisible(images)
         _warn_of_image_shape(images)
+    else:
+        warn_if_dark(images)
     return images
 
 

@@ -70,10 +70,12 @@ def write_archive(
 
     Raises
     ------
+    TypeError
+        If `path` is no path.
     OSError
         If the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = _checked(path)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     head = {"format": FORMAT, "version": VERSION, **description, "sha256": digests}
     text = json.dumps(head, indent=1, allow_nan=False, ensure_ascii=False).encode()
@@ -99,12 +101,14 @@ def read_archive(path: str | os.PathLike[str], *, description_only: bool = False
 
     Raises
     ------
+    TypeError
+        If `path` is no path.
     FileNotFoundError, OSError
         If it cannot be read.
     ModelFileError
         If it is not a saved model, is damaged, or has contents that no saved model has.
     """
-    path = Path(path).expanduser()
+    path = _checked(path)
     with path.open("rb") as file:
         _check_digest(path, file)
         try:
@@ -121,6 +125,15 @@ def read_archive(path: str | os.PathLike[str], *, description_only: bool = False
             raise ModelFileError(path, f"its part {name!r} does not have the recorded SHA-256")
     sizes = {info.filename: info.file_size for info in infos}
     return Archive(path, description, parts, sizes)
+
+
+def _checked(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"Got {type(path).__name__} as the path, but expected the name of a file, as in "
+            "save(model, 'model.skt') and load('model.skt')"
+        )
+    return Path(path).expanduser()
 
 
 def _check_digest(path: Path, file: Any) -> None:

@@ -192,7 +192,7 @@ class _Reader:
         for name, options in SAVED_VALUES.items():
             if name in parameters and not is_one_of(parameters[name], options):
                 raise ValueError(f"{name}={parameters[name]!r}")
-        parameters["cache"] = None
+        parameters |= {"cache": None, "verbose": 0}
         source = self._decode_network(node["network"])
         model = kind(source.backbone, weights=node["network"]["weights"], **parameters)
         _set_attributes(model, node["attributes"])

@@ -161,7 +161,8 @@ def _check_numbers(estimator: Any) -> None:
 def _check_class_weight(class_weight: Any) -> None:
     """Check the weights themselves; `check_labels` checks whether they fit the labels."""
     if not isinstance(class_weight, Mapping):
-        check_choice("class_weight", class_weight, ["balanced", None])
+        besides = "a dict with the weight of each class"
+        check_choice("class_weight", class_weight, ["balanced", None], besides=besides)
         return
     for label, weight in class_weight.items():
         check_number(

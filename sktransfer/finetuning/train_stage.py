@@ -48,7 +48,8 @@ def resolve_optimizer(optimizer: Any) -> tuple[type[torch.optim.Optimizer], dict
     """
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         return optimizer, {}
-    check_choice("optimizer", optimizer, [*OPTIMIZERS])
+    besides = "an optimizer class such as torch.optim.AdamW"
+    check_choice("optimizer", optimizer, [*OPTIMIZERS], besides=besides)
     return OPTIMIZERS[optimizer]
 
 

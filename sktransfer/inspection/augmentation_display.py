@@ -109,6 +109,12 @@ class AugmentationDisplay:
         check_number("n_views", n_views, Integral, 0, _MAX_SHOWN)
         check_image_size(image_size, options=("auto",))
         _check_figure(fig)
+        if isinstance(augment, str) and augment == "auto":
+            raise ValueError(
+                "Got augment='auto', but only fit of a classifier decides it; pass what it has "
+                "decided, classifier.decision_.parameters['augment'], or a policy such as "
+                "'standard'"
+            )
         augmentation = resolve_augmentation(augment)
         network = load_backbone(backbone, weights)
         if isinstance(pixel_range, str):

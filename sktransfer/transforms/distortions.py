@@ -117,8 +117,9 @@ class Geometry(Part):
     @staticmethod
     def border_of(pixels: torch.Tensor) -> torch.Tensor:
         """Return the median color of the border of an image, float32 of shape (3, 1, 1)."""
-        edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
-        return torch.cat(edges, 1).float().median(1).values[:, None, None]
+        edges = torch.cat((pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]), 1)
+        # torch's median is not deterministic on CUDA devices, and refuses to be.
+        return edges.float().sort(1).values[:, (edges.shape[1] - 1) // 2, None, None]
 
 
 class Lighting(Part):
@@ -242,6 +243,9 @@ class Erase(Part):
 
     def __init__(self, area: Range = (0.02, 0.12), p: float = 1.0) -> None:
         super().__init__(p, area=area, shape=(0.5, 2.0), left=(0.0, 1.0), top=(0.0, 1.0))
+        if 2 * area[1] > 1:
+            # Part of the digest: rectangles longer than the image used to be rendered differently.
+            self.version = 2
 
     def _render(self, pixels: torch.Tensor, drawn: dict[str, float]) -> torch.Tensor:
         erased = pixels.float()

@@ -214,9 +214,9 @@ class Preprocessing:
         Tensor of shape (N, 3, H, W)
             float32.
         """
-        # Tensors that are made while a graph is exported are no numbers, and must not be kept.
-        is_exporting = torch.compiler.is_compiling()
-        statistics = _statistics.__wrapped__ if is_exporting else _statistics
+        # Kept only where copying them would wait. While a graph is traced, they are no numbers.
+        keeps = batch.is_cuda and not torch.compiler.is_compiling()
+        statistics = _statistics if keeps else _statistics.__wrapped__
         mean, std = statistics(self.mean, self.std, batch.device)
         return batch.to(torch.float32).sub_(mean).div_(std)
 
@@ -254,7 +254,7 @@ class Preprocessing:
 def _statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of pixels, (3, 1, 1); kept, since copying them waits."""
+    """Return mean and standard deviation of pixels, (3, 1, 1)."""
     with torch.inference_mode(False):
         # Computed on the CPU: other streams of the device would not wait for the product.
         scaled = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (mean, std))

@@ -185,8 +185,10 @@ def did_you_mean(name: object, options: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_choice(parameter: str, value: object, options: Iterable[str | None]) -> None:
-    """Check that `value` is one of `options`.
+def check_choice(
+    parameter: str, value: object, options: Iterable[str | None], *, besides: str = ""
+) -> None:
+    """Check that `value` is one of `options`; `besides` says what else the caller accepts.
 
     Raises
     ------
@@ -198,7 +200,8 @@ def check_choice(parameter: str, value: object, options: Iterable[str | None]) -
         expected = ", ".join(repr(option) for option in options)
         names = [option for option in options if option is not None]
         raise ValueError(
-            f"Got {parameter}={value!r}, but expected one of {expected}{did_you_mean(value, names)}"
+            f"Got {parameter}={value!r}, but expected one of {expected}"
+            f"{besides and f', or {besides}'}{did_you_mean(value, names)}"
         )
 
 

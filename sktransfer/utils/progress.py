@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 
 __all__ = ["CallbackSupport", "FitProgress", "StageProgress", "with_callbacks"]
 
-# A bar that counts epochs shows their metrics instead of a rate, and no percentage: with both, it
-# would be cut in a terminal of 80 columns.
+# A bar that counts epochs shows their metrics instead of a rate and a percentage.
 _EPOCHS_FORMAT = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+# Metrics to leave out, in this order, if the line does not fit in the terminal.
+_DISPENSABLE = ("trainable", "lr", "valid_loss", "loss", "valid_acc")
 # A bar that counts images is shown for at least this many.
 _MIN_IMAGES = 64
 
@@ -147,7 +148,7 @@ class FitProgress:
             disable=not self.drawn,
         )
         with bar, self._run(task), contextlib.ExitStack() as epoch:
-            bar.set_postfix_str(describe(plan))
+            bar.set_postfix_str(_fitting(bar, plan))
             yield StageProgress(self, task, max_epochs, bar, epoch)
             # After an early end, too: notebooks show an incomplete bar as a failure.
             bar.total = bar.n = bar.n or bar.total
@@ -258,9 +259,10 @@ class StageProgress:
         self._epoch.metrics, self._epoch = dict(metrics), None
         self._fit._reconstruction = reconstruction
         self._open.close()
+        # The metrics come first: without a terminal, each line is printed once.
+        shown = metrics if describe(metrics) else self._task.metrics
+        self._bar.set_postfix_str(_fitting(self._bar, shown), refresh=False)
         self._bar.update()
-        # With the number of parameters too, the line would be cut in a terminal of 80 columns.
-        self._bar.set_postfix_str(describe(metrics) or describe(self._task.metrics))
         return self._fit.stop
 
 
@@ -274,6 +276,18 @@ def describe(metrics: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in metrics.items() if value is not None}
     texts = {name: formatters.get(name, "{:.3g}".format)(value) for name, value in shown.items()}
     return ", ".join(f"{name}={text}" for name, text in texts.items() if text)
+
+
+def _fitting(bar: Any, metrics: Mapping[str, Any]) -> str:
+    """Format the metrics that a bar has room for."""
+    columns = bar.format_dict["ncols"]
+    dispensable = iter(_DISPENSABLE)
+    while isinstance(columns, int):
+        line = f"{bar.desc}: |##| {bar.total}/{bar.total} [00:00<00:00, {describe(metrics)}]"
+        if len(line) <= columns or (name := next(dispensable, None)) is None:
+            break
+        metrics = {key: value for key, value in metrics.items() if key != name}
+    return describe(metrics)
 
 
 def _format_rates(lr: float | Iterable[float]) -> str:

@@ -103,6 +103,7 @@ def test_broken_images_are_left_out_on_request(model, tmp_path):
     paths = [row["path"] for row in rows_of(result.stdout)]
     assert paths == [path for path in paths_below(folder) if Path(path).name != "broken.png"]
     assert "2 images cannot be read, left out:\n" in result.stderr
+    assert f"Predicted {len(paths)} images in" in result.stderr
     assert all(str(path) in result.stderr for path in broken)
     assert (
         "no image can be read" in run("predict", model, broken[0], "--skip-broken", code=1).stderr

@@ -401,7 +401,7 @@ def test_pixel_range_is_learned_from_files_beside_broken_ones(paths, tmp_path):
         (16383, np.uint16, 16383),
         (16384, np.uint16, None),
         (255, np.uint16, None),
-        (4095, np.float32, None),
+        (16384, np.float32, None),
     ],
 )
 @pytest.mark.parametrize("form", ["array", "PIL", "TIFF", "TIFF bytes"])
@@ -445,6 +445,30 @@ def test_floats_that_look_normalized_warn(low, high, dtype, warns):
     ):
         assert learn_pixel_range(X) == pytest.approx((low, high))
     assert learn_pixel_range(X.reshape(1, 2), image_shape=(1, -1)) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("high", [1.0, 1.02, 1.1])
+@pytest.mark.parametrize("low", [0.0, -0.02, -0.1])
+def test_floats_that_exceed_0_to_1_by_little_are_clipped(low, high):
+    X = [np.array([[low, 0.5, high]]), np.array([[0.2, 0.5, 0.8]])]
+    assert learn_pixel_range(X) == (0, 1)
+    for images in (as_images(X), as_images(X, pixel_range=(0, 1))):
+        np.testing.assert_array_equal(images[0][0, :, 0], [0, 128, 255])
+
+
+@pytest.mark.parametrize(
+    ("high", "learned"), [(1.3, (0, 16)), (2.0, (0, 16)), (30.5, (0, 255)), (4095, (0, 65535))]
+)
+def test_floats_that_are_dark_in_their_range_warn(high, learned):
+    with pytest.warns(UserWarning, match=rf"pixels up to {high:g}, .* such as \(0, {high:g}\)"):
+        assert learn_pixel_range(np.array([[[0.0, high]]])) == learned
+
+
+@pytest.mark.parametrize(
+    "X", [np.array([[[0.0, 5.5]]]), np.array([[[0.0, 2.0]]]).astype(int), np.zeros((1, 2, 2))]
+)
+def test_other_numbers_do_not_warn_of_their_range(X):
+    learn_pixel_range(X)
 
 
 def test_values_beyond_the_learned_range_are_rejected():

@@ -91,6 +91,15 @@ def test_class_missing_from_a_weight_dict_weighs_1():
     assert encoded.weights.tolist() == [1, 1, 1, 4, 1, 1]
 
 
+def test_weight_of_an_unknown_class_is_rejected_if_a_class_has_none():
+    expected = "unknown class 'owls', but without 'owl'; its keys must be labels; did you mean 'o"
+    with pytest.raises(ValueError, match=expected):
+        labels(class_weight={"cat": 1, "dog": 1, "owls": 2})
+    # A fold of a cross-validation may lack a class.
+    weights = labels(class_weight={"cat": 1, "dog": 1, "owl": 2, "fox": 9}).weights
+    assert weights.tolist() == [1, 1, 1, 2, 1, 1]
+
+
 def test_balanced_weights_treat_weights_as_repetition():
     repeated = labels([*Y, "owl", "owl"], class_weight="balanced")
     weighted = labels(sample_weight=[1, 1, 1, 3, 1, 1], class_weight="balanced")

@@ -25,9 +25,21 @@ def test_check_images_learns_the_pixel_range_only_in_fit():
     checked = check_images(estimator, X, reset=True)
     assert estimator.pixel_range_ == checked.pixel_range == (0, 255)
     np.testing.assert_array_equal(checked[2], images(4)[2])
-    later = check_images(estimator, X / 255, reset=False)
+    with pytest.warns(UserWarning, match="nearly black"):
+        later = check_images(estimator, X / 255, reset=False)
     assert estimator.pixel_range_ == later.pixel_range == (0, 255)
     assert later[2].max() <= 1
+
+
+@pytest.mark.parametrize("high", [255, 65535])
+def test_numbers_of_another_range_than_in_fit_warn(high):
+    estimator, X = Estimator(), np.linspace(0, 1, 48).reshape(4, 4, 3)
+    check_images(estimator, [high * X], reset=True)
+    with pytest.warns(UserWarning, match=f"up to 1, but the pixel range is 0 to {high}.*nearly bl"):
+        check_images(estimator, [X, X], reset=False)
+    check_images(estimator, [high * X, X], reset=False)  # an image may be dark
+    check_images(estimator, [0 * X], reset=False)
+    check_images(estimator, [np.rint(255 * X).astype(np.uint8)], reset=False)
 
 
 def test_check_images_learns_the_pixel_range_without_images_of_weight_0():

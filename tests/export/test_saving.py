@@ -143,6 +143,23 @@ def test_loaded_model_predicts_the_same(fitted, name, standalone, tmp_path):
     assert_same(loaded, model, TEST / 255 if name == "extractor of floats" else TEST)
 
 
+def test_loaded_model_shows_no_progress(tmp_path, capsys):
+    model = pipeline(extractor(verbose=1)).fit(X, Y)
+    capsys.readouterr()
+    save(model, tmp_path / "model.skt")
+    load(tmp_path / "model.skt").predict(np.concatenate([X] * 10))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("path", [None, 3, FineTunedImageClassifier()])
+def test_path_that_is_none_is_rejected(path, fitted):
+    expected = rf"Got {type(path).__name__} as the path, .* as in save\(model, 'model.skt'\)"
+    with pytest.raises(TypeError, match=expected):
+        save(fitted("pipeline"), path)
+    with pytest.raises(TypeError, match=expected):
+        load(path)
+
+
 @pytest.mark.parametrize("n", [1, 3, 5])
 @pytest.mark.parametrize("name", ["classifier", "extractor"])
 def test_few_images_are_predicted_the_same(fitted, name, n, tmp_path):

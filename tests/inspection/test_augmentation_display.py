@@ -105,6 +105,7 @@ def test_display_applies_image_size():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
+        ({"augment": "auto"}, "Got augment='auto', but only fit of a classifier decides it"),
         ({"augment": "strong"}, "Got augment='strong', but expected one of None, 'light', "),
         ({"n_images": 0}, "Got n_images=0, but expected an integer from 1 to 1,000"),
         ({"n_views": -1}, "Got n_views=-1, but expected an integer from 0 to 1,000"),

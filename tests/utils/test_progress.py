@@ -15,6 +15,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
+from tqdm.auto import tqdm
 
 from sktransfer.utils import progress
 from sktransfer.utils.progress import CallbackSupport, FitProgress, describe, with_callbacks
@@ -347,8 +348,18 @@ def bars(err):
     return [line.split("\r")[-1].strip() for line in err.split("\n")[:-1]]
 
 
+def bar_with(**options):
+    """Return a class of bars with other options."""
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, **options)
+
+    return Bar
+
+
 def test_verbose_fit_shows_one_bar_per_stage(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(progress, "tqdm", bar_with(ncols=79))  # as in a terminal of 80 columns
     Staged(verbose=1).fit(X, y)
     out, err = capfd.readouterr()
     assert out == ""
@@ -358,6 +369,36 @@ def test_verbose_fit_shows_one_bar_per_stage(capfd, monkeypatch):
         f"stage 1: 2/2, loss=0.5, valid_acc=0.6, {rates}]",
         f"stage 2: 3/3, loss=0.333, valid_acc=0.7, {rates}]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (200, "loss=0.123, valid_loss=0.234, valid_acc=0.95, lr=0.001 to 0.0001"),
+        (90, "loss=0.123, valid_loss=0.234, valid_acc=0.95"),
+        (80, "loss=0.123, valid_acc=0.95"),
+        (64, "valid_acc=0.95"),
+        (40, ""),
+    ],
+)
+def test_line_leaves_out_metrics_that_do_not_fit(columns, shown, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "tqdm", bar_with(ncols=columns))
+    metrics = {"loss": 0.1234, "valid_loss": 0.2345, "valid_acc": 0.95, "lr": (1e-3, 1e-4)}
+    fit = FitProgress(Staged(), n_stages=1, verbose=1)
+    with fit, fit.stage("last 4 blocks", 12, trainable=10**6, lr=(1e-3, 1e-4)) as epochs:
+        for _ in epochs:
+            epochs.update(metrics)
+    (bar,) = bars(capfd.readouterr().err)
+    assert len(bar) <= columns
+    assert re.search(r"█+\| 12/12 \[\d\d:\d\d<\d\d:\d\d(.*)\]$", bar)[1].removeprefix(", ") == shown
+
+
+def test_every_line_shows_the_metrics_of_its_epoch(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "tqdm", bar_with(mininterval=0, miniters=1))
+    Staged(epochs=(4,), verbose=1).fit(X, y)
+    lines = re.findall(r"([1-4])/4 \[.*?, loss=([\d.]+)", capfd.readouterr().err)
+    assert {int(epoch) for epoch, _ in lines} == {1, 2, 3, 4}
+    assert all(float(loss) == pytest.approx(1 / int(epoch), abs=1e-3) for epoch, loss in lines)
 
 
 def test_bar_is_full_after_an_early_stop_but_not_after_a_failure(capfd):
