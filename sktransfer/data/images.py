@@ -584,17 +584,19 @@ def _warn_of_range(learned: PixelRange, high: float, integer: bool) -> None:
 
 def warn_if_dark(images: Images) -> None:
     """Warn if numbers in memory are nearly 0 in the pixel range that was learned from others."""
-    if images.pixel_range is None or isinstance(images.source, DatasetSource) or not len(images):
+    black, white = images.pixel_range or (0, 0)
+    if white < 16 or not len(images) or isinstance(images.source, DatasetSource):
         return
     if images.path(0) is not None:
         return
-    white = images.pixel_range[1]
+    # The white of 8-bit pixels is dark among 16 bits, and that of 0 to 1 in any other range.
+    dark = 255 if white == USUAL_RANGES[-1][1] else 1
     high = max((e.high for e in _extents(images.sample(_N_ITEMS_FOR_PIXEL_RANGE))), default=0)
-    if (0 < high <= 1 and white >= 16) or (1 < high <= 255 and white == USUAL_RANGES[-1][1]):
+    if 0 < high <= dark:
         warn_user(
-            f"Got pixels up to {high:g}, but the pixel range is {images.pixel_range[0]:g} to "
-            f"{white:g} (passed, or learned by fit), so the images are nearly black. Pass pixels "
-            "of the same range as to fit",
+            f"Got pixels up to {high:g}, but the pixel range is {black:g} to {white:g} (passed, or "
+            "learned by fit), so the images are nearly black. Pass pixels of the same range as to "
+            "fit",
         )
 
 

@@ -216,7 +216,7 @@ class Preprocessing:
         """
         # Kept only where copying them would wait. While a graph is traced, they are no numbers.
         keeps = batch.is_cuda and not torch.compiler.is_compiling()
-        statistics = _statistics if keeps else _statistics.__wrapped__
+        statistics = _kept_statistics if keeps else _statistics
         mean, std = statistics(self.mean, self.std, batch.device)
         return batch.to(torch.float32).sub_(mean).div_(std)
 
@@ -250,7 +250,6 @@ class Preprocessing:
         return image[:, top : top + kept_length, left : left + kept_length]
 
 
-@lru_cache(maxsize=64)
 def _statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,3 +259,6 @@ def _statistics(
         scaled = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (mean, std))
         first, second = (values.to(device) for values in scaled)
         return first, second
+
+
+_kept_statistics = lru_cache(maxsize=64)(_statistics)
