@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sktransfer.utils.errors import ModelFileError
+from sktransfer.utils.errors import ModelFileError, file_path
 from sktransfer.utils.files import complete_file
 
 FORMAT, VERSION = "sktransfer model", 1
@@ -29,6 +29,8 @@ _COMMENT = b"sktransfer sha256 "
 _DIGITS = 64
 _MAX_DESCRIPTION = 64 * 2**20
 _BLOCK = 2**20
+# Calls with a path, for the message of an error.
+_EXAMPLE = "save(model, 'model.skt') and load('model.skt')"
 # The same for all files, so that equal models have equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -75,7 +77,7 @@ def write_archive(
     OSError
         If the file cannot be written.
     """
-    path = _checked(path)
+    path = file_path(path, _EXAMPLE)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     head = {"format": FORMAT, "version": VERSION, **description, "sha256": digests}
     text = json.dumps(head, indent=1, allow_nan=False, ensure_ascii=False).encode()
@@ -108,7 +110,7 @@ def read_archive(path: str | os.PathLike[str], *, description_only: bool = False
     ModelFileError
         If it is not a saved model, is damaged, or has contents that no saved model has.
     """
-    path = _checked(path)
+    path = file_path(path, _EXAMPLE)
     with path.open("rb") as file:
         _check_digest(path, file)
         try:
@@ -125,15 +127,6 @@ def read_archive(path: str | os.PathLike[str], *, description_only: bool = False
             raise ModelFileError(path, f"its part {name!r} does not have the recorded SHA-256")
     sizes = {info.filename: info.file_size for info in infos}
     return Archive(path, description, parts, sizes)
-
-
-def _checked(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(
-            f"Got {type(path).__name__} as the path, but expected the name of a file, as in "
-            "save(model, 'model.skt') and load('model.skt')"
-        )
-    return Path(path).expanduser()
 
 
 def _check_digest(path: Path, file: Any) -> None:

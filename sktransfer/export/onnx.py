@@ -21,7 +21,7 @@ from sktransfer.export.onnx_writing import import_onnx
 from sktransfer.self_training import SelfTrainedImageClassifier
 from sktransfer.transforms.preprocessing import Preprocessing
 from sktransfer.transforms.views import Views
-from sktransfer.utils.errors import ExportError, check_choice
+from sktransfer.utils.errors import ExportError, check_choice, file_path
 from sktransfer.utils.files import complete_file
 
 # Maximum difference between a probability of the graph and of the model, by the type of the weights
@@ -98,7 +98,7 @@ def export_onnx(
     NotFittedError
         If the model is not fitted.
     TypeError
-        If the model is another one.
+        If the model is another one, or `path` is no path.
     ValueError
         If `path` does not end in `.onnx`, if there are no images, or if `weight_dtype` is another
         one.
@@ -139,7 +139,7 @@ def export_onnx(
     >>> export_onnx(model, "flowers.onnx", images=images)  # doctest: +SKIP
     OnnxExport('flowers.onnx', 13.5 MB, largest difference 2.4e-07 on 2 images)
     """
-    path = Path(path).expanduser()
+    path = file_path(path, "export_onnx(model, 'model.onnx')")
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"Got path={str(path)!r}, but expected a file name that ends in '.onnx'")
     check_choice("weight_dtype", weight_dtype, _TOLERANCES)

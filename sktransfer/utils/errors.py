@@ -297,6 +297,29 @@ def check_random_state(random_state: object, maximum: int = 2**63 - 1) -> None:
         )
 
 
+def file_path(path: Any, example: str) -> Path:
+    """Return the path of a file, with its `~` expanded.
+
+    Parameters
+    ----------
+    path : object
+        Of the caller; a model if the arguments were swapped.
+    example : str
+        A call with a path, for the message.
+
+    Raises
+    ------
+    TypeError
+        If it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"Got {type(path).__name__} as the path, but expected the name of a file, as in "
+            f"{example}"
+        )
+    return Path(path).expanduser()
+
+
 def check_directory(parameter: str, value: object, *, besides: str = "", purpose: str = "") -> None:
     """Check that a parameter is the path of a directory, which need not exist yet.
 

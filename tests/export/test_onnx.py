@@ -562,3 +562,12 @@ def test_browser_snippet_of_the_page_predicts_as_the_model(tmp_path, server):
                 assert_same_answer(server.answers.get(timeout=120), photograph, model)
             finally:
                 running.terminate()
+
+
+@pytest.mark.parametrize("path", [None, LogisticRegression()])
+def test_what_is_no_path_is_rejected(path):
+    message = (
+        rf"^Got {type(path).__name__} as the path, .* as in export_onnx\(model, 'model.onnx'\)$"
+    )
+    with pytest.raises(TypeError, match=message):
+        export_onnx("model.onnx", path)

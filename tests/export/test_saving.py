@@ -152,7 +152,7 @@ def test_loaded_model_shows_no_progress(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", [None, 3, FineTunedImageClassifier()])
-def test_path_that_is_none_is_rejected(path, fitted):
+def test_what_is_no_path_is_rejected(path, fitted):
     expected = rf"Got {type(path).__name__} as the path, .* as in save\(model, 'model.skt'\)"
     with pytest.raises(TypeError, match=expected):
         save(fitted("pipeline"), path)
